@@ -1,0 +1,94 @@
+//! One KV head's keys, values and positions.
+
+use super::storage::{KvDtype, Storage};
+use crate::attention::decode::HeadRows;
+use crate::error::{Error, Result};
+
+/// A full buffer grows by this share of its rows (1/16), so that slack stays small and growth is rare.
+const GROWTH_SHIFT: u32 = 4;
+
+/// And by at least so many rows.
+const MIN_GROWTH: usize = 16;
+
+/// The rows that one KV head keeps: `[kept, head_dim]` keys and values, and the position of each.
+///
+/// Positions are absolute and ascending: a kept key keeps the rotary phase of the position at which it was written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeadCache {
+    keys: Storage,
+    values: Storage,
+    positions: Vec<u32>,
+    head_dim: usize,
+}
+
+impl HeadCache {
+    /// An empty head; nothing is allocated.
+    #[must_use]
+    pub fn new(head_dim: usize, dtype: KvDtype) -> Self {
+        Self { keys: Storage::new(dtype), values: Storage::new(dtype), positions: Vec::new(), head_dim }
+    }
+
+    /// Number of kept tokens.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.positions.len()
+    }
+
+    /// Whether nothing is kept.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.positions.is_empty()
+    }
+
+    /// Absolute positions of the kept tokens, ascending.
+    #[must_use]
+    pub fn positions(&self) -> &[u32] {
+        &self.positions
+    }
+
+    /// Keys and values, for attention.
+    #[must_use]
+    pub fn rows(&self) -> HeadRows<'_> {
+        match (&self.keys, &self.values) {
+            (Storage::F16(keys), Storage::F16(values)) => HeadRows::F16 { keys, values },
+            (Storage::F32(keys), Storage::F32(values)) => HeadRows::F32 { keys, values },
+            // Both are made of one dtype in `new`.
+            _ => HeadRows::F32 { keys: &[], values: &[] },
+        }
+    }
+
+    /// Bytes that are allocated for keys, values and positions.
+    #[must_use]
+    pub fn allocated_bytes(&self) -> usize {
+        self.keys.allocated() + self.values.allocated() + self.positions.capacity() * size_of::<u32>()
+    }
+
+    /// Makes room for exactly `additional` tokens more.
+    pub fn reserve_exact(&mut self, additional: usize) {
+        self.keys.reserve_exact(additional * self.head_dim);
+        self.values.reserve_exact(additional * self.head_dim);
+        self.positions.reserve_exact(additional);
+    }
+
+    /// Keeps one more token.
+    ///
+    /// * `key`, `value`: `[head_dim]`, the key rotated
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if a size does not fit or `position` is not above all kept ones.
+    pub fn push(&mut self, key: &[f32], value: &[f32], position: u32) -> Result<()> {
+        if key.len() != self.head_dim || value.len() != self.head_dim {
+            return Err(Error::shape("a cached row", self.head_dim, (key.len(), value.len())));
+        }
+        if self.positions.last().is_some_and(|&last| last >= position) {
+            return Err(Error::shape("a cached position", "above all earlier ones", position));
+        }
+        if self.keys.spare() < self.head_dim {
+            self.reserve_exact((self.len() >> GROWTH_SHIFT).max(MIN_GROWTH));
+        }
+        self.keys.push(key);
+        self.values.push(value);
+        self.positions.push(position);
+        Ok(())
+    }
+}

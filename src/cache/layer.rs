@@ -1,0 +1,158 @@
+//! One layer's cache: its heads, and what was chosen for them.
+
+use super::storage::KvDtype;
+use super::{CacheBytes, HeadCache};
+use crate::attention::HeadLayout;
+use crate::attention::decode::HeadRows;
+use crate::attention::prefill::PromptRows;
+use crate::error::{Error, Result};
+use crate::profile::HeadChoice;
+
+/// Keys and values of one layer, head by head.
+#[derive(Debug, Clone)]
+pub struct LayerCacheManager {
+    layer: usize,
+    layout: HeadLayout,
+    dtype: KvDtype,
+    heads: Vec<HeadCache>,
+    seen: usize,
+}
+
+/// What one KV head got, right after the prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeadSummary {
+    /// Index of the KV head.
+    pub kv_head: usize,
+    /// Index of the level in the search order; `None` if the cache is full by request and nothing was searched.
+    pub level: Option<usize>,
+    /// The value of each level tried, see [`HeadChoice::recovered`].
+    pub recovered: Vec<f64>,
+    /// Kept prompt positions, ascending.
+    pub positions: Vec<u32>,
+}
+
+/// What one layer keeps, right after the prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerSummary {
+    /// Index of the layer.
+    pub layer: usize,
+    /// Tokens of the prompt.
+    pub prompt_len: usize,
+    /// One for each KV head.
+    pub heads: Vec<HeadSummary>,
+    /// Sizes.
+    pub bytes: CacheBytes,
+}
+
+impl LayerCacheManager {
+    pub(super) fn new(layer: usize, layout: HeadLayout, dtype: KvDtype) -> Self {
+        let heads = vec![HeadCache::new(layout.head_dim, dtype); layout.num_kv_heads];
+        Self { layer, layout, dtype, heads, seen: 0 }
+    }
+
+    /// The heads, by KV head.
+    #[must_use]
+    pub fn heads(&self) -> &[HeadCache] {
+        &self.heads
+    }
+
+    /// Bytes of this layer.
+    #[must_use]
+    pub fn bytes(&self) -> CacheBytes {
+        let token = 2 * self.layout.head_dim * self.dtype.bytes();
+        CacheBytes {
+            raw: self.seen * self.layout.num_kv_heads * token,
+            kept: self.heads.iter().map(HeadCache::len).sum::<usize>() * token,
+            allocated: self.heads.iter().map(HeadCache::allocated_bytes).sum(),
+        }
+    }
+
+    /// Stores the prompt's keys and values: for every KV head, the positions that were chosen, or all of them.
+    ///
+    /// Keys must already be rotated: positions are fixed here and never renumbered. Buffers are allocated at exactly the
+    /// kept size.
+    ///
+    /// * `keys`, `values`: the whole prompt
+    /// * `choices`: one for each KV head, in order; `None` keeps everything
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the cache is not empty, or head counts or positions do not fit.
+    pub fn store_prompt(
+        &mut self,
+        keys: &PromptRows,
+        values: &PromptRows,
+        choices: Option<Vec<HeadChoice>>,
+    ) -> Result<LayerSummary> {
+        if self.seen != 0 {
+            return Err(Error::shape("the cache before a prompt", "no tokens", self.seen));
+        }
+        let prompt_len = keys.len();
+        let num_kv_heads = self.layout.num_kv_heads;
+        let everything = u32::try_from(prompt_len).map_err(|_| Error::shape("a prompt", "below 2^32 tokens", prompt_len))?;
+        let summaries: Vec<HeadSummary> = match choices {
+            Some(choices) => choices
+                .into_iter()
+                .map(|choice| HeadSummary {
+                    kv_head: choice.kv_head,
+                    level: Some(choice.level),
+                    recovered: choice.recovered,
+                    positions: choice.positions,
+                })
+                .collect(),
+            None => (0..num_kv_heads)
+                .map(|kv_head| HeadSummary {
+                    kv_head,
+                    level: None,
+                    recovered: Vec::new(),
+                    positions: (0..everything).collect(),
+                })
+                .collect(),
+        };
+        if !summaries.iter().map(|head| head.kv_head).eq(0..num_kv_heads) || values.len() != prompt_len {
+            return Err(Error::shape("the choices of a layer", num_kv_heads, summaries.len()));
+        }
+
+        let head_dim = self.layout.head_dim;
+        for (head, summary) in self.heads.iter_mut().zip(&summaries) {
+            let (keys, values) = (keys.head(summary.kv_head), values.head(summary.kv_head));
+            head.reserve_exact(summary.positions.len());
+            for &position in &summary.positions {
+                if position >= everything {
+                    return Err(Error::shape("a kept position", format!("below {prompt_len}"), position));
+                }
+                let row = position as usize * head_dim..(position as usize + 1) * head_dim;
+                head.push(&keys[row.clone()], &values[row], position)?;
+            }
+        }
+        self.seen = prompt_len;
+        Ok(LayerSummary { layer: self.layer, prompt_len, heads: summaries, bytes: self.bytes() })
+    }
+
+    /// Keeps one new token in every head.
+    ///
+    /// * `keys`, `values`: `[num_kv_heads, head_dim]`, keys rotated
+    /// * `position`: the number of tokens seen before it
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if sizes or the position do not fit.
+    pub fn append(&mut self, keys: &[f32], values: &[f32], position: usize) -> Result<()> {
+        let width = self.layout.kv_width();
+        if keys.len() != width || values.len() != width {
+            return Err(Error::shape("a token's keys and values", width, (keys.len(), values.len())));
+        }
+        let position = u32::try_from(position).map_err(|_| Error::shape("a position", "below 2^32", position))?;
+        let head_dim = self.layout.head_dim;
+        let rows = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
+        for (head, (key, value)) in self.heads.iter_mut().zip(rows) {
+            head.push(key, value, position)?;
+        }
+        self.seen += 1;
+        Ok(())
+    }
+
+    /// The kept rows of every head, for attention.
+    #[must_use]
+    pub fn rows(&self) -> Vec<HeadRows<'_>> {
+        self.heads.iter().map(HeadCache::rows).collect()
+    }
+}

@@ -1,0 +1,131 @@
+//! The ragged KV cache: every KV head of every layer keeps its own rows, in buffers of its own length.
+//!
+//! [`AdaptiveKvCache`] holds all layers and the one count of tokens seen; [`LayerCacheManager`] a layer's heads and what
+//! was chosen for them; [`HeadCache`] one head's keys, values and positions. What is not kept is not allocated: the full
+//! keys and values of a layer exist only while that layer processes the prompt.
+//!
+//! Not for: choosing (see [`crate::profile`]) or attending (see [`crate::attention`]).
+
+mod head;
+mod layer;
+mod storage;
+
+pub use head::HeadCache;
+pub use layer::{HeadSummary, LayerCacheManager, LayerSummary};
+pub use storage::KvDtype;
+
+use crate::attention::HeadLayout;
+use crate::error::{Error, Result};
+use crate::profile::Profiler;
+use crate::tokens::{TokenClass, TokenClassifier};
+
+/// What a cache keeps of the prompt.
+#[derive(Debug, Clone)]
+pub enum Retention {
+    /// Every position of every head: the plain path, and the oracle of the other.
+    Full,
+    /// What the profile of each head asks for.
+    Adaptive {
+        /// The search.
+        profiler: Profiler,
+        /// Which tokens are special, and which are punctuation.
+        classifier: TokenClassifier,
+    },
+}
+
+/// Bytes of a cache or of a part of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CacheBytes {
+    /// What a full cache of the same tokens needs.
+    pub raw: usize,
+    /// Keys and values that are kept.
+    pub kept: usize,
+    /// What is allocated for keys, values and positions, slack included.
+    pub allocated: usize,
+}
+
+impl CacheBytes {
+    /// Share of the raw bytes that is not kept, in 0..=1; 0 for an empty cache.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss)]
+    pub fn saved_ratio(&self) -> f64 {
+        if self.raw == 0 { 0.0 } else { 1.0 - self.kept as f64 / self.raw as f64 }
+    }
+}
+
+impl std::iter::Sum for CacheBytes {
+    fn sum<I: Iterator<Item = Self>>(bytes: I) -> Self {
+        bytes.fold(Self::default(), |sum, bytes| Self {
+            raw: sum.raw + bytes.raw,
+            kept: sum.kept + bytes.kept,
+            allocated: sum.allocated + bytes.allocated,
+        })
+    }
+}
+
+/// Keys and values of all layers of one sequence.
+///
+/// A cache is filled by [`Llama::prefill`](crate::model::Llama::prefill) and grows by
+/// [`Llama::decode`](crate::model::Llama::decode); cloning it forks the sequence.
+#[derive(Debug, Clone)]
+pub struct AdaptiveKvCache {
+    layers: Vec<LayerCacheManager>,
+    retention: Retention,
+    seen: usize,
+}
+
+impl AdaptiveKvCache {
+    /// An empty cache.
+    #[must_use]
+    pub fn new(num_layers: usize, layout: HeadLayout, dtype: KvDtype, retention: Retention) -> Self {
+        let layers = (0..num_layers).map(|layer| LayerCacheManager::new(layer, layout, dtype)).collect();
+        Self { layers, retention, seen: 0 }
+    }
+
+    /// Tokens given so far, those included that no head keeps: the position of the next token.
+    #[must_use]
+    pub fn seen(&self) -> usize {
+        self.seen
+    }
+
+    /// The layers, from the first.
+    #[must_use]
+    pub fn layers(&self) -> &[LayerCacheManager] {
+        &self.layers
+    }
+
+    /// What is kept of the prompt.
+    #[must_use]
+    pub fn retention(&self) -> &Retention {
+        &self.retention
+    }
+
+    /// Bytes of all layers.
+    #[must_use]
+    pub fn bytes(&self) -> CacheBytes {
+        self.layers.iter().map(LayerCacheManager::bytes).sum()
+    }
+
+    /// The classes of prompt tokens; empty for a full cache, which does not ask for them.
+    #[must_use]
+    pub fn classify(&self, ids: &[u32]) -> Vec<TokenClass> {
+        match &self.retention {
+            Retention::Full => Vec::new(),
+            Retention::Adaptive { classifier, .. } => classifier.classify_all(ids),
+        }
+    }
+
+    /// The layer to write to.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there is no such layer.
+    pub fn layer_mut(&mut self, layer: usize) -> Result<&mut LayerCacheManager> {
+        let num_layers = self.layers.len();
+        self.layers.get_mut(layer).ok_or_else(|| Error::shape("cache layers", format!("below {num_layers}"), layer))
+    }
+
+    /// Counts tokens whose keys and values all layers have got.
+    pub fn advance(&mut self, num_tokens: usize) {
+        self.seen += num_tokens;
+    }
+}

@@ -1,0 +1,389 @@
+//! The GGUF container: metadata and the places of tensors, over a memory-mapped file.
+//!
+//! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>, versions 2 and 3, little-endian. Every length in
+//! the header is checked against the file before anything is allocated for it.
+//!
+//! Not for: knowing what a key or a tensor means (see [`super::llama`]).
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::quantized::GgmlDType;
+use memmap2::Mmap;
+
+use crate::error::{Error, Result};
+use crate::kernels::quant::SharedBytes;
+
+const MAGIC: &[u8; 4] = b"GGUF";
+const DEFAULT_ALIGNMENT: u64 = 32;
+/// ggml's own limit.
+const MAX_DIMS: u32 = 4;
+/// Arrays of arrays deeper than this are hostile.
+const MAX_NESTING: usize = 4;
+
+/// A metadata value; integers of all widths become one of two, floats one.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    Unsigned(u64),
+    Signed(i64),
+    Float(f64),
+    Bool(bool),
+    String(String),
+    Array(Vec<Value>),
+}
+
+/// Where a tensor lies, and how its numbers are stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TensorEntry {
+    /// Block format.
+    pub dtype: GgmlDType,
+    /// Sizes, outermost first: a weight is `[out_features, in_features]`.
+    pub shape: Vec<usize>,
+    /// Bytes of the file.
+    pub range: Range<usize>,
+}
+
+/// A GGUF file, mapped into memory.
+#[derive(Debug)]
+pub struct GgufFile {
+    path: PathBuf,
+    mmap: Arc<Mmap>,
+    metadata: HashMap<String, Value>,
+    tensors: HashMap<String, TensorEntry>,
+}
+
+impl GgufFile {
+    /// Maps a file and reads its header.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be opened; [`Error::BadFile`] if it is not GGUF, cut off or inconsistent;
+    /// [`Error::Unsupported`] for a version or a block format that this program does not read.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = std::fs::File::open(path).map_err(|source| Error::io("open", path, source))?;
+        let is_dir = file.metadata().map_err(|source| Error::io("read", path, source))?.is_dir();
+        if is_dir {
+            return Err(Error::unsupported(format!("loading a folder (`{}`)", path.display()))
+                .with_hint("give the path of a GGUF file"));
+        }
+        // SAFETY: the mapping is read-only; as with every mapped model file, nobody may shorten the file meanwhile.
+        let mmap = unsafe { Mmap::map(&file) }.map_err(|source| Error::io("map", path, source))?;
+        let header = Header::parse(path, &mmap)?;
+        Ok(Self { path: path.to_owned(), mmap: Arc::new(mmap), metadata: header.metadata, tensors: header.tensors })
+    }
+
+    /// The file's path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Metadata by key.
+    #[must_use]
+    pub fn metadata(&self) -> &HashMap<String, Value> {
+        &self.metadata
+    }
+
+    /// Tensors by name.
+    #[must_use]
+    pub fn tensors(&self) -> &HashMap<String, TensorEntry> {
+        &self.tensors
+    }
+
+    /// The mapped bytes, to be shared by the tensors that lie in them.
+    #[must_use]
+    pub fn shared_bytes(&self) -> SharedBytes {
+        self.mmap.clone()
+    }
+
+    /// Bytes of all tensors.
+    #[must_use]
+    pub fn tensor_bytes(&self) -> usize {
+        self.tensors.values().map(|tensor| tensor.range.len()).sum()
+    }
+
+    /// An error about this file.
+    #[must_use]
+    pub fn error(&self, reason: impl Into<String>) -> Error {
+        Error::bad_file(&self.path, reason)
+    }
+
+    /// A value that may be absent.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] if the value is there and is not a whole number of at least 0.
+    pub fn whole(&self, key: &str) -> Result<Option<usize>> {
+        self.get(key, "a whole number", |value| match value {
+            Value::Unsigned(number) => usize::try_from(*number).ok(),
+            Value::Signed(number) => usize::try_from(*number).ok(),
+            _ => None,
+        })
+    }
+
+    /// A value that may be absent.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] if the value is there and is not a finite number.
+    pub fn float(&self, key: &str) -> Result<Option<f64>> {
+        #[expect(clippy::cast_precision_loss)]
+        self.get(key, "a finite number", |value| match value {
+            Value::Float(number) => number.is_finite().then_some(*number),
+            Value::Unsigned(number) => Some(*number as f64),
+            Value::Signed(number) => Some(*number as f64),
+            _ => None,
+        })
+    }
+
+    /// A value that may be absent.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] if the value is there and is not a boolean.
+    pub fn boolean(&self, key: &str) -> Result<Option<bool>> {
+        self.get(key, "true or false", |value| if let Value::Bool(flag) = value { Some(*flag) } else { None })
+    }
+
+    /// A value that may be absent.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] if the value is there and is not a string.
+    pub fn string(&self, key: &str) -> Result<Option<String>> {
+        self.get(key, "a string", |value| if let Value::String(text) = value { Some(text.clone()) } else { None })
+    }
+
+    /// An array of one kind, empty if absent.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] if the value is no array, or `convert` refuses an element.
+    pub fn array<T>(&self, key: &str, kind: &str, convert: impl Fn(&Value) -> Option<T>) -> Result<Vec<T>> {
+        let items = self.get(key, kind, |value| match value {
+            Value::Array(items) => items.iter().map(&convert).collect(),
+            _ => None,
+        })?;
+        Ok(items.unwrap_or_default())
+    }
+
+    fn get<T>(&self, key: &str, kind: &str, convert: impl Fn(&Value) -> Option<T>) -> Result<Option<T>> {
+        let Some(value) = self.metadata.get(key) else { return Ok(None) };
+        match convert(value) {
+            Some(converted) => Ok(Some(converted)),
+            None => Err(self.error(format!("metadata `{key}`: expected {kind}"))),
+        }
+    }
+}
+
+/// What stands before the tensors' data.
+struct Header {
+    metadata: HashMap<String, Value>,
+    tensors: HashMap<String, TensorEntry>,
+}
+
+impl Header {
+    fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let mut cursor = Cursor { path, bytes, at: 0 };
+        if bytes.get(..4) != Some(MAGIC) {
+            return Err(cursor.error("it does not begin with the letters GGUF").with_hint("give a model in GGUF format"));
+        }
+        cursor.at = 4;
+        let version = cursor.u32()?;
+        if !(2..=3).contains(&version) {
+            return Err(Error::unsupported(format!("GGUF version {version} (`{}`)", path.display()))
+                .with_hint("convert the model anew; versions 2 and 3, little-endian, are read"));
+        }
+        let tensor_count = cursor.count("tensors", 8 + 4 + 4 + 8)?;
+        let metadata_count = cursor.count("metadata entries", 8 + 4 + 1)?;
+
+        let mut metadata = HashMap::with_capacity(metadata_count);
+        for _ in 0..metadata_count {
+            let key = cursor.string()?;
+            let kind = cursor.u32()?;
+            let value = cursor.value(kind, 0)?;
+            if metadata.insert(key.clone(), value).is_some() {
+                return Err(cursor.error(format!("metadata `{key}` is given twice")));
+            }
+        }
+        let alignment = match metadata.get("general.alignment") {
+            None => DEFAULT_ALIGNMENT,
+            Some(Value::Unsigned(alignment)) if alignment.is_power_of_two() && *alignment <= 1 << 20 => *alignment,
+            Some(other) => return Err(cursor.error(format!("metadata `general.alignment` is {other:?}"))),
+        };
+
+        let mut entries = Vec::with_capacity(tensor_count);
+        for _ in 0..tensor_count {
+            entries.push(cursor.tensor()?);
+        }
+        let data_start = (cursor.at as u64).next_multiple_of(alignment);
+        let mut tensors = HashMap::with_capacity(tensor_count);
+        for (name, dtype, shape, offset, size) in entries {
+            let start = data_start.checked_add(offset);
+            let end = start.and_then(|start| start.checked_add(size));
+            let range = match (start, end) {
+                (Some(start), Some(end)) if end <= bytes.len() as u64 => {
+                    usize::try_from(start).ok().zip(usize::try_from(end).ok()).map(|(start, end)| start..end)
+                }
+                _ => None,
+            };
+            let Some(range) = range else {
+                let reason = format!("tensor `{name}` reaches beyond the end of the file ({} bytes)", bytes.len());
+                return Err(cursor.error(reason).with_hint("the file is cut off: fetch it again"));
+            };
+            if offset % alignment != 0 {
+                return Err(cursor.error(format!("tensor `{name}` is not aligned to {alignment} bytes")));
+            }
+            if tensors.insert(name.clone(), TensorEntry { dtype, shape, range }).is_some() {
+                return Err(cursor.error(format!("tensor `{name}` is given twice")));
+            }
+        }
+        Ok(Self { metadata, tensors })
+    }
+}
+
+/// A reader of the header that never reads beyond the file.
+struct Cursor<'a> {
+    path: &'a Path,
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    fn error(&self, reason: impl Into<String>) -> Error {
+        Error::bad_file(self.path, reason)
+    }
+
+    fn take(&mut self, len: usize) -> Result<&'a [u8]> {
+        let end = self.at.checked_add(len).filter(|&end| end <= self.bytes.len());
+        let Some(end) = end else {
+            let reason = format!("the header needs {len} bytes at {}, the file has {}", self.at, self.bytes.len());
+            return Err(self.error(reason).with_hint("the file is cut off or damaged: fetch it again"));
+        };
+        let taken = &self.bytes[self.at..end];
+        self.at = end;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(N)?);
+        Ok(array)
+    }
+
+    fn u32(&mut self) -> Result<u32> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    fn u64(&mut self) -> Result<u64> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    /// A number of items of which each takes at least `least` bytes: refused if the file cannot hold them.
+    fn count(&mut self, what: &str, least: usize) -> Result<usize> {
+        let count = self.u64()?;
+        let room = (self.bytes.len() - self.at) / least;
+        match usize::try_from(count) {
+            Ok(count) if count <= room => Ok(count),
+            _ => Err(self
+                .error(format!("the header announces {count} {what}, the file has room for {room}"))
+                .with_hint("the file is cut off or damaged: fetch it again")),
+        }
+    }
+
+    fn string(&mut self) -> Result<String> {
+        let len = self.count("characters", 1)?;
+        let bytes = self.take(len)?;
+        String::from_utf8(bytes.to_vec()).map_err(|_| self.error(format!("a string before byte {} is not UTF-8", self.at)))
+    }
+
+    fn value(&mut self, kind: u32, depth: usize) -> Result<Value> {
+        Ok(match kind {
+            0 => Value::Unsigned(u64::from(self.array::<1>()?[0])),
+            1 => Value::Signed(i64::from(i8::from_le_bytes(self.array()?))),
+            2 => Value::Unsigned(u64::from(u16::from_le_bytes(self.array()?))),
+            3 => Value::Signed(i64::from(i16::from_le_bytes(self.array()?))),
+            4 => Value::Unsigned(u64::from(self.u32()?)),
+            5 => Value::Signed(i64::from(i32::from_le_bytes(self.array()?))),
+            6 => Value::Float(f64::from(f32::from_le_bytes(self.array()?))),
+            7 => Value::Bool(self.array::<1>()?[0] != 0),
+            8 => Value::String(self.string()?),
+            9 => {
+                let kind = self.u32()?;
+                let least = match kind {
+                    0 | 1 | 7 => 1,
+                    2 | 3 => 2,
+                    4..=6 => 4,
+                    8 | 10..=12 => 8,
+                    _ => 12,
+                };
+                let count = self.count("array elements", least)?;
+                if depth >= MAX_NESTING {
+                    return Err(self.error("arrays of metadata are nested too deeply"));
+                }
+                let mut items = Vec::with_capacity(count);
+                for _ in 0..count {
+                    items.push(self.value(kind, depth + 1)?);
+                }
+                Value::Array(items)
+            }
+            10 => Value::Unsigned(self.u64()?),
+            11 => Value::Signed(i64::from_le_bytes(self.array()?)),
+            12 => Value::Float(f64::from_le_bytes(self.array()?)),
+            _ => return Err(self.error(format!("metadata before byte {} has the unknown type {kind}", self.at))),
+        })
+    }
+
+    /// Name, block format, shape, offset and size of one tensor.
+    fn tensor(&mut self) -> Result<(String, GgmlDType, Vec<usize>, u64, u64)> {
+        let name = self.string()?;
+        let num_dims = self.u32()?;
+        if num_dims == 0 || num_dims > MAX_DIMS {
+            return Err(self.error(format!("tensor `{name}` has {num_dims} dimensions, expected 1..={MAX_DIMS}")));
+        }
+        let mut shape = Vec::new();
+        let mut numbers: u64 = 1;
+        for _ in 0..num_dims {
+            let dim = self.u64()?;
+            let product = numbers.checked_mul(dim).filter(|_| dim > 0);
+            let (Some(product), Ok(dim)) = (product, usize::try_from(dim)) else {
+                return Err(self.error(format!("tensor `{name}` has a dimension of {dim}")));
+            };
+            numbers = product;
+            shape.push(dim);
+        }
+        shape.reverse();
+        let kind = self.u32()?;
+        let offset = self.u64()?;
+        let dtype = block_format(kind).ok_or_else(|| {
+            Error::unsupported(format!("block format {kind} of tensor `{name}` in `{}`", self.path.display()))
+                .with_hint("use F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 or a K-quant, as Q4_K")
+        })?;
+        let block = dtype.block_size();
+        if !shape.last().is_some_and(|cols| cols.is_multiple_of(block)) {
+            return Err(self.error(format!("tensor `{name}` {shape:?} has rows that are not whole blocks of {block}")));
+        }
+        let size = (numbers / block as u64).checked_mul(dtype.type_size() as u64);
+        let size = size.ok_or_else(|| self.error(format!("tensor `{name}` {shape:?} is absurdly large")))?;
+        Ok((name, dtype, shape, offset, size))
+    }
+}
+
+/// ggml's numbers of the block formats that candle has.
+fn block_format(kind: u32) -> Option<GgmlDType> {
+    Some(match kind {
+        0 => GgmlDType::F32,
+        1 => GgmlDType::F16,
+        2 => GgmlDType::Q4_0,
+        3 => GgmlDType::Q4_1,
+        6 => GgmlDType::Q5_0,
+        7 => GgmlDType::Q5_1,
+        8 => GgmlDType::Q8_0,
+        9 => GgmlDType::Q8_1,
+        10 => GgmlDType::Q2K,
+        11 => GgmlDType::Q3K,
+        12 => GgmlDType::Q4K,
+        13 => GgmlDType::Q5K,
+        14 => GgmlDType::Q6K,
+        15 => GgmlDType::Q8K,
+        30 => GgmlDType::BF16,
+        _ => return None,
+    })
+}

@@ -1,0 +1,225 @@
+//! Options of all commands, as the user writes them.
+
+use std::path::PathBuf;
+
+use adaptive_kvcache::cache::KvDtype;
+use adaptive_kvcache::checkpoint::WeightDtype;
+use adaptive_kvcache::generate::{GenerationOptions, SamplingOptions};
+use adaptive_kvcache::policy::POLICIES;
+use clap::builder::BoolishValueParser;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Runs LLaMA models with a KV cache that keeps, for every head, only what that head attends to.
+#[derive(Debug, Parser)]
+#[command(version, about, after_help = policies_help(), max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Generates text from a prompt
+    Generate(GenerateArgs),
+    /// Runs one prompt with the full and with the adaptive cache, and says how far they agree
+    Compare(CompareArgs),
+    /// Shows what a model file holds, and what its KV cache needs at each context
+    Inspect(InspectArgs),
+}
+
+fn policies_help() -> String {
+    let lines: Vec<String> =
+        POLICIES.iter().map(|policy| format!("  {:<12} {}", policy.name(), policy.summary())).collect();
+    format!("Policies, in their default search order (key `policies` of the configuration):\n{}", lines.join("\n"))
+}
+
+/// Which model, and where and in which numbers it runs.
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// Model file in GGUF format
+    #[arg(long, value_name = "PATH", env = "MODEL_PATH")]
+    pub model: PathBuf,
+    /// Numbers of the weights: the file's own, or f32
+    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
+    pub dtype: Dtype,
+    /// Numbers of the KV cache
+    #[arg(long, value_enum, default_value_t = CacheDtype::F16)]
+    pub kv_dtype: CacheDtype,
+    /// Where to compute: auto, cpu, cuda[:N] or metal
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Threads to compute with [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Dtype {
+    Auto,
+    F32,
+}
+
+impl From<Dtype> for WeightDtype {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::Auto => Self::Auto,
+            Dtype::F32 => Self::F32,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum CacheDtype {
+    F16,
+    F32,
+}
+
+impl From<CacheDtype> for KvDtype {
+    fn from(dtype: CacheDtype) -> Self {
+        match dtype {
+            CacheDtype::F16 => Self::F16,
+            CacheDtype::F32 => Self::F32,
+        }
+    }
+}
+
+/// What the model is given.
+#[derive(Debug, Args)]
+pub struct PromptArgs {
+    /// The prompt
+    #[arg(long, env = "PROMPT", default_value = "What is the recipe of mayonnaise?", value_name = "TEXT")]
+    pub prompt: String,
+    /// File to read the prompt from, instead of --prompt; `-` is standard input
+    #[arg(long, value_name = "PATH")]
+    pub prompt_file: Option<PathBuf>,
+    /// Wrap the prompt in the model's own chat template
+    #[arg(long, env = "CHAT", num_args = 0..=1, default_missing_value = "1", default_value = "0",
+          value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set, value_name = "0|1")]
+    pub chat: bool,
+}
+
+/// How far to generate, and how tokens are drawn.
+#[derive(Debug, Args)]
+pub struct SamplingArgs {
+    /// The most tokens to generate
+    #[arg(short = 'n', long, env = "MAX_NEW_TOKENS", default_value_t = 128, value_name = "N")]
+    pub max_new_tokens: usize,
+    /// 0 takes the most probable token always
+    #[arg(long, default_value_t = 0.0, value_parser = non_negative, value_name = "T")]
+    pub temperature: f32,
+    /// Draw from the K most probable tokens only; 0 for all
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    pub top_k: usize,
+    /// Draw from the most probable tokens that together hold this probability
+    #[arg(long, default_value_t = 1.0, value_parser = ratio, value_name = "P")]
+    pub top_p: f32,
+    /// Draw from tokens at least this share as probable as the best
+    #[arg(long, default_value_t = 0.0, value_parser = ratio, value_name = "P")]
+    pub min_p: f32,
+    /// Make tokens less probable that were there lately; 1 for not
+    #[arg(long, default_value_t = 1.0, value_parser = positive, value_name = "X")]
+    pub repeat_penalty: f32,
+    /// How many of the latest tokens the penalty looks at
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub repeat_last_n: usize,
+    /// Seed of the random numbers
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// End where this text would begin; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// Go on after an end-of-sequence token
+    #[arg(long)]
+    pub ignore_eos: bool,
+}
+
+impl SamplingArgs {
+    pub fn options(&self) -> GenerationOptions {
+        GenerationOptions {
+            max_new_tokens: self.max_new_tokens,
+            sampling: SamplingOptions {
+                temperature: self.temperature,
+                top_k: self.top_k,
+                top_p: self.top_p,
+                min_p: self.min_p,
+                repeat_penalty: self.repeat_penalty,
+                repeat_last_n: self.repeat_last_n,
+                seed: self.seed,
+            },
+            stop: self.stop.clone(),
+            ignore_eos: self.ignore_eos,
+        }
+    }
+}
+
+fn number(text: &str, accept: impl Fn(f32) -> bool, expected: &str) -> Result<f32, String> {
+    text.parse().ok().filter(|&value: &f32| value.is_finite() && accept(value)).ok_or_else(|| format!("expected {expected}"))
+}
+
+fn non_negative(text: &str) -> Result<f32, String> {
+    number(text, |value| value >= 0.0, "a number of at least 0")
+}
+
+fn positive(text: &str) -> Result<f32, String> {
+    number(text, |value| value > 0.0, "a number above 0")
+}
+
+fn ratio(text: &str) -> Result<f32, String> {
+    number(text, |value| (0.0..=1.0).contains(&value), "a number in 0..=1")
+}
+
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// 1: adaptive cache; 0: full cache
+    #[arg(long, env = "USE_ADAKV", default_value = "1", value_parser = BoolishValueParser::new(),
+          action = clap::ArgAction::Set, value_name = "0|1")]
+    pub use_adakv: bool,
+    /// Configuration of the adaptive cache (JSON) [default: the original's values]
+    #[arg(long, env = "CONFIG", value_name = "PATH")]
+    pub config: Option<PathBuf>,
+    /// Write attention heatmaps, and pictures of policies and memory
+    #[arg(long, env = "SAVE_IMAGE", num_args = 0..=1, default_missing_value = "1", default_value = "0",
+          value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set, value_name = "0|1")]
+    pub save_image: bool,
+    /// Folder for the pictures; made if missing
+    #[arg(long, default_value = "images", value_name = "DIR")]
+    pub image_dir: PathBuf,
+    /// Log that each head's choice is appended to; its folder is made if missing
+    #[arg(long, default_value = "logs/test.log", value_name = "PATH")]
+    pub log_file: PathBuf,
+    /// Write everything about the run to a JSON file
+    #[arg(long, value_name = "PATH")]
+    pub report: Option<PathBuf>,
+    /// List the kept positions in the report
+    #[arg(long, requires = "report")]
+    pub report_positions: bool,
+    /// Print the text only, no table and no figures
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Configuration of the adaptive cache (JSON) [default: the original's values]
+    #[arg(long, env = "CONFIG", value_name = "PATH")]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// Model file in GGUF format
+    #[arg(long, value_name = "PATH", env = "MODEL_PATH")]
+    pub model: PathBuf,
+}

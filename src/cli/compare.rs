@@ -1,0 +1,113 @@
+//! `compare`: the A/B of one prompt, full cache against adaptive cache.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use adaptive_kvcache::cache::{AdaptiveKvCache, CacheBytes, Retention};
+use adaptive_kvcache::fidelity::{Agreement, log_softmax};
+use adaptive_kvcache::generate::{Generation, GenerationOptions};
+use adaptive_kvcache::memory::process_memory;
+use adaptive_kvcache::report::megabytes;
+use adaptive_kvcache::{Error, Result};
+
+use super::Outcome;
+use super::args::CompareArgs;
+use super::interrupt::{interrupted, listen};
+use super::session::{Session, config, per_second};
+
+/// What one of the two runs gave.
+struct Run {
+    ids: Vec<u32>,
+    text: String,
+    kept: CacheBytes,
+    resident: usize,
+    prefill_time: Duration,
+    decode_time: Duration,
+    /// `[positions]` log-probabilities from which each token was drawn.
+    logprobs: Vec<Vec<f32>>,
+}
+
+pub fn run(args: &CompareArgs) -> anyhow::Result<Outcome> {
+    let config = config(args.config.as_deref())?;
+    listen()?;
+    let session = Session::open(&args.model)?;
+    let prompt = session.encode(&args.prompt)?;
+    let options = args.sampling.options();
+
+    let (full, _) = answer(&session, &prompt, Retention::Full, &options)?;
+    let (adaptive, mut fork) = answer(&session, &prompt, session.adaptive(config), &options)?;
+    // The adaptive cache reads the full run's text: what would it have said at each position?
+    let mut forced = adaptive.logprobs[..1.min(adaptive.logprobs.len())].to_vec();
+    for &id in full.ids.iter().take(full.ids.len().saturating_sub(1)) {
+        if interrupted() {
+            return Err(Error::Interrupted.into());
+        }
+        forced.push(log_softmax(&session.loaded.model.decode(id, &mut fork)?));
+    }
+    // The first distribution comes from the prompt's exact attention and is the same in both runs.
+    let skip = |rows: &[Vec<f32>]| rows.get(1..).unwrap_or_default().to_vec();
+    let agreement = Agreement::measure(&full.ids, &adaptive.ids, &skip(&full.logprobs), &skip(&forced));
+    print(prompt.len(), &full, &adaptive, agreement)?;
+    Ok(Outcome::Done)
+}
+
+/// Answers the prompt; also returns the cache as it was right after the prompt.
+fn answer(
+    session: &Session,
+    prompt: &[u32],
+    retention: Retention,
+    options: &GenerationOptions,
+) -> Result<(Run, AdaptiveKvCache)> {
+    let (mut cache, prefill, prefill_time) = session.prefill(prompt, retention, false, None)?;
+    let kept = cache.bytes();
+    let resident = process_memory().unwrap_or_default().resident;
+    let fork = cache.clone();
+    let (model, tokenizer) = (&session.loaded.model, &session.loaded.tokenizer);
+    let mut generation = Generation::new(model, tokenizer, &mut cache, prompt, prefill.logits, options.clone());
+    let mut decode_time = Duration::ZERO;
+    let (mut text, mut logprobs) = (String::new(), Vec::new());
+    loop {
+        if interrupted() {
+            return Err(Error::Interrupted);
+        }
+        let started = Instant::now();
+        let Some(step) = generation.next() else { break };
+        decode_time += started.elapsed();
+        let step = step?;
+        text += &step.text;
+        if step.id.is_some() {
+            logprobs.push(log_softmax(generation.logits()));
+        }
+    }
+    let ids = generation.ids().to_vec();
+    Ok((Run { ids, text, kept, resident, prefill_time, decode_time, logprobs }, fork))
+}
+
+fn print(prompt_len: usize, full: &Run, adaptive: &Run, agreement: Agreement) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    for (name, run) in [("full cache", full), ("adaptive cache", adaptive)] {
+        writeln!(out, "--- {name} ---\n{}\n", run.text.trim_end())?;
+    }
+    writeln!(out, "{:<26}{:>12}{:>12}{:>12}", "", "full", "adaptive", "ratio")?;
+    let mut line = |name: &str, full: f64, adaptive: f64, digits: usize| {
+        let ratio = if full == 0.0 { "-".to_owned() } else { format!("{:.3}", adaptive / full) };
+        writeln!(out, "{name:<26}{full:>12.digits$}{adaptive:>12.digits$}{ratio:>12}")
+    };
+    line("KV cache kept, MB", megabytes(full.kept.kept), megabytes(adaptive.kept.kept), 3)?;
+    line("KV cache allocated, MB", megabytes(full.kept.allocated), megabytes(adaptive.kept.allocated), 3)?;
+    line("resident after prompt, MB", megabytes(full.resident), megabytes(adaptive.resident), 1)?;
+    let prefill = |run: &Run| per_second(prompt_len, run.prefill_time);
+    line("prefill, tokens/s", prefill(full), prefill(adaptive), 1)?;
+    // The first token comes from the prefill's own scores.
+    let decode = |run: &Run| per_second(run.ids.len().saturating_sub(1), run.decode_time);
+    line("decode, tokens/s", decode(full), decode(adaptive), 1)?;
+    let Agreement { equal_tokens, reference_tokens, kl_mean, top1_agreement, positions } = agreement;
+    #[expect(clippy::cast_precision_loss)]
+    let share = 100.0 * equal_tokens as f64 / reference_tokens.max(1) as f64;
+    writeln!(out, "\nequal tokens before the first difference: {equal_tokens} of {reference_tokens} ({share:.1} %)")?;
+    writeln!(
+        out,
+        "on the full run's text, {positions} positions: mean KL {kl_mean:.5} nats, top-1 agreement {:.1} %",
+        100.0 * top1_agreement
+    )
+}

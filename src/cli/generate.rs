@@ -1,0 +1,168 @@
+//! `generate`: text from a prompt, and what the cache kept of it.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use adaptive_kvcache::cache::{CacheBytes, LayerSummary, Retention};
+use adaptive_kvcache::checkpoint::WeightDtype;
+use adaptive_kvcache::fidelity::top_logprobs;
+use adaptive_kvcache::generate::{FinishReason, Generation};
+use adaptive_kvcache::memory::process_memory;
+use adaptive_kvcache::report::{
+    LayerReport, MemoryReport, ModelReport, Report, Timings, megabytes, memory_table,
+};
+
+use super::args::GenerateArgs;
+use super::interrupt::{interrupted, listen};
+use super::pictures::{Pictures, check_folder};
+use super::session::{Session, config, per_second};
+use super::{Outcome, logging};
+
+/// Most probable next tokens in the report.
+const REPORTED_LOGPROBS: usize = 10;
+
+pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
+    // Everything that can be refused early is, before a model is loaded.
+    let config = config(args.config.as_deref())?;
+    logging::to_file(&args.log_file)?;
+    if args.save_image {
+        check_folder(&args.image_dir)?;
+    }
+    if let Some(folder) = args.report.as_deref().and_then(std::path::Path::parent) {
+        check_folder(if folder.as_os_str().is_empty() { std::path::Path::new(".") } else { folder })?;
+    }
+    listen()?;
+
+    let session = Session::open(&args.model)?;
+    let model = &session.loaded.model;
+    let ids = session.encode(&args.prompt)?;
+    let pictures = match args.save_image {
+        true => Some(Pictures::new(&args.image_dir, config.policies.clone(), model.config().heads)?),
+        false => None,
+    };
+    let retention = if args.use_adakv { session.adaptive(config.clone()) } else { Retention::Full };
+    let (mut cache, prefill, prefill_time) = session.prefill(&ids, retention, true, pictures.as_ref())?;
+    if let Some(pictures) = &pictures {
+        pictures.finish(&prefill.layers)?;
+    }
+    let kept = cache.bytes();
+    let prefill_memory = process_memory().unwrap_or_default();
+    let logprobs = top_logprobs(&prefill.logits, REPORTED_LOGPROBS);
+
+    let mut generation =
+        Generation::new(model, &session.loaded.tokenizer, &mut cache, &ids, prefill.logits, args.sampling.options());
+    let started = Instant::now();
+    let mut text = String::new();
+    let mut stdout = std::io::stdout().lock();
+    let mut written = Ok(());
+    while !interrupted() {
+        let Some(step) = generation.next() else { break };
+        let step = step?;
+        text += &step.text;
+        written = stdout.write_all(step.text.as_bytes()).and_then(|()| stdout.flush());
+        if written.is_err() {
+            break;
+        }
+    }
+    let decode_time = started.elapsed();
+    if written.is_ok() && !text.is_empty() && !text.ends_with('\n') {
+        written = writeln!(stdout);
+    }
+    let generated = generation.ids().to_vec();
+    let finish_reason = generation.finish_reason();
+
+    // The first token comes from the prefill's own scores.
+    let decoded = generated.len().saturating_sub(1);
+    let timings = Timings {
+        load_ms: milliseconds(session.load_time),
+        prefill_ms: milliseconds(prefill_time),
+        profile_ms: milliseconds(prefill.profile_time),
+        decode_ms: milliseconds(decode_time),
+        prefill_tokens_per_s: per_second(ids.len(), prefill_time),
+        decode_tokens_per_s: per_second(decoded, decode_time),
+    };
+    let memory = MemoryReport {
+        peak_rss_bytes: process_memory().unwrap_or_default().peak,
+        prefill_rss_bytes: prefill_memory.resident,
+    };
+    if !args.quiet {
+        let figures = Figures { kept, timings, memory, prompt_len: ids.len(), generated: generated.len() };
+        // Nobody may be listening any more: the report is still written.
+        let _ = figures.print(&prefill.layers);
+    }
+    if let Some(path) = &args.report {
+        let heads = prefill.layers.iter().map(|layer| LayerReport::new(layer, &config.policies, args.report_positions));
+        let report = Report {
+            version: env!("CARGO_PKG_VERSION"),
+            model: ModelReport::gguf(
+                &args.model.model,
+                model.config(),
+                session.loaded.weights_bytes,
+                WeightDtype::from(args.model.dtype).name(),
+            ),
+            device: "cpu".to_owned(),
+            threads: session.threads,
+            kv_dtype: session.kv_dtype.name(),
+            adaptive: args.use_adakv,
+            layers: heads.collect(),
+            config: args.use_adakv.then_some(config),
+            generation: args.sampling.options(),
+            prompt_tokens: ids,
+            next_token_logprobs: logprobs,
+            generated_tokens: generated,
+            text,
+            finish_reason,
+            kv: kept.into(),
+            timings,
+            memory,
+        };
+        report.write(path)?;
+    }
+    written?;
+    Ok(if finish_reason == FinishReason::Interrupted { Outcome::Interrupted } else { Outcome::Done })
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// What is shown at the end of a run.
+struct Figures {
+    kept: CacheBytes,
+    timings: Timings,
+    memory: MemoryReport,
+    prompt_len: usize,
+    generated: usize,
+}
+
+impl Figures {
+    fn print(&self, layers: &[LayerSummary]) -> std::io::Result<()> {
+        let Self { kept, timings, memory, prompt_len, generated } = self;
+        let mut stderr = std::io::stderr().lock();
+        write!(stderr, "\n{}\n", memory_table(layers))?;
+        writeln!(
+            stderr,
+            "prefill  {prompt_len} tokens in {:.0} ms, {:.1} tokens/s",
+            timings.prefill_ms, timings.prefill_tokens_per_s
+        )?;
+        writeln!(
+            stderr,
+            "decode   {generated} tokens in {:.0} ms, {:.1} tokens/s",
+            timings.decode_ms, timings.decode_tokens_per_s
+        )?;
+        writeln!(
+            stderr,
+            "KV cache {:.3} MB kept of {:.3} MB ({:.1} % saved), {:.3} MB allocated",
+            megabytes(kept.kept),
+            megabytes(kept.raw),
+            100.0 * kept.saved_ratio(),
+            megabytes(kept.allocated)
+        )?;
+        writeln!(
+            stderr,
+            "process  {:.1} MB resident after prefill, {:.1} MB at most",
+            megabytes(memory.prefill_rss_bytes),
+            megabytes(memory.peak_rss_bytes)
+        )
+    }
+}

@@ -1,0 +1,70 @@
+//! The commands: the only place that prints, reads the environment, and decides exit statuses.
+//!
+//! Text that a run is made for goes to standard output; progress, tables and errors go to standard error. Exit status: 0
+//! success (a closed pipe is success), 1 failure, 2 wrong use, 130 interrupted.
+
+mod args;
+mod compare;
+mod generate;
+mod inspect;
+mod interrupt;
+mod logging;
+mod pictures;
+mod session;
+
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+
+use adaptive_kvcache::Error;
+use clap::Parser;
+
+use args::{Cli, Command};
+
+/// Exit status of a run that Ctrl-C ended: 128 + SIGINT.
+const INTERRUPTED: u8 = 130;
+
+/// How a command ended, when it did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    Interrupted,
+}
+
+/// Parses the command line, runs the command and reports its failure.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match &cli.command {
+        Command::Generate(args) => generate::run(args),
+        Command::Compare(args) => compare::run(args),
+        Command::Inspect(args) => inspect::run(args),
+    };
+    match result {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    let is_closed_pipe = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+    };
+    if error.chain().any(is_closed_pipe) {
+        return ExitCode::SUCCESS;
+    }
+    let known = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
+    if matches!(known, Some(Error::Interrupted)) {
+        return ExitCode::from(INTERRUPTED);
+    }
+    // Nobody may be listening: the exit status still tells.
+    let mut stderr = std::io::stderr().lock();
+    let _ = match known {
+        // The library's messages hold their own cause.
+        Some(error) => writeln!(stderr, "error: {error}"),
+        None => writeln!(stderr, "error: {error:#}"),
+    };
+    if let Some(hint) = known.and_then(Error::hint) {
+        let _ = writeln!(stderr, "hint: {hint}");
+    }
+    ExitCode::from(if known.is_some_and(Error::is_usage) { 2 } else { 1 })
+}

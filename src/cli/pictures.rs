@@ -1,0 +1,89 @@
+//! Pictures of a run: one of each layer's attention as soon as the layer is done, two of the whole at the end.
+
+use std::path::{Path, PathBuf};
+
+use adaptive_kvcache::attention::HeadLayout;
+use adaptive_kvcache::attention::map::MapAccumulator;
+use adaptive_kvcache::cache::LayerSummary;
+use adaptive_kvcache::config::SearchOrder;
+use adaptive_kvcache::plot::{self, HeadMap, PolicyGrid};
+use adaptive_kvcache::report::head_policies;
+use adaptive_kvcache::{Error, Result};
+
+/// Cells of an attention map's side at most.
+pub const MAP_SIDE: usize = 128;
+
+/// Writes the pictures into a folder.
+pub struct Pictures {
+    folder: PathBuf,
+    order: SearchOrder,
+    layout: HeadLayout,
+}
+
+impl Pictures {
+    /// Makes the folder if it is missing, and finds out early whether files can be written there.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with the path.
+    pub fn new(folder: &Path, order: SearchOrder, layout: HeadLayout) -> Result<Self> {
+        check_folder(folder)?;
+        Ok(Self { folder: folder.to_owned(), order, layout })
+    }
+
+    /// Draws `layer{L}_attention.png`.
+    pub fn layer(&self, summary: &LayerSummary, maps: &MapAccumulator) -> Result<()> {
+        let group_size = self.layout.group_size();
+        let names: Vec<String> =
+            summary.heads.iter().map(|head| head_policies(head.level, &self.order).1.join("+")).collect();
+        let heads: Vec<HeadMap<'_>> = (0..self.layout.num_heads)
+            .map(|query_head| {
+                let kv_head = query_head / group_size;
+                HeadMap {
+                    query_head,
+                    kv_head,
+                    policy: &names[kv_head],
+                    cells: maps.cells(query_head),
+                    side: maps.side(),
+                    kept: &summary.heads[kv_head].positions,
+                }
+            })
+            .collect();
+        let path = self.folder.join(format!("layer{}_attention.png", summary.layer));
+        plot::layer_attention(&path, summary.layer, summary.prompt_len, &heads)
+    }
+
+    /// Draws `policies.png` and `kv_memory.png`.
+    pub fn finish(&self, layers: &[LayerSummary]) -> Result<()> {
+        let heads = || layers.iter().flat_map(|layer| layer.heads.iter().map(move |head| (layer.prompt_len, head)));
+        let levels: Vec<u8> = heads()
+            .map(|(_, head)| u8::try_from(head_policies(head.level, &self.order).0).unwrap_or(u8::MAX))
+            .collect();
+        #[expect(clippy::cast_precision_loss)]
+        let kept_ratio: Vec<f32> =
+            heads().map(|(prompt_len, head)| head.positions.len() as f32 / prompt_len.max(1) as f32).collect();
+        let level_names: Vec<String> =
+            (0..self.order.num_levels()).map(|level| self.order.level_names(level).join("+")).collect();
+        let grid = PolicyGrid {
+            num_layers: layers.len(),
+            num_kv_heads: self.layout.num_kv_heads,
+            levels: &levels,
+            level_names: &level_names,
+            kept_ratio: &kept_ratio,
+        };
+        plot::policies(&self.folder.join("policies.png"), &grid)?;
+        let bytes = |pick: fn(&LayerSummary) -> usize| layers.iter().map(|layer| pick(layer) as u64).collect::<Vec<_>>();
+        let (raw, kept) = (bytes(|layer| layer.bytes.raw), bytes(|layer| layer.bytes.kept));
+        plot::kv_memory(&self.folder.join("kv_memory.png"), &raw, &kept)
+    }
+}
+
+/// Makes a folder if it is missing, and writes a file to it and away again.
+pub fn check_folder(folder: &Path) -> Result<()> {
+    let probe = folder.join(format!(".probe.{}.tmp", std::process::id()));
+    std::fs::create_dir_all(folder)
+        .and_then(|()| std::fs::write(&probe, []))
+        .and_then(|()| std::fs::remove_file(&probe))
+        .map_err(|source| {
+            Error::io("write to folder", folder, source).with_hint("choose a folder that you may write to")
+        })
+}

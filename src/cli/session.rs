@@ -1,0 +1,197 @@
+//! What `generate` and `compare` share: threads, device, model, prompt, and a prefill that shows its progress.
+
+use std::io::{IsTerminal, Read};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use adaptive_kvcache::attention::map::MapAccumulator;
+use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
+use adaptive_kvcache::checkpoint::{self, Loaded};
+use adaptive_kvcache::config::{AdaptiveConfig, TokenIds};
+use adaptive_kvcache::model::{Prefill, PrefillObserver};
+use adaptive_kvcache::profile::Profiler;
+use adaptive_kvcache::report::log_lines;
+use adaptive_kvcache::tokenizer::{ChatMessage, Tokenizer};
+use adaptive_kvcache::tokens::TokenClassifier;
+use adaptive_kvcache::{Error, Result};
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::args::{ModelArgs, PromptArgs};
+use super::interrupt::interrupted;
+use super::pictures::{MAP_SIDE, Pictures};
+
+/// Prompts below this many tokens are processed without a bar.
+const LONG_PROMPT: usize = 512;
+
+/// A model that is ready to run.
+pub struct Session {
+    pub loaded: Loaded,
+    pub load_time: Duration,
+    pub threads: usize,
+    pub kv_dtype: KvDtype,
+}
+
+impl Session {
+    /// Sets threads up, checks the device and loads the model.
+    pub fn open(args: &ModelArgs) -> anyhow::Result<Self> {
+        check_device(&args.device)?;
+        let mut pool = rayon::ThreadPoolBuilder::new();
+        if let Some(threads) = args.threads {
+            pool = pool.num_threads(usize::from(threads));
+        }
+        pool.build_global().context("failed to start threads")?;
+        let started = Instant::now();
+        let bar = progress_bar("loading");
+        let loaded = checkpoint::load(&args.model, args.dtype.into(), &mut |done, total| {
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        })?;
+        bar.finish_and_clear();
+        Ok(Self {
+            loaded,
+            load_time: started.elapsed(),
+            threads: rayon::current_num_threads(),
+            kv_dtype: args.kv_dtype.into(),
+        })
+    }
+
+    /// Token ids of the prompt.
+    pub fn encode(&self, args: &PromptArgs) -> Result<Vec<u32>> {
+        let text = prompt_text(args)?;
+        let tokenizer = &self.loaded.tokenizer;
+        let ids = if args.chat { tokenizer.encode_chat(&[ChatMessage::new("user", text)])? } else { tokenizer.encode(&text)? };
+        if ids.is_empty() {
+            return Err(Error::input("the prompt is empty").with_hint("give some text with --prompt or --prompt-file"));
+        }
+        Ok(ids)
+    }
+
+    /// What an adaptive cache of this model keeps under a configuration.
+    pub fn adaptive(&self, config: AdaptiveConfig) -> Retention {
+        let classifier = classifier(&config, &self.loaded.tokenizer);
+        Retention::Adaptive { profiler: Profiler::new(Arc::new(config)), classifier }
+    }
+
+    /// Processes a prompt into a new cache.
+    ///
+    /// * `log`: write each head's choice to the log
+    pub fn prefill(
+        &self,
+        ids: &[u32],
+        retention: Retention,
+        log: bool,
+        pictures: Option<&Pictures>,
+    ) -> Result<(AdaptiveKvCache, Prefill, Duration)> {
+        let mut cache = self.loaded.model.new_cache(self.kv_dtype, retention);
+        let config = match cache.retention() {
+            Retention::Adaptive { profiler, .. } if log => Some(profiler.config().clone()),
+            _ => None,
+        };
+        let bar = if ids.len() < LONG_PROMPT { ProgressBar::hidden() } else { progress_bar("reading the prompt") };
+        let mut observer = Observer { bar, config, pictures };
+        let started = Instant::now();
+        let prefill = self.loaded.model.prefill(ids, &mut cache, &mut observer)?;
+        let time = started.elapsed();
+        observer.bar.finish_and_clear();
+        Ok((cache, prefill, time))
+    }
+}
+
+/// Reads the configuration, or takes the defaults.
+pub fn config(path: Option<&Path>) -> Result<AdaptiveConfig> {
+    path.map_or_else(|| Ok(AdaptiveConfig::default()), AdaptiveConfig::from_file)
+}
+
+/// Tokens in a second; 0 for no time.
+pub fn per_second(tokens: usize, time: Duration) -> f64 {
+    #[expect(clippy::cast_precision_loss)]
+    let tokens = tokens as f64;
+    if time.is_zero() { 0.0 } else { tokens / time.as_secs_f64() }
+}
+
+fn prompt_text(args: &PromptArgs) -> Result<String> {
+    let Some(path) = &args.prompt_file else { return Ok(args.prompt.clone()) };
+    let result = if path.as_os_str() == "-" {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).map(|_| text)
+    } else {
+        std::fs::read_to_string(path)
+    };
+    result.map_err(|source| Error::io("read prompt", path, source))
+}
+
+fn classifier(config: &AdaptiveConfig, tokenizer: &Tokenizer) -> TokenClassifier {
+    let special = match &config.special_token_ids {
+        TokenIds::Auto => tokenizer.special_ids().to_vec(),
+        TokenIds::List(ids) => ids.clone(),
+    };
+    let punctuation = match &config.punctuation_token_ids {
+        TokenIds::Auto => tokenizer.punctuation_ids(&config.punctuation_list),
+        TokenIds::List(ids) => ids.clone(),
+    };
+    TokenClassifier::new(special, punctuation)
+}
+
+fn check_device(device: &str) -> Result<()> {
+    let name = device.split(':').next().unwrap_or_default();
+    let built = match name {
+        "auto" | "cpu" if name == device => return Ok(()),
+        "cuda" => cfg!(feature = "cuda"),
+        "metal" => cfg!(feature = "metal"),
+        _ => {
+            return Err(Error::input(format!("unknown device `{device}`"))
+                .with_hint("expected auto, cpu, cuda, cuda:N or metal"));
+        }
+    };
+    if built {
+        return Err(Error::unsupported(format!("adaptive attention on `{device}`")).with_hint("use --device cpu for now"));
+    }
+    Err(Error::unsupported(format!("device `{device}` in this build"))
+        .with_hint(format!("build with --features {name}, or use --device cpu")))
+}
+
+/// A bar on standard error if that is a terminal, else nothing.
+fn progress_bar(what: &'static str) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(0).with_message(what);
+    if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:40}] {percent}%") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar
+}
+
+struct Observer<'a> {
+    bar: ProgressBar,
+    /// Present if choices are logged.
+    config: Option<AdaptiveConfig>,
+    pictures: Option<&'a Pictures>,
+}
+
+impl PrefillObserver for Observer<'_> {
+    fn progress(&mut self, done: usize, total: usize) -> ControlFlow<()> {
+        self.bar.set_length(total as u64);
+        self.bar.set_position(done as u64);
+        if interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn map_side(&self) -> Option<usize> {
+        self.pictures.map(|_| MAP_SIDE)
+    }
+
+    fn layer_done(&mut self, summary: &LayerSummary, maps: Option<&MapAccumulator>) -> Result<()> {
+        if let Some(config) = &self.config {
+            for line in log_lines(summary, &config.policies) {
+                tracing::info!("{line}");
+            }
+        }
+        match (self.pictures, maps) {
+            (Some(pictures), Some(maps)) => pictures.layer(summary, maps),
+            _ => Ok(()),
+        }
+    }
+}

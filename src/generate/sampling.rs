@@ -1,0 +1,165 @@
+//! Drawing a token from logits: repeat penalty, top-k, top-p, min-p, temperature, in this order (llama.cpp's).
+
+use std::collections::HashSet;
+
+use rand::distr::Distribution;
+use rand::distr::weighted::WeightedIndex;
+use rand::rngs::StdRng;
+use rand::SeedableRng;
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::fidelity::argmax;
+
+/// How tokens are drawn. The default is greedy.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct SamplingOptions {
+    /// Scores are divided by it; 0 takes the most probable token always. At least 0.
+    pub temperature: f32,
+    /// Only the `k` most probable tokens are drawn from; 0 for all.
+    pub top_k: usize,
+    /// Only the most probable tokens that together hold this probability; 1 for all. In 0..=1.
+    pub top_p: f32,
+    /// Only tokens at least this share as probable as the most probable; 0 for all. In 0..=1.
+    pub min_p: f32,
+    /// Scores of tokens among the last [`repeat_last_n`](Self::repeat_last_n) are divided by it if positive, else
+    /// multiplied (Keskar et al., arXiv 1909.05858); 1 for none. Above 0.
+    pub repeat_penalty: f32,
+    /// How many of the latest tokens, prompt included, the penalty looks at.
+    pub repeat_last_n: usize,
+    /// Seed of the random numbers: the same seed draws the same tokens.
+    pub seed: u64,
+}
+
+impl Default for SamplingOptions {
+    fn default() -> Self {
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repeat_penalty: 1.0, repeat_last_n: 64, seed: 0 }
+    }
+}
+
+/// Draws tokens, one after the other.
+#[derive(Debug)]
+pub struct Sampler {
+    options: SamplingOptions,
+    random: StdRng,
+    seen: Vec<u32>,
+}
+
+impl Sampler {
+    /// A sampler whose repeat penalty knows the prompt.
+    #[must_use]
+    pub fn new(options: SamplingOptions, prompt: &[u32]) -> Self {
+        Self { options, random: StdRng::seed_from_u64(options.seed), seen: prompt.to_vec() }
+    }
+
+    /// Draws the next token.
+    ///
+    /// * `logits`: `[vocab_size]`
+    ///
+    /// # Errors
+    /// [`Error::Input`] if there are no logits, or none is a number.
+    pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
+        let id = self.draw(logits).ok_or_else(|| {
+            Error::input("the model's scores are not numbers").with_hint("the weights may be damaged: fetch them again")
+        })?;
+        self.seen.push(id);
+        Ok(id)
+    }
+
+    fn draw(&mut self, logits: &[f32]) -> Option<u32> {
+        let SamplingOptions { temperature, top_k, top_p, min_p, .. } = self.options;
+        let penalised = self.penalise(logits);
+        if temperature <= 0.0 {
+            let best = argmax(&penalised)?;
+            return penalised[best].is_finite().then_some(u32::try_from(best).ok()?);
+        }
+        let mut candidates: Vec<(u32, f32)> = (0u32..).zip(penalised).filter(|(_, logit)| logit.is_finite()).collect();
+        candidates.sort_by(|(a_id, a), (b_id, b)| b.total_cmp(a).then(a_id.cmp(b_id)));
+        if top_k > 0 {
+            candidates.truncate(top_k);
+        }
+        let best = candidates.first()?.1;
+        if top_p < 1.0 {
+            let total: f32 = candidates.iter().map(|(_, logit)| (logit - best).exp()).sum();
+            let mut held = 0.0;
+            let enough = candidates.iter().position(|(_, logit)| {
+                held += (logit - best).exp() / total;
+                held >= top_p
+            });
+            candidates.truncate(enough.map_or(candidates.len(), |index| index + 1));
+        }
+        candidates.retain(|(_, logit)| (logit - best).exp() >= min_p);
+        let weights = candidates.iter().map(|(_, logit)| ((logit - best) / temperature).exp());
+        let index = WeightedIndex::new(weights).ok()?.sample(&mut self.random);
+        Some(candidates[index].0)
+    }
+
+    fn penalise(&self, logits: &[f32]) -> Vec<f32> {
+        let SamplingOptions { repeat_penalty, repeat_last_n, .. } = self.options;
+        let mut logits = logits.to_vec();
+        if repeat_penalty != 1.0 {
+            let recent: HashSet<u32> = self.seen.iter().rev().take(repeat_last_n).copied().collect();
+            for id in recent {
+                if let Some(logit) = logits.get_mut(id as usize) {
+                    *logit = if *logit > 0.0 { *logit / repeat_penalty } else { *logit * repeat_penalty };
+                }
+            }
+        }
+        logits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn draws(options: SamplingOptions, logits: &[f32], count: usize) -> Vec<u32> {
+        let mut sampler = Sampler::new(options, &[]);
+        (0..count).map(|_| sampler.sample(logits).unwrap()).collect()
+    }
+
+    fn hot(options: SamplingOptions) -> SamplingOptions {
+        SamplingOptions { temperature: 1.0, ..options }
+    }
+
+    #[test]
+    fn greedy_takes_the_largest_and_nan_is_an_error() {
+        assert_eq!(draws(SamplingOptions::default(), &[0.0, 2.0, 1.0], 3), [1, 1, 1]);
+        assert!(Sampler::new(SamplingOptions::default(), &[]).sample(&[f32::NAN]).is_err());
+        assert!(Sampler::new(hot(SamplingOptions::default()), &[]).sample(&[f32::NAN]).is_err());
+        assert!(Sampler::new(SamplingOptions::default(), &[]).sample(&[]).is_err());
+    }
+
+    #[test]
+    fn a_seed_decides_the_draws_and_frequencies_follow_the_probabilities() {
+        let logits = [0.0, 3f32.ln()]; // 1/4, 3/4
+        let options = hot(SamplingOptions { seed: 7, ..SamplingOptions::default() });
+        let first = draws(options, &logits, 4000);
+        assert_eq!(first, draws(options, &logits, 4000));
+        let ones = first.iter().filter(|&&id| id == 1).count();
+        assert!((2850..3150).contains(&ones), "{ones}"); // 3000 expected, standard deviation 27
+    }
+
+    #[test]
+    fn filters_cut_the_tail() {
+        let logits = [0.0, 1.0, 2.0, 3.0]; // 0.03, 0.09, 0.24, 0.64
+        for (options, allowed) in [
+            (SamplingOptions { top_k: 2, ..SamplingOptions::default() }, vec![2, 3]),
+            (SamplingOptions { top_p: 0.6, ..SamplingOptions::default() }, vec![3]),
+            (SamplingOptions { top_p: 0.7, ..SamplingOptions::default() }, vec![2, 3]),
+            (SamplingOptions { min_p: 0.1, ..SamplingOptions::default() }, vec![1, 2, 3]),
+        ] {
+            let mut drawn = draws(hot(options), &logits, 500);
+            drawn.sort_unstable();
+            drawn.dedup();
+            assert_eq!(drawn, allowed, "{options:?}");
+        }
+    }
+
+    #[test]
+    fn the_penalty_looks_at_the_latest_tokens_only() {
+        let options = SamplingOptions { repeat_penalty: 2.0, repeat_last_n: 1, ..SamplingOptions::default() };
+        // 1 wins, then loses to 2 (3 / 2 < 2), then wins again when 2 is the latest.
+        assert_eq!(draws(options, &[0.0, 3.0, 2.0], 4), [1, 2, 1, 2]);
+    }
+}

@@ -1,0 +1,10 @@
+//! CPU arithmetic on slices: what attention and linear layers are made of.
+//!
+//! Every kernel is one portable body, compiled several times: once plainly, and once for each instruction set that is
+//! worth it, chosen when the program runs ([`simd`]). Not for: anything that knows of heads, layers or policies.
+
+pub mod element;
+pub mod gemm;
+pub mod quant;
+pub mod simd;
+pub mod vector;

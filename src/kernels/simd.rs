@@ -1,0 +1,86 @@
+//! Choice of the instruction set at run time.
+//!
+//! A kernel is written once, as an `#[inline(always)]` body over a const generic `SIMD: bool`, in plain loops over
+//! small arrays that the compiler turns into vector code. [`multiversion!`] compiles the body for each instruction set
+//! and calls the best one that this processor has. With `SIMD = false` the body must use nothing that needs more than
+//! the target's baseline: it is the portable fallback, and the oracle of the others.
+
+/// Instruction sets that kernels are compiled for, from least to best.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum InstructionSet {
+    /// What every processor of this architecture has.
+    Portable,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// The above and AVX-512 F, BW, DQ and VL.
+    Avx512,
+}
+
+impl InstructionSet {
+    /// The best set that this processor has.
+    #[must_use]
+    pub fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as has;
+            if has!("avx2") && has!("fma") && has!("f16c") {
+                if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
+                    return Self::Avx512;
+                }
+                return Self::Avx2;
+            }
+        }
+        Self::Portable
+    }
+
+    /// The sets that this processor has, [`Portable`](Self::Portable) first: tests run every kernel on each.
+    #[must_use]
+    pub fn available() -> Vec<Self> {
+        let best = Self::detect();
+        [Self::Portable, Self::Avx2, Self::Avx512].into_iter().filter(|&set| set <= best).collect()
+    }
+}
+
+/// Defines `pub fn name(set, args..) -> ret`, which runs `body::<SIMD, ..>(args..)` compiled for `set`.
+///
+/// `set` must come from [`InstructionSet::detect`] or [`InstructionSet::available`].
+macro_rules! multiversion {
+    (
+        $(#[$meta:meta])*
+        $vis:vis fn $name:ident $(<$generic:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident;
+    ) => {
+        $(#[$meta])*
+        // Every argument of the slow path is used, whatever the architecture.
+        $vis fn $name $(<$generic: $bound>)? (
+            set: $crate::kernels::simd::InstructionSet, $($arg: $ty),*
+        ) $(-> $ret)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma,f16c")]
+                fn avx2 $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
+                    $body::<true $(, $generic)?>($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+                fn avx512 $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
+                    $body::<true $(, $generic)?>($($arg),*)
+                }
+                match set {
+                    // SAFETY: `set` was detected on this processor, see `InstructionSet`.
+                    $crate::kernels::simd::InstructionSet::Avx512 => return unsafe { avx512 $(::<$generic>)? ($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::kernels::simd::InstructionSet::Avx2 => return unsafe { avx2 $(::<$generic>)? ($($arg),*) },
+                    $crate::kernels::simd::InstructionSet::Portable => {}
+                }
+            }
+            let _ = set;
+            $body::<false $(, $generic)?>($($arg),*)
+        }
+    };
+}
+pub(crate) use multiversion;
+
+/// `a * b + c`, fused where the instruction set has it.
+#[inline(always)]
+pub(crate) fn fma<const SIMD: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if SIMD { a.mul_add(b, c) } else { a * b + c }
+}

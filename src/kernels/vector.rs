@@ -1,0 +1,272 @@
+//! Kernels on rows of f32: dot products, softmax, sums.
+
+use super::element::Element;
+use super::simd::{InstructionSet, fma, multiversion};
+
+/// How many partial sums a reduction keeps: enough to fill the vector units and to hide their latency.
+const LANES: usize = 32;
+
+multiversion! {
+    /// Dot product of two slices of the same length; a longer one is cut.
+    pub fn dot(a: &[f32], b: &[f32]) -> f32 = dot_body;
+}
+
+#[inline(always)]
+fn dot_body<const SIMD: bool>(a: &[f32], b: &[f32]) -> f32 {
+    let len = a.len().min(b.len());
+    let (a, b) = (&a[..len], &b[..len]);
+    let mut sums = [0.0f32; LANES];
+    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
+    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
+        for lane in 0..LANES {
+            sums[lane] = fma::<SIMD>(a[lane], b[lane], sums[lane]);
+        }
+    }
+    for (lane, (&a, &b)) in a_rest.iter().zip(b_rest).enumerate() {
+        sums[lane] = fma::<SIMD>(a, b, sums[lane]);
+    }
+    sum_lanes(sums)
+}
+
+/// Adds up partial sums as a tree, the same way on every instruction set.
+#[inline(always)]
+fn sum_lanes(mut sums: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            sums[lane] += sums[lane + width];
+        }
+        width /= 2;
+    }
+    sums[0]
+}
+
+multiversion! {
+    /// Turns a row of scores into `softmax(row)`, in place. An empty row stays empty.
+    pub fn softmax(row: &mut [f32]) = softmax_body;
+}
+
+#[inline(always)]
+fn softmax_body<const SIMD: bool>(row: &mut [f32]) {
+    let max = max_body::<SIMD>(row);
+    let sum = exp_body::<SIMD>(row, max);
+    let scale = 1.0 / sum;
+    for value in row {
+        *value *= scale;
+    }
+}
+
+multiversion! {
+    /// The largest value of a row; minus infinity if it is empty. NaN is ignored.
+    pub fn max(row: &[f32]) -> f32 = max_body;
+}
+
+#[inline(always)]
+fn max_body<const SIMD: bool>(row: &[f32]) -> f32 {
+    let mut best = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = row.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            best[lane] = if chunk[lane] > best[lane] { chunk[lane] } else { best[lane] };
+        }
+    }
+    best.iter().chain(rest).fold(f32::NEG_INFINITY, |best, &value| if value > best { value } else { best })
+}
+
+multiversion! {
+    /// Replaces each value by `exp(value - max)` and returns the sum; `max` must not be below any value.
+    pub fn exp_minus_max(row: &mut [f32], max: f32) -> f32 = exp_body;
+}
+
+#[inline(always)]
+fn exp_body<const SIMD: bool>(row: &mut [f32], max: f32) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    let (chunks, rest) = row.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            chunk[lane] = exp_nonpositive::<SIMD>(chunk[lane] - max);
+            sums[lane] += chunk[lane];
+        }
+    }
+    for (lane, value) in rest.iter_mut().enumerate() {
+        *value = exp_nonpositive::<SIMD>(*value - max);
+        sums[lane] += *value;
+    }
+    sum_lanes(sums)
+}
+
+/// `exp(x)` for `x <= 0`, to about two units in the last place: range reduction to `2^k * exp(r)`, `|r| <= ln(2)/2`,
+/// and the Taylor polynomial of degree 7. Below -87.3 (where the result leaves the normal numbers) it is 0.
+#[inline(always)]
+fn exp_nonpositive<const SIMD: bool>(x: f32) -> f32 {
+    const LN2_HIGH: f32 = 0.693_359_4; // 355/512: exact products with small integers
+    const LN2_LOW: f32 = -2.121_944_4e-4; // ln(2) - LN2_HIGH
+    /// Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
+    const ROUND: f32 = 12_582_912.0;
+
+    let clamped = if x < -87.3 { -87.3 } else { x };
+    let rounded = fma::<SIMD>(clamped, std::f32::consts::LOG2_E, ROUND);
+    let k = rounded - ROUND;
+    let r = fma::<SIMD>(k, -LN2_LOW, fma::<SIMD>(k, -LN2_HIGH, clamped));
+    let mut p = 1.0 / 5040.0;
+    p = fma::<SIMD>(p, r, 1.0 / 720.0);
+    p = fma::<SIMD>(p, r, 1.0 / 120.0);
+    p = fma::<SIMD>(p, r, 1.0 / 24.0);
+    p = fma::<SIMD>(p, r, 1.0 / 6.0);
+    p = fma::<SIMD>(p, r, 0.5);
+    p = fma::<SIMD>(p, r, 1.0);
+    p = fma::<SIMD>(p, r, 1.0);
+    // The integer sits in the low bits of `rounded`; moved to the exponent field it multiplies by 2^k.
+    let power = f32::from_bits((rounded.to_bits() << 23).wrapping_add(0x3f80_0000));
+    let result = p * power;
+    if x < -87.3 { 0.0 } else { result }
+}
+
+multiversion! {
+    /// `sums[i] += row[i]` for every index that both have.
+    pub fn add_assign(sums: &mut [f32], row: &[f32]) = add_assign_body;
+}
+
+#[inline(always)]
+fn add_assign_body<const SIMD: bool>(sums: &mut [f32], row: &[f32]) {
+    for (sum, &value) in sums.iter_mut().zip(row) {
+        *sum += value;
+    }
+}
+
+multiversion! {
+    /// The sum and the largest value of a row's entries where `mask` is 1 (it holds 0 and 1); entries must not be
+    /// negative, and the largest of none is 0.
+    pub fn masked_sum_and_max(row: &[f32], mask: &[f32]) -> (f32, f32) = masked_sum_and_max_body;
+}
+
+#[inline(always)]
+fn masked_sum_and_max_body<const SIMD: bool>(row: &[f32], mask: &[f32]) -> (f32, f32) {
+    let len = row.len().min(mask.len());
+    let (row, mask) = (&row[..len], &mask[..len]);
+    let mut sums = [0.0f32; LANES];
+    let mut best = [0.0f32; LANES];
+    let mut step = |lane: usize, value: f32| {
+        sums[lane] += value;
+        best[lane] = if value > best[lane] { value } else { best[lane] };
+    };
+    let (row_chunks, row_rest) = row.as_chunks::<LANES>();
+    let (mask_chunks, mask_rest) = mask.as_chunks::<LANES>();
+    for (row, mask) in row_chunks.iter().zip(mask_chunks) {
+        for lane in 0..LANES {
+            step(lane, row[lane] * mask[lane]);
+        }
+    }
+    for (lane, (&value, &mask)) in row_rest.iter().zip(mask_rest).enumerate() {
+        step(lane, value * mask);
+    }
+    (sum_lanes(sums), best.iter().fold(0.0, |best, &value| if value > best { value } else { best }))
+}
+
+multiversion! {
+    /// `up[i] *= silu(gate[i])`: the gated activation of LLaMA's MLP, in place.
+    pub fn silu_mul(gate: &[f32], up: &mut [f32]) = silu_mul_body;
+}
+
+#[inline(always)]
+fn silu_mul_body<const SIMD: bool>(gate: &[f32], up: &mut [f32]) {
+    for (up, &gate) in up.iter_mut().zip(gate) {
+        // sigmoid(x) = 1 / (1 + e^-x) for x >= 0, and e^x / (1 + e^x) below: never overflows.
+        let e = exp_nonpositive::<SIMD>(-gate.abs());
+        let numerator = if gate >= 0.0 { 1.0 } else { e };
+        *up *= gate * (numerator / (1.0 + e));
+    }
+}
+
+/// Attention of several query rows over one stored row range: the inner loop of decoding.
+///
+/// Shapes: `queries` `[group_size, head_dim]`, already scaled; `keys` and `values` `[rows, head_dim]`; `scores` scratch
+/// of `[group_size, rows]`; `out` `[group_size, head_dim]`, overwritten with the *unnormalised* sum of
+/// `exp(score - max) * value`; `max_and_sum` `[group_size]`, overwritten with the largest score and the sum of
+/// exponentials. Ranges are merged with [`merge_partial`].
+pub struct PartialAttention<'a, T> {
+    /// `[group_size, head_dim]`
+    pub queries: &'a [f32],
+    /// `[rows, head_dim]`
+    pub keys: &'a [T],
+    /// `[rows, head_dim]`
+    pub values: &'a [T],
+    /// Numbers in a row; at most [`MAX_HEAD_DIM`].
+    pub head_dim: usize,
+    /// `[group_size, rows]`
+    pub scores: &'a mut [f32],
+    /// `[group_size, head_dim]`
+    pub out: &'a mut [f32],
+    /// `[group_size]`
+    pub max_and_sum: &'a mut [(f32, f32)],
+}
+
+/// The largest head dimension that decoding accepts.
+pub const MAX_HEAD_DIM: usize = 512;
+
+multiversion! {
+    /// Runs [`PartialAttention`].
+    pub fn partial_attention<T: Element>(work: PartialAttention<'_, T>) = partial_attention_body;
+}
+
+#[inline(always)]
+fn partial_attention_body<const SIMD: bool, T: Element>(work: PartialAttention<'_, T>) {
+    let PartialAttention { queries, keys, values, head_dim, scores, out, max_and_sum } = work;
+    let rows = keys.len() / head_dim;
+    let mut wide = [0.0f32; MAX_HEAD_DIM];
+    let wide = &mut wide[..head_dim];
+    for (row, key) in keys.chunks_exact(head_dim).enumerate() {
+        widen_body::<SIMD, T>(key, wide);
+        for (head, query) in queries.chunks_exact(head_dim).enumerate() {
+            scores[head * rows + row] = dot_body::<SIMD>(query, wide);
+        }
+    }
+    for (head, (row, max_and_sum)) in scores.chunks_exact_mut(rows).zip(max_and_sum).enumerate() {
+        let max = max_body::<SIMD>(row);
+        let sum = exp_body::<SIMD>(row, max);
+        *max_and_sum = (max, sum);
+        out[head * head_dim..(head + 1) * head_dim].fill(0.0);
+    }
+    for (row, value) in values.chunks_exact(head_dim).enumerate() {
+        widen_body::<SIMD, T>(value, wide);
+        for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
+            let weight = scores[head * rows + row];
+            for (out, &value) in out.iter_mut().zip(wide.iter()) {
+                *out = fma::<SIMD>(weight, value, *out);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn widen_body<const SIMD: bool, T: Element>(source: &[T], out: &mut [f32]) {
+    let (source_chunks, source_rest) = source.as_chunks::<8>();
+    let (out_chunks, out_rest) = out.as_chunks_mut::<8>();
+    for (source, out) in source_chunks.iter().zip(out_chunks) {
+        *out = T::widen8::<SIMD>(source);
+    }
+    for (source, out) in source_rest.iter().zip(out_rest) {
+        *out = source.widen();
+    }
+}
+
+/// Merges the partial results of two row ranges of the same query, `a` becoming the union.
+///
+/// * `a`, `b`: largest score and sum of exponentials
+/// * `a_out`, `b_out`: `[head_dim]` unnormalised sums
+pub fn merge_partial(a: &mut (f32, f32), a_out: &mut [f32], b: (f32, f32), b_out: &[f32]) {
+    let max = a.0.max(b.0);
+    let (a_scale, b_scale) = ((a.0 - max).exp(), (b.0 - max).exp());
+    *a = (max, a.1 * a_scale + b.1 * b_scale);
+    for (a, &b) in a_out.iter_mut().zip(b_out) {
+        *a = *a * a_scale + b * b_scale;
+    }
+}
+
+/// The instruction set of this processor, detected once.
+#[must_use]
+pub fn instruction_set() -> InstructionSet {
+    static SET: std::sync::OnceLock<InstructionSet> = std::sync::OnceLock::new();
+    *SET.get_or_init(InstructionSet::detect)
+}

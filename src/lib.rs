@@ -1,0 +1,39 @@
+//! LLaMA inference with a KV cache that keeps, for every head, only what that head attends to.
+//!
+//! The method is FastGen (Ge et al., *Model Tells You What to Discard*, ICLR 2024, arXiv 2310.01801): each KV head is
+//! profiled once, while the prompt is processed, and keeps the smallest union of special tokens, punctuation, heavy
+//! hitters and a local window that recovers its attention. Heads keep different numbers of rows, each in a buffer of its
+//! own length, so that memory is really freed.
+//!
+//! Layers of the library, each of which uses only those below it:
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`report`], [`plot`], [`fidelity`] | tables, log lines, JSON; pictures; agreement of two runs |
+//! | [`generate`] | the loop: sampling, stop rules, streaming |
+//! | [`checkpoint`], [`tokenizer`] | model files; text to tokens and back, chat templates |
+//! | [`model`] | LLaMA: weights only, no state |
+//! | [`attention`], [`cache`] | prefill with statistics, decode over ragged heads; what is kept |
+//! | [`profile`], [`policy`] | the search; one file for each policy |
+//! | [`kernels`], [`config`], [`tokens`], [`error`], [`memory`] | leaves |
+//!
+//! The library never prints, exits or reads the environment.
+
+pub mod attention;
+pub mod cache;
+pub mod checkpoint;
+pub mod config;
+pub mod error;
+pub mod fidelity;
+pub mod generate;
+pub mod kernels;
+pub mod memory;
+pub mod model;
+pub mod plot;
+pub mod policy;
+pub mod profile;
+pub mod report;
+pub mod tokenizer;
+pub mod tokens;
+
+pub use error::{Error, Result};

@@ -1,0 +1,35 @@
+//! Memory of this process, as the operating system counts it.
+
+/// Bytes of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ProcessMemory {
+    /// Resident now, mapped files (the weights) included.
+    pub resident: usize,
+    /// Resident now, mapped files apart.
+    pub anonymous: usize,
+    /// The most that was resident so far.
+    pub peak: usize,
+}
+
+/// Reads the process's memory; `None` where the system does not tell (anything but Linux).
+#[must_use]
+pub fn process_memory() -> Option<ProcessMemory> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let field = |name: &str| -> Option<usize> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        Some(line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()? * 1024)
+    };
+    Some(ProcessMemory { resident: field("VmRSS")?, anonymous: field("RssAnon")?, peak: field("VmHWM")? })
+}
+
+/// Gives memory that was freed back to the operating system.
+///
+/// The GNU C library keeps what a prefill freed for later use; a long-running process is better served by getting it
+/// back. Elsewhere this does nothing.
+pub fn release_unused() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: `malloc_trim` may be called at any time, from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

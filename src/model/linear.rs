@@ -1,0 +1,128 @@
+//! Linear layers and the embedding, over dense or quantised weights.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Tensor};
+
+use super::host;
+use crate::error::{Error, Result};
+use crate::kernels::quant::QuantMatrix;
+
+/// Weights `[out_features, in_features]`.
+#[derive(Debug, Clone)]
+enum Weights {
+    Dense(Tensor),
+    Quantised(Arc<QuantMatrix>),
+}
+
+/// `y = x W^T + b`.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    weights: Weights,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// A layer with a dense weight `[out_features, in_features]`.
+    #[must_use]
+    pub fn dense(weight: Tensor) -> Self {
+        Self { weights: Weights::Dense(weight), bias: None }
+    }
+
+    /// A layer that computes on the quantised blocks.
+    #[must_use]
+    pub fn quantised(weight: Arc<QuantMatrix>) -> Self {
+        Self { weights: Weights::Quantised(weight), bias: None }
+    }
+
+    /// Adds a bias `[out_features]`.
+    #[must_use]
+    pub fn with_bias(mut self, bias: Option<Tensor>) -> Self {
+        self.bias = bias;
+        self
+    }
+
+    /// Applies the layer.
+    ///
+    /// * `x`: `[seq_len, in_features]`, f32
+    ///
+    /// Returns `[seq_len, out_features]`, f32.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] or [`Error::Tensor`] if the shapes do not fit.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = match &self.weights {
+            Weights::Dense(weight) => x.matmul(&weight.t()?)?,
+            Weights::Quantised(weight) => {
+                let (seq_len, cols) = x.dims2()?;
+                if cols != weight.cols() {
+                    return Err(Error::shape("a linear layer's input", weight.cols(), cols));
+                }
+                let mut out = vec![0.0; seq_len * weight.rows()];
+                host::with_slice(x, |x| {
+                    weight.matmul(x, seq_len, &mut out);
+                    Ok(())
+                })?;
+                host::matrix(out, seq_len, weight.rows())?
+            }
+        };
+        match &self.bias {
+            Some(bias) => Ok(y.broadcast_add(bias)?),
+            None => Ok(y),
+        }
+    }
+}
+
+/// The table that turns token ids into vectors, `[vocab_size, hidden_size]`.
+#[derive(Debug, Clone)]
+pub struct Embedding(Weights);
+
+impl Embedding {
+    /// A dense table.
+    #[must_use]
+    pub fn dense(table: Tensor) -> Self {
+        Self(Weights::Dense(table))
+    }
+
+    /// A quantised table; rows are widened as they are looked up.
+    #[must_use]
+    pub fn quantised(table: Arc<QuantMatrix>) -> Self {
+        Self(Weights::Quantised(table))
+    }
+
+    /// The output layer that shares this table (`tie_word_embeddings`).
+    #[must_use]
+    pub fn tied_output(&self) -> Linear {
+        Linear { weights: self.0.clone(), bias: None }
+    }
+
+    /// Looks up ids.
+    ///
+    /// Returns `[ids.len(), hidden_size]`, f32.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an id outside of the vocabulary.
+    pub fn forward(&self, ids: &[u32]) -> Result<Tensor> {
+        let vocab_size = match &self.0 {
+            Weights::Dense(table) => table.dim(0)?,
+            Weights::Quantised(table) => table.rows(),
+        };
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
+            return Err(Error::input(format!("token id `{id}` is outside of the vocabulary of {vocab_size}")));
+        }
+        match &self.0 {
+            Weights::Dense(table) => {
+                let ids = Tensor::new(ids, table.device())?;
+                Ok(table.index_select(&ids, 0)?.to_dtype(DType::F32)?)
+            }
+            Weights::Quantised(table) => {
+                let cols = table.cols();
+                let mut out = vec![0.0; ids.len() * cols];
+                for (&id, row) in ids.iter().zip(out.chunks_exact_mut(cols)) {
+                    table.dequantize_rows(id as usize..id as usize + 1, row);
+                }
+                host::matrix(out, ids.len(), cols)
+            }
+        }
+    }
+}

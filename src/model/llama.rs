@@ -1,0 +1,273 @@
+//! The whole model: prefill of a prompt with profiling, and decoding of one token.
+
+use std::ops::ControlFlow;
+
+use candle_core::Tensor;
+
+use super::block::{Block, BlockContext, norm};
+use super::config::LlamaConfig;
+use super::host;
+use super::linear::{Embedding, Linear};
+use super::rope::Rope;
+use crate::attention::decode::decode;
+use crate::attention::map::MapAccumulator;
+use crate::attention::prefill::{PromptRows, QueryBlock, largest_differences, prefill};
+use crate::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
+use crate::error::{Error, Result};
+use crate::memory;
+use crate::profile::{HeadChoice, LayerStats, Profiler, StatsRequest};
+use crate::tokens::TokenClass;
+
+/// Prompt rows that go through a layer at a time: bounds scratch, and is enough to keep matrix products busy.
+const PREFILL_BLOCK: usize = 512;
+
+/// A LLaMA model's weights. It holds no state: every call is given the cache that it reads and writes.
+#[derive(Debug, Clone)]
+pub struct Llama {
+    config: LlamaConfig,
+    embed_tokens: Embedding,
+    layers: Vec<Block>,
+    norm: Tensor,
+    lm_head: Linear,
+    rope: Rope,
+}
+
+/// What a prompt left behind.
+#[derive(Debug)]
+pub struct Prefill {
+    /// `[vocab_size]` logits of the next token.
+    pub logits: Vec<f32>,
+    /// What each layer keeps.
+    pub layers: Vec<LayerSummary>,
+    /// Time that choosing and storing took, apart from collecting statistics, which is part of attention.
+    pub profile_time: std::time::Duration,
+}
+
+/// Watches a prefill: progress, choices, attention maps; can stop it.
+///
+/// Every method does nothing by default.
+pub trait PrefillObserver {
+    /// Called after each block of each layer; `done` goes up to `total` (prompt rows times layers). Breaking ends the
+    /// prefill with [`Error::Interrupted`].
+    fn progress(&mut self, _done: usize, _total: usize) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    /// The largest side, in cells, of the attention maps to collect; `None` for no maps.
+    fn map_side(&self) -> Option<usize> {
+        None
+    }
+
+    /// Called when a layer is stored, with its maps (one for each query head) if there are any.
+    ///
+    /// # Errors
+    /// Whatever the observer's own work fails with; it ends the prefill.
+    fn layer_done(&mut self, _summary: &LayerSummary, _maps: Option<&MapAccumulator>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Watches nothing.
+impl PrefillObserver for () {}
+
+impl Llama {
+    /// Puts a model together.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the number of blocks is not that of the configuration.
+    pub fn new(
+        config: LlamaConfig,
+        embed_tokens: Embedding,
+        layers: Vec<Block>,
+        norm: Tensor,
+        lm_head: Linear,
+    ) -> Result<Self> {
+        if layers.len() != config.num_layers {
+            return Err(Error::shape("a model's blocks", config.num_layers, layers.len()));
+        }
+        let rope = Rope::new(&config.rope);
+        Ok(Self { config, embed_tokens, layers, norm, lm_head, rope })
+    }
+
+    /// Sizes of the model.
+    #[must_use]
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    /// An empty cache for one sequence.
+    #[must_use]
+    pub fn new_cache(&self, dtype: KvDtype, retention: Retention) -> AdaptiveKvCache {
+        AdaptiveKvCache::new(self.config.num_layers, self.config.heads, dtype, retention)
+    }
+
+    /// Processes a prompt, fills the cache with what its heads keep, and returns the logits of the next token.
+    ///
+    /// Layers are processed one after the other over the whole prompt, in blocks of rows; a layer's full keys and values
+    /// are dropped before the next layer starts.
+    ///
+    /// * `ids`: at least one token, at most the context length
+    /// * `cache`: empty, from [`new_cache`](Self::new_cache)
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an empty or too long prompt, or an unknown id; [`Error::Interrupted`] if the observer says
+    /// so; whatever the observer fails with.
+    pub fn prefill(
+        &self,
+        ids: &[u32],
+        cache: &mut AdaptiveKvCache,
+        observer: &mut dyn PrefillObserver,
+    ) -> Result<Prefill> {
+        self.check_room(cache.seen(), ids.len())?;
+        let classes = cache.classify(ids);
+        let mut hidden: Vec<Tensor> =
+            ids.chunks(PREFILL_BLOCK).map(|ids| self.embed_tokens.forward(ids)).collect::<Result<_>>()?;
+        let angles = self.rope.angles(0, ids.len());
+        let total = ids.len() * self.config.num_layers;
+        let mut layers = Vec::with_capacity(self.config.num_layers);
+        let mut profile_time = std::time::Duration::ZERO;
+        for (index, block) in self.layers.iter().enumerate() {
+            let profiler = match cache.retention() {
+                Retention::Full => None,
+                Retention::Adaptive { profiler, .. } => Some(profiler.clone()),
+            };
+            let mut pass = LayerPass::new(self, profiler.as_ref(), &classes, ids.len(), observer.map_side());
+            for (block_index, rows) in hidden.iter_mut().enumerate() {
+                let first_position = block_index * PREFILL_BLOCK;
+                *rows = pass.block(block, rows, first_position, self.context(&angles, first_position, rows.dim(0)?))?;
+                let done = index * ids.len() + pass.keys.len();
+                if observer.progress(done, total).is_break() {
+                    return Err(Error::Interrupted);
+                }
+            }
+            let started = std::time::Instant::now();
+            let choices = pass.choose(profiler.as_ref(), &classes)?;
+            let summary = cache.layer_mut(index)?.store_prompt(&pass.keys, &pass.values, choices)?;
+            profile_time += started.elapsed();
+            observer.layer_done(&summary, pass.maps.as_ref())?;
+            layers.push(summary);
+        }
+        cache.advance(ids.len());
+        let last = hidden.pop().ok_or_else(|| Error::input("the prompt is empty"))?;
+        let last = last.narrow(0, last.dim(0)? - 1, 1)?;
+        drop(hidden);
+        let logits = self.logits(&last)?;
+        memory::release_unused();
+        Ok(Prefill { logits, layers, profile_time })
+    }
+
+    /// Processes one more token and returns the logits of the next, `[vocab_size]`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the context is full or the id is unknown.
+    pub fn decode(&self, id: u32, cache: &mut AdaptiveKvCache) -> Result<Vec<f32>> {
+        let position = cache.seen();
+        self.check_room(position, 1)?;
+        let mut hidden = self.embed_tokens.forward(&[id])?; // [1, hidden_size]
+        let angles = self.rope.angles(position, 1);
+        let context = self.context(&angles, 0, 1);
+        for (index, block) in self.layers.iter().enumerate() {
+            let projected = block.project(&hidden, context)?;
+            let layer = cache.layer_mut(index)?;
+            layer.append(&projected.keys, &projected.values, position)?;
+            let attended = decode(self.config.heads, &projected.queries, &layer.rows())?;
+            hidden = block.finish(&hidden, attended, context)?;
+        }
+        cache.advance(1);
+        self.logits(&hidden)
+    }
+
+    /// Logits `[vocab_size]` from the last hidden state `[1, hidden_size]`.
+    fn logits(&self, hidden: &Tensor) -> Result<Vec<f32>> {
+        let normed = norm(hidden, &self.norm, self.config.rms_norm_eps)?;
+        host::to_vec(&self.lm_head.forward(&normed)?)
+    }
+
+    fn context<'a>(&'a self, angles: &'a [(f32, f32)], first_row: usize, num_rows: usize) -> BlockContext<'a> {
+        let half = self.config.rope.dim / 2;
+        BlockContext {
+            layout: self.config.heads,
+            rms_norm_eps: self.config.rms_norm_eps,
+            rope: &self.rope,
+            angles: &angles[first_row * half..(first_row + num_rows) * half],
+        }
+    }
+
+    fn check_room(&self, seen: usize, new: usize) -> Result<()> {
+        let context = self.config.context_length;
+        if new == 0 {
+            return Err(Error::input("the prompt is empty").with_hint("give at least one token"));
+        }
+        if seen + new > context {
+            return Err(Error::input(format!(
+                "{} tokens are more than the model's context of {context}",
+                seen + new
+            ))
+            .with_hint("shorten the prompt"));
+        }
+        Ok(())
+    }
+}
+
+/// One layer's work on a prompt: its full keys and values, and what profiling collects.
+struct LayerPass {
+    keys: PromptRows,
+    values: PromptRows,
+    stats: Option<LayerStats>,
+    /// Queries of the whole prompt, `[prompt_len, num_heads, head_dim]`, kept only if a second pass may be needed.
+    queries: Option<Vec<f32>>,
+    maps: Option<MapAccumulator>,
+    layout: crate::attention::HeadLayout,
+}
+
+impl LayerPass {
+    fn new(
+        model: &Llama,
+        profiler: Option<&Profiler>,
+        classes: &[TokenClass],
+        prompt_len: usize,
+        map_side: Option<usize>,
+    ) -> Self {
+        let layout = model.config.heads;
+        let needs_queries = profiler.is_some_and(Profiler::may_need_second_pass);
+        Self {
+            keys: PromptRows::with_capacity(layout, prompt_len),
+            values: PromptRows::with_capacity(layout, prompt_len),
+            stats: profiler.map(|profiler| {
+                let request: StatsRequest = profiler.request(classes);
+                LayerStats::new(request, layout.num_heads, prompt_len)
+            }),
+            queries: needs_queries.then(|| Vec::with_capacity(prompt_len * layout.query_width())),
+            maps: map_side.map(|side| MapAccumulator::new(layout.num_heads, prompt_len, side)),
+            layout,
+        }
+    }
+
+    /// Runs one block of rows `[seq_len, hidden_size]` through the layer.
+    fn block(&mut self, block: &Block, hidden: &Tensor, first_position: usize, context: BlockContext<'_>) -> Result<Tensor> {
+        let projected = block.project(hidden, context)?;
+        self.keys.push(&projected.keys)?;
+        self.values.push(&projected.values)?;
+        let attended = prefill(
+            self.layout,
+            QueryBlock { queries: &projected.queries, first_position },
+            &self.keys,
+            &self.values,
+            self.stats.as_mut(),
+            self.maps.as_mut().map(MapAccumulator::heads_mut),
+        )?;
+        if let Some(queries) = &mut self.queries {
+            queries.extend_from_slice(&projected.queries);
+        }
+        block.finish(hidden, attended, context)
+    }
+
+    fn choose(&self, profiler: Option<&Profiler>, classes: &[TokenClass]) -> Result<Option<Vec<HeadChoice>>> {
+        let (Some(profiler), Some(stats)) = (profiler, &self.stats) else { return Ok(None) };
+        let choices = profiler.choose(classes, self.layout.num_kv_heads, stats, |pending| {
+            let queries = self.queries.as_deref().unwrap_or_default();
+            largest_differences(self.layout, QueryBlock { queries, first_position: 0 }, &self.keys, pending)
+        })?;
+        Ok(Some(choices))
+    }
+}

@@ -1,0 +1,15 @@
+//! LLaMA: configuration, blocks, rotary positions and linear layers. Weights only: state lives in the cache that a call
+//! is given.
+
+mod block;
+mod config;
+mod host;
+mod linear;
+mod llama;
+mod rope;
+
+pub use block::Block;
+pub use config::{LlamaConfig, RopeLayout, RopeSettings};
+pub use linear::{Embedding, Linear};
+pub use llama::{Llama, Prefill, PrefillObserver};
+pub use rope::Rope;

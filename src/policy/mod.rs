@@ -1,0 +1,89 @@
+//! Policies: each names the prompt positions that one KV head keeps (paper, section 3.4).
+//!
+//! A policy is a pure function on the host over one KV head's facts; it never sees a tensor, a layer or a file. A new
+//! policy is one new file here and one line in [`POLICIES`]: the configuration, `--help`, the search and the contract
+//! tests take it from the registry.
+//!
+//! Not for: deciding which policies a head needs (see [`crate::profile`]).
+
+mod frequency;
+mod full;
+mod locality;
+mod punctuation;
+mod special;
+
+use crate::tokens::TokenClass;
+
+pub use frequency::Frequency;
+pub use full::Full;
+pub use locality::Locality;
+pub use punctuation::Punctuation;
+pub use special::Special;
+
+/// Every policy that a configuration can name, in the default search order (paper, eq. 2).
+pub static POLICIES: &[&dyn Policy] = &[&Special, &Punctuation, &Frequency, &Locality, &Full];
+
+/// What a policy may know of one KV head after the prompt.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadFacts<'a> {
+    /// `[n]` class of the token at each prompt position.
+    pub classes: &'a [TokenClass],
+    /// `[n]` attention that each position received: column sums of the attention maps over all query rows and over the
+    /// query heads of this KV head. Empty unless some policy of the search [needs them](Policy::needs_column_sums).
+    pub column_sums: &'a [f32],
+}
+
+/// The numbers that policies depend on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PolicySettings {
+    /// Share of the prompt that `frequency` keeps, in 0..=1.
+    pub frequency_ratio: f64,
+    /// Share of the prompt that `locality` keeps, in 0..=1.
+    pub locality_ratio: f64,
+    /// How many leading positions `special` keeps whatever their token is.
+    pub sink_tokens: usize,
+}
+
+/// One rule for what a KV head keeps.
+pub trait Policy: Sync + std::fmt::Debug {
+    /// The name in configurations and logs.
+    fn name(&self) -> &'static str;
+
+    /// What it keeps and which setting it reads, in one line for `--help`.
+    fn summary(&self) -> &'static str;
+
+    /// Sets `keep[p]` for every prompt position `p` that this policy keeps, and leaves the others as they are.
+    ///
+    /// * `keep`: `[n]`, as long as `facts.classes`
+    fn mark(&self, facts: &HeadFacts<'_>, settings: &PolicySettings, keep: &mut [bool]);
+
+    /// Whether [`mark`](Self::mark) reads `facts.column_sums`.
+    fn needs_column_sums(&self) -> bool {
+        false
+    }
+
+    /// The width, in positions, of the sliding window that this policy means at each query row of a prompt of
+    /// `prompt_len` tokens; `None` for a policy whose keep-set is the same for every row.
+    fn window(&self, _prompt_len: usize, _settings: &PolicySettings) -> Option<usize> {
+        None
+    }
+
+    /// Whether this policy keeps everything, and so ends the search.
+    fn keeps_all(&self) -> bool {
+        false
+    }
+}
+
+/// Finds a policy by its name in configurations.
+#[must_use]
+pub fn by_name(name: &str) -> Option<&'static dyn Policy> {
+    POLICIES.iter().copied().find(|policy| policy.name() == name)
+}
+
+/// How many of `len` positions a ratio stands for: `floor(ratio * len + 1e-9)`, so that 0.3 of 10 is 3.
+#[must_use]
+pub fn ratio_count(ratio: f64, len: usize) -> usize {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+    let count = (ratio * len as f64 + 1e-9).floor().max(0.0) as usize;
+    count.min(len)
+}

@@ -1,0 +1,25 @@
+//! `special`: special tokens and the attention sink.
+
+use super::{HeadFacts, Policy, PolicySettings};
+
+/// Keeps special (control) tokens, and the first `sink_tokens` positions.
+///
+/// A Llama-2 prompt begins with `<s>`, which is both; a model without BOS keeps its attention sink by the second rule.
+#[derive(Debug)]
+pub struct Special;
+
+impl Policy for Special {
+    fn name(&self) -> &'static str {
+        "special"
+    }
+
+    fn summary(&self) -> &'static str {
+        "special tokens, and the first `sink_tokens` positions"
+    }
+
+    fn mark(&self, facts: &HeadFacts<'_>, settings: &PolicySettings, keep: &mut [bool]) {
+        for (position, (keep, class)) in keep.iter_mut().zip(facts.classes).enumerate() {
+            *keep |= class.special || position < settings.sink_tokens;
+        }
+    }
+}

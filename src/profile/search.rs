@@ -1,0 +1,249 @@
+//! The greedy search: unions of policies in a fixed order, the first that recovers the head is taken (paper, eq. 2).
+
+use std::sync::Arc;
+
+use super::stats::{HeadStats, LayerStats, MassRequest, StatsRequest};
+use crate::config::{AdaptiveConfig, Criterion, GroupReduction};
+use crate::error::{Error, Result};
+use crate::policy::HeadFacts;
+use crate::tokens::TokenClass;
+
+/// What one KV head keeps of the prompt, and why.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeadChoice {
+    /// Index of the KV head in its layer.
+    pub kv_head: usize,
+    /// Index of the chosen level in the search order.
+    pub level: usize,
+    /// Recovered mass (`mass`) or largest difference (`max_abs`) of each level tried, up to the chosen one.
+    pub recovered: Vec<f64>,
+    /// Kept prompt positions, ascending.
+    pub positions: Vec<u32>,
+}
+
+/// Chooses for every KV head the smallest union of policies that recovers it.
+#[derive(Debug, Clone)]
+pub struct Profiler {
+    config: Arc<AdaptiveConfig>,
+}
+
+/// The levels of one KV head, while the search looks at them.
+struct Levels {
+    /// `[levels][prompt_len]`, the last one all true.
+    masks: Vec<Vec<bool>>,
+}
+
+impl Profiler {
+    /// A search as `config` says.
+    #[must_use]
+    pub fn new(config: Arc<AdaptiveConfig>) -> Self {
+        Self { config }
+    }
+
+    /// The configuration of the search.
+    #[must_use]
+    pub fn config(&self) -> &AdaptiveConfig {
+        &self.config
+    }
+
+    /// Whether [`choose`](Self::choose) may ask for a second pass over the prompt's rows.
+    #[must_use]
+    pub fn may_need_second_pass(&self) -> bool {
+        self.config.criterion == Criterion::MaxAbs && self.first_attention_level() + 1 < self.config.policies.num_levels()
+    }
+
+    /// What has to be collected while a prompt is processed.
+    ///
+    /// * `classes`: `[prompt_len]`
+    #[must_use]
+    pub fn request(&self, classes: &[TokenClass]) -> StatsRequest {
+        let prompt_len = classes.len();
+        let settings = self.config.policy_settings();
+        let policies = self.config.policies.policies();
+        let column_sums = policies.iter().any(|policy| policy.needs_column_sums());
+        match self.config.criterion {
+            Criterion::Mass => {
+                let window = policies.iter().filter_map(|policy| policy.window(prompt_len, &settings)).max();
+                let first_row = prompt_len - self.config.profile_rows.count(prompt_len);
+                StatsRequest { column_sums, mass: Some(MassRequest { first_row, window }), masks: Vec::new() }
+            }
+            Criterion::MaxAbs => {
+                let levels = self.levels(&HeadFacts { classes, column_sums: &[] });
+                let masks = levels.masks[..self.first_attention_level()].iter().map(|mask| as_numbers(mask)).collect();
+                StatsRequest { column_sums, mass: None, masks }
+            }
+        }
+    }
+
+    /// Chooses what each KV head of a layer keeps.
+    ///
+    /// * `classes`: `[prompt_len]`
+    /// * `stats`: collected as [`request`](Self::request) says, over the whole prompt; query heads `g * group_size ..`
+    ///   share KV head `g`
+    /// * `second_pass`: largest differences of further masks, which depend on attention and so are known only now:
+    ///   given pairs of a KV head and its `[levels][prompt_len]` masks, returns `[levels]` for each pair, the largest
+    ///   over the head's query heads; called at most once, and never for the criterion `mass`
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the query heads cannot be shared out; whatever `second_pass` returns.
+    pub fn choose(
+        &self,
+        classes: &[TokenClass],
+        num_kv_heads: usize,
+        stats: &LayerStats,
+        second_pass: impl FnOnce(&[(usize, Vec<Vec<f32>>)]) -> Result<Vec<Vec<f32>>>,
+    ) -> Result<Vec<HeadChoice>> {
+        if num_kv_heads == 0 || !stats.heads.len().is_multiple_of(num_kv_heads) {
+            return Err(Error::shape("profiling", format!("a multiple of {num_kv_heads} query heads"), stats.heads.len()));
+        }
+        let groups: Vec<&[HeadStats]> = stats.heads.chunks(stats.heads.len() / num_kv_heads).collect();
+        let levels: Vec<Levels> = groups
+            .iter()
+            .map(|group| self.levels(&HeadFacts { classes, column_sums: &group_column_sums(group) }))
+            .collect();
+
+        let values: Vec<Vec<f64>> = match self.config.criterion {
+            Criterion::Mass => {
+                groups.iter().zip(&levels).map(|(group, levels)| self.recovered_masses(group, levels, classes)).collect()
+            }
+            Criterion::MaxAbs => self.largest_differences(&groups, &levels, second_pass)?,
+        };
+        let choices = levels.into_iter().zip(values).enumerate().map(|(kv_head, (levels, recovered))| {
+            let level = recovered.len() - 1;
+            HeadChoice { kv_head, level, recovered, positions: positions(&levels.masks[level]) }
+        });
+        Ok(choices.collect())
+    }
+
+    /// Whether a level's value means that the head is recovered.
+    fn recovers(&self, value: f64) -> bool {
+        match self.config.criterion {
+            Criterion::Mass => value >= self.config.recovery_threshold,
+            Criterion::MaxAbs => value < 1.0 - self.config.recovery_threshold,
+        }
+    }
+
+    /// Index of the first level whose keep-set depends on attention; at most that of the last level, which never does.
+    fn first_attention_level(&self) -> usize {
+        let policies = self.config.policies.policies();
+        policies.iter().position(|policy| policy.needs_column_sums()).unwrap_or(policies.len() - 1)
+    }
+
+    fn levels(&self, facts: &HeadFacts<'_>) -> Levels {
+        let settings = self.config.policy_settings();
+        let mut keep = vec![false; facts.classes.len()];
+        let masks = self.config.policies.policies().iter().map(|policy| {
+            policy.mark(facts, &settings, &mut keep);
+            keep.clone()
+        });
+        Levels { masks: masks.collect() }
+    }
+
+    /// Recovered mass of each level up to the first that recovers the head.
+    ///
+    /// A policy with a sliding window counts by what its window holds at each row, the others by their columns.
+    fn recovered_masses(&self, group: &[HeadStats], levels: &Levels, classes: &[TokenClass]) -> Vec<f64> {
+        let settings = self.config.policy_settings();
+        let policies = self.config.policies.policies();
+        let column_sums = group_column_sums(group);
+        let facts = HeadFacts { classes, column_sums: &column_sums };
+        #[expect(clippy::cast_precision_loss)]
+        let rows = self.config.profile_rows.count(classes.len()) as f64;
+
+        let mut values = Vec::new();
+        let mut fixed = vec![false; classes.len()];
+        let mut has_window = false;
+        for (level, policy) in policies.iter().enumerate() {
+            if level + 1 == levels.masks.len() {
+                values.push(1.0);
+                break;
+            }
+            if policy.window(classes.len(), &settings).is_some() {
+                has_window = true;
+            } else {
+                policy.mark(&facts, &settings, &mut fixed);
+            }
+            let masses = group.iter().map(|head| {
+                let outside: &[f32] = if has_window { &head.window_sums } else { &[] };
+                let kept: f64 = fixed.iter().zip(head.profiled()).filter(|(keep, _)| **keep).map(|(_, &sum)| f64::from(sum)).sum();
+                let windowed: f64 = fixed.iter().zip(outside).filter(|(keep, _)| !**keep).map(|(_, &sum)| f64::from(sum)).sum();
+                (kept + windowed) / rows
+            });
+            #[expect(clippy::cast_precision_loss)]
+            let value = match self.config.gqa {
+                GroupReduction::Min => masses.fold(f64::INFINITY, f64::min),
+                GroupReduction::Mean => masses.sum::<f64>() / group.len() as f64,
+            };
+            values.push(value);
+            if self.recovers(value) {
+                break;
+            }
+        }
+        values
+    }
+
+    /// Largest difference of each level up to the first that recovers the head, for every KV head.
+    fn largest_differences(
+        &self,
+        groups: &[&[HeadStats]],
+        levels: &[Levels],
+        second_pass: impl FnOnce(&[(usize, Vec<Vec<f32>>)]) -> Result<Vec<Vec<f32>>>,
+    ) -> Result<Vec<Vec<f64>>> {
+        let first_pass_levels = self.first_attention_level();
+        let last_level = self.config.policies.num_levels() - 1;
+        let mut values: Vec<Vec<f64>> = groups
+            .iter()
+            .map(|group| {
+                let worst = (0..first_pass_levels)
+                    .map(|level| f64::from(group.iter().map(|head| head.differences[level]).fold(0.0, f32::max)));
+                self.until_recovered(worst).collect()
+            })
+            .collect();
+        let open = |values: &[f64]| !values.last().is_some_and(|&value| self.recovers(value));
+        let pending: Vec<(usize, Vec<Vec<f32>>)> = (0..groups.len())
+            .filter(|&head| first_pass_levels < last_level && open(&values[head]))
+            .map(|head| (head, levels[head].masks[first_pass_levels..last_level].iter().map(|mask| as_numbers(mask)).collect()))
+            .collect();
+        if !pending.is_empty() {
+            for ((head, _), differences) in pending.iter().zip(second_pass(&pending)?) {
+                values[*head].extend(self.until_recovered(differences.into_iter().map(f64::from)));
+            }
+        }
+        for values in &mut values {
+            if open(values) {
+                values.push(0.0); // everything is kept: no difference
+            }
+        }
+        Ok(values)
+    }
+
+    /// The values up to the first that recovers, that one included.
+    fn until_recovered(&self, values: impl Iterator<Item = f64>) -> impl Iterator<Item = f64> {
+        let mut done = false;
+        values.take_while(move |&value| {
+            let take = !done;
+            done |= self.recovers(value);
+            take
+        })
+    }
+}
+
+/// Column sums of a KV head: those of its query heads added up; empty if not collected.
+fn group_column_sums(group: &[HeadStats]) -> Vec<f32> {
+    let mut sums = group.first().map(|head| head.column_sums.clone()).unwrap_or_default();
+    for head in group.iter().skip(1) {
+        for (sum, &value) in sums.iter_mut().zip(&head.column_sums) {
+            *sum += value;
+        }
+    }
+    sums
+}
+
+fn as_numbers(mask: &[bool]) -> Vec<f32> {
+    mask.iter().map(|&keep| f32::from(u8::from(keep))).collect()
+}
+
+/// Positions of the true entries, ascending.
+fn positions(mask: &[bool]) -> Vec<u32> {
+    (0u32..).zip(mask).filter(|(_, keep)| **keep).map(|(position, _)| position).collect()
+}

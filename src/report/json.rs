@@ -1,0 +1,181 @@
+//! The JSON report of a run. Keys may be added, never renamed; times in milliseconds, sizes in bytes, ratios as
+//! fractions.
+
+use std::io::Write;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::cache::{CacheBytes, LayerSummary};
+use crate::config::{AdaptiveConfig, SearchOrder};
+use crate::error::{Error, Result};
+use crate::generate::{FinishReason, GenerationOptions};
+use crate::model::LlamaConfig;
+
+/// Everything about one `generate` run.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub version: &'static str,
+    pub model: ModelReport,
+    pub device: String,
+    pub threads: usize,
+    pub kv_dtype: &'static str,
+    pub adaptive: bool,
+    /// The configuration as used, every default spelt out; `null` for a full cache.
+    pub config: Option<AdaptiveConfig>,
+    pub generation: GenerationOptions,
+    pub prompt_tokens: Vec<u32>,
+    /// The ten most probable next tokens after the prompt.
+    pub next_token_logprobs: Vec<(u32, f32)>,
+    pub generated_tokens: Vec<u32>,
+    pub text: String,
+    pub finish_reason: FinishReason,
+    /// The cache right after prefill.
+    pub layers: Vec<LayerReport>,
+    pub kv: KvReport,
+    pub timings: Timings,
+    pub memory: MemoryReport,
+}
+
+/// The model that ran.
+#[derive(Debug, Serialize)]
+pub struct ModelReport {
+    pub path: String,
+    pub format: &'static str,
+    pub architecture: &'static str,
+    pub num_layers: usize,
+    pub num_heads: usize,
+    pub num_kv_heads: usize,
+    pub head_dim: usize,
+    pub weights_bytes: usize,
+    pub dtype: &'static str,
+}
+
+impl ModelReport {
+    /// Describes a model that was loaded from a GGUF file.
+    #[must_use]
+    pub fn gguf(path: &Path, config: &LlamaConfig, weights_bytes: usize, dtype: &'static str) -> Self {
+        Self {
+            path: path.display().to_string(),
+            format: "gguf",
+            architecture: "llama",
+            num_layers: config.num_layers,
+            num_heads: config.heads.num_heads,
+            num_kv_heads: config.heads.num_kv_heads,
+            head_dim: config.heads.head_dim,
+            weights_bytes,
+            dtype,
+        }
+    }
+}
+
+/// What one layer keeps.
+#[derive(Debug, Serialize)]
+pub struct LayerReport {
+    pub layer: usize,
+    #[serde(flatten)]
+    pub bytes: KvReport,
+    pub heads: Vec<HeadReport>,
+}
+
+/// What one head keeps.
+#[derive(Debug, Serialize)]
+pub struct HeadReport {
+    pub kv_head: usize,
+    pub level: usize,
+    pub policies: Vec<&'static str>,
+    pub prompt_len: usize,
+    pub kept: usize,
+    pub recovered: Vec<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub positions: Option<Vec<u32>>,
+}
+
+/// Sizes of a cache.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct KvReport {
+    pub raw_bytes: usize,
+    pub kept_bytes: usize,
+    pub allocated_bytes: usize,
+    pub saved_ratio: f64,
+}
+
+impl From<CacheBytes> for KvReport {
+    fn from(bytes: CacheBytes) -> Self {
+        Self {
+            raw_bytes: bytes.raw,
+            kept_bytes: bytes.kept,
+            allocated_bytes: bytes.allocated,
+            saved_ratio: bytes.saved_ratio(),
+        }
+    }
+}
+
+/// How long the parts of a run took.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Timings {
+    pub load_ms: f64,
+    /// The whole prefill, profiling included.
+    pub prefill_ms: f64,
+    /// Choosing and storing alone; collecting statistics is part of attention.
+    pub profile_ms: f64,
+    pub decode_ms: f64,
+    pub prefill_tokens_per_s: f64,
+    pub decode_tokens_per_s: f64,
+}
+
+/// Memory of the process; 0 where the system does not tell.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct MemoryReport {
+    pub peak_rss_bytes: usize,
+    /// Resident right after prefill.
+    pub prefill_rss_bytes: usize,
+}
+
+/// Level and policy names of a head; a head that was not searched keeps everything.
+#[must_use]
+pub fn head_policies(level: Option<usize>, order: &SearchOrder) -> (usize, Vec<&'static str>) {
+    let level = level.unwrap_or(order.num_levels() - 1);
+    (level, order.level_names(level))
+}
+
+impl LayerReport {
+    /// Describes a layer; `with_positions` lists the kept positions too.
+    #[must_use]
+    pub fn new(summary: &LayerSummary, order: &SearchOrder, with_positions: bool) -> Self {
+        let heads = summary.heads.iter().map(|head| {
+            let (level, policies) = head_policies(head.level, order);
+            HeadReport {
+                kv_head: head.kv_head,
+                level,
+                policies,
+                prompt_len: summary.prompt_len,
+                kept: head.positions.len(),
+                recovered: head.recovered.clone(),
+                positions: with_positions.then(|| head.positions.clone()),
+            }
+        });
+        Self { layer: summary.layer, bytes: summary.bytes.into(), heads: heads.collect() }
+    }
+}
+
+impl Report {
+    /// Writes the report, to a temporary file first: a reader never meets half a report.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with the path.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let mut text = serde_json::to_vec_pretty(self).map_err(|error| Error::io("write", path, error.into()))?;
+        text.push(b'\n');
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{}.tmp", std::process::id()));
+        let temporary = path.with_file_name(name);
+        let written = std::fs::File::create(&temporary)
+            .and_then(|mut file| file.write_all(&text))
+            .and_then(|()| std::fs::rename(&temporary, path));
+        written.map_err(|source| {
+            let _ = std::fs::remove_file(&temporary); // it may never have come to be
+            Error::io("write", path, source)
+        })
+    }
+}

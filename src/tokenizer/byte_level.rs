@@ -1,0 +1,243 @@
+//! GPT-2's byte-level BPE, by the Hugging Face crate: which pre-tokenizer goes with which name in a GGUF file.
+//!
+//! Special tokens are not handled here; the caller finds them in the text first. Names are llama.cpp's
+//! (`tokenizer.ggml.pre`), splitting rules are those of the models' own `tokenizer.json`.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::LazyLock;
+
+use tokenizers::models::bpe::{BPE, Vocab as BpeVocab};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel as BytesPre;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer as HfTokenizer};
+
+use super::special::{Part, TokenSet};
+use super::vocab::{Kind, Vocab};
+use crate::error::{Error, Result};
+
+/// How text is cut into words before its bytes are merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pre {
+    /// llama.cpp's rule for files that name none.
+    Default,
+    Gpt2,
+    /// GPT-2's words, and every digit for itself.
+    Digits,
+    Llama3,
+    Qwen2,
+    Tekken,
+}
+
+/// Name in a GGUF file, rule, whether a whole word that is a token is taken without merging, whether BOS is the default.
+const PRE_TOKENIZERS: &[(&str, Pre, bool, bool)] = &[
+    ("default", Pre::Default, false, false),
+    ("gpt-2", Pre::Gpt2, false, false),
+    ("gpt2", Pre::Gpt2, false, false),
+    ("smollm", Pre::Digits, false, false),
+    ("starcoder", Pre::Digits, false, false),
+    ("refact", Pre::Digits, false, false),
+    ("command-r", Pre::Digits, false, false),
+    ("codeshell", Pre::Digits, false, false),
+    ("llama-bpe", Pre::Llama3, true, true),
+    ("llama3", Pre::Llama3, true, true),
+    ("llama-v3", Pre::Llama3, true, true),
+    ("falcon3", Pre::Llama3, true, true),
+    ("dbrx", Pre::Llama3, false, false),
+    ("smaug-bpe", Pre::Llama3, false, false),
+    ("qwen2", Pre::Qwen2, false, false),
+    ("tekken", Pre::Tekken, true, true),
+];
+
+const PUNCTUATION: &str = r"[\p{P}$+<=>^~|]+";
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// Longest run of white space that is split, in bytes. The regex engine gives up at a million, and the crate around
+/// it would then leave the rest of the text in one piece without a word.
+const MAX_SPACES: usize = 500_000;
+
+/// A byte-level BPE model, ready to encode.
+#[derive(Debug)]
+pub(super) struct ByteLevel {
+    inner: HfTokenizer,
+    /// Pieces that are cut out of the text before it is split into words.
+    user_defined: TokenSet,
+    bos_by_default: bool,
+}
+
+impl ByteLevel {
+    /// Builds the model of a vocabulary; `pre` is the pre-tokenizer's name, `merges` are pairs, most important first.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for an unknown `pre`; [`Error::BadFile`] for merges that do not fit the vocabulary.
+    pub fn new(vocab: &Vocab, pre: Option<&str>, merges: &[String]) -> Result<Self> {
+        let name = pre.unwrap_or("default");
+        let Some(&(_, pre, whole_words, bos_by_default)) = PRE_TOKENIZERS.iter().find(|(known, ..)| *known == name)
+        else {
+            let known: Vec<_> = PRE_TOKENIZERS.iter().map(|(known, ..)| *known).collect();
+            return Err(Error::unsupported(format!("the pre-tokenizer `{name}` of `{}`", vocab.path().display()))
+                .with_hint(format!("supported are {}", known.join(", "))));
+        };
+        let merges = checked_merges(vocab, merges)?;
+        let failed =
+            |e: tokenizers::Error| Error::bad_file(vocab.path(), format!("its tokenizer cannot be built: {e}"));
+        // Without the special tokens, so that no text can spell them.
+        let spellings: BpeVocab =
+            vocab.iter().filter(|(.., kind)| is_text(*kind)).map(|(id, text, _)| (text.to_owned(), id)).collect();
+        let model =
+            BPE::builder().vocab_and_merges(spellings, merges).ignore_merges(whole_words).build().map_err(failed)?;
+        let mut inner = HfTokenizer::new(model);
+        inner.with_pre_tokenizer(Some(pre_tokenizer(pre).map_err(failed)?));
+        let user_defined = vocab.iter().filter(|(id, _, kind)| *kind == Kind::UserDefined && !vocab.is_marker(*id));
+        let user_defined = TokenSet::new(user_defined.map(|(id, text, _)| (id, text)));
+        Ok(Self { inner, user_defined, bos_by_default })
+    }
+
+    /// Whether a prompt begins with BOS if the file does not say.
+    pub fn bos_by_default(&self) -> bool {
+        self.bos_by_default
+    }
+
+    /// Appends the ids of `text` to `ids`. Bytes that the vocabulary cannot spell are left out, as Hugging Face and
+    /// llama.cpp do it (`SmolLM2` has no token for some control characters).
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the text cannot be split into words: it has half a million spaces in a row.
+    pub fn encode(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
+        if text.len() > MAX_SPACES && text.split(|c: char| !c.is_whitespace()).any(|run| run.len() > MAX_SPACES) {
+            return Err(Error::input(format!("the text has more than {MAX_SPACES} bytes of white space in a row")));
+        }
+        for part in self.user_defined.split(text) {
+            match part {
+                Part::Token(id) => ids.push(id),
+                Part::Text(text) => {
+                    let encoding = self.inner.encode_fast(text, false);
+                    let encoding = encoding.map_err(|e| Error::input(format!("the text cannot be tokenised: {e}")))?;
+                    ids.extend_from_slice(encoding.get_ids());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether tokens of this kind are spelt by ordinary text.
+fn is_text(kind: Kind) -> bool {
+    !matches!(kind, Kind::Control | Kind::Unknown)
+}
+
+/// Splits merges into pairs; of a pair that occurs twice, the first counts.
+fn checked_merges(vocab: &Vocab, merges: &[String]) -> Result<Vec<(String, String)>> {
+    let bad = |reason: String| Err(Error::bad_file(vocab.path(), reason));
+    if merges.is_empty() {
+        return bad("its `gpt2` tokenizer has no merges".into());
+    }
+    let text_id = |text: &str| vocab.id(text).filter(|&id| vocab.kind(id).is_some_and(is_text));
+    let mut seen = HashSet::with_capacity(merges.len());
+    let mut pairs = Vec::with_capacity(merges.len());
+    let mut joined = String::new();
+    for (rank, merge) in merges.iter().enumerate() {
+        let pair = merge.split_once(' ').filter(|(a, b)| !a.is_empty() && !b.is_empty() && !b.contains(' '));
+        let Some((left, right)) = pair else {
+            return bad(format!("merge {rank} is `{merge}`, expected two pieces with a space between"));
+        };
+        joined.clear();
+        joined.extend([left, right]);
+        for piece in [left, right, &joined] {
+            if text_id(piece).is_none() {
+                return bad(format!("merge {rank} is `{merge}`, but `{piece}` is not an ordinary token"));
+            }
+        }
+        if seen.insert((left, right)) {
+            pairs.push((left.to_owned(), right.to_owned()));
+        }
+    }
+    Ok(pairs)
+}
+
+/// The Hugging Face pre-tokenizer of a rule.
+fn pre_tokenizer(pre: Pre) -> tokenizers::Result<PreTokenizerWrapper> {
+    let split = |regex: &str| -> tokenizers::Result<PreTokenizerWrapper> {
+        let pattern = SplitPattern::Regex(regex.to_owned());
+        Ok(Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?.into())
+    };
+    let mut steps = match pre {
+        Pre::Default => vec![split(PUNCTUATION)?, split(GPT2)?, split(r"\p{N}+")?, split("[0-9][0-9][0-9]")?],
+        Pre::Gpt2 => vec![split(GPT2)?],
+        Pre::Digits => vec![Digits::new(true).into(), split(GPT2)?],
+        Pre::Llama3 => vec![split(LLAMA3)?],
+        Pre::Qwen2 => vec![split(QWEN2)?],
+        Pre::Tekken => vec![split(TEKKEN)?],
+    };
+    steps.push(BytesPre::new(false, true, false).into());
+    Ok(Sequence::new(steps).into())
+}
+
+/// The character that spells a byte in a byte-level vocabulary: itself if it is visible Latin-1, else U+0100 onwards.
+fn byte_char(byte: u8) -> char {
+    let visible = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    if visible(byte) {
+        return char::from(byte);
+    }
+    let hidden_before = (0..byte).filter(|&b| !visible(b)).count();
+    u32::try_from(0x100 + hidden_before).ok().and_then(char::from_u32).unwrap_or(char::REPLACEMENT_CHARACTER)
+}
+
+/// The bytes that a byte-level spelling stands for. Characters outside the alphabet stand for themselves.
+pub(super) fn spelt_bytes(text: &str) -> impl Iterator<Item = u8> {
+    static BYTE_OF: LazyLock<HashMap<char, u8>> = LazyLock::new(|| (0..=u8::MAX).map(|b| (byte_char(b), b)).collect());
+    text.chars().flat_map(|c| {
+        let mut utf8 = [0; 4];
+        let len = match BYTE_OF.get(&c) {
+            Some(&byte) => {
+                utf8[0] = byte;
+                1
+            }
+            None => c.encode_utf8(&mut utf8).len(),
+        };
+        utf8.into_iter().take(len)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
+
+    use super::*;
+
+    /// The words that a rule makes of a text, with the bytes decoded.
+    fn words(pre: Pre, text: &str) -> Vec<String> {
+        let mut split = PreTokenizedString::from(text);
+        pre_tokenizer(pre).unwrap().pre_tokenize(&mut split).unwrap();
+        let parts = split.get_splits(OffsetReferential::Normalized, OffsetType::Byte);
+        parts.into_iter().map(|(word, ..)| String::from_utf8(spelt_bytes(word).collect()).unwrap()).collect()
+    }
+
+    #[test]
+    fn every_rule_cuts_as_its_models_do() {
+        let text = "I'm 1234 été!!  x\n\n y";
+        let gpt2 = ["I", "'m", " 1234", " été", "!!", " ", " x", "\n\n", " y"];
+        assert_eq!(words(Pre::Gpt2, text), gpt2);
+        let digits = ["I", "'m", " ", "1", "2", "3", "4", " été", "!!", " ", " x", "\n\n", " y"];
+        assert_eq!(words(Pre::Digits, text), digits);
+        let llama3 = ["I", "'m", " ", "123", "4", " été", "!!", " ", " x", "\n\n", " y"];
+        assert_eq!(words(Pre::Llama3, text), llama3);
+        let qwen2 = ["I", "'m", " ", "1", "2", "3", "4", " été", "!!", " ", " x", "\n\n", " y"];
+        assert_eq!(words(Pre::Qwen2, text), qwen2);
+        assert_eq!(words(Pre::Tekken, "camelCase I'm"), ["camel", "Case", " I", "'m"]);
+        assert_eq!(words(Pre::Default, "a(b) 12345+"), ["a", "(", "b", ")", " ", "123", "45", "+"]);
+    }
+
+    #[test]
+    fn every_byte_has_its_own_character() {
+        let chars: HashSet<char> = (0..=u8::MAX).map(byte_char).collect();
+        assert_eq!(chars.len(), 256);
+        assert_eq!((byte_char(b' '), byte_char(b'\n'), byte_char(b'a'), byte_char(0xAD)), ('Ġ', 'Ċ', 'a', 'Ń'));
+        assert_eq!(spelt_bytes("Ġæ日").collect::<Vec<_>>(), [b' ', 0xE6, 0xE6, 0x97, 0xA5]);
+    }
+}

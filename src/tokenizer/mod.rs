@@ -1,0 +1,313 @@
+//! Text to token ids and back, from the tokenizer that a model file brings along.
+//!
+//! Two kinds: GPT-2's byte-level BPE and `SentencePiece`'s BPE. Here is what they have in common: special tokens, BOS,
+//! classes of tokens. Files are read elsewhere; see [`GgufVocab`] for what their readers hand over.
+//!
+//! The rules are llama.cpp's where its models set them (special tokens in a prompt, defaults), and those of
+//! `SentencePiece` and Hugging Face's `tokenizers` for the ids of ordinary text.
+
+mod byte_level;
+mod chat;
+mod special;
+mod spm;
+mod stream;
+mod vocab;
+
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashSet};
+
+use self::byte_level::ByteLevel;
+use self::special::{Part, TokenSet};
+use self::spm::SentencePiece;
+use self::vocab::{Kind, Vocab};
+use crate::error::{Error, Result};
+
+pub use self::chat::ChatMessage;
+pub use self::stream::StreamDecoder;
+pub use self::vocab::GgufVocab;
+
+/// Control tokens with these spellings end a model's answer, whatever the file says. Source: llama.cpp's list.
+const END_MARKERS: [&str; 15] = [
+    "</s>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+    "<|end_of_turn|>",
+    "<end_of_turn>",
+    "<|return|>",
+    "<EOT>",
+    "_<EOT>",
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
+];
+
+/// A model's tokenizer.
+///
+/// * [`Tokenizer::encode`] takes a raw prompt, in which special tokens may be spelt out;
+/// * [`Tokenizer::encode_chat`] takes messages, whose contents are never anything but text;
+/// * [`Tokenizer::decode`] and [`Tokenizer::stream`] make text of ids.
+pub struct Tokenizer {
+    vocab: Vocab,
+    model: Model,
+    /// Tokens that carry structure: see [`Vocab::is_marker`].
+    markers: TokenSet,
+    /// Tokens that are found in a prompt before anything else.
+    special: TokenSet,
+    special_ids: Vec<u32>,
+    eos_ids: Vec<u32>,
+    bos_id: Option<u32>,
+    eos_id: Option<u32>,
+    /// What a prompt begins with.
+    leading_bos: Option<u32>,
+    chat_template: Option<String>,
+}
+
+/// How ordinary text becomes ids.
+enum Model {
+    ByteLevel(Box<ByteLevel>),
+    SentencePiece {
+        pieces: Box<SentencePiece>,
+        /// Whether a text begins with a space that is not in it.
+        space_prefix: bool,
+    },
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = match self.model {
+            Model::ByteLevel(_) => "byte-level BPE",
+            Model::SentencePiece { .. } => "SentencePiece BPE",
+        };
+        f.debug_struct("Tokenizer")
+            .field("kind", &kind)
+            .field("vocab_size", &self.vocab_size())
+            .field("leading_bos", &self.leading_bos)
+            .field("eos_ids", &self.eos_ids)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// Builds the tokenizer that a GGUF file describes.
+    ///
+    /// What the file leaves open is as in llama.cpp: BOS is put before a prompt by `SentencePiece` tokenizers, those of
+    /// `LLaMA` 3 and Tekken; a `SentencePiece` text begins with a space that is not in it; BOS, EOS and the unknown
+    /// token of a `SentencePiece` tokenizer are `<s>`, `</s>` and `<unk>`; without `pre`, words are split by the rule
+    /// `default`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for another kind of tokenizer or an unknown pre-tokenizer; [`Error::BadFile`] if the
+    /// vocabulary is not consistent: empty, lists of different lengths, ids out of range, one spelling for two tokens,
+    /// merges that name unknown tokens, BOS wanted but missing.
+    pub fn from_gguf(mut gguf: GgufVocab) -> Result<Self> {
+        if !matches!(gguf.model.as_str(), "gpt2" | "llama") {
+            let what = format!("the tokenizer `{}` of `{}`", gguf.model, gguf.path.display());
+            return Err(Error::unsupported(what).with_hint("supported are gpt2 and llama"));
+        }
+        if gguf.model == "llama" {
+            let named = |text: &str| gguf.tokens.iter().position(|t| t == text).and_then(|id| u32::try_from(id).ok());
+            gguf.bos_id = gguf.bos_id.or_else(|| named("<s>"));
+            gguf.eos_id = gguf.eos_id.or_else(|| named("</s>"));
+            gguf.unk_id = gguf.unk_id.or_else(|| named("<unk>"));
+        }
+        let vocab = Vocab::new(&mut gguf)?;
+        let (model, bos_by_default) = if gguf.model == "llama" {
+            let pieces = Box::new(SentencePiece::new(&vocab, &gguf.scores, gguf.unk_id)?);
+            (Model::SentencePiece { pieces, space_prefix: gguf.add_space_prefix.unwrap_or(true) }, true)
+        } else {
+            let model = ByteLevel::new(&vocab, gguf.pre.as_deref(), &gguf.merges)?;
+            let bos_by_default = model.bos_by_default();
+            (Model::ByteLevel(Box::new(model)), bos_by_default)
+        };
+        let add_bos = gguf.add_bos.unwrap_or(bos_by_default);
+        if add_bos && gguf.bos_id.is_none() {
+            return Err(Error::bad_file(
+                vocab.path(),
+                "a prompt should begin with BOS, but the file names no such token",
+            ));
+        }
+
+        let markers =
+            TokenSet::new(vocab.iter().filter(|(id, ..)| vocab.is_marker(*id)).map(|(id, text, _)| (id, text)));
+        // SentencePiece finds user-defined pieces by itself, and puts no space behind them.
+        let in_prompt = |id: u32, kind: Kind| {
+            vocab.is_marker(id) || (kind == Kind::UserDefined && matches!(model, Model::ByteLevel(_)))
+        };
+        let special =
+            TokenSet::new(vocab.iter().filter(|(id, _, kind)| in_prompt(*id, *kind)).map(|(id, text, _)| (id, text)));
+        let special_ids: Vec<u32> =
+            vocab.iter().filter(|(.., kind)| *kind == Kind::Control).map(|(id, ..)| id).collect();
+        let eos_ids: BTreeSet<u32> = END_MARKERS
+            .iter()
+            .filter_map(|text| vocab.id(text).filter(|&id| vocab.is_marker(id)))
+            .chain(gguf.eos_id)
+            .chain(gguf.eot_id)
+            .collect();
+        Ok(Self {
+            markers,
+            special,
+            special_ids,
+            eos_ids: eos_ids.into_iter().collect(),
+            bos_id: gguf.bos_id,
+            eos_id: gguf.eos_id,
+            leading_bos: gguf.bos_id.filter(|_| add_bos),
+            chat_template: gguf.chat_template.filter(|t| !t.is_empty()),
+            vocab,
+            model,
+        })
+    }
+
+    /// Tokenises a raw prompt. Special tokens spelt out in it are recognised, and BOS comes first if the tokenizer's
+    /// settings say so and the text does not begin with it.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the text cannot be split into words.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_parts(text, Cow::Borrowed)
+    }
+
+    /// Tokenises plain text and nothing else: no BOS, no special tokens. A `SentencePiece` text begins with its space.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the text cannot be split into words.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        self.encode_text(text, true, &mut ids)?;
+        Ok(ids)
+    }
+
+    /// Splits a text at its special tokens and tokenises what `clean` makes of the rest.
+    fn encode_parts<'t>(&self, text: &'t str, clean: impl Fn(&'t str) -> Cow<'t, str>) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        let mut begins_text = true;
+        for part in self.special.split(text) {
+            match part {
+                Part::Token(id) => {
+                    ids.push(id);
+                    begins_text = true;
+                }
+                Part::Text(text) => {
+                    let text = clean(text);
+                    if !text.is_empty() {
+                        self.encode_text(&text, begins_text, &mut ids)?;
+                        begins_text = false;
+                    }
+                }
+            }
+        }
+        if let Some(bos) = self.leading_bos.filter(|bos| ids.first() != Some(bos)) {
+            ids.insert(0, bos);
+        }
+        Ok(ids)
+    }
+
+    /// Appends the ids of ordinary text.
+    fn encode_text(&self, text: &str, begins_text: bool, ids: &mut Vec<u32>) -> Result<()> {
+        match &self.model {
+            Model::ByteLevel(model) => model.encode(text, ids)?,
+            Model::SentencePiece { pieces, space_prefix } => pieces.encode(text, begins_text && *space_prefix, ids),
+        }
+        Ok(())
+    }
+
+    /// Whether a text begins with a space that is not in it.
+    fn space_prefix(&self) -> bool {
+        matches!(self.model, Model::SentencePiece { space_prefix: true, .. })
+    }
+
+    /// Makes text of ids. Bytes that are not UTF-8 become U+FFFD; the space that `SentencePiece` puts before a text is
+    /// dropped. Special tokens (control and unknown ones) print their spelling, or nothing with `skip_special`.
+    #[must_use]
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+        let mut decoder = StreamDecoder::new(self, skip_special, true);
+        let mut text: String = ids.iter().map(|&id| decoder.push(id)).collect();
+        text.push_str(&decoder.finish());
+        text
+    }
+
+    /// Makes text of ids as they are generated; special tokens print nothing. `begins_text` says that nothing comes
+    /// before them, so that `SentencePiece`'s leading space is dropped; `false` for the continuation of a prompt.
+    #[must_use]
+    pub fn stream(&self, begins_text: bool) -> StreamDecoder<'_> {
+        StreamDecoder::new(self, true, begins_text)
+    }
+
+    /// The raw bytes that a token prints: with `<0x0A>` and the byte-level alphabet decoded, and U+2581 as a space. A
+    /// special token's are its spelling. None for an id that does not exist.
+    #[must_use]
+    pub fn id_bytes(&self, id: u32) -> &[u8] {
+        self.vocab.bytes(id)
+    }
+
+    /// What a token prints, for people: U+FFFD for what is not UTF-8.
+    #[must_use]
+    pub fn token_text(&self, id: u32) -> String {
+        String::from_utf8_lossy(self.id_bytes(id)).into_owned()
+    }
+
+    /// The token of a spelling, in the vocabulary's own writing (`"Ġthe"`, `"▁the"`, `"<|im_end|>"`).
+    #[must_use]
+    pub fn token_id(&self, spelling: &str) -> Option<u32> {
+        self.vocab.id(spelling)
+    }
+
+    /// Number of tokens; ids are below it.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.vocab.len()
+    }
+
+    /// The token that begins a text, whether or not prompts get one (see [`Tokenizer::adds_bos`]).
+    #[must_use]
+    pub fn bos_id(&self) -> Option<u32> {
+        self.bos_id
+    }
+
+    /// Whether a prompt begins with BOS.
+    #[must_use]
+    pub fn adds_bos(&self) -> bool {
+        self.leading_bos.is_some()
+    }
+
+    /// The tokens that end an answer, ascending: EOS, EOT, and the well-known end markers among the special tokens.
+    #[must_use]
+    pub fn eos_ids(&self) -> &[u32] {
+        &self.eos_ids
+    }
+
+    /// The control tokens, ascending.
+    #[must_use]
+    pub fn special_ids(&self) -> &[u32] {
+        &self.special_ids
+    }
+
+    /// Whether a token is a control token.
+    #[must_use]
+    pub fn is_special(&self, id: u32) -> bool {
+        self.vocab.kind(id) == Some(Kind::Control)
+    }
+
+    /// Whether the model brings a chat template along.
+    #[must_use]
+    pub fn has_chat_template(&self) -> bool {
+        self.chat_template.is_some()
+    }
+
+    /// The punctuation tokens, ascending: what they print, white space around it aside, is not empty and made of the
+    /// characters of `list` only. Tokens that are not whole characters don't count.
+    #[must_use]
+    pub fn punctuation_ids(&self, list: &[String]) -> Vec<u32> {
+        let marks: HashSet<char> = list.iter().flat_map(|s| s.chars()).collect();
+        let is_punctuation = |id: &u32| {
+            std::str::from_utf8(self.id_bytes(*id)).is_ok_and(|text| {
+                let text = text.trim();
+                !text.is_empty() && text.chars().all(|c| marks.contains(&c))
+            })
+        };
+        self.vocab.iter().map(|(id, ..)| id).filter(is_punctuation).collect()
+    }
+}

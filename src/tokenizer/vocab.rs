@@ -1,0 +1,298 @@
+//! The vocabulary: what every token id means, checked once when a model is loaded.
+//!
+//! Knows spellings, kinds and raw bytes; how text becomes ids is not its business.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::path::{Path, PathBuf};
+
+use super::byte_level::spelt_bytes;
+use super::spm::SPACE;
+use crate::error::{Error, Result};
+
+/// A tokenizer as a GGUF file stores it (`tokenizer.ggml.*`), unchecked. The file's reader fills it in.
+///
+/// Source: the GGUF specification, section "Tokenizer".
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GgufVocab {
+    /// The file, for messages.
+    pub path: PathBuf,
+    /// `model`: `"gpt2"` (byte-level BPE) or `"llama"` (`SentencePiece` BPE).
+    pub model: String,
+    /// `pre`: name of the pre-tokenizer, for `"gpt2"` only.
+    pub pre: Option<String>,
+    /// `tokens`: the spelling of every id.
+    pub tokens: Vec<String>,
+    /// `scores`: one per token, higher is merged earlier; empty if the file has none.
+    pub scores: Vec<f32>,
+    /// `token_type`: one per token (1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte); empty if the
+    /// file has none.
+    pub token_types: Vec<i32>,
+    /// `merges`: two pieces with a space between, most important first; for `"gpt2"` only.
+    pub merges: Vec<String>,
+    /// `bos_token_id`: begins a text.
+    pub bos_id: Option<u32>,
+    /// `eos_token_id`: ends a text.
+    pub eos_id: Option<u32>,
+    /// `eot_token_id`: ends a turn.
+    pub eot_id: Option<u32>,
+    /// `unknown_token_id`: stands for what cannot be spelt.
+    pub unk_id: Option<u32>,
+    /// `add_bos_token`: whether a prompt begins with `bos_id`.
+    pub add_bos: Option<bool>,
+    /// `add_eos_token`: whether a text ends with `eos_id`. Not applied: a prompt is there to be continued.
+    pub add_eos: Option<bool>,
+    /// `add_space_prefix`: whether text begins with a space that is not in it; for `"llama"` only.
+    pub add_space_prefix: Option<bool>,
+    /// `tokenizer.chat_template`: a Jinja template.
+    pub chat_template: Option<String>,
+}
+
+/// What a token is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Normal,
+    /// Stands for what cannot be spelt.
+    Unknown,
+    /// Marks structure (begin of text, end of turn); never part of a text.
+    Control,
+    /// Text that is always one token.
+    UserDefined,
+    Unused,
+    /// One byte.
+    Byte,
+}
+
+impl Kind {
+    /// The GGUF number of a kind, which is `SentencePiece`'s.
+    fn from_number(number: i32) -> Option<Self> {
+        Some(match number {
+            1 => Self::Normal,
+            2 => Self::Unknown,
+            3 => Self::Control,
+            4 => Self::UserDefined,
+            5 => Self::Unused,
+            6 => Self::Byte,
+            _ => return None,
+        })
+    }
+}
+
+/// Spellings, kinds and bytes of all tokens.
+#[derive(Debug)]
+pub(super) struct Vocab {
+    path: PathBuf,
+    tokens: Vec<String>,
+    kinds: Vec<Kind>,
+    ids: HashMap<String, u32>,
+    /// The bytes of all tokens, one after the other.
+    bytes: Vec<u8>,
+    /// Where the bytes of a token end.
+    ends: Vec<usize>,
+}
+
+impl Vocab {
+    /// Checks the lists of a GGUF vocabulary and takes its tokens (they are moved out of `gguf`).
+    ///
+    /// Without `token_type`, the ids for BOS, EOS, EOT and unknown name the special tokens, and `<0xNN>` is a byte.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] if it is empty, its lists differ in length, an id is out of range, a spelling occurs twice, or
+    /// a kind or byte token is not one.
+    pub fn new(gguf: &mut GgufVocab) -> Result<Self> {
+        let path = std::mem::take(&mut gguf.path);
+        let tokens = std::mem::take(&mut gguf.tokens);
+        let bad = |reason: String| Err(Error::bad_file(&path, reason));
+        let len = tokens.len();
+        if len == 0 {
+            return bad("its vocabulary is empty".into());
+        }
+        if u32::try_from(len).is_err() {
+            return bad(format!("its vocabulary has {len} tokens, more than ids can name"));
+        }
+        for (name, got) in [("scores", gguf.scores.len()), ("token_type", gguf.token_types.len())] {
+            if got != 0 && got != len {
+                return bad(format!(
+                    "`tokenizer.ggml.{name}` must have one entry per token: expected {len}, got {got}"
+                ));
+            }
+        }
+        for (name, id) in [("bos", gguf.bos_id), ("eos", gguf.eos_id), ("eot", gguf.eot_id), ("unknown", gguf.unk_id)] {
+            if let Some(id) = id.filter(|&id| id as usize >= len) {
+                return bad(format!("`tokenizer.ggml.{name}_token_id` is {id}, but there are only {len} tokens"));
+            }
+        }
+        let mut ids = HashMap::with_capacity(len);
+        for (id, text) in (0u32..).zip(&tokens) {
+            match ids.entry(text.clone()) {
+                Entry::Vacant(entry) => _ = entry.insert(id),
+                Entry::Occupied(entry) => return bad(format!("tokens {} and {id} are both `{text}`", entry.get())),
+            }
+        }
+        let sentence_piece = gguf.model == "llama";
+        let kinds = if gguf.token_types.is_empty() {
+            guess_kinds(gguf, &tokens, sentence_piece)
+        } else {
+            let mut kinds = Vec::with_capacity(len);
+            for (id, &number) in gguf.token_types.iter().enumerate() {
+                let Some(kind) = Kind::from_number(number) else {
+                    return bad(format!("the type of token {id} is {number}, expected a number from 1 to 6"));
+                };
+                kinds.push(kind);
+            }
+            kinds
+        };
+        let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(len));
+        for (text, kind) in tokens.iter().zip(&kinds) {
+            match (kind, byte_value(text)) {
+                (Kind::Byte, Some(byte)) => bytes.push(byte),
+                (Kind::Byte, None) => return bad(format!("the byte token `{text}` is not of the form `<0x0A>`")),
+                (Kind::Control | Kind::Unknown, _) => bytes.extend_from_slice(text.as_bytes()),
+                _ if sentence_piece => bytes.extend_from_slice(text.replace(SPACE, " ").as_bytes()),
+                (Kind::UserDefined, _) => bytes.extend_from_slice(text.as_bytes()),
+                _ => bytes.extend(spelt_bytes(text)),
+            }
+            ends.push(bytes.len());
+        }
+        Ok(Self { path, tokens, kinds, ids, bytes, ends })
+    }
+
+    /// The file the vocabulary is from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// All tokens, by id.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &str, Kind)> {
+        (0u32..).zip(&self.tokens).zip(&self.kinds).map(|((id, text), &kind)| (id, text.as_str(), kind))
+    }
+
+    /// The vocabulary's spelling of a token.
+    pub fn text(&self, id: u32) -> Option<&str> {
+        self.tokens.get(id as usize).map(String::as_str)
+    }
+
+    /// The kind of a token.
+    pub fn kind(&self, id: u32) -> Option<Kind> {
+        self.kinds.get(id as usize).copied()
+    }
+
+    /// The token of a spelling.
+    pub fn id(&self, text: &str) -> Option<u32> {
+        self.ids.get(text).copied()
+    }
+
+    /// The raw bytes of a token; none for an id that does not exist.
+    pub fn bytes(&self, id: u32) -> &[u8] {
+        let id = id as usize;
+        let start = id.checked_sub(1).and_then(|before| self.ends.get(before)).map_or(0, |&end| end);
+        self.ends.get(id).and_then(|&end| self.bytes.get(start..end)).unwrap_or_default()
+    }
+
+    /// Whether a token carries structure instead of text, so that a message must not be able to spell it: control and
+    /// unknown tokens, and those user-defined ones that look like chat markers (`<|im_start|>`), as older conversions
+    /// have them.
+    pub fn is_marker(&self, id: u32) -> bool {
+        match self.kind(id) {
+            Some(Kind::Control | Kind::Unknown) => true,
+            Some(Kind::UserDefined) => self.text(id).is_some_and(looks_like_marker),
+            _ => false,
+        }
+    }
+}
+
+/// Kinds for a file that does not give them.
+fn guess_kinds(gguf: &GgufVocab, tokens: &[String], sentence_piece: bool) -> Vec<Kind> {
+    let byte = |text: &String| sentence_piece && byte_value(text).is_some();
+    let mut kinds: Vec<_> = tokens.iter().map(|text| if byte(text) { Kind::Byte } else { Kind::Normal }).collect();
+    let special = [
+        (gguf.unk_id, Kind::Unknown),
+        (gguf.bos_id, Kind::Control),
+        (gguf.eos_id, Kind::Control),
+        (gguf.eot_id, Kind::Control),
+    ];
+    for (id, kind) in special {
+        if let Some(slot) = id.and_then(|id| kinds.get_mut(id as usize)) {
+            *slot = kind;
+        }
+    }
+    kinds
+}
+
+/// The value of a byte token's spelling, `<0x00>` to `<0xFF>`.
+fn byte_value(text: &str) -> Option<u8> {
+    let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
+    let valid = digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_hexdigit());
+    valid.then(|| u8::from_str_radix(digits, 16).ok()).flatten()
+}
+
+/// Whether a spelling is one that chat templates use for structure.
+fn looks_like_marker(text: &str) -> bool {
+    let framed = |open, close| text.starts_with(open) && text.ends_with(close);
+    framed("<|", "|>") || framed("<\u{FF5C}", "\u{FF5C}>") || matches!(text, "<start_of_turn>" | "<end_of_turn>")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gguf(tokens: &[&str], types: &[i32]) -> GgufVocab {
+        GgufVocab {
+            path: "x.gguf".into(),
+            model: "llama".into(),
+            tokens: tokens.iter().map(ToString::to_string).collect(),
+            token_types: types.to_vec(),
+            ..GgufVocab::default()
+        }
+    }
+
+    fn reason(mut gguf: GgufVocab) -> String {
+        match Vocab::new(&mut gguf) {
+            Err(Error::BadFile { path, reason, .. }) => {
+                assert_eq!(path, Path::new("x.gguf"));
+                reason
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn bytes_are_what_a_token_prints() {
+        let mut gguf = gguf(&["<unk>", "<s>", "<0x0A>", "\u{2581}the", "", "\u{2581}\u{2581}"], &[2, 3, 6, 1, 5, 4]);
+        let vocab = Vocab::new(&mut gguf).unwrap();
+        let bytes: Vec<&[u8]> = (0..7).map(|id| vocab.bytes(id)).collect();
+        assert_eq!(bytes, [&b"<unk>"[..], b"<s>", b"\n", b" the", b"", b"  ", b""]);
+        assert_eq!(vocab.bytes(u32::MAX), b"");
+        assert_eq!((vocab.id("<s>"), vocab.id("s")), (Some(1), None));
+    }
+
+    #[test]
+    fn bad_lists_are_refused_with_what_is_wrong() {
+        assert_eq!(reason(gguf(&[], &[])), "its vocabulary is empty");
+        assert!(reason(gguf(&["a", "b"], &[1])).contains("expected 2, got 1"));
+        assert!(reason(gguf(&["a", "b", "a"], &[])).contains("tokens 0 and 2 are both `a`"));
+        assert!(reason(gguf(&["a"], &[7])).contains("is 7"));
+        assert!(reason(gguf(&["a"], &[6])).contains("byte token `a`"));
+        assert!(reason(GgufVocab { bos_id: Some(1), ..gguf(&["a"], &[]) }).contains("bos_token_id` is 1"));
+        assert!(reason(GgufVocab { scores: vec![0.0; 2], ..gguf(&["a"], &[]) }).contains("scores"));
+    }
+
+    #[test]
+    fn kinds_are_guessed_only_if_the_file_has_none() {
+        let mut gguf = GgufVocab { bos_id: Some(0), unk_id: Some(1), ..gguf(&["<s>", "?", "<0x41>", "<0xag>"], &[]) };
+        let vocab = Vocab::new(&mut gguf).unwrap();
+        assert_eq!(vocab.kinds, [Kind::Control, Kind::Unknown, Kind::Byte, Kind::Normal]);
+    }
+
+    #[test]
+    fn user_defined_chat_markers_count_as_structure() {
+        let mut gguf = gguf(&["<|im_start|>", "<table>", "<end_of_turn>"], &[4, 4, 4]);
+        let vocab = Vocab::new(&mut gguf).unwrap();
+        assert_eq!([0, 1, 2, 3].map(|id| vocab.is_marker(id)), [true, false, true, false]);
+    }
+}
