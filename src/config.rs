@@ -1,6 +1,6 @@
 //! The configuration of the adaptive cache: a JSON file, checked key by key.
 //!
-//! Both this program's keys and those of the original PyTorch program are accepted, so that the original's file loads
+//! Both this program's keys and those of the original `PyTorch` program are accepted, so that the original's file loads
 //! unchanged. A mistake is an error that names the key and the file; nothing is ignored.
 //!
 //! Not for: options of a single run, such as the prompt or sampling.
@@ -167,9 +167,9 @@ pub struct AdaptiveConfig {
     pub criterion: Criterion,
     /// The recovery threshold T, in 0..=1; default 0.95.
     pub recovery_threshold: f64,
-    /// r_f, in 0..=1: the share of the prompt that `frequency` keeps; default 0.8.
+    /// `r_f`, in 0..=1: the share of the prompt that `frequency` keeps; default 0.8.
     pub frequency_ratio: f64,
-    /// r_l, in 0..=1: the share of the prompt that `locality` keeps; default 0.8.
+    /// `r_l`, in 0..=1: the share of the prompt that `locality` keeps; default 0.8.
     pub locality_ratio: f64,
     /// The search order; default: the registry's.
     pub policies: SearchOrder,
@@ -202,10 +202,8 @@ impl Default for AdaptiveConfig {
             sink_tokens: 1,
             decode: DecodeMode::Append,
             special_token_ids: TokenIds::Auto,
-            punctuation_list: r##", . ! ? ; : ( ) " ' - / \ @ # $ % ^ & * + = ~ ` < > [ ] { }"##
-                .split(' ')
-                .map(str::to_owned)
-                .collect(),
+            punctuation_list:
+                r#", . ! ? ; : ( ) " ' - / \ @ # $ % ^ & * + = ~ ` < > [ ] { }"#.split(' ').map(str::to_owned).collect(),
             punctuation_token_ids: TokenIds::Auto,
         }
     }
@@ -308,14 +306,13 @@ impl AdaptiveConfig {
             "policies" => self.policies = SearchOrder::from_names(&strings(value)?)?,
             "gqa" => self.gqa = choice(value, &[("min", GroupReduction::Min), ("mean", GroupReduction::Mean)])?,
             "profile_rows" => {
-                self.profile_rows = match value {
-                    Value::String(text) if text == "all" => ProfileRows::All,
-                    _ => ProfileRows::Last(
-                        whole(value)
-                            .filter(|&rows| rows > 0)
-                            .ok_or_else(|| format!("expected \"all\" or a whole number of at least 1, got `{value}`"))?,
-                    ),
-                };
+                self.profile_rows =
+                    match value {
+                        Value::String(text) if text == "all" => ProfileRows::All,
+                        _ => ProfileRows::Last(whole(value).filter(|&rows| rows > 0).ok_or_else(|| {
+                            format!("expected \"all\" or a whole number of at least 1, got `{value}`")
+                        })?),
+                    };
             }
             "sink_tokens" => {
                 self.sink_tokens =
@@ -343,10 +340,9 @@ impl AdaptiveConfig {
         if self.criterion == Criterion::Mass {
             return Ok(());
         }
-        for (key, default) in [
-            ("gqa", self.gqa == GroupReduction::Min),
-            ("profile_rows", self.profile_rows == ProfileRows::All),
-        ] {
+        for (key, default) in
+            [("gqa", self.gqa == GroupReduction::Min), ("profile_rows", self.profile_rows == ProfileRows::All)]
+        {
             if !default && given.iter().any(|(name, _)| *name == key) {
                 return Err((
                     key.to_owned(),
@@ -362,7 +358,9 @@ impl AdaptiveConfig {
 }
 
 fn canonical_key(key: &str) -> Option<&'static str> {
-    KEYS.iter().find(|(canonical, original)| *canonical == key || *original == Some(key)).map(|(canonical, _)| *canonical)
+    KEYS.iter()
+        .find(|(canonical, original)| *canonical == key || *original == Some(key))
+        .map(|(canonical, _)| *canonical)
 }
 
 fn unknown_key(key: &str) -> Reject {
@@ -478,7 +476,10 @@ mod tests {
     #[test]
     fn mistakes_name_the_key_the_file_and_the_remedy() {
         for (text, expected) in [
-            (r#"{"recovery_treshold": 1}"#, "`c.json`: `recovery_treshold`: unknown key | did you mean `recovery_threshold`?"),
+            (
+                r#"{"recovery_treshold": 1}"#,
+                "`c.json`: `recovery_treshold`: unknown key | did you mean `recovery_threshold`?",
+            ),
             (r#"{"t": 0.9, "recovery_threshold": 0.9}"#, "given twice, as `t` and as `recovery_threshold` | keep one"),
             (r#"{"t": 0.9, "t": 0.8}"#, "`t`: given twice | keep one"),
             (r#"{"frequency_ratio": 1.5}"#, "`frequency_ratio`: expected a number in 0..=1, got `1.5`"),

@@ -60,7 +60,11 @@ impl PromptRows {
         let head_dim = self.layout.head_dim;
         let seq_len = rows.len() / width;
         if rows.len() != seq_len * width || seq_len > self.capacity - self.len {
-            return Err(Error::shape("prompt rows", format!("at most {} x {width}", self.capacity - self.len), rows.len()));
+            return Err(Error::shape(
+                "prompt rows",
+                format!("at most {} x {width}", self.capacity - self.len),
+                rows.len(),
+            ));
         }
         for (token, row) in rows.chunks_exact(width).enumerate() {
             for (head, row) in row.chunks_exact(head_dim).enumerate() {
@@ -119,13 +123,15 @@ pub fn prefill(
     let group_size = layout.group_size();
     let head_dim = layout.head_dim;
     let results: Vec<Result<(Vec<f32>, Vec<HeadStats>)>> = tiles.map(|tile| {
-        let mut head_stats = if collect { vec![HeadStats::new(request, tile.num_keys); group_size] } else { Vec::new() };
+        let mut head_stats =
+            if collect { vec![HeadStats::new(request, tile.num_keys); group_size] } else { Vec::new() };
         for (head, position, weights) in tile.rows() {
             if let Some(head_stats) = head_stats.get_mut(head) {
                 head_stats.add_row(request, position, weights);
             }
             if let Some(maps) = &maps {
-                let mut map = maps[tile.kv_head * group_size + head].lock().unwrap_or_else(|e| e.into_inner());
+                let mut map =
+                    maps[tile.kv_head * group_size + head].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 map.add_row(position, weights)?;
             }
         }
@@ -143,7 +149,8 @@ pub fn prefill(
     for (tile, result) in tiles.list.iter().zip(results) {
         let (tile_out, tile_stats) = result?;
         for (index, row) in tile_out.chunks_exact(head_dim).enumerate() {
-            let (head, token) = (tile.kv_head * group_size + index / tile.num_rows, tile.first_row + index % tile.num_rows);
+            let (head, token) =
+                (tile.kv_head * group_size + index / tile.num_rows, tile.first_row + index % tile.num_rows);
             let start = (token * layout.num_heads + head) * head_dim;
             out[start..start + head_dim].copy_from_slice(row);
         }
@@ -242,10 +249,15 @@ impl<'a> Tiles<'a> {
         let seq_len = block.queries.len() / layout.query_width();
         expect_len("queries", block.queries, &[seq_len, layout.num_heads, layout.head_dim])?;
         if keys.len() < block.first_position + seq_len {
-            return Err(Error::shape("prompt keys", format!("at least {}", block.first_position + seq_len), keys.len()));
+            return Err(Error::shape(
+                "prompt keys",
+                format!("at least {}", block.first_position + seq_len),
+                keys.len(),
+            ));
         }
         let num_keys = block.first_position + seq_len;
-        let tile_rows = (TILE_SCORES / (layout.group_size() * num_keys.max(1))).clamp(*TILE_ROWS.start(), *TILE_ROWS.end());
+        let tile_rows =
+            (TILE_SCORES / (layout.group_size() * num_keys.max(1))).clamp(*TILE_ROWS.start(), *TILE_ROWS.end());
         let list = (0..layout.num_kv_heads)
             .flat_map(|kv_head| {
                 (0..seq_len).step_by(tile_rows).map(move |first_row| Tile {

@@ -88,7 +88,8 @@ impl LayerCacheManager {
         }
         let prompt_len = keys.len();
         let num_kv_heads = self.layout.num_kv_heads;
-        let everything = u32::try_from(prompt_len).map_err(|_| Error::shape("a prompt", "below 2^32 tokens", prompt_len))?;
+        let everything =
+            u32::try_from(prompt_len).map_err(|_| Error::shape("a prompt", "below 2^32 tokens", prompt_len))?;
         let summaries: Vec<HeadSummary> = match choices {
             Some(choices) => choices
                 .into_iter()

@@ -183,7 +183,9 @@ impl Header {
     fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
         let mut cursor = Cursor { path, bytes, at: 0 };
         if bytes.get(..4) != Some(MAGIC) {
-            return Err(cursor.error("it does not begin with the letters GGUF").with_hint("give a model in GGUF format"));
+            return Err(cursor
+                .error("it does not begin with the letters GGUF")
+                .with_hint("give a model in GGUF format"));
         }
         cursor.at = 4;
         let version = cursor.u32()?;
@@ -291,7 +293,8 @@ impl<'a> Cursor<'a> {
     fn string(&mut self) -> Result<String> {
         let len = self.count("characters", 1)?;
         let bytes = self.take(len)?;
-        String::from_utf8(bytes.to_vec()).map_err(|_| self.error(format!("a string before byte {} is not UTF-8", self.at)))
+        String::from_utf8(bytes.to_vec())
+            .map_err(|_| self.error(format!("a string before byte {} is not UTF-8", self.at)))
     }
 
     fn value(&mut self, kind: u32, depth: usize) -> Result<Value> {

@@ -100,10 +100,13 @@ pub fn config(file: &GgufFile) -> Result<LlamaConfig> {
         return Err(refuse(format!("head dimensions {head_dim} (keys) and {value_dim} (values)")));
     }
 
-    let embedding = file.tensors().get("token_embd.weight").ok_or_else(|| file.error("tensor `token_embd.weight` is missing"))?;
+    let embedding =
+        file.tensors().get("token_embd.weight").ok_or_else(|| file.error("tensor `token_embd.weight` is missing"))?;
     let rope_dim = file.whole("llama.rope.dimension_count")?.unwrap_or(head_dim);
     if rope_dim % 2 != 0 || rope_dim > head_dim {
-        return Err(file.error(format!("metadata `llama.rope.dimension_count` is {rope_dim}, the head dimension {head_dim}")));
+        return Err(
+            file.error(format!("metadata `llama.rope.dimension_count` is {rope_dim}, the head dimension {head_dim}"))
+        );
     }
     let scaling = file.string("llama.rope.scaling.type")?.unwrap_or_else(|| "none".to_owned());
     let position_divisor = match scaling.as_str() {
@@ -112,7 +115,9 @@ pub fn config(file: &GgufFile) -> Result<LlamaConfig> {
             Some(factor) => factor,
             None => file.float("llama.rope.scale_linear")?.unwrap_or(1.0),
         },
-        other => return Err(refuse(format!("rope scaling `{other}`")).with_hint("linear and llama3 scaling are computed")),
+        other => {
+            return Err(refuse(format!("rope scaling `{other}`")).with_hint("linear and llama3 scaling are computed"));
+        }
     };
     let theta = file.float("llama.rope.freq_base")?.unwrap_or(10_000.0);
     if position_divisor <= 0.0 || theta <= 0.0 {
@@ -137,7 +142,13 @@ pub fn config(file: &GgufFile) -> Result<LlamaConfig> {
             .float("llama.attention.layer_norm_rms_epsilon")?
             .ok_or_else(|| file.error("metadata `llama.attention.layer_norm_rms_epsilon` is missing"))?,
         context_length: required("llama.context_length")?,
-        rope: RopeSettings { theta, dim: rope_dim, layout: RopeLayout::Interleaved, position_divisor, frequency_divisors },
+        rope: RopeSettings {
+            theta,
+            dim: rope_dim,
+            layout: RopeLayout::Interleaved,
+            position_divisor,
+            frequency_divisors,
+        },
     })
 }
 
@@ -231,10 +242,8 @@ impl Weights<'_> {
 
     fn linear(&mut self, name: &str, rows: usize, cols: usize) -> Result<Linear> {
         let bias_name = format!("{name}.bias");
-        let bias = match self.file.tensors().contains_key(&bias_name) {
-            true => Some(self.vector(&bias_name, rows)?),
-            false => None,
-        };
+        let bias =
+            if self.file.tensors().contains_key(&bias_name) { Some(self.vector(&bias_name, rows)?) } else { None };
         let linear = match self.matrix(&format!("{name}.weight"), rows, cols)? {
             MatrixWeights::Dense(weight) => Linear::dense(weight),
             MatrixWeights::Quantised(weight) => Linear::quantised(weight),
@@ -256,7 +265,8 @@ impl Weights<'_> {
     }
 
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<QuantMatrix> {
-        let entry = self.file.tensors().get(name).ok_or_else(|| self.file.error(format!("tensor `{name}` is missing")))?;
+        let entry =
+            self.file.tensors().get(name).ok_or_else(|| self.file.error(format!("tensor `{name}` is missing")))?;
         if entry.shape != shape {
             return Err(self.file.error(format!("tensor `{name}`: expected shape {shape:?}, got {:?}", entry.shape)));
         }

@@ -153,7 +153,10 @@ impl SamplingArgs {
 }
 
 fn number(text: &str, accept: impl Fn(f32) -> bool, expected: &str) -> Result<f32, String> {
-    text.parse().ok().filter(|&value: &f32| value.is_finite() && accept(value)).ok_or_else(|| format!("expected {expected}"))
+    text.parse()
+        .ok()
+        .filter(|&value: &f32| value.is_finite() && accept(value))
+        .ok_or_else(|| format!("expected {expected}"))
 }
 
 fn non_negative(text: &str) -> Result<f32, String> {

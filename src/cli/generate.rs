@@ -8,9 +8,7 @@ use adaptive_kvcache::checkpoint::WeightDtype;
 use adaptive_kvcache::fidelity::top_logprobs;
 use adaptive_kvcache::generate::{FinishReason, Generation};
 use adaptive_kvcache::memory::process_memory;
-use adaptive_kvcache::report::{
-    LayerReport, MemoryReport, ModelReport, Report, Timings, megabytes, memory_table,
-};
+use adaptive_kvcache::report::{LayerReport, MemoryReport, ModelReport, Report, Timings, megabytes, memory_table};
 
 use super::args::GenerateArgs;
 use super::interrupt::{interrupted, listen};
@@ -36,9 +34,10 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     let session = Session::open(&args.model)?;
     let model = &session.loaded.model;
     let ids = session.encode(&args.prompt)?;
-    let pictures = match args.save_image {
-        true => Some(Pictures::new(&args.image_dir, config.policies.clone(), model.config().heads)?),
-        false => None,
+    let pictures = if args.save_image {
+        Some(Pictures::new(&args.image_dir, config.policies.clone(), model.config().heads)?)
+    } else {
+        None
     };
     let retention = if args.use_adakv { session.adaptive(config.clone()) } else { Retention::Full };
     let (mut cache, prefill, prefill_time) = session.prefill(&ids, retention, true, pictures.as_ref())?;

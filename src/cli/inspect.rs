@@ -54,7 +54,10 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<Outcome> {
     line("rope", format!("base {}, {} numbers, scaling {scaling}", rope.theta, rope.dim))?;
     let tied = !file.tensors().contains_key("output.weight");
     line("output layer", if tied { "tied to the embedding" } else { "its own" }.to_owned())?;
-    line("tokenizer", format!("{model}{}, {} tokens", pre.map(|pre| format!(" ({pre})")).unwrap_or_default(), tokenizer.vocab_size()))?;
+    line(
+        "tokenizer",
+        format!("{model}{}, {} tokens", pre.map(|pre| format!(" ({pre})")).unwrap_or_default(), tokenizer.vocab_size()),
+    )?;
     line("special tokens", tokenizer.special_ids().len().to_string())?;
     line("chat template", if tokenizer.has_chat_template() { "yes" } else { "no" }.to_owned())?;
     line("weights", format!("{:.1} MB", megabytes(file.tensor_bytes())))?;
@@ -69,7 +72,13 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<Outcome> {
     contexts.push(config.context_length);
     for context in contexts {
         let megabytes = |dtype| megabytes(context * per_token(dtype));
-        writeln!(out, "{:<20}{:>10.1} {:>10.1} MB", format!("  {context} tokens"), megabytes(KvDtype::F16), megabytes(KvDtype::F32))?;
+        writeln!(
+            out,
+            "{:<20}{:>10.1} {:>10.1} MB",
+            format!("  {context} tokens"),
+            megabytes(KvDtype::F16),
+            megabytes(KvDtype::F32)
+        )?;
     }
     Ok(Outcome::Done)
 }

@@ -15,9 +15,8 @@ use tracing_subscriber::registry::LookupSpan;
 
 /// Sends this program's events, from INFO up, to the end of a file; its folder is made if missing.
 pub fn to_file(path: &Path) -> anyhow::Result<()> {
-    let file = open(path).map_err(|source| {
-        Error::io("open log", path, source).with_hint("choose another place with --log-file")
-    })?;
+    let file = open(path)
+        .map_err(|source| Error::io("open log", path, source).with_hint("choose another place with --log-file"))?;
     let subscriber = tracing_subscriber::fmt()
         .event_format(OriginalFormat)
         .with_env_filter("off,adaptive_kvcache=info")

@@ -71,7 +71,8 @@ impl Pictures {
             kept_ratio: &kept_ratio,
         };
         plot::policies(&self.folder.join("policies.png"), &grid)?;
-        let bytes = |pick: fn(&LayerSummary) -> usize| layers.iter().map(|layer| pick(layer) as u64).collect::<Vec<_>>();
+        let bytes =
+            |pick: fn(&LayerSummary) -> usize| layers.iter().map(|layer| pick(layer) as u64).collect::<Vec<_>>();
         let (raw, kept) = (bytes(|layer| layer.bytes.raw), bytes(|layer| layer.bytes.kept));
         plot::kv_memory(&self.folder.join("kv_memory.png"), &raw, &kept)
     }

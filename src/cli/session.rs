@@ -62,7 +62,11 @@ impl Session {
     pub fn encode(&self, args: &PromptArgs) -> Result<Vec<u32>> {
         let text = prompt_text(args)?;
         let tokenizer = &self.loaded.tokenizer;
-        let ids = if args.chat { tokenizer.encode_chat(&[ChatMessage::new("user", text)])? } else { tokenizer.encode(&text)? };
+        let ids = if args.chat {
+            tokenizer.encode_chat(&[ChatMessage::new("user", text)])?
+        } else {
+            tokenizer.encode(&text)?
+        };
         if ids.is_empty() {
             return Err(Error::input("the prompt is empty").with_hint("give some text with --prompt or --prompt-file"));
         }
@@ -147,7 +151,9 @@ fn check_device(device: &str) -> Result<()> {
         }
     };
     if built {
-        return Err(Error::unsupported(format!("adaptive attention on `{device}`")).with_hint("use --device cpu for now"));
+        return Err(
+            Error::unsupported(format!("adaptive attention on `{device}`")).with_hint("use --device cpu for now")
+        );
     }
     Err(Error::unsupported(format!("device `{device}` in this build"))
         .with_hint(format!("build with --features {name}, or use --device cpu")))

@@ -110,7 +110,19 @@ impl<'a> Generation<'a> {
         let stop = StopFilter::new(&options.stop);
         let decoder = Some(tokenizer.stream(false));
         let finish = (options.max_new_tokens == 0).then_some(FinishReason::Length);
-        Self { model, tokenizer, cache, options, sampler, stop, decoder, logits, ids: Vec::new(), pending: None, finish }
+        Self {
+            model,
+            tokenizer,
+            cache,
+            options,
+            sampler,
+            stop,
+            decoder,
+            logits,
+            ids: Vec::new(),
+            pending: None,
+            finish,
+        }
     }
 
     /// Tokens generated so far.

@@ -2,10 +2,10 @@
 
 use std::collections::HashSet;
 
+use rand::SeedableRng;
 use rand::distr::Distribution;
 use rand::distr::weighted::WeightedIndex;
 use rand::rngs::StdRng;
-use rand::SeedableRng;
 use serde::Serialize;
 
 use crate::error::{Error, Result};

@@ -402,8 +402,7 @@ fn small_dot_rows_body<const SIMD: bool, B: SmallBlock>(work: SmallDot<'_>) {
             for part in 0..BLOCK / WIDTH {
                 for lane in 0..WIDTH {
                     let i = part * WIDTH + lane;
-                    block_sums[part % 2][lane] =
-                        fma::<SIMD>(f32::from(quants[i]), x[i], block_sums[part % 2][lane]);
+                    block_sums[part % 2][lane] = fma::<SIMD>(f32::from(quants[i]), x[i], block_sums[part % 2][lane]);
                 }
             }
             for half in 0..2 {

@@ -199,11 +199,8 @@ impl Llama {
             return Err(Error::input("the prompt is empty").with_hint("give at least one token"));
         }
         if seen + new > context {
-            return Err(Error::input(format!(
-                "{} tokens are more than the model's context of {context}",
-                seen + new
-            ))
-            .with_hint("shorten the prompt"));
+            return Err(Error::input(format!("{} tokens are more than the model's context of {context}", seen + new))
+                .with_hint("shorten the prompt"));
         }
         Ok(())
     }
@@ -244,7 +241,13 @@ impl LayerPass {
     }
 
     /// Runs one block of rows `[seq_len, hidden_size]` through the layer.
-    fn block(&mut self, block: &Block, hidden: &Tensor, first_position: usize, context: BlockContext<'_>) -> Result<Tensor> {
+    fn block(
+        &mut self,
+        block: &Block,
+        hidden: &Tensor,
+        first_position: usize,
+        context: BlockContext<'_>,
+    ) -> Result<Tensor> {
         let projected = block.project(hidden, context)?;
         self.keys.push(&projected.keys)?;
         self.values.push(&projected.values)?;

@@ -49,7 +49,8 @@ impl Profiler {
     /// Whether [`choose`](Self::choose) may ask for a second pass over the prompt's rows.
     #[must_use]
     pub fn may_need_second_pass(&self) -> bool {
-        self.config.criterion == Criterion::MaxAbs && self.first_attention_level() + 1 < self.config.policies.num_levels()
+        self.config.criterion == Criterion::MaxAbs
+            && self.first_attention_level() + 1 < self.config.policies.num_levels()
     }
 
     /// What has to be collected while a prompt is processed.
@@ -94,7 +95,11 @@ impl Profiler {
         second_pass: impl FnOnce(&[(usize, Vec<Vec<f32>>)]) -> Result<Vec<Vec<f32>>>,
     ) -> Result<Vec<HeadChoice>> {
         if num_kv_heads == 0 || !stats.heads.len().is_multiple_of(num_kv_heads) {
-            return Err(Error::shape("profiling", format!("a multiple of {num_kv_heads} query heads"), stats.heads.len()));
+            return Err(Error::shape(
+                "profiling",
+                format!("a multiple of {num_kv_heads} query heads"),
+                stats.heads.len(),
+            ));
         }
         let groups: Vec<&[HeadStats]> = stats.heads.chunks(stats.heads.len() / num_kv_heads).collect();
         let levels: Vec<Levels> = groups
@@ -103,9 +108,11 @@ impl Profiler {
             .collect();
 
         let values: Vec<Vec<f64>> = match self.config.criterion {
-            Criterion::Mass => {
-                groups.iter().zip(&levels).map(|(group, levels)| self.recovered_masses(group, levels, classes)).collect()
-            }
+            Criterion::Mass => groups
+                .iter()
+                .zip(&levels)
+                .map(|(group, levels)| self.recovered_masses(group, levels, classes))
+                .collect(),
             Criterion::MaxAbs => self.largest_differences(&groups, &levels, second_pass)?,
         };
         let choices = levels.into_iter().zip(values).enumerate().map(|(kv_head, (levels, recovered))| {
@@ -165,8 +172,10 @@ impl Profiler {
             }
             let masses = group.iter().map(|head| {
                 let outside: &[f32] = if has_window { &head.window_sums } else { &[] };
-                let kept: f64 = fixed.iter().zip(head.profiled()).filter(|(keep, _)| **keep).map(|(_, &sum)| f64::from(sum)).sum();
-                let windowed: f64 = fixed.iter().zip(outside).filter(|(keep, _)| !**keep).map(|(_, &sum)| f64::from(sum)).sum();
+                let kept: f64 =
+                    fixed.iter().zip(head.profiled()).filter(|(keep, _)| **keep).map(|(_, &sum)| f64::from(sum)).sum();
+                let windowed: f64 =
+                    fixed.iter().zip(outside).filter(|(keep, _)| !**keep).map(|(_, &sum)| f64::from(sum)).sum();
                 (kept + windowed) / rows
             });
             #[expect(clippy::cast_precision_loss)]
@@ -202,7 +211,9 @@ impl Profiler {
         let open = |values: &[f64]| !values.last().is_some_and(|&value| self.recovers(value));
         let pending: Vec<(usize, Vec<Vec<f32>>)> = (0..groups.len())
             .filter(|&head| first_pass_levels < last_level && open(&values[head]))
-            .map(|head| (head, levels[head].masks[first_pass_levels..last_level].iter().map(|mask| as_numbers(mask)).collect()))
+            .map(|head| {
+                (head, levels[head].masks[first_pass_levels..last_level].iter().map(|mask| as_numbers(mask)).collect())
+            })
             .collect();
         if !pending.is_empty() {
             for ((head, _), differences) in pending.iter().zip(second_pass(&pending)?) {

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Builds the program and generates text with it.
+#
+#   scripts/run_adaptive_kvcache.sh [MODEL.gguf] [OPTION ...]
+#
+# Without a path it fetches a small model once. Variables (each is an option of the binary too, see
+# `adaptive-kvcache generate --help`):
+#
+#   MODEL_PATH        model file, if no path is given
+#   USE_ADAKV         1 (default): adaptive cache; 0: full cache
+#   SAVE_IMAGE        1: write heatmaps to images/
+#   PROMPT            the prompt
+#   MAX_NEW_TOKENS    the most tokens to generate
+#   CONFIG            configuration of the adaptive cache, such as configs/fastgen.json
+#   CHAT              1: wrap the prompt in the model's chat template (default for the fetched model), 0: do not
+#
+# Each head's choice is appended to logs/test.log. More options, such as `--report run.json`, are passed on.
+set -euo pipefail
+
+here=$PWD
+root=$(cd "$(dirname "$0")/.." && pwd)
+
+case "${1:-}" in
+    "" | -*) model=${MODEL_PATH:-} ;;
+    *) model=$1; shift ;;
+esac
+if [ -z "$model" ]; then
+    model=$("$root/scripts/get_model.sh")
+    export CHAT=${CHAT:-1}
+fi
+
+cd "$root"
+cargo build --release --locked --quiet
+binary=$root/target/release/adaptive-kvcache
+cd "$here"
+
+# Given variables that are empty mean the default.
+for name in PROMPT MAX_NEW_TOKENS CONFIG; do
+    [ -n "${!name:-}" ] || unset "$name"
+done
+[ -n "${CONFIG:-}" ] || set -- --config "$root/configs/config.json" "$@"
+exec "$binary" generate --model "$model" --log-file "$root/logs/test.log" --image-dir "$root/images" "$@"
