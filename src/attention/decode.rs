@@ -114,7 +114,9 @@ pub fn decode(layout: HeadLayout, queries: &[f32], heads: &[HeadRows<'_>]) -> Re
             }
         }
         for (out, (_, sum)) in out.chunks_exact_mut(head_dim).zip(merged) {
-            out.iter_mut().for_each(|value| *value /= sum);
+            for value in out {
+                *value /= sum;
+            }
         }
     }
     Ok(out)

@@ -172,6 +172,7 @@ fn ratio(text: &str) -> Result<f32, String> {
 }
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 pub struct GenerateArgs {
     #[command(flatten)]
     pub model: ModelArgs,

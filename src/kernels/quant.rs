@@ -389,6 +389,11 @@ multiversion! {
 }
 
 #[inline(always)]
+#[expect(
+    clippy::needless_pass_by_value,
+    clippy::needless_range_loop,
+    reason = "the shape that the compiler turns into vectors"
+)]
 fn small_dot_rows_body<const SIMD: bool, B: SmallBlock>(work: SmallDot<'_>) {
     const WIDTH: usize = 8;
     let (x, _) = work.x.as_chunks::<BLOCK>();

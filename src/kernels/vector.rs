@@ -185,6 +185,7 @@ fn silu_mul_body<const SIMD: bool>(gate: &[f32], up: &mut [f32]) {
 /// of `[group_size, rows]`; `out` `[group_size, head_dim]`, overwritten with the *unnormalised* sum of
 /// `exp(score - max) * value`; `max_and_sum` `[group_size]`, overwritten with the largest score and the sum of
 /// exponentials. Ranges are merged with [`merge_partial`].
+#[derive(Debug)]
 pub struct PartialAttention<'a, T> {
     /// `[group_size, head_dim]`
     pub queries: &'a [f32],

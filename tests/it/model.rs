@@ -1,0 +1,204 @@
+//! The model against candle's own LLaMA, transformers' logits and a dense pass with masked columns.
+
+use adaptive_kvcache::cache::{KvDtype, Retention};
+use adaptive_kvcache::checkpoint::WeightDtype;
+use adaptive_kvcache::fidelity::argmax;
+use candle_core::quantized::GgmlDType;
+use candle_core::{DType, Device, IndexOp, Tensor};
+use candle_nn::VarBuilder;
+use candle_transformers::models::llama;
+
+use crate::support::fixture::Fixture;
+use crate::support::{adaptive, ids, json, max_difference};
+
+const FIXTURES: [&str; 4] = ["mha", "gqa-tied", "head-dim", "llama3-rope"];
+
+/// Between two orders of the same f32 additions.
+const TOLERANCE: f32 = 1e-4;
+
+/// Against numbers that were printed with five digits, by another library.
+const PRINTED_TOLERANCE: f32 = 1e-3;
+
+fn prompts(fixture: &Fixture) -> Vec<Vec<u32>> {
+    fixture.expected.as_array().unwrap().iter().map(|case| ids(&case["ids"])).collect()
+}
+
+#[test]
+fn logits_and_greedy_tokens_equal_transformers() {
+    for name in FIXTURES {
+        let fixture = Fixture::read(name);
+        for weights in [WeightDtype::F32, WeightDtype::Auto] {
+            let loaded = fixture.load(GgmlDType::F32, weights);
+            for case in fixture.expected.as_array().unwrap() {
+                let prompt = ids(&case["ids"]);
+                assert_eq!(loaded.tokenizer.encode(case["text"].as_str().unwrap()).unwrap(), prompt, "{name}");
+                let mut cache = loaded.model.new_cache(KvDtype::F32, Retention::Full);
+                let mut logits = loaded.model.prefill(&prompt, &mut cache, &mut ()).unwrap().logits;
+                let expected: Vec<f32> =
+                    case["last_logits"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect();
+                let difference = max_difference(&logits, &expected);
+                assert!(difference < PRINTED_TOLERANCE, "{name}: {difference}");
+                for &expected in &ids(&case["greedy"]) {
+                    let id = u32::try_from(argmax(&logits).unwrap()).unwrap();
+                    assert_eq!(id, expected, "{name}");
+                    logits = loaded.model.decode(id, &mut cache).unwrap();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn full_cache_logits_equal_candles_llama() {
+    // candle's LLaMA has no head dimension of its own.
+    for name in ["mha", "gqa-tied", "llama3-rope"] {
+        let fixture = Fixture::read(name);
+        let loaded = fixture.load(GgmlDType::F32, WeightDtype::F32);
+        let rope = &fixture.config["rope_parameters"];
+        let rope_scaling = (rope["rope_type"] == "llama3").then(|| serde_json::from_value(rope.clone()).unwrap());
+        let config = llama::Config {
+            hidden_size: fixture.size("hidden_size"),
+            intermediate_size: fixture.size("intermediate_size"),
+            vocab_size: fixture.size("vocab_size"),
+            num_hidden_layers: fixture.size("num_hidden_layers"),
+            num_attention_heads: fixture.size("num_attention_heads"),
+            num_key_value_heads: fixture.size("num_key_value_heads"),
+            use_flash_attn: false,
+            rms_norm_eps: fixture.config["rms_norm_eps"].as_f64().unwrap(),
+            rope_theta: rope["rope_theta"].as_f64().unwrap() as f32,
+            bos_token_id: None,
+            eos_token_id: None,
+            rope_scaling,
+            max_position_embeddings: fixture.size("max_position_embeddings"),
+            tie_word_embeddings: fixture.config["tie_word_embeddings"].as_bool().unwrap(),
+        };
+        let variables = VarBuilder::from_tensors(fixture.weights.clone(), DType::F32, &Device::Cpu);
+        let reference = llama::Llama::load(variables, &config).unwrap();
+        for prompt in prompts(&fixture) {
+            let mut reference_cache = llama::Cache::new(true, DType::F32, &config, &Device::Cpu).unwrap();
+            let mut cache = loaded.model.new_cache(KvDtype::F32, Retention::Full);
+            let mut logits = loaded.model.prefill(&prompt, &mut cache, &mut ()).unwrap().logits;
+            let mut input = Tensor::new(&prompt[..], &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+            for step in 0..64 {
+                let position = if step == 0 { 0 } else { prompt.len() + step - 1 };
+                let expected = reference.forward(&input, position, &mut reference_cache).unwrap();
+                let expected: Vec<f32> = expected.i(0).unwrap().to_vec1().unwrap();
+                let difference = max_difference(&logits, &expected);
+                assert!(difference < TOLERANCE, "{name}, step {step}: {difference}");
+                let id = u32::try_from(argmax(&expected).unwrap()).unwrap();
+                input = Tensor::new(&[[id]], &Device::Cpu).unwrap();
+                logits = loaded.model.decode(id, &mut cache).unwrap();
+            }
+        }
+    }
+}
+
+/// Prompt rows are exact; rows after it see what their head keeps of the prompt and every later token. The kept
+/// positions are compared at each step: a single step could not see a wrong position.
+#[test]
+fn adaptive_decoding_equals_dense_attention_with_evicted_columns_masked() {
+    const STEPS: usize = 64;
+    for name in FIXTURES {
+        let fixture = Fixture::read(name);
+        let loaded = fixture.load(GgmlDType::F32, WeightDtype::F32);
+        for config in [
+            r#"{"frequency_ratio": 0.3, "locality_ratio": 0.2, "recovery_threshold": 0.2}"#,
+            r#"{"criterion": "mass", "frequency_ratio": 0.3, "locality_ratio": 0.3, "recovery_threshold": 0.6}"#,
+            r#"{"criterion": "mass", "policies": ["special", "full"], "recovery_threshold": 0.0, "sink_tokens": 2}"#,
+        ] {
+            let text = "The Reform Club was founded in 1836, and its members: gentlemen; dined there every day.";
+            let prompt = loaded.tokenizer.encode(text).unwrap();
+            let mut cache = loaded.model.new_cache(KvDtype::F32, adaptive(&loaded.tokenizer, config));
+            let prefill = loaded.model.prefill(&prompt, &mut cache, &mut ()).unwrap();
+            let kept: Vec<Vec<Vec<u32>>> = prefill
+                .layers
+                .iter()
+                .map(|layer| layer.heads.iter().map(|head| head.positions.clone()).collect())
+                .collect();
+            let bytes = cache.bytes();
+            assert!(bytes.kept < bytes.raw, "{name}: nothing was evicted under {config}");
+
+            // Any text will do: the same tokens go through both.
+            let text: Vec<u32> = (0..STEPS as u32).map(|step| 17 + (step * 37) % 900).collect();
+            let all: Vec<u32> = prompt.iter().chain(&text).copied().collect();
+            let expected = fixture.dense_logits(&all, prompt.len(), Some(&kept));
+            let mut logits = prefill.logits;
+            for step in 0..=STEPS {
+                let row = prompt.len() + step - 1;
+                let expected: Vec<f32> = expected.i(row).unwrap().to_vec1().unwrap();
+                let difference = max_difference(&logits, &expected);
+                assert!(difference < TOLERANCE, "{name}, step {step}, {config}: {difference}");
+                for (layer, kept) in cache.layers().iter().zip(&kept) {
+                    for (head, kept) in layer.heads().iter().zip(kept) {
+                        let new = prompt.len() as u32..(prompt.len() + step) as u32;
+                        let positions: Vec<u32> = kept.iter().copied().chain(new).collect();
+                        assert_eq!(head.positions(), positions, "{name}, step {step}");
+                    }
+                }
+                if step < STEPS {
+                    logits = loaded.model.decode(text[step], &mut cache).unwrap();
+                }
+            }
+        }
+    }
+}
+
+/// Quantised weights on their blocks give what the same weights widened to f32 give.
+#[test]
+fn every_block_format_computes_what_its_widened_weights_compute() {
+    let fixture = Fixture::read("mha");
+    let prompt = &prompts(&fixture)[0];
+    for dtype in [
+        GgmlDType::F16,
+        GgmlDType::BF16,
+        GgmlDType::Q4_0,
+        GgmlDType::Q5_0,
+        GgmlDType::Q8_0,
+        GgmlDType::Q4_1,
+        GgmlDType::Q5_1,
+    ] {
+        if fixture.size("intermediate_size") % dtype.block_size() != 0 {
+            continue; // 172 is no whole number of blocks: gqa-tied below has 128
+        }
+        check_formats(&fixture, prompt, dtype);
+    }
+    let fixture = Fixture::read("gqa-tied");
+    let prompt = &prompts(&fixture)[0];
+    for dtype in [GgmlDType::Q4_0, GgmlDType::Q4_1, GgmlDType::Q5_0, GgmlDType::Q5_1, GgmlDType::Q8_0] {
+        check_formats(&fixture, prompt, dtype);
+    }
+}
+
+fn check_formats(fixture: &Fixture, prompt: &[u32], dtype: GgmlDType) {
+    let run = |weights| {
+        let loaded = fixture.load(dtype, weights);
+        let mut cache = loaded.model.new_cache(KvDtype::F32, Retention::Full);
+        let mut rows = vec![loaded.model.prefill(prompt, &mut cache, &mut ()).unwrap().logits];
+        rows.extend((20..30).map(|id| loaded.model.decode(id, &mut cache).unwrap()));
+        rows.concat()
+    };
+    let difference = max_difference(&run(WeightDtype::Auto), &run(WeightDtype::F32));
+    assert!(difference < TOLERANCE, "{dtype:?}: {difference}");
+}
+
+#[test]
+fn prompts_that_cannot_be_used_are_refused() {
+    let loaded = Fixture::read("mha").load(GgmlDType::F32, WeightDtype::Auto);
+    let prefill = |ids: &[u32]| {
+        let mut cache = loaded.model.new_cache(KvDtype::F16, Retention::Full);
+        loaded.model.prefill(ids, &mut cache, &mut ()).map(|_| ()).unwrap_err().to_string()
+    };
+    assert!(prefill(&[]).contains("the prompt is empty"));
+    assert!(prefill(&[5; 513]).contains("513 tokens are more than the model's context of 512"));
+    assert!(prefill(&[1000]).contains("token id `1000` is outside of the vocabulary of 1000"));
+}
+
+#[test]
+fn the_fixtures_are_what_the_tests_say() {
+    // Group sizes 1 and more, a tied and an untied output, a head dimension that is not hidden / heads.
+    let sizes = |name: &str| {
+        let config = json(crate::support::data("fixtures").join(name).join("config.json"));
+        (config["num_attention_heads"].as_u64().unwrap(), config["num_key_value_heads"].as_u64().unwrap())
+    };
+    assert_eq!(FIXTURES.map(sizes), [(4, 4), (8, 2), (4, 4), (4, 2)]);
+}

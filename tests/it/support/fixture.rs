@@ -1,0 +1,223 @@
+//! The tiny checkpoints of `tests/data/fixtures` (Hugging Face layout): as GGUF files made on the fly, for candle's own
+//! LLaMA, and as a dense reference.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, load};
+use candle_core::quantized::gguf_file::{self, Value};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{D, DType, Device, IndexOp, Tensor};
+use serde_json::Value as Json;
+
+use super::{data, json, sentencepiece};
+
+/// One fixture: its configuration, weights and expected results.
+pub struct Fixture {
+    pub config: Json,
+    pub weights: HashMap<String, Tensor>,
+    pub expected: Json,
+}
+
+impl Fixture {
+    pub fn read(name: &str) -> Self {
+        let folder = data("fixtures").join(name);
+        Self {
+            config: json(folder.join("config.json")),
+            weights: candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu).unwrap(),
+            expected: json(folder.join("expected.json")),
+        }
+    }
+
+    pub fn size(&self, key: &str) -> usize {
+        usize::try_from(self.config[key].as_u64().unwrap_or_else(|| panic!("{key}"))).unwrap()
+    }
+
+    fn rope(&self, key: &str) -> f64 {
+        self.config["rope_parameters"][key].as_f64().unwrap_or_else(|| panic!("{key}"))
+    }
+
+    fn tied(&self) -> bool {
+        self.config["tie_word_embeddings"].as_bool().unwrap()
+    }
+
+    fn is_llama3(&self) -> bool {
+        self.config["rope_parameters"]["rope_type"] == "llama3"
+    }
+
+    /// Divisors of the frequencies, as llama.cpp's converter writes them for Llama 3.1's scaling.
+    fn frequency_divisors(&self) -> Vec<f32> {
+        let dim = self.size("head_dim");
+        let (factor, original) = (self.rope("factor"), self.rope("original_max_position_embeddings"));
+        let (low, high) = (self.rope("low_freq_factor"), self.rope("high_freq_factor"));
+        (0..dim / 2)
+            .map(|i| {
+                let wavelength = 2.0 * std::f64::consts::PI * self.rope("rope_theta").powf(2.0 * i as f64 / dim as f64);
+                if wavelength < original / high {
+                    1.0
+                } else if wavelength > original / low {
+                    factor as f32
+                } else {
+                    let smooth = (original / wavelength - low) / (high - low);
+                    (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
+                }
+            })
+            .collect()
+    }
+
+    /// Writes the fixture as GGUF, as llama.cpp's converter would, with matrices in `dtype`.
+    pub fn write_gguf(&self, path: &Path, dtype: GgmlDType) {
+        let (heads, kv_heads) = (self.size("num_attention_heads"), self.size("num_key_value_heads"));
+        let mut tensors: Vec<(String, QTensor)> = Vec::new();
+        let mut add = |name: &str, tensor: &Tensor, dtype: GgmlDType| {
+            tensors.push((name.to_owned(), QTensor::quantize(tensor, dtype).unwrap()));
+        };
+        add("token_embd.weight", &self.weights["model.embed_tokens.weight"], dtype);
+        add("output_norm.weight", &self.weights["model.norm.weight"], GgmlDType::F32);
+        if !self.tied() {
+            add("output.weight", &self.weights["lm_head.weight"], dtype);
+        }
+        if self.is_llama3() {
+            let divisors = Tensor::new(self.frequency_divisors(), &Device::Cpu).unwrap();
+            add("rope_freqs.weight", &divisors, GgmlDType::F32);
+        }
+        for layer in 0..self.size("num_hidden_layers") {
+            for (gguf, hf, interleaved_heads) in [
+                ("attn_norm", "input_layernorm", 0),
+                ("attn_q", "self_attn.q_proj", heads),
+                ("attn_k", "self_attn.k_proj", kv_heads),
+                ("attn_v", "self_attn.v_proj", 0),
+                ("attn_output", "self_attn.o_proj", 0),
+                ("ffn_norm", "post_attention_layernorm", 0),
+                ("ffn_gate", "mlp.gate_proj", 0),
+                ("ffn_up", "mlp.up_proj", 0),
+                ("ffn_down", "mlp.down_proj", 0),
+            ] {
+                let mut weight = self.weights[&format!("model.layers.{layer}.{hf}.weight")].clone();
+                if interleaved_heads > 0 {
+                    weight = interleave(&weight, interleaved_heads);
+                }
+                let dtype = if weight.rank() == 1 { GgmlDType::F32 } else { dtype };
+                add(&format!("blk.{layer}.{gguf}.weight"), &weight, dtype);
+            }
+        }
+
+        let whole = |key: &str| Value::U32(u32::try_from(self.size(key)).unwrap());
+        let strings = |texts: &[String]| Value::Array(texts.iter().cloned().map(Value::String).collect());
+        let vocab = sentencepiece::vocab(&data("fixtures/tokenizer.model"));
+        let metadata = [
+            ("general.architecture", Value::String("llama".to_owned())),
+            ("llama.block_count", whole("num_hidden_layers")),
+            ("llama.context_length", whole("max_position_embeddings")),
+            ("llama.embedding_length", whole("hidden_size")),
+            ("llama.feed_forward_length", whole("intermediate_size")),
+            ("llama.attention.head_count", whole("num_attention_heads")),
+            ("llama.attention.head_count_kv", whole("num_key_value_heads")),
+            ("llama.attention.key_length", whole("head_dim")),
+            ("llama.attention.value_length", whole("head_dim")),
+            ("llama.rope.dimension_count", whole("head_dim")),
+            ("llama.rope.freq_base", Value::F32(self.rope("rope_theta") as f32)),
+            (
+                "llama.attention.layer_norm_rms_epsilon",
+                Value::F32(self.config["rms_norm_eps"].as_f64().unwrap() as f32),
+            ),
+            ("tokenizer.ggml.model", Value::String("llama".to_owned())),
+            ("tokenizer.ggml.tokens", strings(&vocab.tokens)),
+            ("tokenizer.ggml.scores", Value::Array(vocab.scores.iter().copied().map(Value::F32).collect())),
+            ("tokenizer.ggml.token_type", Value::Array(vocab.token_types.iter().copied().map(Value::I32).collect())),
+            ("tokenizer.ggml.bos_token_id", Value::U32(1)),
+            ("tokenizer.ggml.eos_token_id", Value::U32(2)),
+            ("tokenizer.ggml.unknown_token_id", Value::U32(0)),
+        ];
+        let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(key, value)| (*key, value)).collect();
+        let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        let mut file = std::fs::File::create(path).unwrap();
+        gguf_file::write(&mut file, &metadata, &tensors).unwrap();
+    }
+
+    /// The fixture through our own loader, matrices in `dtype`.
+    pub fn load(&self, dtype: GgmlDType, weights: WeightDtype) -> Loaded {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fixture.gguf");
+        self.write_gguf(&path, dtype);
+        load(&path, weights, &mut |_, _| {}).unwrap()
+    }
+
+    /// Logits `[seq_len, vocab_size]` of the slow obvious forward pass over the whole sequence.
+    ///
+    /// * `kept`: `[layer][kv_head]` prompt positions that rows from `prompt_len` on may see; `None` for all. Rows of the
+    ///   prompt see all earlier positions.
+    pub fn dense_logits(&self, ids: &[u32], prompt_len: usize, kept: Option<&[Vec<Vec<u32>>]>) -> Tensor {
+        let (heads, kv_heads) = (self.size("num_attention_heads"), self.size("num_key_value_heads"));
+        let (head_dim, len) = (self.size("head_dim"), ids.len());
+        let eps = self.config["rms_norm_eps"].as_f64().unwrap();
+        let weight = |name: &str| self.weights[name].clone();
+        let norm = |x: &Tensor, name: &str| -> Tensor {
+            let mean = x.sqr().unwrap().mean_keepdim(D::Minus1).unwrap();
+            let scaled = x.broadcast_div(&(mean + eps).unwrap().sqrt().unwrap()).unwrap();
+            scaled.broadcast_mul(&weight(name)).unwrap()
+        };
+        let linear = |x: &Tensor, name: &str| x.matmul(&weight(name).t().unwrap()).unwrap();
+        let (cos, sin) = self.angles(len);
+        let rotate = |x: Tensor, heads: usize| {
+            let x = x.reshape((1, len, heads, head_dim)).unwrap().transpose(1, 2).unwrap().contiguous().unwrap();
+            candle_nn::rotary_emb::rope(&x, &cos, &sin).unwrap().squeeze(0).unwrap() // [heads, len, head_dim]
+        };
+
+        let ids = Tensor::new(ids, &Device::Cpu).unwrap();
+        let mut x = weight("model.embed_tokens.weight").index_select(&ids, 0).unwrap();
+        for layer in 0..self.size("num_hidden_layers") {
+            let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
+            let normed = norm(&x, &name("input_layernorm"));
+            let q = rotate(linear(&normed, &name("self_attn.q_proj")), heads);
+            let k = rotate(linear(&normed, &name("self_attn.k_proj")), kv_heads);
+            let v = linear(&normed, &name("self_attn.v_proj")).reshape((len, kv_heads, head_dim)).unwrap();
+            let mut outs = Vec::new();
+            for head in 0..heads {
+                let kv_head = head / (heads / kv_heads);
+                let scale = 1.0 / (head_dim as f64).sqrt();
+                let scores = (q.i(head).unwrap().matmul(&k.i(kv_head).unwrap().t().unwrap()).unwrap() * scale).unwrap();
+                let visible = |row: usize, column: usize| {
+                    let kept = kept.is_none_or(|kept| kept[layer][kv_head].contains(&u32::try_from(column).unwrap()));
+                    column <= row && (row < prompt_len || column >= prompt_len || kept)
+                };
+                let mask: Vec<f32> = (0..len * len)
+                    .map(|index| if visible(index / len, index % len) { 0.0 } else { f32::NEG_INFINITY })
+                    .collect();
+                let scores = (scores + Tensor::from_vec(mask, (len, len), &Device::Cpu).unwrap()).unwrap();
+                let weights = candle_nn::ops::softmax(&scores, D::Minus1).unwrap();
+                outs.push(weights.matmul(&v.i((.., kv_head)).unwrap().contiguous().unwrap()).unwrap());
+            }
+            let attended = Tensor::cat(&outs, 1).unwrap(); // [len, heads * head_dim]
+            x = (x + linear(&attended, &name("self_attn.o_proj"))).unwrap();
+            let normed = norm(&x, &name("post_attention_layernorm"));
+            let gate = candle_nn::ops::silu(&linear(&normed, &name("mlp.gate_proj"))).unwrap();
+            let up = linear(&normed, &name("mlp.up_proj"));
+            x = (x + linear(&(gate * up).unwrap(), &name("mlp.down_proj"))).unwrap();
+        }
+        let output = if self.tied() { "model.embed_tokens.weight" } else { "lm_head.weight" };
+        linear(&norm(&x, "model.norm.weight"), output)
+    }
+
+    fn angles(&self, len: usize) -> (Tensor, Tensor) {
+        let half = self.size("head_dim") / 2;
+        let divisors = if self.is_llama3() { self.frequency_divisors() } else { vec![1.0; half] };
+        let theta = self.rope("rope_theta");
+        let angle = |index: usize| {
+            let (position, i) = (index / half, index % half);
+            position as f64 * theta.powf(-(i as f64) / half as f64) / f64::from(divisors[i])
+        };
+        let table = |f: fn(f64) -> f64| {
+            let numbers: Vec<f32> = (0..len * half).map(|index| f(angle(index)) as f32).collect();
+            Tensor::from_vec(numbers, (len, half), &Device::Cpu).unwrap().to_dtype(DType::F32).unwrap()
+        };
+        (table(f64::cos), table(f64::sin))
+    }
+}
+
+/// Rows of a query or key weight from halves to neighbours, head by head.
+fn interleave(weight: &Tensor, heads: usize) -> Tensor {
+    let (rows, cols) = weight.dims2().unwrap();
+    let split = weight.reshape((heads, 2, rows / heads / 2, cols)).unwrap();
+    split.transpose(1, 2).unwrap().contiguous().unwrap().reshape((rows, cols)).unwrap()
+}

@@ -1,0 +1,61 @@
+//! What several tests need: data files, the real model, tiny models in GGUF made from the fixtures' safetensors.
+
+pub mod fixture;
+pub mod sentencepiece;
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use adaptive_kvcache::cache::Retention;
+use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, load};
+use adaptive_kvcache::config::AdaptiveConfig;
+use adaptive_kvcache::profile::Profiler;
+use adaptive_kvcache::tokenizer::Tokenizer;
+use adaptive_kvcache::tokens::TokenClassifier;
+use serde_json::Value;
+
+/// A file under `tests/data`.
+pub fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+pub fn json(path: impl AsRef<Path>) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+pub fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()).collect()
+}
+
+/// Path of SmolLM2-135M-Instruct Q4_1, which `scripts/get_model.sh` fetches.
+pub fn smollm2_path() -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    assert!(path.is_file(), "`{}` is missing: run scripts/get_model.sh", path.display());
+    path
+}
+
+/// The real model with weights widened to f32, loaded once.
+pub fn smollm2_f32() -> &'static Loaded {
+    static MODEL: OnceLock<Loaded> = OnceLock::new();
+    MODEL.get_or_init(|| load(smollm2_path(), WeightDtype::F32, &mut |_, _| {}).unwrap())
+}
+
+/// The real model on its quantised blocks, loaded once.
+pub fn smollm2() -> &'static Loaded {
+    static MODEL: OnceLock<Loaded> = OnceLock::new();
+    MODEL.get_or_init(|| load(smollm2_path(), WeightDtype::Auto, &mut |_, _| {}).unwrap())
+}
+
+/// An adaptive cache's retention under a configuration in JSON.
+pub fn adaptive(tokenizer: &Tokenizer, config: &str) -> Retention {
+    let config = AdaptiveConfig::parse(config, None).unwrap();
+    let punctuation = tokenizer.punctuation_ids(&config.punctuation_list);
+    let classifier = TokenClassifier::new(tokenizer.special_ids().to_vec(), punctuation);
+    Retention::Adaptive { profiler: Profiler::new(config.into()), classifier }
+}
+
+/// The largest difference of two vectors.
+pub fn max_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
