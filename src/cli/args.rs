@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Runs LLaMA models with a KV cache that keeps, for every head, only what that head attends to.
 #[derive(Debug, Parser)]
-#[command(version, about, after_help = policies_help(), max_term_width = 110)]
+#[command(version, about, after_help = policies_help(), max_term_width = 110, args_override_self = true)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -20,8 +20,10 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Generates text from a prompt
+    #[command(args_override_self = true)]
     Generate(GenerateArgs),
     /// Runs one prompt with the full and with the adaptive cache, and says how far they agree
+    #[command(args_override_self = true)]
     Compare(CompareArgs),
     /// Shows what a model file holds, and what its KV cache needs at each context
     Inspect(InspectArgs),
@@ -94,7 +96,7 @@ pub struct PromptArgs {
     pub prompt_file: Option<PathBuf>,
     /// Wrap the prompt in the model's own chat template
     #[arg(long, env = "CHAT", num_args = 0..=1, default_missing_value = "1", default_value = "0",
-          value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set, value_name = "0|1")]
+          value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set, hide_possible_values = true, value_name = "0|1")]
     pub chat: bool,
 }
 
@@ -182,14 +184,14 @@ pub struct GenerateArgs {
     pub sampling: SamplingArgs,
     /// 1: adaptive cache; 0: full cache
     #[arg(long, env = "USE_ADAKV", default_value = "1", value_parser = BoolishValueParser::new(),
-          action = clap::ArgAction::Set, value_name = "0|1")]
+          action = clap::ArgAction::Set, hide_possible_values = true, value_name = "0|1")]
     pub use_adakv: bool,
     /// Configuration of the adaptive cache (JSON) [default: the original's values]
     #[arg(long, env = "CONFIG", value_name = "PATH")]
     pub config: Option<PathBuf>,
     /// Write attention heatmaps, and pictures of policies and memory
     #[arg(long, env = "SAVE_IMAGE", num_args = 0..=1, default_missing_value = "1", default_value = "0",
-          value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set, value_name = "0|1")]
+          value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set, hide_possible_values = true, value_name = "0|1")]
     pub save_image: bool,
     /// Folder for the pictures; made if missing
     #[arg(long, default_value = "images", value_name = "DIR")]

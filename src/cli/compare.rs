@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use adaptive_kvcache::cache::{AdaptiveKvCache, CacheBytes, Retention};
 use adaptive_kvcache::fidelity::{Agreement, log_softmax};
 use adaptive_kvcache::generate::{Generation, GenerationOptions};
-use adaptive_kvcache::memory::process_memory;
+use adaptive_kvcache::memory::{process_memory, release_unused};
 use adaptive_kvcache::report::megabytes;
 use adaptive_kvcache::{Error, Result};
 
@@ -15,12 +15,16 @@ use super::args::CompareArgs;
 use super::interrupt::{interrupted, listen};
 use super::session::{Session, config, per_second};
 
+/// Prompt tokens of the run that warms up.
+const WARM_UP_TOKENS: usize = 64;
+
 /// What one of the two runs gave.
 struct Run {
     ids: Vec<u32>,
     text: String,
     kept: CacheBytes,
-    resident: usize,
+    /// Bytes by which the process's own memory (mapped weights apart) grew from before the prompt to after it.
+    growth: usize,
     prefill_time: Duration,
     decode_time: Duration,
     /// `[positions]` log-probabilities from which each token was drawn.
@@ -34,6 +38,9 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<Outcome> {
     let prompt = session.encode(&args.prompt)?;
     let options = args.sampling.options();
 
+    // Neither run should pay for what only a first one does: reading weights from disk, starting threads.
+    let warm_up = &prompt[..prompt.len().min(WARM_UP_TOKENS)];
+    answer(&session, warm_up, Retention::Full, &GenerationOptions { max_new_tokens: 2, ..options.clone() })?;
     let (full, _) = answer(&session, &prompt, Retention::Full, &options)?;
     let (adaptive, mut fork) = answer(&session, &prompt, session.adaptive(config), &options)?;
     // The adaptive cache reads the full run's text: what would it have said at each position?
@@ -58,9 +65,12 @@ fn answer(
     retention: Retention,
     options: &GenerationOptions,
 ) -> Result<(Run, AdaptiveKvCache)> {
+    release_unused();
+    let own_memory = || process_memory().unwrap_or_default().anonymous;
+    let before = own_memory();
     let (mut cache, prefill, prefill_time) = session.prefill(prompt, retention, false, None)?;
     let kept = cache.bytes();
-    let resident = process_memory().unwrap_or_default().resident;
+    let growth = own_memory().saturating_sub(before);
     let fork = cache.clone();
     let (model, tokenizer) = (&session.loaded.model, &session.loaded.tokenizer);
     let mut generation = Generation::new(model, tokenizer, &mut cache, prompt, prefill.logits, options.clone());
@@ -80,7 +90,7 @@ fn answer(
         }
     }
     let ids = generation.ids().to_vec();
-    Ok((Run { ids, text, kept, resident, prefill_time, decode_time, logprobs }, fork))
+    Ok((Run { ids, text, kept, growth, prefill_time, decode_time, logprobs }, fork))
 }
 
 fn print(prompt_len: usize, full: &Run, adaptive: &Run, agreement: Agreement) -> std::io::Result<()> {
@@ -95,7 +105,7 @@ fn print(prompt_len: usize, full: &Run, adaptive: &Run, agreement: Agreement) ->
     };
     line("KV cache kept, MB", megabytes(full.kept.kept), megabytes(adaptive.kept.kept), 3)?;
     line("KV cache allocated, MB", megabytes(full.kept.allocated), megabytes(adaptive.kept.allocated), 3)?;
-    line("resident after prompt, MB", megabytes(full.resident), megabytes(adaptive.resident), 1)?;
+    line("process grew by, MB", megabytes(full.growth), megabytes(adaptive.growth), 3)?;
     let prefill = |run: &Run| per_second(prompt_len, run.prefill_time);
     line("prefill, tokens/s", prefill(full), prefill(adaptive), 1)?;
     // The first token comes from the prefill's own scores.
