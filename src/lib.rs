@@ -15,7 +15,7 @@
 //! | [`model`] | LLaMA: weights only, no state |
 //! | [`attention`], [`cache`] | prefill with statistics, decode over ragged heads; what is kept |
 //! | [`profile`], [`policy`] | the search; one file for each policy |
-//! | [`kernels`], [`config`], [`tokens`], [`error`], [`memory`] | leaves |
+//! | [`kernels`], [`config`], [`tokens`], [`error`], [`files`], [`memory`] | leaves |
 //!
 //! The library never prints, exits or reads the environment.
 
@@ -25,6 +25,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod error;
 pub mod fidelity;
+pub mod files;
 pub mod generate;
 pub mod kernels;
 pub mod memory;

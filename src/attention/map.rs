@@ -139,7 +139,7 @@ mod tests {
 
     /// Weights that differ everywhere and are no order of anything.
     fn weight(head: usize, query: usize, key: usize) -> f32 {
-        ((head * 7919 + query * 104_729 + key * 1_299_709) % 1009) as f32 / 1009.0
+        f32::from(u16::try_from((head * 7919 + query * 104_729 + key * 1_299_709) % 1009).unwrap()) / 1009.0
     }
 
     fn row(head: usize, query: usize) -> Vec<f32> {

@@ -24,7 +24,7 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Runs one prompt with the full and with the adaptive cache, and says how far they agree
     #[command(args_override_self = true)]
-    Compare(CompareArgs),
+    Compare(RunArgs),
     /// Shows what a model file holds, and what its KV cache needs at each context
     Inspect(InspectArgs),
 }
@@ -173,22 +173,29 @@ fn ratio(text: &str) -> Result<f32, String> {
     number(text, |value| (0.0..=1.0).contains(&value), "a number in 0..=1")
 }
 
+/// What every run of a model needs.
 #[derive(Debug, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
-pub struct GenerateArgs {
+pub struct RunArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
     pub prompt: PromptArgs,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    /// Configuration of the adaptive cache (JSON) [default: the original's values]
+    #[arg(long, env = "CONFIG", value_name = "PATH")]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    pub run: RunArgs,
     /// 1: adaptive cache; 0: full cache
     #[arg(long, env = "USE_ADAKV", default_value = "1", value_parser = BoolishValueParser::new(),
           action = clap::ArgAction::Set, hide_possible_values = true, value_name = "0|1")]
     pub use_adakv: bool,
-    /// Configuration of the adaptive cache (JSON) [default: the original's values]
-    #[arg(long, env = "CONFIG", value_name = "PATH")]
-    pub config: Option<PathBuf>,
     /// Write attention heatmaps, and pictures of policies and memory
     #[arg(long, env = "SAVE_IMAGE", num_args = 0..=1, default_missing_value = "1", default_value = "0",
           value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set, hide_possible_values = true, value_name = "0|1")]
@@ -208,19 +215,6 @@ pub struct GenerateArgs {
     /// Print the text only, no table and no figures
     #[arg(short, long)]
     pub quiet: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct CompareArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    #[command(flatten)]
-    pub prompt: PromptArgs,
-    #[command(flatten)]
-    pub sampling: SamplingArgs,
-    /// Configuration of the adaptive cache (JSON) [default: the original's values]
-    #[arg(long, env = "CONFIG", value_name = "PATH")]
-    pub config: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

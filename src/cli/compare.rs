@@ -11,7 +11,7 @@ use adaptive_kvcache::report::megabytes;
 use adaptive_kvcache::{Error, Result};
 
 use super::Outcome;
-use super::args::CompareArgs;
+use super::args::RunArgs;
 use super::interrupt::{interrupted, listen};
 use super::session::{Session, config, per_second};
 
@@ -31,7 +31,7 @@ struct Run {
     logprobs: Vec<Vec<f32>>,
 }
 
-pub fn run(args: &CompareArgs) -> anyhow::Result<Outcome> {
+pub fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
     let config = config(args.config.as_deref())?;
     listen()?;
     let session = Session::open(&args.model)?;

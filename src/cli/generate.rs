@@ -21,7 +21,7 @@ const REPORTED_LOGPROBS: usize = 10;
 
 pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     // Everything that can be refused early is, before a model is loaded.
-    let config = config(args.config.as_deref())?;
+    let config = config(args.run.config.as_deref())?;
     logging::to_file(&args.log_file)?;
     if args.save_image {
         check_folder(&args.image_dir)?;
@@ -31,9 +31,9 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     }
     listen()?;
 
-    let session = Session::open(&args.model)?;
+    let session = Session::open(&args.run.model)?;
     let model = &session.loaded.model;
-    let ids = session.encode(&args.prompt)?;
+    let ids = session.encode(&args.run.prompt)?;
     let pictures = if args.save_image {
         Some(Pictures::new(&args.image_dir, config.policies.clone(), model.config().heads)?)
     } else {
@@ -48,8 +48,14 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     let prefill_memory = process_memory().unwrap_or_default();
     let logprobs = top_logprobs(&prefill.logits, REPORTED_LOGPROBS);
 
-    let mut generation =
-        Generation::new(model, &session.loaded.tokenizer, &mut cache, &ids, prefill.logits, args.sampling.options());
+    let mut generation = Generation::new(
+        model,
+        &session.loaded.tokenizer,
+        &mut cache,
+        &ids,
+        prefill.logits,
+        args.run.sampling.options(),
+    );
     let started = Instant::now();
     let mut text = String::new();
     let mut stdout = std::io::stdout().lock();
@@ -94,10 +100,10 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
         let report = Report {
             version: env!("CARGO_PKG_VERSION"),
             model: ModelReport::gguf(
-                &args.model.model,
+                &args.run.model.model,
                 model.config(),
                 session.loaded.weights_bytes,
-                WeightDtype::from(args.model.dtype).name(),
+                WeightDtype::from(args.run.model.dtype).name(),
             ),
             device: "cpu".to_owned(),
             threads: session.threads,
@@ -105,7 +111,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
             adaptive: args.use_adakv,
             layers: heads.collect(),
             config: args.use_adakv.then_some(config),
-            generation: args.sampling.options(),
+            generation: args.run.sampling.options(),
             prompt_tokens: ids,
             next_token_logprobs: logprobs,
             generated_tokens: generated,

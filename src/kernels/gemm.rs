@@ -127,14 +127,15 @@ fn assert_inside(len: usize, rows: usize, cols: usize, row_stride: usize) {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_product_split_by_columns_equals_the_plain_loops() {
         let (rows, inner, cols) = (5, 7, 11);
-        let lhs: Vec<f32> = (0..rows * inner).map(|i| (i % 13) as f32 - 6.0).collect();
-        let rhs_transposed: Vec<f32> = (0..cols * inner).map(|i| (i % 17) as f32 - 8.0).collect();
+        let lhs: Vec<f32> = (0..rows * inner).map(|i| f32::from((i % 13) as u8) - 6.0).collect();
+        let rhs_transposed: Vec<f32> = (0..cols * inner).map(|i| f32::from((i % 17) as u8) - 8.0).collect();
         let mut out = vec![f32::NAN; rows * cols];
         let views = MatrixMut::new(&mut out, rows, cols, cols).split_columns(4);
         for (index, mut view) in views.into_iter().enumerate() {

@@ -1,7 +1,7 @@
 //! Choice of the instruction set at run time.
 //!
 //! A kernel is written once, as an `#[inline(always)]` body over a const generic `SIMD: bool`, in plain loops over
-//! small arrays that the compiler turns into vector code. [`multiversion!`] compiles the body for each instruction set
+//! small arrays that the compiler turns into vector code. `multiversion!` compiles the body for each instruction set
 //! and calls the best one that this processor has. With `SIMD = false` the body must use nothing that needs more than
 //! the target's baseline: it is the portable fallback, and the oracle of the others.
 

@@ -4,7 +4,6 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use plotters::backend::{BitMapBackend, DrawingBackend, RGBPixel};
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -102,24 +101,10 @@ impl Canvas {
     /// # Errors
     /// [`Error::Io`] with `path` if it cannot be written (an existing file is then as it was), or if drawing failed.
     pub(super) fn save(mut self, path: &Path) -> Result<()> {
-        static COUNTER: AtomicU64 = AtomicU64::new(0);
         if let Some(failure) = self.failure.take() {
             return Err(Error::io("draw", path, io::Error::other(failure)));
         }
-        let Some(name) = path.file_name() else {
-            let source = io::Error::new(io::ErrorKind::InvalidInput, "not the name of a file");
-            return Err(Error::io("write", path, source));
-        };
-        let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-        // The encoder goes by the extension.
-        let temporary =
-            path.with_file_name(format!(".{}.{}-{count}.tmp.png", name.to_string_lossy(), std::process::id()));
-        let written = self.encode(&temporary).and_then(|()| std::fs::rename(&temporary, path));
-        written.map_err(|source| {
-            // Best effort: the failure worth telling is the first one.
-            let _ = std::fs::remove_file(&temporary);
-            Error::io("write", path, source)
-        })
+        crate::files::replace(path, |temporary| self.encode(temporary)) // the encoder goes by the extension
     }
 
     /// Encodes the picture as PNG into a file, whose name must end in `.png`.

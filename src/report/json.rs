@@ -1,7 +1,6 @@
 //! The JSON report of a run. Keys may be added, never renamed; times in milliseconds, sizes in bytes, ratios as
 //! fractions.
 
-use std::io::Write;
 use std::path::Path;
 
 use serde::Serialize;
@@ -167,15 +166,6 @@ impl Report {
     pub fn write(&self, path: &Path) -> Result<()> {
         let mut text = serde_json::to_vec_pretty(self).map_err(|error| Error::io("write", path, error.into()))?;
         text.push(b'\n');
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}.tmp", std::process::id()));
-        let temporary = path.with_file_name(name);
-        let written = std::fs::File::create(&temporary)
-            .and_then(|mut file| file.write_all(&text))
-            .and_then(|()| std::fs::rename(&temporary, path));
-        written.map_err(|source| {
-            let _ = std::fs::remove_file(&temporary); // it may never have come to be
-            Error::io("write", path, source)
-        })
+        crate::files::replace(path, |temporary| std::fs::write(temporary, &text))
     }
 }

@@ -27,7 +27,7 @@ pub fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()).collect()
 }
 
-/// Path of SmolLM2-135M-Instruct Q4_1, which `scripts/get_model.sh` fetches.
+/// Path of the default model, which `scripts/get_model.sh` fetches.
 pub fn smollm2_path() -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf");
     assert!(path.is_file(), "`{}` is missing: run scripts/get_model.sh", path.display());
