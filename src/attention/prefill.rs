@@ -115,6 +115,14 @@ pub fn prefill(
     if values.len() != keys.len() {
         return Err(Error::shape("prompt values", keys.len(), values.len()));
     }
+    for (what, heads) in [
+        ("statistics of query heads", stats.as_ref().map(|stats| stats.heads.len())),
+        ("maps of query heads", maps.as_ref().map(|maps| maps.len())),
+    ] {
+        if let Some(heads) = heads.filter(|&heads| heads != layout.num_heads) {
+            return Err(Error::shape(what, layout.num_heads, heads));
+        }
+    }
     let empty = StatsRequest::default();
     let request = stats.as_ref().map_or(&empty, |stats| &stats.request);
     let maps: Option<Vec<Mutex<&mut HeadGrid>>> = maps.map(|maps| maps.iter_mut().map(Mutex::new).collect());

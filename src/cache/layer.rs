@@ -113,14 +113,19 @@ impl LayerCacheManager {
             return Err(Error::shape("the choices of a layer", num_kv_heads, summaries.len()));
         }
 
+        // Checked before anything is stored: a refused prompt leaves the cache empty.
+        let positions = || summaries.iter().flat_map(|head| &head.positions);
+        if let Some(position) = positions().find(|&&position| position >= everything) {
+            return Err(Error::shape("a kept position", format!("below {prompt_len}"), position));
+        }
+        if !summaries.iter().all(|head| head.positions.is_sorted_by(|a, b| a < b)) {
+            return Err(Error::shape("kept positions", "ascending", "another order"));
+        }
         let head_dim = self.layout.head_dim;
         for (head, summary) in self.heads.iter_mut().zip(&summaries) {
             let (keys, values) = (keys.head(summary.kv_head), values.head(summary.kv_head));
             head.reserve_exact(summary.positions.len());
             for &position in &summary.positions {
-                if position >= everything {
-                    return Err(Error::shape("a kept position", format!("below {prompt_len}"), position));
-                }
                 let row = position as usize * head_dim..(position as usize + 1) * head_dim;
                 head.push(&keys[row.clone()], &values[row], position)?;
             }
@@ -140,6 +145,9 @@ impl LayerCacheManager {
         let width = self.layout.kv_width();
         if keys.len() != width || values.len() != width {
             return Err(Error::shape("a token's keys and values", width, (keys.len(), values.len())));
+        }
+        if position != self.seen {
+            return Err(Error::shape("the position of a new token", self.seen, position));
         }
         let position = u32::try_from(position).map_err(|_| Error::shape("a position", "below 2^32", position))?;
         let head_dim = self.layout.head_dim;

@@ -420,3 +420,61 @@ fn small_dot_rows_body<const SIMD: bool, B: SmallBlock>(work: SmallDot<'_>) {
         *out = offsets + (0..WIDTH).map(|lane| sums[0][lane] + sums[1][lane]).sum::<f32>();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks of pseudo-random bytes, their scales made small and finite.
+    fn random_blocks<B: SmallBlock>(count: usize, halves: usize) -> Vec<u8> {
+        let mut state = 1u32;
+        let mut data: Vec<u8> = (0..count * B::BYTES)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                state.to_le_bytes()[3]
+            })
+            .collect();
+        for block in data.chunks_exact_mut(B::BYTES) {
+            for half in block[..2 * halves].chunks_exact_mut(2) {
+                half[1] = 0x20 | (half[1] & 0x8f); // exponent far from both ends, any sign
+            }
+        }
+        data
+    }
+
+    fn check<B: SmallBlock>(halves: usize) {
+        let (rows, cols) = (3, 5 * BLOCK);
+        let data = random_blocks::<B>(rows * cols / BLOCK, halves);
+        let x: Vec<f32> = (0u8..160).map(|i| f32::from(i % 23) - 11.0).collect();
+        let sums: Vec<f32> = x.chunks_exact(BLOCK).map(|chunk| chunk.iter().sum()).collect();
+        let run = |set| {
+            let (mut wide, mut out) = (vec![0.0; rows * cols], vec![0.0; rows]);
+            dequantize_small::<B>(set, &data, &mut wide);
+            let work = SmallDot { data: &data, row_bytes: data.len() / rows, x: &x, sums: &sums, out: &mut out };
+            small_dot_rows::<B>(set, work);
+            (wide, out)
+        };
+        let (wide, _) = run(InstructionSet::Portable);
+        for set in InstructionSet::available() {
+            let (own_wide, out) = run(set);
+            for (&own, &portable) in own_wide.iter().zip(&wide) {
+                // One fused rounding apart.
+                assert!((own - portable).abs() <= 1e-6 * portable.abs().max(1e-2), "{set:?}: {own} {portable}");
+            }
+            for (row, &out) in out.iter().enumerate() {
+                let products = wide[row * cols..(row + 1) * cols].iter().zip(&x).map(|(&w, &x)| f64::from(w * x));
+                let (sum, size) = products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()));
+                assert!((f64::from(out) - sum).abs() <= 1e-5 * size, "{set:?}, row {row}: {out} for {sum}");
+            }
+        }
+    }
+
+    #[test]
+    fn block_kernels_agree_on_every_instruction_set() {
+        check::<Q4_0>(1);
+        check::<Q4_1>(2);
+        check::<Q5_0>(1);
+        check::<Q5_1>(2);
+        check::<Q8_0>(1);
+    }
+}

@@ -94,7 +94,7 @@ impl Profiler {
         stats: &LayerStats,
         second_pass: impl FnOnce(&[(usize, Vec<Vec<f32>>)]) -> Result<Vec<Vec<f32>>>,
     ) -> Result<Vec<HeadChoice>> {
-        if num_kv_heads == 0 || !stats.heads.len().is_multiple_of(num_kv_heads) {
+        if num_kv_heads == 0 || stats.heads.is_empty() || !stats.heads.len().is_multiple_of(num_kv_heads) {
             return Err(Error::shape(
                 "profiling",
                 format!("a multiple of {num_kv_heads} query heads"),

@@ -101,7 +101,7 @@ impl HeadStats {
 #[must_use]
 pub fn row_difference(weights: &[f32], mask: &[f32]) -> f32 {
     let (kept_mass, largest) = vector::masked_sum_and_max(instruction_set(), weights, mask);
-    if kept_mass > 0.0 { (largest * (1.0 / kept_mass - 1.0)).max(0.0) } else { 0.0 }
+    if kept_mass > 0.0 { (largest / kept_mass - largest).max(0.0) } else { 0.0 }
 }
 
 /// Statistics of all query heads of one layer.

@@ -5,8 +5,14 @@
     reason = "tests compute with small known numbers"
 )]
 
+mod attention;
+mod cache;
 mod golden;
+mod kernels;
 mod memory;
 mod model;
+mod numbers;
+mod policy;
+mod profile;
 mod support;
 mod tokenizer;

@@ -1,0 +1,254 @@
+//! The ragged cache: what is stored where, and what it takes.
+
+#![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // sizes of tests fit any type
+
+use adaptive_kvcache::Error;
+use adaptive_kvcache::attention::HeadLayout;
+use adaptive_kvcache::attention::decode::HeadRows;
+use adaptive_kvcache::attention::prefill::PromptRows;
+use adaptive_kvcache::cache::{AdaptiveKvCache, HeadCache, KvDtype, LayerCacheManager, Retention};
+use adaptive_kvcache::profile::HeadChoice;
+
+/// Bytes of a stored position.
+const POSITION_BYTES: usize = 4;
+
+/// SPEC, "Memory": slack after prefill stays under this share of the kept bytes.
+const MAX_SLACK_RATIO: f64 = 0.05;
+
+const MB: f64 = 1024.0 * 1024.0;
+
+const LLAMA_2_7B: HeadLayout = HeadLayout { num_heads: 32, num_kv_heads: 32, head_dim: 128 };
+const SMALL: HeadLayout = HeadLayout { num_heads: 4, num_kv_heads: 2, head_dim: 4 };
+
+fn cache(layout: HeadLayout, dtype: KvDtype) -> AdaptiveKvCache {
+    AdaptiveKvCache::new(1, layout, dtype, Retention::Full)
+}
+
+/// A number that says which head and position it belongs to, and that f16 holds exactly.
+fn number(kv_head: usize, position: usize) -> f32 {
+    (kv_head * 64 + position) as f32
+}
+
+fn token(layout: HeadLayout, position: usize, sign: f32) -> Vec<f32> {
+    (0..layout.num_kv_heads).flat_map(|head| vec![sign * number(head, position); layout.head_dim]).collect()
+}
+
+/// Keys are their positions, values the same negated.
+fn prompt(layout: HeadLayout, len: usize) -> (PromptRows, PromptRows) {
+    let rows = |sign| {
+        let mut rows = PromptRows::with_capacity(layout, len);
+        (0..len).for_each(|position| rows.push(&token(layout, position, sign)).unwrap());
+        rows
+    };
+    (rows(1.0), rows(-1.0))
+}
+
+fn choices(positions: &[&[u32]]) -> Vec<HeadChoice> {
+    let choice = |(kv_head, positions): (usize, &&[u32])| HeadChoice {
+        kv_head,
+        level: kv_head,
+        recovered: vec![0.5; kv_head + 1],
+        positions: positions.to_vec(),
+    };
+    positions.iter().enumerate().map(choice).collect()
+}
+
+/// First number of each kept key and value.
+fn first_numbers(head: &HeadCache, head_dim: usize) -> Vec<(f32, f32)> {
+    match head.rows() {
+        HeadRows::F32 { keys, values } => keys.iter().zip(values).step_by(head_dim).map(|(k, v)| (*k, *v)).collect(),
+        HeadRows::F16 { keys, values } => {
+            keys.iter().zip(values).step_by(head_dim).map(|(k, v)| (k.to_f32(), v.to_f32())).collect()
+        }
+    }
+}
+
+/// Asserts that every head holds the rows of its positions.
+#[track_caller]
+fn assert_holds(layer: &LayerCacheManager, layout: HeadLayout, positions: &[Vec<u32>]) {
+    assert_eq!(layer.heads().len(), positions.len());
+    assert_eq!(layer.rows().len(), positions.len());
+    for (kv_head, (head, positions)) in layer.heads().iter().zip(positions).enumerate() {
+        assert_eq!(head.positions(), positions, "KV head {kv_head}");
+        assert_eq!((head.len(), head.is_empty()), (positions.len(), positions.is_empty()));
+        let expected: Vec<_> = positions
+            .iter()
+            .map(|&position| number(kv_head, position as usize))
+            .map(|number| (number, -number))
+            .collect();
+        assert_eq!(first_numbers(head, layout.head_dim), expected, "KV head {kv_head}");
+    }
+}
+
+#[test]
+fn the_memory_of_the_originals_published_run() {
+    let (keys, values) = prompt(LLAMA_2_7B, 18);
+    // Layer 30 of SPEC's table: 18.924 % of 576 rows, that is 109, are not kept.
+    let kept: Vec<Vec<u32>> = (0..32).map(|head| (0..if head < 13 { 14 } else { 15 }).collect()).collect();
+    assert_eq!(kept.iter().map(Vec::len).sum::<usize>(), 576 - 109);
+    let kept: Vec<&[u32]> = kept.iter().map(Vec::as_slice).collect();
+
+    let mut cache = cache(LLAMA_2_7B, KvDtype::F16);
+    assert_eq!(cache.bytes().saved_ratio(), 0.0, "nothing is saved of nothing");
+    let summary = cache.layer_mut(0).unwrap().store_prompt(&keys, &values, Some(choices(&kept))).unwrap();
+    let bytes = summary.bytes;
+    assert_eq!((bytes.raw, bytes.kept), (32 * 18 * 128 * 2 * 2, (576 - 109) * 128 * 2 * 2));
+    assert_eq!(format!("{:.3} MB -> {:.3}MB", bytes.raw as f64 / MB, bytes.kept as f64 / MB), "0.281 MB -> 0.228MB");
+    assert_eq!(format!("{:.3}", 100.0 * bytes.saved_ratio()), "18.924");
+    assert_eq!(cache.bytes(), bytes, "one layer is all");
+}
+
+#[test]
+fn storing_a_prompt_allocates_exactly_what_is_kept() {
+    let layout = HeadLayout { num_heads: 3, num_kv_heads: 3, head_dim: 128 };
+    for dtype in [KvDtype::F16, KvDtype::F32] {
+        for len in [1_usize, 18, 1000] {
+            let (keys, values) = prompt(layout, len);
+            let everything: Vec<u32> = (0..len as u32).collect();
+            let odd: Vec<u32> = everything.iter().copied().filter(|position| position % 2 == 1).collect();
+            let mut cache = cache(layout, dtype);
+            let layer = cache.layer_mut(0).unwrap();
+            let kept = choices(&[&everything, &odd, &[len as u32 - 1]]);
+            let bytes = layer.store_prompt(&keys, &values, Some(kept)).unwrap().bytes;
+            let rows = len + len / 2 + 1;
+            assert_eq!(bytes.kept, rows * 2 * 128 * dtype.bytes());
+            assert_eq!(bytes.raw, 3 * len * 2 * 128 * dtype.bytes());
+            assert_eq!(bytes.allocated, bytes.kept + rows * POSITION_BYTES, "{dtype:?}, {len} tokens");
+            assert!((bytes.allocated - bytes.kept) as f64 <= MAX_SLACK_RATIO * bytes.kept as f64);
+            assert_eq!(layer.bytes(), bytes);
+        }
+    }
+}
+
+#[test]
+fn every_head_keeps_the_rows_of_its_positions_and_new_ones() {
+    for dtype in [KvDtype::F16, KvDtype::F32] {
+        let (keys, values) = prompt(SMALL, 10);
+        let mut cache = cache(SMALL, dtype);
+        let layer = cache.layer_mut(0).unwrap();
+        let summary = layer.store_prompt(&keys, &values, Some(choices(&[&[0, 3, 9], &[]]))).unwrap();
+        assert_eq!((summary.layer, summary.prompt_len), (0, 10));
+        assert_eq!(summary.heads[0].positions, [0, 3, 9]);
+        assert_eq!((summary.heads[1].kv_head, summary.heads[1].level), (1, Some(1)));
+        assert_eq!(summary.heads[1].recovered, [0.5, 0.5]);
+        assert_holds(layer, SMALL, &[vec![0, 3, 9], vec![]]);
+        for position in 10..50 {
+            layer.append(&token(SMALL, position, 1.0), &token(SMALL, position, -1.0), position).unwrap();
+            let new: Vec<u32> = (10..=position as u32).collect();
+            assert_holds(layer, SMALL, &[[&[0, 3, 9], &new[..]].concat(), new]);
+            let row_bytes = 2 * SMALL.head_dim * dtype.bytes();
+            let seen = position + 1;
+            assert_eq!(
+                (layer.bytes().raw, layer.bytes().kept),
+                (seen * 2 * row_bytes, (2 * (seen - 10) + 3) * row_bytes)
+            );
+        }
+    }
+}
+
+#[test]
+fn without_choices_everything_is_kept() {
+    let (keys, values) = prompt(SMALL, 5);
+    let mut cache = cache(SMALL, KvDtype::F32);
+    let layer = cache.layer_mut(0).unwrap();
+    let summary = layer.store_prompt(&keys, &values, None).unwrap();
+    assert!(summary.heads.iter().all(|head| head.level.is_none() && head.recovered.is_empty()));
+    assert_holds(layer, SMALL, &[(0..5).collect(), (0..5).collect()]);
+    assert_eq!((summary.bytes.raw, summary.bytes.saved_ratio()), (summary.bytes.kept, 0.0));
+}
+
+/// The buffer may grow by a sixteenth, and by 16 rows at least.
+#[test]
+fn slack_of_a_growing_head_is_bounded_and_growth_is_rare() {
+    for dtype in [KvDtype::F16, KvDtype::F32] {
+        for head_dim in [1, 80, 128] {
+            let row_bytes = 2 * head_dim * dtype.bytes() + POSITION_BYTES;
+            let mut head = HeadCache::new(head_dim, dtype);
+            assert_eq!(head.allocated_bytes(), 0);
+            let row = vec![1.0; head_dim];
+            let mut growths = 0;
+            for position in 0..4000_usize {
+                let before = head.allocated_bytes();
+                head.push(&row, &row, position as u32).unwrap();
+                growths += usize::from(head.allocated_bytes() != before);
+                let len = head.len();
+                assert_eq!(len, position + 1);
+                assert!(head.allocated_bytes() >= len * row_bytes);
+                assert!(head.allocated_bytes() <= (len + (len / 16).max(16)) * row_bytes, "{len} rows");
+            }
+            // 16 times to 256 rows, then ln(4000 / 256) / ln(17 / 16) = 45 times.
+            assert!(growths <= 16 + 46, "grew {growths} times");
+        }
+    }
+}
+
+#[test]
+fn a_fork_does_not_see_what_the_other_appends() {
+    let (keys, values) = prompt(SMALL, 3);
+    let mut cache = cache(SMALL, KvDtype::F16);
+    cache.layer_mut(0).unwrap().store_prompt(&keys, &values, None).unwrap();
+    cache.advance(3);
+    let mut fork = cache.clone();
+    fork.layer_mut(0).unwrap().append(&token(SMALL, 3, 1.0), &token(SMALL, 3, -1.0), 3).unwrap();
+    fork.advance(1);
+    assert_holds(&cache.layers()[0], SMALL, &[vec![0, 1, 2], vec![0, 1, 2]]);
+    assert_holds(&fork.layers()[0], SMALL, &[vec![0, 1, 2, 3], vec![0, 1, 2, 3]]);
+    assert_eq!((cache.seen(), fork.seen()), (3, 4));
+}
+
+#[test]
+fn positions_must_ascend() {
+    let mut head = HeadCache::new(2, KvDtype::F32);
+    head.push(&[1.0, 2.0], &[3.0, 4.0], 5).unwrap();
+    for position in [0, 4, 5] {
+        assert!(matches!(head.push(&[0.0; 2], &[0.0; 2], position), Err(Error::Shape { .. })), "{position} after 5");
+    }
+    assert!(matches!(head.push(&[0.0; 3], &[0.0; 2], 6), Err(Error::Shape { .. })), "a key too long");
+    assert!(matches!(head.push(&[0.0; 2], &[0.0; 1], 6), Err(Error::Shape { .. })), "a value too short");
+    assert_eq!(head.positions(), [5], "what is refused leaves no trace");
+    assert_eq!(first_numbers(&head, 1), [(1.0, 3.0), (2.0, 4.0)]);
+    head.push(&[0.0; 2], &[0.0; 2], 6).unwrap();
+    assert_eq!(head.positions(), [5, 6]);
+}
+
+#[test]
+fn a_prompt_that_does_not_fit_is_refused() {
+    let (keys, values) = prompt(SMALL, 5);
+    let (_, short) = prompt(SMALL, 4);
+    for (what, values, kept) in [
+        ("a head too few", &values, choices(&[&[0]])),
+        ("a head too many", &values, choices(&[&[0], &[0], &[0]])),
+        ("heads in another order", &values, choices(&[&[0], &[0]]).into_iter().rev().collect()),
+        ("a position beyond the prompt", &values, choices(&[&[0], &[5]])),
+        ("positions that descend", &values, choices(&[&[0], &[2, 1]])),
+        ("a position twice", &values, choices(&[&[0], &[2, 2]])),
+        ("fewer values than keys", &short, choices(&[&[0], &[0]])),
+    ] {
+        let mut cache = cache(SMALL, KvDtype::F32);
+        let result = cache.layer_mut(0).unwrap().store_prompt(&keys, values, Some(kept));
+        assert!(matches!(result, Err(Error::Shape { .. })), "{what}");
+    }
+    let mut cache = cache(SMALL, KvDtype::F32);
+    assert!(matches!(cache.layer_mut(1), Err(Error::Shape { .. })));
+    let layer = cache.layer_mut(0).unwrap();
+    layer.store_prompt(&keys, &values, None).unwrap();
+    assert!(matches!(layer.store_prompt(&keys, &values, None), Err(Error::Shape { .. })), "a second prompt");
+}
+
+/// SPEC, "Decoding": the next token's position is the number of tokens seen, never the number kept.
+#[test]
+fn a_new_tokens_position_is_the_number_of_tokens_seen() {
+    let (keys, values) = prompt(SMALL, 5);
+    let mut cache = cache(SMALL, KvDtype::F32);
+    let layer = cache.layer_mut(0).unwrap();
+    layer.store_prompt(&keys, &values, Some(choices(&[&[0], &[1, 2]]))).unwrap();
+    for position in [0, 1, 2, 3, 4, 6, 1000] {
+        let result = layer.append(&[0.0; 8], &[0.0; 8], position);
+        assert!(matches!(result, Err(Error::Shape { .. })), "position {position} after 5 tokens");
+    }
+    assert!(matches!(layer.append(&[0.0; 4], &[0.0; 8], 5), Err(Error::Shape { .. })), "keys of one head");
+    assert!(matches!(layer.append(&[0.0; 8], &[0.0; 12], 5), Err(Error::Shape { .. })), "values of three heads");
+    assert_holds(layer, SMALL, &[vec![0], vec![1, 2]]);
+    layer.append(&token(SMALL, 5, 1.0), &token(SMALL, 5, -1.0), 5).unwrap();
+    assert_holds(layer, SMALL, &[vec![0, 5], vec![1, 2, 5]]);
+}

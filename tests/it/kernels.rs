@@ -1,0 +1,437 @@
+//! Kernels on every instruction set of this processor, against plain loops in f64.
+
+#![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // sizes of tests fit any float
+
+use std::sync::Arc;
+
+use adaptive_kvcache::Error;
+use adaptive_kvcache::kernels::element::Element;
+use adaptive_kvcache::kernels::quant::{QuantMatrix, SharedBytes};
+use adaptive_kvcache::kernels::simd::InstructionSet;
+use adaptive_kvcache::kernels::vector::{self, PartialAttention};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+use half::f16;
+use rand::rngs::StdRng;
+
+use crate::numbers::{assert_close, dot, seeded, softmax, uniform, widen};
+
+/// Around the 32 lanes of a kernel, and more than one round of them.
+const LENS: [usize; 8] = [0, 1, 7, 31, 32, 33, 100, 1000];
+
+/// Sums of up to 1000 products below 1 in 32 partial sums: some 32 roundings of 6e-8 each.
+const SUM_TOLERANCE: f64 = 1e-5;
+
+/// `exp` promises about two units in the last place: 2 x 1.2e-7.
+const EXP_TOLERANCE: f64 = 2.5e-7;
+
+/// A weight is one `exp` over a sum of them, after a few roundings.
+const WEIGHT_TOLERANCE: f64 = 1e-6;
+
+/// The result of `exp` below this is 0: it would leave the normal numbers.
+const LEAST_EXPONENT: f64 = -87.3;
+
+fn for_every_set(check: impl Fn(InstructionSet)) {
+    let sets = InstructionSet::available();
+    assert_eq!(sets[0], InstructionSet::Portable);
+    assert_eq!(sets.last(), Some(&InstructionSet::detect()));
+    assert_eq!(vector::instruction_set(), InstructionSet::detect());
+    sets.into_iter().for_each(check);
+}
+
+#[test]
+fn dot_products() {
+    for_every_set(|set| {
+        for len in LENS {
+            let rng = &mut seeded(len as u64);
+            let (a, b) = (uniform(rng, len, 1.0), uniform(rng, len, 1.0));
+            let case = format!("{set:?}, {len}");
+            assert_close(&case, &[vector::dot(set, &a, &b)], &[dot(&a, &b)], SUM_TOLERANCE);
+            let longer = [&b[..], &[f32::NAN; 40]].concat();
+            assert_close(&case, &[vector::dot(set, &a, &longer)], &[dot(&a, &b)], SUM_TOLERANCE);
+            assert_close(&case, &[vector::dot(set, &longer, &a)], &[dot(&a, &b)], SUM_TOLERANCE);
+        }
+    });
+}
+
+#[test]
+fn sums_and_maxima() {
+    for_every_set(|set| {
+        for len in LENS {
+            let rng = &mut seeded(len as u64);
+            let (row, other) = (uniform(rng, len, 1.0), uniform(rng, len, 1.0));
+            let case = format!("{set:?}, {len}");
+
+            let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            assert_eq!(vector::max(set, &row), largest, "{case}");
+            for at in [0, len / 2, len.saturating_sub(1)].into_iter().filter(|&at| at < len) {
+                let mut peaked = row.clone();
+                peaked[at] = 7.0;
+                assert_eq!(vector::max(set, &peaked), 7.0, "{case}, peak at {at}");
+                peaked[at] = f32::NAN;
+                let rest = peaked.iter().copied().filter(|value| !value.is_nan()).fold(f32::NEG_INFINITY, f32::max);
+                assert_eq!(vector::max(set, &peaked), rest, "{case}, NaN at {at}");
+            }
+
+            let mut sums = other.clone();
+            vector::add_assign(set, &mut sums, &row);
+            let expected: Vec<f32> = other.iter().zip(&row).map(|(a, b)| a + b).collect();
+            assert_eq!(sums, expected, "{case}");
+            let mut longer = [&other[..], &[5.0; 3]].concat();
+            vector::add_assign(set, &mut longer, &row);
+            assert_eq!(longer, [&expected[..], &[5.0; 3]].concat(), "{case}: only what both have");
+
+            let weights: Vec<f32> = row.iter().map(|value| value.abs()).collect();
+            let masks: [Vec<f32>; 3] = [
+                vec![0.0; len],
+                vec![1.0; len],
+                other.iter().map(|&value| if value > 0.0 { 1.0 } else { 0.0 }).collect(),
+            ];
+            for mask in &masks {
+                let kept: Vec<f32> = weights.iter().zip(mask).filter(|(_, m)| **m == 1.0).map(|(w, _)| *w).collect();
+                let longer = [&mask[..], &[1.0; 35]].concat();
+                for mask in [mask, &longer] {
+                    let (sum, largest) = vector::masked_sum_and_max(set, &weights, mask);
+                    assert_close(&case, &[sum], &[widen(&kept).iter().sum()], SUM_TOLERANCE);
+                    assert_eq!(largest, kept.iter().copied().fold(0.0, f32::max), "{case}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn exponentials_are_accurate_over_their_whole_range() {
+    for_every_set(|set| {
+        let range: Vec<f32> = (0..=1_000_000).map(|step| -100.0 * step as f32 / 1e6).collect();
+        for x in range.chunks(1000) {
+            let mut powers = x.to_vec();
+            let sum = vector::exp_minus_max(set, &mut powers, 0.0);
+            let exact: Vec<f64> = widen(x).into_iter().map(f64::exp).collect();
+            for ((&x, &got), exact) in x.iter().zip(&powers).zip(&exact) {
+                if f64::from(x) > LEAST_EXPONENT + 1e-5 {
+                    assert!((f64::from(got) / exact - 1.0).abs() <= EXP_TOLERANCE, "{set:?}: exp({x}) = {got:e}");
+                } else if f64::from(x) < LEAST_EXPONENT - 1e-5 {
+                    assert_eq!(got, 0.0, "{set:?}: exp({x})");
+                }
+            }
+            assert_close(&format!("{set:?}, sum from {}", x[0]), &[sum], &[exact.iter().sum()], SUM_TOLERANCE);
+        }
+
+        let mut extremes = [0.0, -0.0, -f32::MIN_POSITIVE, -1e9, f32::MIN, f32::NEG_INFINITY];
+        assert_eq!(vector::exp_minus_max(set, &mut extremes, 0.0), 3.0, "{set:?}");
+        assert_eq!(extremes, [1.0, 1.0, 1.0, 0.0, 0.0, 0.0], "{set:?}");
+    });
+}
+
+#[test]
+fn exponentials_are_relative_to_the_given_maximum() {
+    for_every_set(|set| {
+        for len in LENS {
+            let row = uniform(&mut seeded(len as u64), len, 20.0);
+            let max = 25.0_f32;
+            let expected: Vec<f64> = row.iter().map(|&value| f64::from(value - max).exp()).collect();
+            let mut got = row.clone();
+            let sum = vector::exp_minus_max(set, &mut got, max);
+            assert_close(&format!("{set:?}, {len}"), &[sum], &[expected.iter().sum()], SUM_TOLERANCE);
+            for (got, expected) in got.iter().zip(expected) {
+                assert!((f64::from(*got) / expected - 1.0).abs() <= EXP_TOLERANCE, "{set:?}, {len}");
+            }
+        }
+    });
+}
+
+#[test]
+fn softmax_of_ordinary_and_extreme_rows() {
+    for_every_set(|set| {
+        for len in LENS {
+            let rng = &mut seeded(len as u64);
+            let shifted = |rng: &mut StdRng, by: f32| -> Vec<f32> {
+                uniform(rng, len, 5.0).into_iter().map(|value| value + by).collect()
+            };
+            let rows = [
+                uniform(rng, len, 1.0),
+                uniform(rng, len, 50.0), // part of it vanishes
+                shifted(rng, -1e4),
+                shifted(rng, 1e4),
+                vec![0.0; len],
+                vec![-3e38; len],
+                vec![3e38; len],
+                (0..len).map(|index| if index + 1 == len { 0.0 } else { f32::NEG_INFINITY }).collect(),
+            ];
+            for row in rows {
+                let mut got = row.clone();
+                vector::softmax(set, &mut got);
+                let case = format!("{set:?}, {len}, {:?}", row.first());
+                assert_close(&case, &got, &softmax(&widen(&row)), WEIGHT_TOLERANCE);
+                if len > 0 {
+                    assert_close(&case, &[widen(&got).iter().sum::<f64>() as f32], &[1.0], WEIGHT_TOLERANCE);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn the_gated_activation_of_ordinary_and_extreme_gates() {
+    let silu = |gate: f32| f64::from(gate) / (1.0 + (-f64::from(gate)).exp());
+    for_every_set(|set| {
+        for len in LENS {
+            let rng = &mut seeded(len as u64);
+            let (gate, up) = (uniform(rng, len, 12.0), uniform(rng, len, 3.0));
+            let expected: Vec<f64> = gate.iter().zip(&up).map(|(&gate, &up)| silu(gate) * f64::from(up)).collect();
+            let mut got = up.clone();
+            vector::silu_mul(set, &gate, &mut got);
+            assert_close(&format!("{set:?}, {len}"), &got, &expected, WEIGHT_TOLERANCE);
+        }
+        let gates = [0.0, -0.0, 1e-30, -1e-30, 20.0, -20.0, 88.0, -88.0, 1e4, -1e4, 3e38, -3e38];
+        let mut got = [1.0; 12];
+        vector::silu_mul(set, &gates, &mut got);
+        assert_close(&format!("{set:?}, extremes"), &got, &gates.map(silu), WEIGHT_TOLERANCE);
+        assert!(got.iter().all(|value| value.is_finite()), "{set:?}: {got:?}");
+    });
+}
+
+/// Attention of one range, normalised: `[group_size, head_dim]`; and the largest score and the sum of each head.
+fn run_partial<T: Element>(
+    set: InstructionSet,
+    queries: &[f32],
+    keys: &[T],
+    values: &[T],
+    head_dim: usize,
+) -> (Vec<f32>, Vec<(f32, f32)>) {
+    let (group_size, rows) = (queries.len() / head_dim, keys.len() / head_dim);
+    // What is there before must not matter.
+    let (mut scores, mut out) = (vec![f32::NAN; group_size * rows], vec![f32::NAN; group_size * head_dim]);
+    let mut max_and_sum = vec![(f32::NAN, f32::NAN); group_size];
+    let work = PartialAttention {
+        queries,
+        keys,
+        values,
+        head_dim,
+        scores: &mut scores,
+        out: &mut out,
+        max_and_sum: &mut max_and_sum,
+    };
+    vector::partial_attention(set, work);
+    (out, max_and_sum)
+}
+
+/// What a range's attention must be: unnormalised sums, largest scores, sums of exponentials.
+fn naive_partial(queries: &[f32], keys: &[f32], values: &[f32], head_dim: usize) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+    let (mut out, mut maxima, mut sums) = (Vec::new(), Vec::new(), Vec::new());
+    for query in queries.chunks(head_dim) {
+        let scores: Vec<f64> = keys.chunks(head_dim).map(|key| dot(query, key)).collect();
+        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let powers: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
+        out.extend((0..head_dim).map(|number| {
+            let value = |row: usize| f64::from(values[row * head_dim + number]);
+            powers.iter().enumerate().map(|(row, power)| power * value(row)).sum::<f64>()
+        }));
+        maxima.push(max);
+        sums.push(powers.iter().sum());
+    }
+    (out, maxima, sums)
+}
+
+#[test]
+fn partial_attention_in_both_formats_and_its_merging() {
+    for_every_set(|set| {
+        for head_dim in [1, 8, 31, 64, 80, vector::MAX_HEAD_DIM] {
+            for rows in [1, 7, 33, 100] {
+                let rng = &mut seeded((head_dim * 1000 + rows) as u64);
+                let queries = uniform(rng, 3 * head_dim, 3.0 / (head_dim as f32).sqrt());
+                let halves = |rng: &mut StdRng| -> Vec<f16> {
+                    uniform(rng, rows * head_dim, 2.0).into_iter().map(f16::from_f32).collect()
+                };
+                let (half_keys, half_values) = (halves(rng), halves(rng));
+                let wide = |halves: &[f16]| -> Vec<f32> { halves.iter().map(|half| half.to_f32()).collect() };
+                let (keys, values) = (wide(&half_keys), wide(&half_values));
+                let (out, maxima, sums) = naive_partial(&queries, &keys, &values, head_dim);
+
+                for (dtype, (got, max_and_sum)) in [
+                    ("f32", run_partial(set, &queries, &keys, &values, head_dim)),
+                    ("f16", run_partial(set, &queries, &half_keys, &half_values, head_dim)),
+                ] {
+                    let case = format!("{set:?}, {dtype}, {rows} rows of {head_dim}");
+                    let (got_maxima, got_sums): (Vec<_>, Vec<_>) = max_and_sum.into_iter().unzip();
+                    assert_close(&case, &got, &out, SUM_TOLERANCE);
+                    assert_close(&case, &got_maxima, &maxima, SUM_TOLERANCE);
+                    assert_close(&case, &got_sums, &sums, SUM_TOLERANCE);
+                }
+
+                // The parts of any cut, merged in either order, are the whole, up to the common factor.
+                for cut in [1, rows / 2].into_iter().filter(|&cut| cut > 0 && cut < rows) {
+                    let at = cut * head_dim;
+                    let (a_out, a) = run_partial(set, &queries, &keys[..at], &values[..at], head_dim);
+                    let (b_out, b) = run_partial(set, &queries, &keys[at..], &values[at..], head_dim);
+                    for (mut left, mut left_out, right, right_out) in
+                        [(a.clone(), a_out.clone(), &b, &b_out), (b.clone(), b_out.clone(), &a, &a_out)]
+                    {
+                        for (head, out) in left_out.chunks_mut(head_dim).enumerate() {
+                            let right_out = &right_out[head * head_dim..(head + 1) * head_dim];
+                            vector::merge_partial(&mut left[head], out, right[head], right_out);
+                        }
+                        let case = format!("{set:?}, {rows} rows of {head_dim} cut at {cut}");
+                        let (got_maxima, got_sums): (Vec<_>, Vec<_>) = left.into_iter().unzip();
+                        assert_close(&case, &left_out, &out, SUM_TOLERANCE);
+                        assert_close(&case, &got_maxima, &maxima, SUM_TOLERANCE);
+                        assert_close(&case, &got_sums, &sums, SUM_TOLERANCE);
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn merging_ranges_whose_scores_are_far_apart() {
+    for (a, b) in [((1000.0, 2.0), (-1000.0, 5.0)), ((-3e38, 5.0), (3e38, 2.0))] {
+        let (mut merged, mut out) = (a, [2.0, 4.0]);
+        vector::merge_partial(&mut merged, &mut out, b, &[1.0, 3.0]);
+        assert_eq!(merged, (a.0.max(b.0), 2.0));
+        assert_eq!(out, if a.0 > b.0 { [2.0, 4.0] } else { [1.0, 3.0] });
+    }
+    let (mut merged, mut out) = ((3.0, 1.0), [1.0, 2.0]);
+    vector::merge_partial(&mut merged, &mut out, (3.0, 2.0), &[10.0, 20.0]);
+    assert_eq!((merged, out), ((3.0, 3.0), [11.0, 22.0]));
+}
+
+/// Formats whose blocks are widened to f32: products are those with dequantised weights.
+const SMALL_FORMATS: [GgmlDType; 9] = [
+    GgmlDType::F32,
+    GgmlDType::F16,
+    GgmlDType::BF16,
+    GgmlDType::Q4_0,
+    GgmlDType::Q4_1,
+    GgmlDType::Q5_0,
+    GgmlDType::Q5_1,
+    GgmlDType::Q8_0,
+    GgmlDType::Q8_1,
+];
+
+/// Formats in blocks of 256, for which `matvec` rounds the activations to 8 bits.
+const LARGE_FORMATS: [GgmlDType; 6] =
+    [GgmlDType::Q2K, GgmlDType::Q3K, GgmlDType::Q4K, GgmlDType::Q5K, GgmlDType::Q6K, GgmlDType::Q8K];
+
+/// Error of a product, relative to `1 + product`: f32 sums of up to 1024 products below 2.
+const EXACT_PRODUCT_TOLERANCE: f64 = 1e-4;
+
+/// Error of a product with rounded activations, relative to the norm of the row of weights. Activations in -1..1.5 are
+/// off by up to 1.5/127/2 = 0.006, 0.0034 in the mean square, so that this is six standard deviations.
+const ROUNDED_PRODUCT_TOLERANCE: f64 = 2e-2;
+
+/// One unit in the last place of f32, for a number that is made by one multiplication and one addition, fused or not.
+const DEQUANTIZE_TOLERANCE: f64 = 2.5e-7;
+
+/// A matrix of random weights in a block format, and the numbers that candle reads from it.
+fn quantized(dtype: GgmlDType, rows: usize, cols: usize, seed: u64) -> (QuantMatrix, Vec<f32>) {
+    let weights = uniform(&mut seeded(seed), rows * cols, 1.0);
+    let weights = Tensor::from_vec(weights, (rows, cols), &Device::Cpu).unwrap();
+    let tensor = QTensor::quantize(&weights, dtype).unwrap();
+    let numbers = tensor.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    let bytes = tensor.data().unwrap().into_owned();
+    let len = bytes.len();
+    let matrix = QuantMatrix::new(Arc::new(bytes), 0..len, dtype, rows, cols).unwrap();
+    assert_eq!((matrix.rows(), matrix.cols(), matrix.dtype(), matrix.bytes()), (rows, cols, dtype, len));
+    (matrix, numbers)
+}
+
+/// Activations that are not centred, so that offsets of blocks count.
+fn activations(len: usize, seed: u64) -> Vec<f32> {
+    uniform(&mut seeded(seed), len, 1.25).into_iter().map(|value| value + 0.25).collect()
+}
+
+/// `X W^T` in f64, `[seq_len, rows]`.
+fn naive_product(x: &[f32], weights: &[f32], cols: usize) -> Vec<f64> {
+    x.chunks(cols).flat_map(|x| weights.chunks(cols).map(|row| dot(x, row))).collect()
+}
+
+fn check_products(dtype: GgmlDType, rows: usize, cols: usize) {
+    let (matrix, weights) = quantized(dtype, rows, cols, (rows * cols) as u64);
+    let case = |what: &str| format!("{what}, {dtype:?}, {rows} x {cols}");
+
+    for range in [0..rows, 0..1, rows - 1..rows, rows / 3..rows / 2, 0..0] {
+        let mut got = vec![f32::NAN; range.len() * cols];
+        matrix.dequantize_rows(range.clone(), &mut got);
+        let expected = widen(&weights[range.start * cols..range.end * cols]);
+        assert_close(&case("dequantised"), &got, &expected, DEQUANTIZE_TOLERANCE);
+    }
+
+    let x = activations(cols, 7);
+    let expected = naive_product(&x, &weights, cols);
+    let mut got = vec![f32::NAN; rows];
+    matrix.matvec(&x, &mut got);
+    if SMALL_FORMATS.contains(&dtype) {
+        assert_close(&case("matvec"), &got, &expected, EXACT_PRODUCT_TOLERANCE);
+    } else {
+        for ((got, expected), row) in got.iter().zip(expected).zip(weights.chunks(cols)) {
+            let close = (f64::from(*got) - expected).abs() <= ROUNDED_PRODUCT_TOLERANCE * dot(row, row).sqrt();
+            assert!(close, "{}: {got}, expected {expected}", case("matvec"));
+        }
+    }
+    let mut again = vec![f32::NAN; rows];
+    matrix.matmul(&x, 1, &mut again);
+    assert_eq!(got, again, "{}", case("one row is a matrix-vector product"));
+
+    for seq_len in [0, 2, 5, 17] {
+        let x = activations(seq_len * cols, 8);
+        let mut got = vec![f32::NAN; seq_len * rows];
+        matrix.matmul(&x, seq_len, &mut got);
+        let expected = naive_product(&x, &weights, cols);
+        assert_close(&case(&format!("matmul of {seq_len}")), &got, &expected, EXACT_PRODUCT_TOLERANCE);
+    }
+}
+
+#[test]
+fn products_with_every_format_equal_those_with_candles_own_dequantised_weights() {
+    for dtype in SMALL_FORMATS {
+        for (rows, cols) in [(1, 32), (7, 96), (33, 320), (100, 576), (250, 1024)] {
+            check_products(dtype, rows, cols);
+        }
+    }
+    for dtype in LARGE_FORMATS {
+        for (rows, cols) in [(1, 256), (7, 256), (33, 512), (100, 768), (250, 1024)] {
+            check_products(dtype, rows, cols);
+        }
+    }
+    // Plain floats need no whole blocks.
+    for dtype in [GgmlDType::F32, GgmlDType::F16, GgmlDType::BF16] {
+        for (rows, cols) in [(1, 1), (5, 7), (40, 33)] {
+            check_products(dtype, rows, cols);
+        }
+    }
+}
+
+#[test]
+fn bytes_that_do_not_fit_are_refused() {
+    for dtype in SMALL_FORMATS.into_iter().chain(LARGE_FORMATS) {
+        let cols = 2 * dtype.block_size();
+        let size = 3 * 2 * dtype.type_size();
+        let owner: SharedBytes = Arc::new(vec![0_u8; size + 16]);
+        let address = (*owner).as_ref().as_ptr() as usize;
+        let first = address.next_multiple_of(4) - address;
+        let matrix = |range, rows, cols| QuantMatrix::new(Arc::clone(&owner), range, dtype, rows, cols);
+        assert!(matrix(first..first + size, 3, cols).is_ok(), "{dtype:?}");
+
+        for (what, range, rows, cols) in [
+            ("a byte too few", first..first + size - 1, 3, cols),
+            ("a byte too many", first..first + size + 1, 3, cols),
+            ("another number of rows", first..first + size, 4, cols),
+            ("outside of the bytes", first + 20..first + 20 + size, 3, cols),
+            ("no columns", first..first, 3, 0),
+            ("more rows than any memory", first..first + size, usize::MAX, cols),
+        ] {
+            assert!(matches!(matrix(range, rows, cols), Err(Error::Shape { .. })), "{dtype:?}: {what}");
+        }
+        if dtype.block_size() > 1 {
+            let result = matrix(first..first + size, 3, cols - 1);
+            assert!(matches!(result, Err(Error::Shape { .. })), "{dtype:?}: part of a block");
+        }
+
+        let at = |offset: usize| matrix(first + offset..first + offset + size, 3, cols);
+        assert!(matches!(at(1), Err(Error::Unsupported { .. })), "{dtype:?}: an odd address");
+        let needs_four = matches!(dtype, GgmlDType::F32 | GgmlDType::Q8K);
+        assert_eq!(at(2).is_err(), needs_four, "{dtype:?}: an even address");
+    }
+}

@@ -1,0 +1,226 @@
+//! The contract that every policy of the registry keeps, and what each one in particular keeps.
+
+#![allow(clippy::cast_precision_loss)] // prompt lengths of tests fit any float
+
+use std::collections::BTreeSet;
+
+use adaptive_kvcache::policy::{HeadFacts, POLICIES, Policy, PolicySettings, by_name, ratio_count};
+use adaptive_kvcache::tokens::TokenClass;
+use proptest::prelude::*;
+
+/// What a policy is asked about: owned, so that proptest can make it.
+#[derive(Debug, Clone)]
+struct Case {
+    classes: Vec<TokenClass>,
+    column_sums: Vec<f32>,
+    settings: PolicySettings,
+    /// What earlier policies kept.
+    keep: Vec<bool>,
+}
+
+impl Case {
+    fn facts(&self) -> HeadFacts<'_> {
+        HeadFacts { classes: &self.classes, column_sums: &self.column_sums }
+    }
+
+    fn marked(&self, policy: &dyn Policy, keep: &[bool]) -> Vec<bool> {
+        let mut keep = keep.to_vec();
+        policy.mark(&self.facts(), &self.settings, &mut keep);
+        keep
+    }
+
+    /// What the policy keeps by itself.
+    fn alone(&self, policy: &dyn Policy) -> Vec<bool> {
+        self.marked(policy, &vec![false; self.classes.len()])
+    }
+}
+
+/// Ratios, with both ends often.
+fn ratio() -> impl Strategy<Value = f64> {
+    prop_oneof![Just(0.0), Just(1.0), Just(0.3), 0.0..=1.0]
+}
+
+prop_compose! {
+    fn case()(len in 0_usize..60)(
+        special in proptest::collection::vec(proptest::bool::weighted(0.1), len),
+        punctuation in proptest::collection::vec(proptest::bool::weighted(0.2), len),
+        // Few different sums, so that ties are common.
+        sums in proptest::collection::vec(0_u8..6, len),
+        keep in proptest::collection::vec(any::<bool>(), len),
+        frequency_ratio in ratio(),
+        locality_ratio in ratio(),
+        sink_tokens in 0_usize..70,
+    ) -> Case {
+        let classes = special.iter().zip(&punctuation);
+        Case {
+            classes: classes.map(|(&special, &punctuation)| TokenClass { special, punctuation }).collect(),
+            column_sums: sums.into_iter().map(f32::from).collect(),
+            settings: PolicySettings { frequency_ratio, locality_ratio, sink_tokens },
+            keep,
+        }
+    }
+}
+
+fn count(keep: &[bool]) -> usize {
+    keep.iter().filter(|keep| **keep).count()
+}
+
+fn union(a: &[bool], b: &[bool]) -> Vec<bool> {
+    a.iter().zip(b).map(|(a, b)| a | b).collect()
+}
+
+fn policy(name: &str) -> &'static dyn Policy {
+    by_name(name).unwrap()
+}
+
+/// The definition of `frequency`, by sorting: largest sum first, of equal ones the lower position.
+fn heavy_hitters(sums: &[f32], count: usize) -> Vec<bool> {
+    let mut order: Vec<usize> = (0..sums.len()).collect();
+    order.sort_by(|&a, &b| sums[b].partial_cmp(&sums[a]).unwrap().then(a.cmp(&b)));
+    let kept: BTreeSet<usize> = order.into_iter().take(count).collect();
+    (0..sums.len()).map(|position| kept.contains(&position)).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn marks_only_add_and_do_not_depend_on_what_is_kept_already(case in case()) {
+        for &policy in POLICIES {
+            let marked = case.marked(policy, &case.keep);
+            prop_assert_eq!(&marked, &union(&case.keep, &case.alone(policy)), "{}", policy.name());
+        }
+    }
+
+    #[test]
+    fn marking_twice_is_marking_once(case in case()) {
+        for &policy in POLICIES {
+            let once = case.marked(policy, &case.keep);
+            prop_assert_eq!(&case.marked(policy, &once), &once, "{}", policy.name());
+        }
+    }
+
+    #[test]
+    fn the_same_facts_give_the_same_marks(case in case()) {
+        let copy = case.clone();
+        for &policy in POLICIES {
+            prop_assert_eq!(case.alone(policy), copy.alone(policy), "{}", policy.name());
+        }
+    }
+
+    #[test]
+    fn only_policies_that_say_so_read_column_sums(case in case()) {
+        let blind = Case { column_sums: Vec::new(), ..case.clone() };
+        for &policy in POLICIES.iter().filter(|policy| !policy.needs_column_sums()) {
+            prop_assert_eq!(case.alone(policy), blind.alone(policy), "{}", policy.name());
+        }
+    }
+
+    #[test]
+    fn a_window_is_as_wide_as_what_is_kept_in_the_end(case in case()) {
+        for &policy in POLICIES {
+            if let Some(width) = policy.window(case.classes.len(), &case.settings) {
+                let keep = case.alone(policy);
+                prop_assert_eq!(count(&keep), width, "{}", policy.name());
+                prop_assert!(keep.iter().rev().take(width).all(|keep| *keep), "{}", policy.name());
+            }
+        }
+    }
+
+    #[test]
+    fn a_policy_that_says_it_keeps_all_does(case in case()) {
+        for &policy in POLICIES.iter().filter(|policy| policy.keeps_all()) {
+            prop_assert!(case.alone(policy).iter().all(|keep| *keep), "{}", policy.name());
+        }
+    }
+
+    #[test]
+    fn special_keeps_special_tokens_and_the_sink(case in case()) {
+        for (position, keep) in case.alone(policy("special")).into_iter().enumerate() {
+            prop_assert_eq!(keep, case.classes[position].special || position < case.settings.sink_tokens);
+        }
+    }
+
+    #[test]
+    fn punctuation_keeps_punctuation(case in case()) {
+        let expected: Vec<bool> = case.classes.iter().map(|class| class.punctuation).collect();
+        prop_assert_eq!(case.alone(policy("punctuation")), expected);
+    }
+
+    #[test]
+    fn frequency_keeps_its_share_of_heavy_hitters_and_the_lower_of_ties(case in case()) {
+        let share = ratio_count(case.settings.frequency_ratio, case.classes.len());
+        let keep = case.alone(policy("frequency"));
+        prop_assert_eq!(count(&keep), share);
+        prop_assert_eq!(keep, heavy_hitters(&case.column_sums, share));
+    }
+
+    #[test]
+    fn locality_keeps_the_last_share(case in case()) {
+        let len = case.classes.len();
+        let share = ratio_count(case.settings.locality_ratio, len);
+        let expected: Vec<bool> = (0..len).map(|position| position + share >= len).collect();
+        prop_assert_eq!(case.alone(policy("locality")), expected);
+    }
+
+    #[test]
+    fn a_ratio_of_k_in_n_stands_for_k(len in 1_usize..200_000, part in 0.0..=1.0_f64) {
+        let k = ratio_count(part, len);
+        prop_assert!(k <= len);
+        prop_assert_eq!(ratio_count(k as f64 / len as f64, len), k);
+    }
+}
+
+#[test]
+fn ratios_that_floats_cannot_hold_stand_for_the_number_that_is_meant() {
+    for (ratio, len, expected) in [
+        (0.3, 10, 3),
+        (0.29, 100, 29), // 28.999999999999996
+        (0.57, 100, 57), // 56.99999999999999
+        (0.7, 10, 7),
+        (0.1, 30, 3),
+        (0.8, 18, 14), // 14.4: the original's published run
+        (0.4, 18, 7),
+        (0.2, 18, 3),
+        (0.999, 10, 9),
+        (0.0, 10, 0),
+        (1.0, 10, 10),
+        (0.5, 1, 0),
+        (0.0, 0, 0),
+        (1.0, 0, 0),
+    ] {
+        assert_eq!(ratio_count(ratio, len), expected, "{ratio} of {len}");
+    }
+}
+
+#[test]
+fn of_equal_sums_the_lower_positions_are_kept() {
+    let case = Case {
+        classes: vec![TokenClass::default(); 8],
+        column_sums: vec![1.0, 2.0, 1.0, 3.0, 1.0, 2.0, 2.0, 1.0],
+        settings: PolicySettings { frequency_ratio: 0.375, locality_ratio: 0.0, sink_tokens: 0 },
+        keep: Vec::new(),
+    };
+    assert_eq!(case.alone(policy("frequency")), [false, true, false, true, false, true, false, false]);
+}
+
+#[test]
+fn an_empty_prompt_is_no_trouble() {
+    let settings = PolicySettings { frequency_ratio: 1.0, locality_ratio: 1.0, sink_tokens: 4 };
+    for policy in POLICIES {
+        policy.mark(&HeadFacts { classes: &[], column_sums: &[] }, &settings, &mut []);
+        assert!(policy.window(0, &settings).is_none_or(|width| width == 0), "{}", policy.name());
+    }
+}
+
+#[test]
+fn the_registry_is_in_the_default_search_order_and_ends_in_full() {
+    let names: Vec<&str> = POLICIES.iter().map(|policy| policy.name()).collect();
+    assert_eq!(names, ["special", "punctuation", "frequency", "locality", "full"]);
+    assert_eq!(POLICIES.iter().position(|policy| policy.keeps_all()), Some(POLICIES.len() - 1));
+    for policy in POLICIES {
+        assert_eq!(by_name(policy.name()).unwrap().name(), policy.name());
+        assert!(!policy.summary().is_empty() && !policy.summary().contains('\n'), "{}", policy.name());
+    }
+    assert!(by_name("Full").is_none());
+}

@@ -1,0 +1,365 @@
+//! The search against a naive one on explicit n x n maps in f64.
+
+#![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // sizes of tests fit any float
+
+use std::sync::Arc;
+
+use adaptive_kvcache::config::{AdaptiveConfig, Criterion, GroupReduction, ProfileRows};
+use adaptive_kvcache::policy::ratio_count;
+use adaptive_kvcache::profile::stats::row_difference;
+use adaptive_kvcache::profile::{HeadChoice, LayerStats, Profiler};
+use adaptive_kvcache::tokens::TokenClass;
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use crate::numbers::{column_sums, largest_difference, seeded, softmax};
+
+/// Values are means and differences of weights in 0..=1, summed up in f32 over at most 100 rows.
+const VALUE_TOLERANCE: f64 = 1e-5;
+
+/// Cases that rounding decides are left out: a value so near the threshold, or two column sums so near each other where
+/// `frequency` cuts, that f32 may see them the other way round. Ten times the error of a value or of a sum.
+const DECISIVE: f64 = 1e-4;
+
+/// Causal softmax of scores that make the kinds of heads that occur: a sink, heavy hitters (punctuation in half of the
+/// heads), locality, and a part of noise. Rounded to f32, which is what the library is given.
+fn random_map(rng: &mut StdRng, classes: &[TokenClass]) -> Vec<Vec<f64>> {
+    let (sink, heavy, local, noise) = (
+        rng.random_range(0.0..8.0),
+        rng.random_range(0.0..5.0),
+        rng.random_range(0.0..6.0),
+        rng.random_range(0.1..3.0),
+    );
+    let len = classes.len();
+    let hits_punctuation = rng.random_bool(0.5);
+    let hitters: Vec<f64> = classes
+        .iter()
+        .map(|class| if hits_punctuation { class.punctuation } else { rng.random_bool(0.15) })
+        .map(|hit| if hit { heavy } else { 0.0 })
+        .collect();
+    let mut score = |i: usize, j: usize| {
+        let distance = (i - j) as f64;
+        let first = if j == 0 { sink } else { 0.0 };
+        first + hitters[j] + local * (-distance / 4.0).exp() + rng.random_range(-noise..noise)
+    };
+    (0..len)
+        .map(|i| {
+            let weights = softmax(&(0..=i).map(|j| score(i, j)).collect::<Vec<_>>());
+            weights.into_iter().map(|weight| f64::from(weight as f32)).collect()
+        })
+        .collect()
+}
+
+fn random_classes(rng: &mut StdRng, len: usize) -> Vec<TokenClass> {
+    (0..len).map(|_| TokenClass { special: rng.random_bool(0.05), punctuation: rng.random_bool(0.15) }).collect()
+}
+
+/// The search as SPEC writes it, on the maps themselves.
+struct Naive<'a> {
+    config: &'a AdaptiveConfig,
+    classes: &'a [TokenClass],
+    /// The maps of the query heads of one KV head.
+    group: &'a [Vec<Vec<f64>>],
+}
+
+impl Naive<'_> {
+    fn len(&self) -> usize {
+        self.classes.len()
+    }
+
+    /// Column sums over all rows and over the query heads.
+    fn group_sums(&self) -> Vec<f64> {
+        let mut sums = vec![0.0; self.len()];
+        for map in self.group {
+            sums.iter_mut().zip(column_sums(map, |_, _| true)).for_each(|(sum, value)| *sum += value);
+        }
+        sums
+    }
+
+    /// Positions from most to least attention, and how many of them `frequency` keeps.
+    fn heavy_hitters(&self) -> (Vec<usize>, usize) {
+        let sums = self.group_sums();
+        let mut order: Vec<usize> = (0..self.len()).collect();
+        order.sort_by(|&a, &b| sums[b].total_cmp(&sums[a]).then(a.cmp(&b)));
+        (order, ratio_count(self.config.frequency_ratio, self.len()))
+    }
+
+    fn window(&self) -> usize {
+        ratio_count(self.config.locality_ratio, self.len())
+    }
+
+    /// What the union of policies keeps for good.
+    fn keep(&self, policies: &[&str]) -> Vec<bool> {
+        let (order, count) = self.heavy_hitters();
+        let rule = |policy: &str, position: usize| match policy {
+            "special" => self.classes[position].special || position < self.config.sink_tokens,
+            "punctuation" => self.classes[position].punctuation,
+            "frequency" => order[..count].contains(&position),
+            "locality" => position + self.window() >= self.len(),
+            "full" => true,
+            other => panic!("no rule for the policy `{other}`"),
+        };
+        (0..self.len()).map(|position| policies.iter().any(|policy| rule(policy, position))).collect()
+    }
+
+    /// Mean over the profiled rows of the mass that the policies keep, `locality` as a sliding band.
+    fn recovered_mass(&self, map: &[Vec<f64>], policies: &[&str]) -> f64 {
+        let fixed: Vec<&str> = policies.iter().copied().filter(|policy| *policy != "locality").collect();
+        let fixed = self.keep(&fixed);
+        let band = if policies.contains(&"locality") { self.window() } else { 0 };
+        let first = match self.config.profile_rows {
+            ProfileRows::All => 0,
+            ProfileRows::Last(rows) => self.len().saturating_sub(rows),
+        };
+        let mut total = 0.0;
+        for (i, row) in map.iter().enumerate().skip(first) {
+            let kept = row.iter().enumerate().filter(|(j, _)| fixed[*j] || i - j < band);
+            total += kept.map(|(_, weight)| weight).sum::<f64>();
+        }
+        total / (self.len() - first) as f64
+    }
+
+    fn value(&self, policies: &[&str]) -> f64 {
+        match self.config.criterion {
+            Criterion::MaxAbs => {
+                let keep = self.keep(policies);
+                self.group.iter().map(|map| largest_difference(map, &keep)).fold(0.0, f64::max)
+            }
+            Criterion::Mass => {
+                let masses = self.group.iter().map(|map| self.recovered_mass(map, policies));
+                match self.config.gqa {
+                    GroupReduction::Min => masses.fold(f64::INFINITY, f64::min),
+                    GroupReduction::Mean => masses.sum::<f64>() / self.group.len() as f64,
+                }
+            }
+        }
+    }
+
+    /// Level, values up to it, kept positions; `None` if rounding may decide otherwise.
+    fn search(&self) -> Option<(usize, Vec<f64>, Vec<u32>)> {
+        let names: Vec<&str> = self.config.policies.policies().iter().map(|policy| policy.name()).collect();
+        let threshold = self.config.recovery_threshold;
+        let mut values = Vec::new();
+        for level in 0..names.len() {
+            let policies = &names[..=level];
+            if policies.contains(&"frequency") && !self.frequency_is_decisive() {
+                return None;
+            }
+            let last = level + 1 == names.len();
+            let value = match (last, self.config.criterion) {
+                (true, Criterion::MaxAbs) => 0.0,
+                (true, Criterion::Mass) => 1.0,
+                (false, _) => self.value(policies),
+            };
+            values.push(value);
+            let (recovered, margin) = match self.config.criterion {
+                Criterion::MaxAbs => (value < 1.0 - threshold, (value - (1.0 - threshold)).abs()),
+                Criterion::Mass => (value >= threshold, (value - threshold).abs()),
+            };
+            if !last && margin < DECISIVE {
+                return None;
+            }
+            if recovered || last {
+                let positions = (0u32..).zip(self.keep(policies)).filter(|(_, keep)| *keep);
+                return Some((level, values, positions.map(|(position, _)| position).collect()));
+            }
+        }
+        unreachable!("the last level is always taken")
+    }
+
+    fn frequency_is_decisive(&self) -> bool {
+        let sums = self.group_sums();
+        let (order, count) = self.heavy_hitters();
+        count == 0 || count == order.len() || sums[order[count - 1]] - sums[order[count]] > DECISIVE
+    }
+}
+
+/// What the library chooses, its statistics fed from the maps; the second pass is naive too.
+fn choose(
+    config: &Arc<AdaptiveConfig>,
+    classes: &[TokenClass],
+    maps: &[Vec<Vec<f64>>],
+    group_size: usize,
+) -> Vec<HeadChoice> {
+    let profiler = Profiler::new(Arc::clone(config));
+    let request = profiler.request(classes);
+    let mut stats = LayerStats::new(request.clone(), maps.len(), classes.len());
+    for (stats, map) in stats.heads.iter_mut().zip(maps) {
+        for (row, weights) in map.iter().enumerate() {
+            let weights: Vec<f32> = weights.iter().map(|&weight| weight as f32).collect();
+            stats.add_row(&request, row, &weights);
+        }
+    }
+    let mut passes = 0;
+    let second_pass = |pending: &[(usize, Vec<Vec<f32>>)]| {
+        passes += 1;
+        let of_head = |(kv_head, masks): &(usize, Vec<Vec<f32>>)| {
+            let group = &maps[kv_head * group_size..(kv_head + 1) * group_size];
+            let of_mask = |mask: &Vec<f32>| {
+                let keep: Vec<bool> = mask.iter().map(|&number| number == 1.0).collect();
+                assert!(keep.len() == classes.len() && mask.iter().all(|number| [0.0, 1.0].contains(number)));
+                group.iter().map(|map| largest_difference(map, &keep)).fold(0.0, f64::max) as f32
+            };
+            masks.iter().map(of_mask).collect()
+        };
+        assert!(!pending.is_empty());
+        Ok(pending.iter().map(of_head).collect())
+    };
+    let choices = profiler.choose(classes, maps.len() / group_size, &stats, second_pass).unwrap();
+    assert!(passes <= usize::from(profiler.may_need_second_pass()), "{passes} second passes");
+    choices
+}
+
+/// Compares one random layer, and adds the levels of the heads that were compared to `levels`.
+fn check_layer(config: &Arc<AdaptiveConfig>, len: usize, group_size: usize, seed: u64, levels: &mut Vec<usize>) {
+    let mut rng = seeded(seed);
+    let classes = random_classes(&mut rng, len);
+    let maps: Vec<_> = (0..NUM_KV_HEADS * group_size).map(|_| random_map(&mut rng, &classes)).collect();
+    let choices = choose(config, &classes, &maps, group_size);
+    assert_eq!(choices.len(), NUM_KV_HEADS);
+    for (kv_head, (choice, group)) in choices.iter().zip(maps.chunks(group_size)).enumerate() {
+        let naive = Naive { config, classes: &classes, group };
+        let Some((level, values, positions)) = naive.search() else { continue };
+        let case = format!("KV head {kv_head}, {len} tokens, groups of {group_size}, seed {seed}, {config:?}");
+        assert_eq!((choice.kv_head, choice.level), (kv_head, level), "{case}: {choice:?}, expected {values:?}");
+        assert_eq!(choice.recovered.len(), values.len(), "{case}");
+        for (got, expected) in choice.recovered.iter().zip(&values) {
+            let close = (got - expected).abs() <= VALUE_TOLERANCE;
+            assert!(close, "{case}: {:?}, expected {values:?}", choice.recovered);
+        }
+        assert_eq!(choice.positions, positions, "{case}");
+        levels.push(level);
+    }
+}
+
+/// Compares many layers of one configuration; every level must occur, or the comparison means little.
+fn check(json: &str, lens: &[usize], wanted_levels: &[usize]) {
+    let mut levels = Vec::new();
+    let mut possible = 0;
+    for (frequency_ratio, locality_ratio) in [(0.3, 0.3), (0.8, 0.8), (0.1, 0.5), (0.5, 0.1)] {
+        for threshold in [0.5, 0.8, 0.95] {
+            let mut config = AdaptiveConfig::parse(json, None).unwrap();
+            (config.frequency_ratio, config.locality_ratio) = (frequency_ratio, locality_ratio);
+            config.recovery_threshold = threshold;
+            let config = Arc::new(config);
+            for &len in lens {
+                for group_size in [1, 3] {
+                    for seed in 0..LAYERS {
+                        possible += NUM_KV_HEADS;
+                        check_layer(&config, len, group_size, seed, &mut levels);
+                    }
+                }
+            }
+        }
+    }
+    assert!(levels.len() * 10 >= possible * 9, "only {} of {possible} heads were decisive: {json}", levels.len());
+    for level in wanted_levels {
+        assert!(levels.contains(level), "no head at level {level}: {json}");
+    }
+}
+
+/// KV heads of a random layer.
+const NUM_KV_HEADS: usize = 3;
+
+/// Random layers of each shape.
+const LAYERS: u64 = 3;
+
+/// Lengths of random prompts.
+const LENS: &[usize] = &[1, 2, 13, 40, 97];
+
+#[test]
+fn the_default_order_by_largest_difference() {
+    check("{}", LENS, &[0, 1, 2, 3, 4]);
+    check(r#"{"sink_tokens": 0}"#, LENS, &[1, 2, 3, 4]);
+}
+
+#[test]
+fn the_default_order_by_recovered_mass() {
+    check(r#"{"criterion": "mass"}"#, LENS, &[0, 1, 2, 3, 4]);
+    check(r#"{"criterion": "mass", "sink_tokens": 4}"#, LENS, &[0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn the_mean_over_query_heads() {
+    check(r#"{"criterion": "mass", "gqa": "mean"}"#, LENS, &[0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn an_observation_window() {
+    for rows in [1, 8, 1000] {
+        for gqa in ["min", "mean"] {
+            check(&format!(r#"{{"criterion": "mass", "profile_rows": {rows}, "gqa": "{gqa}"}}"#), LENS, &[0, 2, 3, 4]);
+        }
+    }
+}
+
+#[test]
+fn other_search_orders() {
+    for (policies, wanted_levels) in [
+        (r#"["locality", "full"]"#, &[0, 1][..]),
+        (r#"["frequency", "special", "full"]"#, &[0, 1, 2]),
+        (r#"["punctuation", "locality", "frequency", "full"]"#, &[0, 1, 2, 3]),
+        (r#"["locality", "frequency", "punctuation", "special", "full"]"#, &[0, 1, 4]),
+        (r#"["special", "locality", "full"]"#, &[0, 1, 2]),
+        (r#"["frequency", "full"]"#, &[0, 1]),
+        (r#"["full"]"#, &[0]),
+    ] {
+        for criterion in ["max_abs", "mass"] {
+            check(&format!(r#"{{"criterion": "{criterion}", "policies": {policies}}}"#), LENS, wanted_levels);
+        }
+        let window = format!(r#"{{"criterion": "mass", "policies": {policies}, "profile_rows": 5}}"#);
+        check(&window, LENS, &[]);
+    }
+}
+
+/// With `max_abs`, locality is the prompt's last positions for every row; with `mass` it slides with the row.
+#[test]
+fn locality_slides_only_for_the_recovered_mass() {
+    // Each token attends to itself alone: a band of one holds everything, the last position alone nearly nothing.
+    let maps = vec![(0..10).map(|i| (0..=i).map(|j| if i == j { 1.0 } else { 0.0 }).collect()).collect()];
+    let classes = vec![TokenClass::default(); 10];
+    let config = |criterion: &str| {
+        let json = r#"{"locality_ratio": 0.1, "policies": ["locality", "special", "full"], "criterion": "#;
+        Arc::new(AdaptiveConfig::parse(&format!("{json}\"{criterion}\"}}"), None).unwrap())
+    };
+    let mass = &choose(&config("mass"), &classes, &maps, 1)[0];
+    assert_eq!((mass.level, &mass.recovered[..], &mass.positions[..]), (0, &[1.0][..], &[9][..]));
+    // Rows that keep no mass are skipped, so the last position alone recovers the head.
+    let max_abs = &choose(&config("max_abs"), &classes, &maps, 1)[0];
+    assert_eq!((max_abs.level, &max_abs.recovered[..], &max_abs.positions[..]), (0, &[0.0][..], &[9][..]));
+}
+
+#[test]
+fn a_threshold_that_nothing_reaches_keeps_everything() {
+    let json = r#"{"recovery_threshold": 1, "frequency_ratio": 0.5, "locality_ratio": 0.5}"#;
+    let config = Arc::new(AdaptiveConfig::parse(json, None).unwrap());
+    let mut rng = seeded(2);
+    let classes = random_classes(&mut rng, 30);
+    let maps = vec![random_map(&mut rng, &classes)];
+    let choice = &choose(&config, &classes, &maps, 1)[0];
+    assert_eq!((choice.level, choice.recovered.len(), choice.recovered[4]), (4, 5, 0.0));
+    assert!(choice.positions.iter().copied().eq(0..30));
+}
+
+/// A difference is a difference of two shares: it cannot leave 0..=1, however little mass is kept.
+#[test]
+fn a_tiny_kept_mass_gives_no_infinite_difference() {
+    for kept in [1e-10_f32, 1e-30, 1e-38, 2e-39, 1e-40] {
+        // The one kept key takes all of the renormalised attention.
+        let difference = row_difference(&[1.0, kept], &[0.0, 1.0]);
+        assert!((difference - 1.0).abs() < 1e-6, "kept {kept:e}: {difference}");
+        let halves = row_difference(&[1.0, kept, kept], &[0.0, 1.0, 1.0]);
+        assert!((halves - 0.5).abs() < 1e-6, "kept twice {kept:e}: {halves}");
+    }
+}
+
+#[test]
+fn query_heads_that_cannot_be_shared_out_are_refused() {
+    let profiler = Profiler::new(Arc::new(AdaptiveConfig::default()));
+    let classes = vec![TokenClass::default(); 4];
+    let stats = LayerStats::new(profiler.request(&classes), 5, 4);
+    for num_kv_heads in [0, 2, 3, 6] {
+        let result = profiler.choose(&classes, num_kv_heads, &stats, |pending| Ok(vec![Vec::new(); pending.len()]));
+        assert!(result.is_err(), "5 query heads over {num_kv_heads} KV heads");
+    }
+}
