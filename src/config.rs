@@ -254,6 +254,7 @@ impl AdaptiveConfig {
     /// # Errors
     /// As [`from_file`](Self::from_file).
     pub fn parse(text: &str, path: Option<&Path>) -> Result<Self> {
+        let text = text.trim_start_matches('\u{feff}'); // some editors put a byte-order mark first
         let pairs: Pairs = serde_json::from_str(text).map_err(|error| {
             Error::bad_file(path.unwrap_or(Path::new("<configuration>")), format!("not a JSON object: {error}"))
         })?;

@@ -1,7 +1,7 @@
 //! Writing files so that a reader never meets half of one.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
@@ -14,22 +14,39 @@ use crate::error::{Error, Result};
 /// [`Error::Io`] with `path`; an existing file is then as it was.
 pub fn replace(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let Some(name) = path.file_name() else {
+    let target = follow_links(path);
+    if target.metadata().is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
+        // A device or a pipe has no content that could be half-written, and must not be replaced by a file.
+        return write(&target).map_err(|source| Error::io("write", path, source));
+    }
+    let Some(name) = target.file_name() else {
         let source = io::Error::new(io::ErrorKind::InvalidInput, "not the name of a file");
         return Err(Error::io("write", path, source));
     };
     let count = COUNTER.fetch_add(1, Ordering::Relaxed);
     let mut temporary = format!(".{}.{}-{count}.tmp", name.to_string_lossy(), std::process::id());
-    if let Some(extension) = path.extension() {
+    if let Some(extension) = target.extension() {
         temporary.push('.');
         temporary += &extension.to_string_lossy();
     }
-    let temporary = path.with_file_name(temporary);
-    write(&temporary).and_then(|()| std::fs::rename(&temporary, path)).map_err(|source| {
+    let temporary = target.with_file_name(temporary);
+    write(&temporary).and_then(|()| std::fs::rename(&temporary, &target)).map_err(|source| {
         // It may never have come to be; nothing more can be done about it.
         let _ = std::fs::remove_file(&temporary);
         Error::io("write", path, source)
     })
+}
+
+/// Where a chain of symbolic links leads, whether or not there is a file.
+fn follow_links(path: &Path) -> PathBuf {
+    /// Longer chains are circles.
+    const MAX_LINKS: usize = 16;
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        let Ok(link) = std::fs::read_link(&path) else { break };
+        path = path.parent().map_or_else(|| link.clone(), |folder| folder.join(&link));
+    }
+    path
 }
 
 #[cfg(test)]

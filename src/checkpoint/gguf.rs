@@ -31,7 +31,19 @@ pub enum Value {
     Float(f64),
     Bool(bool),
     String(String),
+    /// Strings or further arrays.
     Array(Vec<Value>),
+    /// Numbers or booleans, left where they are: widened they could take 32 times their place.
+    Numbers(NumberArray),
+}
+
+/// A list of numbers in the file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NumberArray {
+    /// GGUF's number of their type.
+    kind: u32,
+    /// Bytes of the file.
+    range: Range<usize>,
 }
 
 /// Where a tensor lies, and how its numbers are stored.
@@ -61,13 +73,15 @@ impl GgufFile {
     /// [`Error::Io`] if the file cannot be opened; [`Error::BadFile`] if it is not GGUF, cut off or inconsistent;
     /// [`Error::Unsupported`] for a version or a block format that this program does not read.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        const HINT: &str = "give the path of a model file in GGUF format";
         let path = path.as_ref();
-        let file = std::fs::File::open(path).map_err(|source| Error::io("open", path, source))?;
-        let is_dir = file.metadata().map_err(|source| Error::io("read", path, source))?.is_dir();
-        if is_dir {
-            return Err(Error::unsupported(format!("loading a folder (`{}`)", path.display()))
-                .with_hint("give the path of a GGUF file"));
+        // Asked before the file is opened: opening a pipe would wait for its writer.
+        let metadata = std::fs::metadata(path).map_err(|source| Error::io("open", path, source).with_hint(HINT))?;
+        if !metadata.is_file() {
+            let kind = if metadata.is_dir() { "a folder" } else { "what is not a regular file" };
+            return Err(Error::unsupported(format!("loading {kind} (`{}`)", path.display())).with_hint(HINT));
         }
+        let file = std::fs::File::open(path).map_err(|source| Error::io("open", path, source))?;
         // SAFETY: the mapping is read-only; as with every mapped model file, nobody may shorten the file meanwhile.
         let mmap = unsafe { Mmap::map(&file) }.map_err(|source| Error::io("map", path, source))?;
         let header = Header::parse(path, &mmap)?;
@@ -159,6 +173,14 @@ impl GgufFile {
     pub fn array<T>(&self, key: &str, kind: &str, convert: impl Fn(&Value) -> Option<T>) -> Result<Vec<T>> {
         let items = self.get(key, kind, |value| match value {
             Value::Array(items) => items.iter().map(&convert).collect(),
+            Value::Numbers(NumberArray { kind, range }) => {
+                let mut cursor = Cursor { path: &self.path, bytes: &self.mmap[..range.end], at: range.start };
+                let mut items = Vec::new();
+                while cursor.at < range.end {
+                    items.push(convert(&cursor.value(*kind, 0).ok()?)?);
+                }
+                Some(items)
+            }
             _ => None,
         })?;
         Ok(items.unwrap_or_default())
@@ -310,14 +332,20 @@ impl<'a> Cursor<'a> {
             8 => Value::String(self.string()?),
             9 => {
                 let kind = self.u32()?;
-                let least = match kind {
-                    0 | 1 | 7 => 1,
-                    2 | 3 => 2,
-                    4..=6 => 4,
-                    8 | 10..=12 => 8,
-                    _ => 12,
+                let (width, is_number) = match kind {
+                    0 | 1 | 7 => (1, true),
+                    2 | 3 => (2, true),
+                    4..=6 => (4, true),
+                    10..=12 => (8, true),
+                    8 => (8, false),
+                    _ => (12, false),
                 };
-                let count = self.count("array elements", least)?;
+                let count = self.count("array elements", width)?;
+                if is_number {
+                    let start = self.at;
+                    self.take(count * width)?;
+                    return Ok(Value::Numbers(NumberArray { kind, range: start..self.at }));
+                }
                 if depth >= MAX_NESTING {
                     return Err(self.error("arrays of metadata are nested too deeply"));
                 }

@@ -20,10 +20,10 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Generates text from a prompt
-    #[command(args_override_self = true)]
+    #[command(args_override_self = true, allow_negative_numbers = true)]
     Generate(GenerateArgs),
     /// Runs one prompt with the full and with the adaptive cache, and says how far they agree
-    #[command(args_override_self = true)]
+    #[command(args_override_self = true, allow_negative_numbers = true)]
     Compare(RunArgs),
     /// Shows what a model file holds, and what its KV cache needs at each context
     Inspect(InspectArgs),
@@ -119,7 +119,7 @@ pub struct SamplingArgs {
     #[arg(long, default_value_t = 0.0, value_parser = ratio, value_name = "P")]
     pub min_p: f32,
     /// Make tokens less probable that were there lately; 1 for not
-    #[arg(long, default_value_t = 1.0, value_parser = positive, value_name = "X")]
+    #[arg(long, default_value_t = 1.0, value_parser = penalty, value_name = "X")]
     pub repeat_penalty: f32,
     /// How many of the latest tokens the penalty looks at
     #[arg(long, default_value_t = 64, value_name = "N")]
@@ -165,8 +165,8 @@ fn non_negative(text: &str) -> Result<f32, String> {
     number(text, |value| value >= 0.0, "a number of at least 0")
 }
 
-fn positive(text: &str) -> Result<f32, String> {
-    number(text, |value| value > 0.0, "a number above 0")
+fn penalty(text: &str) -> Result<f32, String> {
+    number(text, |value| (0.1..=10.0).contains(&value), "a number in 0.1..=10")
 }
 
 fn ratio(text: &str) -> Result<f32, String> {

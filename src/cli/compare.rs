@@ -10,10 +10,12 @@ use adaptive_kvcache::memory::{process_memory, release_unused};
 use adaptive_kvcache::report::megabytes;
 use adaptive_kvcache::{Error, Result};
 
-use super::Outcome;
+use anyhow::Context;
+
 use super::args::RunArgs;
 use super::interrupt::{interrupted, listen};
 use super::session::{Session, config, per_second};
+use super::{Outcome, STDOUT_FAILED};
 
 /// Prompt tokens of the run that warms up.
 const WARM_UP_TOKENS: usize = 64;
@@ -54,7 +56,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
     // The first distribution comes from the prompt's exact attention and is the same in both runs.
     let skip = |rows: &[Vec<f32>]| rows.get(1..).unwrap_or_default().to_vec();
     let agreement = Agreement::measure(&full.ids, &adaptive.ids, &skip(&full.logprobs), &skip(&forced));
-    print(prompt.len(), &full, &adaptive, agreement)?;
+    print(prompt.len(), &full, &adaptive, agreement).context(STDOUT_FAILED)?;
     Ok(Outcome::Done)
 }
 

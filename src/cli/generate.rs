@@ -1,8 +1,10 @@
 //! `generate`: text from a prompt, and what the cache kept of it.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use adaptive_kvcache::Error;
 use adaptive_kvcache::cache::{CacheBytes, LayerSummary, Retention};
 use adaptive_kvcache::checkpoint::WeightDtype;
 use adaptive_kvcache::fidelity::top_logprobs;
@@ -10,11 +12,14 @@ use adaptive_kvcache::generate::{FinishReason, Generation};
 use adaptive_kvcache::memory::process_memory;
 use adaptive_kvcache::report::{LayerReport, MemoryReport, ModelReport, Report, Timings, megabytes, memory_table};
 
+use anyhow::Context;
+
 use super::args::GenerateArgs;
 use super::interrupt::{interrupted, listen};
+use super::logging::Log;
 use super::pictures::{Pictures, check_folder};
 use super::session::{Session, config, per_second};
-use super::{Outcome, logging};
+use super::{Outcome, STDOUT_FAILED};
 
 /// Most probable next tokens in the report.
 const REPORTED_LOGPROBS: usize = 10;
@@ -22,12 +27,12 @@ const REPORTED_LOGPROBS: usize = 10;
 pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     // Everything that can be refused early is, before a model is loaded.
     let config = config(args.run.config.as_deref())?;
-    logging::to_file(&args.log_file)?;
+    let log = Log::start(&args.log_file)?;
     if args.save_image {
         check_folder(&args.image_dir)?;
     }
-    if let Some(folder) = args.report.as_deref().and_then(std::path::Path::parent) {
-        check_folder(if folder.as_os_str().is_empty() { std::path::Path::new(".") } else { folder })?;
+    if let Some(path) = &args.report {
+        check_report_path(path)?;
     }
     listen()?;
 
@@ -41,6 +46,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     };
     let retention = if args.use_adakv { session.adaptive(config.clone()) } else { Retention::Full };
     let (mut cache, prefill, prefill_time) = session.prefill(&ids, retention, true, pictures.as_ref())?;
+    log.check()?;
     if let Some(pictures) = &pictures {
         pictures.finish(&prefill.layers)?;
     }
@@ -123,8 +129,19 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
         };
         report.write(path)?;
     }
-    written?;
+    written.context(STDOUT_FAILED)?;
     Ok(if finish_reason == FinishReason::Interrupted { Outcome::Interrupted } else { Outcome::Done })
+}
+
+/// Finds out early whether a report can be written.
+fn check_report_path(path: &Path) -> Result<(), Error> {
+    if path.is_dir() {
+        return Err(Error::io("write", path, ErrorKind::IsADirectory.into()).with_hint("name a file in it"));
+    }
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => check_folder(folder),
+        _ => Ok(()),
+    }
 }
 
 fn milliseconds(time: Duration) -> f64 {

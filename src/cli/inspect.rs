@@ -5,11 +5,14 @@ use std::io::Write;
 
 use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::checkpoint::{GgufFile, llama};
+use adaptive_kvcache::model::LlamaConfig;
 use adaptive_kvcache::report::megabytes;
 use adaptive_kvcache::tokenizer::Tokenizer;
 
-use super::Outcome;
+use anyhow::Context;
+
 use super::args::InspectArgs;
+use super::{Outcome, STDOUT_FAILED, plain};
 
 /// Contexts to show, and the model's own.
 const CONTEXTS: [usize; 7] = [512, 1024, 2048, 4096, 8192, 32_768, 131_072];
@@ -21,6 +24,17 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<Outcome> {
     let (model, pre) = (vocab.model.clone(), vocab.pre.clone());
     let tokenizer = Tokenizer::from_gguf(vocab)?;
 
+    print(&file, &config, (model, pre), &tokenizer).context(STDOUT_FAILED)?;
+    Ok(Outcome::Done)
+}
+
+/// Prints what `run` has read.
+fn print(
+    file: &GgufFile,
+    config: &LlamaConfig,
+    (model, pre): (String, Option<String>),
+    tokenizer: &Tokenizer,
+) -> anyhow::Result<()> {
     let parameters: usize = file.tensors().values().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
     let mut formats: BTreeMap<String, (usize, usize)> = BTreeMap::new();
     for tensor in file.tensors().values() {
@@ -29,7 +43,7 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<Outcome> {
     }
 
     let mut out = std::io::stdout().lock();
-    let mut line = |name: &str, value: String| writeln!(out, "{name:<20}{value}");
+    let mut line = |name: &str, value: String| writeln!(out, "{name:<20}{}", plain(&value));
     line("file", file.path().display().to_string())?;
     if let Some(name) = file.string("general.name")? {
         line("name", name)?;
@@ -80,5 +94,5 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<Outcome> {
             megabytes(KvDtype::F32)
         )?;
     }
-    Ok(Outcome::Done)
+    Ok(())
 }

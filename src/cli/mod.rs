@@ -30,6 +30,15 @@ enum Outcome {
     Interrupted,
 }
 
+/// What is said when the output's reader is there, and it cannot be written to.
+const STDOUT_FAILED: &str = "failed to write to standard output";
+
+/// Text from a file as one harmless line: control characters are escaped.
+fn plain(text: &str) -> String {
+    let escape = |c: char| if c.is_control() { c.escape_default().collect() } else { c.to_string() };
+    text.chars().map(escape).collect()
+}
+
 /// Parses the command line, runs the command and reports its failure.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
@@ -56,15 +65,16 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     if matches!(known, Some(Error::Interrupted)) {
         return ExitCode::from(INTERRUPTED);
     }
+    let message = match known {
+        // The library's messages hold their own cause.
+        Some(error) => error.to_string(),
+        None => format!("{error:#}"),
+    };
     // Nobody may be listening: the exit status still tells.
     let mut stderr = std::io::stderr().lock();
-    let _ = match known {
-        // The library's messages hold their own cause.
-        Some(error) => writeln!(stderr, "error: {error}"),
-        None => writeln!(stderr, "error: {error:#}"),
-    };
+    let _ = writeln!(stderr, "error: {}", plain(&message));
     if let Some(hint) = known.and_then(Error::hint) {
-        let _ = writeln!(stderr, "hint: {hint}");
+        let _ = writeln!(stderr, "hint: {}", plain(hint));
     }
     ExitCode::from(if known.is_some_and(Error::is_usage) { 2 } else { 1 })
 }

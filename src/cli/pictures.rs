@@ -80,6 +80,10 @@ impl Pictures {
 
 /// Makes a folder if it is missing, and writes a file to it and away again.
 pub fn check_folder(folder: &Path) -> Result<()> {
+    if folder.exists() && !folder.is_dir() {
+        let source = std::io::ErrorKind::NotADirectory.into();
+        return Err(Error::io("write to folder", folder, source).with_hint("choose a folder that you may write to"));
+    }
     let probe = folder.join(format!(".probe.{}.tmp", std::process::id()));
     std::fs::create_dir_all(folder)
         .and_then(|()| std::fs::write(&probe, []))

@@ -20,7 +20,7 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::{ModelArgs, PromptArgs};
-use super::interrupt::interrupted;
+use super::interrupt::{interrupted, while_waiting};
 use super::pictures::{MAP_SIDE, Pictures};
 
 /// Prompts below this many tokens are processed without a bar.
@@ -120,7 +120,7 @@ fn prompt_text(args: &PromptArgs) -> Result<String> {
     let Some(path) = &args.prompt_file else { return Ok(args.prompt.clone()) };
     let result = if path.as_os_str() == "-" {
         let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).map(|_| text)
+        while_waiting(|| std::io::stdin().read_to_string(&mut text)).map(|_| text)
     } else {
         std::fs::read_to_string(path)
     };
