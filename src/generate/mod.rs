@@ -158,7 +158,7 @@ impl<'a> Generation<'a> {
             if self.stop.stopped() {
                 self.finish = Some(FinishReason::Stop);
             } else if self.ids.len() >= self.options.max_new_tokens
-                || self.cache.seen() + 1 >= self.model.config().context_length
+                || self.cache.seen() >= self.model.config().context_length
             {
                 self.finish = Some(FinishReason::Length);
             } else {

@@ -110,7 +110,8 @@ impl Llama {
     /// * `cache`: empty, from [`new_cache`](Self::new_cache)
     ///
     /// # Errors
-    /// [`Error::Input`] for an empty or too long prompt, or an unknown id; [`Error::Interrupted`] if the observer says
+    /// [`Error::Unsupported`] if the cache is not empty; [`Error::Input`] for an empty or too long prompt, or an unknown
+    /// id; [`Error::Interrupted`] if the observer says
     /// so; whatever the observer fails with.
     pub fn prefill(
         &self,
@@ -118,7 +119,11 @@ impl Llama {
         cache: &mut AdaptiveKvCache,
         observer: &mut dyn PrefillObserver,
     ) -> Result<Prefill> {
-        self.check_room(cache.seen(), ids.len())?;
+        if cache.seen() > 0 {
+            return Err(Error::unsupported("a prompt on top of a filled cache")
+                .with_hint("start from a new cache, or give the tokens to `decode` one by one"));
+        }
+        self.check_room(0, ids.len())?;
         let classes = cache.classify(ids);
         let mut hidden: Vec<Tensor> =
             ids.chunks(PREFILL_BLOCK).map(|ids| self.embed_tokens.forward(ids)).collect::<Result<_>>()?;

@@ -27,11 +27,8 @@ pub struct Profiler {
     config: Arc<AdaptiveConfig>,
 }
 
-/// The levels of one KV head, while the search looks at them.
-struct Levels {
-    /// `[levels][prompt_len]`, the last one all true.
-    masks: Vec<Vec<bool>>,
-}
+/// `[levels][prompt_len]` keep masks of one KV head, the last one all true.
+type LevelMasks = Vec<Vec<bool>>;
 
 impl Profiler {
     /// A search as `config` says.
@@ -70,7 +67,7 @@ impl Profiler {
             }
             Criterion::MaxAbs => {
                 let levels = self.levels(&HeadFacts { classes, column_sums: &[] });
-                let masks = levels.masks[..self.first_attention_level()].iter().map(|mask| as_numbers(mask)).collect();
+                let masks = levels[..self.first_attention_level()].iter().map(|mask| as_numbers(mask)).collect();
                 StatsRequest { column_sums, mass: None, masks }
             }
         }
@@ -102,7 +99,7 @@ impl Profiler {
             ));
         }
         let groups: Vec<&[HeadStats]> = stats.heads.chunks(stats.heads.len() / num_kv_heads).collect();
-        let levels: Vec<Levels> = groups
+        let levels: Vec<LevelMasks> = groups
             .iter()
             .map(|group| self.levels(&HeadFacts { classes, column_sums: &group_column_sums(group) }))
             .collect();
@@ -117,7 +114,7 @@ impl Profiler {
         };
         let choices = levels.into_iter().zip(values).enumerate().map(|(kv_head, (levels, recovered))| {
             let level = recovered.len() - 1;
-            HeadChoice { kv_head, level, recovered, positions: positions(&levels.masks[level]) }
+            HeadChoice { kv_head, level, recovered, positions: positions(&levels[level]) }
         });
         Ok(choices.collect())
     }
@@ -136,20 +133,20 @@ impl Profiler {
         policies.iter().position(|policy| policy.needs_column_sums()).unwrap_or(policies.len() - 1)
     }
 
-    fn levels(&self, facts: &HeadFacts<'_>) -> Levels {
+    fn levels(&self, facts: &HeadFacts<'_>) -> LevelMasks {
         let settings = self.config.policy_settings();
         let mut keep = vec![false; facts.classes.len()];
         let masks = self.config.policies.policies().iter().map(|policy| {
             policy.mark(facts, &settings, &mut keep);
             keep.clone()
         });
-        Levels { masks: masks.collect() }
+        masks.collect()
     }
 
     /// Recovered mass of each level up to the first that recovers the head.
     ///
     /// A policy with a sliding window counts by what its window holds at each row, the others by their columns.
-    fn recovered_masses(&self, group: &[HeadStats], levels: &Levels, classes: &[TokenClass]) -> Vec<f64> {
+    fn recovered_masses(&self, group: &[HeadStats], levels: &LevelMasks, classes: &[TokenClass]) -> Vec<f64> {
         let settings = self.config.policy_settings();
         let policies = self.config.policies.policies();
         let column_sums = group_column_sums(group);
@@ -161,7 +158,7 @@ impl Profiler {
         let mut fixed = vec![false; classes.len()];
         let mut has_window = false;
         for (level, policy) in policies.iter().enumerate() {
-            if level + 1 == levels.masks.len() {
+            if level + 1 == levels.len() {
                 values.push(1.0);
                 break;
             }
@@ -195,7 +192,7 @@ impl Profiler {
     fn largest_differences(
         &self,
         groups: &[&[HeadStats]],
-        levels: &[Levels],
+        levels: &[LevelMasks],
         second_pass: impl FnOnce(&[(usize, Vec<Vec<f32>>)]) -> Result<Vec<Vec<f32>>>,
     ) -> Result<Vec<Vec<f64>>> {
         let first_pass_levels = self.first_attention_level();
@@ -212,7 +209,7 @@ impl Profiler {
         let pending: Vec<(usize, Vec<Vec<f32>>)> = (0..groups.len())
             .filter(|&head| first_pass_levels < last_level && open(&values[head]))
             .map(|head| {
-                (head, levels[head].masks[first_pass_levels..last_level].iter().map(|mask| as_numbers(mask)).collect())
+                (head, levels[head][first_pass_levels..last_level].iter().map(|mask| as_numbers(mask)).collect())
             })
             .collect();
         if !pending.is_empty() {

@@ -3,6 +3,7 @@
 use adaptive_kvcache::cache::{KvDtype, Retention};
 use adaptive_kvcache::checkpoint::WeightDtype;
 use adaptive_kvcache::fidelity::argmax;
+use adaptive_kvcache::generate::{FinishReason, Generation, GenerationOptions};
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, IndexOp, Tensor};
 use candle_nn::VarBuilder;
@@ -194,4 +195,22 @@ fn the_fixtures_are_what_the_tests_say() {
         (config["num_attention_heads"].as_u64().unwrap(), config["num_key_value_heads"].as_u64().unwrap())
     };
     assert_eq!(FIXTURES.map(sizes), [(4, 4), (8, 2), (4, 4), (4, 2)]);
+}
+
+#[test]
+fn generation_goes_on_until_the_context_is_full() {
+    let loaded = Fixture::read("mha").load(GgmlDType::F32, WeightDtype::Auto);
+    let context = loaded.model.config().context_length;
+    let prompt = vec![5; context - 2];
+    let mut cache = loaded.model.new_cache(KvDtype::F16, Retention::Full);
+    let logits = loaded.model.prefill(&prompt, &mut cache, &mut ()).unwrap().logits;
+    let options = GenerationOptions { max_new_tokens: 10, ignore_eos: true, ..GenerationOptions::default() };
+    let mut generation = Generation::new(&loaded.model, &loaded.tokenizer, &mut cache, &prompt, logits, options);
+    assert!(generation.by_ref().all(|step| step.is_ok()));
+    // One from the prompt's scores, and one from each of the two positions that are left.
+    assert_eq!((generation.ids().len(), generation.finish_reason()), (3, FinishReason::Length));
+    assert_eq!(cache.seen(), context);
+    assert!(loaded.model.decode(5, &mut cache).is_err());
+    let again = loaded.model.prefill(&prompt, &mut cache, &mut ()).unwrap_err();
+    assert!(again.to_string().contains("a prompt on top of a filled cache"), "{again}");
 }
