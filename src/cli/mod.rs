@@ -41,6 +41,7 @@ fn plain(text: &str) -> String {
 
 /// Parses the command line, runs the command and reports its failure.
 pub fn run() -> ExitCode {
+    adaptive_kvcache::memory::share_one_heap();
     let cli = Cli::parse();
     let result = match &cli.command {
         Command::Generate(args) => generate::run(args),
