@@ -111,8 +111,8 @@ impl Llama {
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the cache is not empty; [`Error::Input`] for an empty or too long prompt, or an unknown
-    /// id; [`Error::Interrupted`] if the observer says
-    /// so; whatever the observer fails with.
+    /// id; [`Error::Interrupted`] if the observer says so; whatever the observer fails with. After an error some layers
+    /// may be filled: drop the cache and start from a new one.
     pub fn prefill(
         &self,
         ids: &[u32],
@@ -164,7 +164,7 @@ impl Llama {
     /// Processes one more token and returns the logits of the next, `[vocab_size]`.
     ///
     /// # Errors
-    /// [`Error::Input`] if the context is full or the id is unknown.
+    /// [`Error::Input`] if the context is full or the id is unknown; the cache is then as it was.
     pub fn decode(&self, id: u32, cache: &mut AdaptiveKvCache) -> Result<Vec<f32>> {
         let position = cache.seen();
         self.check_room(position, 1)?;

@@ -1,7 +1,8 @@
 //! Pictures of a run as PNG files: attention maps per layer, the policy of every KV head, KV memory per layer.
 //!
 //! All inputs are plain slices, so that nothing here depends on the model or the cache; collecting attention rows while
-//! a prompt is read is [`crate::attention::map::MapAccumulator`]'s work. Not for measuring anything, and not for other formats than PNG.
+//! a prompt is read is [`crate::attention::map::MapAccumulator`]'s work. Not for measuring anything, and not for other
+//! formats than PNG.
 //!
 //! Every file is drawn in memory, written to a temporary file beside its destination and renamed, so that a reader
 //! never meets half a picture. Text is set in a subset of `DejaVu` Sans that is compiled in (`font/`, with its licence
