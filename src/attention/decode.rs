@@ -29,12 +29,26 @@ pub enum HeadRows<'a> {
 
 impl<'a> HeadRows<'a> {
     /// Numbers in the keys, which must be those in the values.
-    fn len(&self) -> Result<usize> {
+    pub(super) fn len(&self) -> Result<usize> {
         let (keys, values) = match self {
             Self::F32 { keys, values } => (keys.len(), values.len()),
             Self::F16 { keys, values } => (keys.len(), values.len()),
         };
         if keys == values { Ok(keys) } else { Err(Error::shape("cached values", keys, values)) }
+    }
+
+    /// Adds keys and values to buffers, as f32.
+    pub(super) fn widen_to(&self, all_keys: &mut Vec<f32>, all_values: &mut Vec<f32>) {
+        match *self {
+            Self::F32 { keys, values } => {
+                all_keys.extend_from_slice(keys);
+                all_values.extend_from_slice(values);
+            }
+            Self::F16 { keys, values } => {
+                all_keys.extend(keys.iter().map(|&key| Element::widen(key)));
+                all_values.extend(values.iter().map(|&value| Element::widen(value)));
+            }
+        }
     }
 
     fn slice(&self, range: std::ops::Range<usize>) -> HeadRows<'a> {

@@ -1,5 +1,8 @@
 //! Attention of a block of prompt rows over all keys up to them, with the statistics that profiling needs.
 //!
+//! A prompt may come on top of a filled cache, whose heads keep different numbers of rows: a head's own past rows are
+//! then the first of its keys, and every row of the prompt sees all of them.
+//!
 //! Query rows are taken in tiles. A tile's scores are complete rows, so its softmax, its output and its statistics come
 //! out of one pass; scratch is O(tile x n) for each thread, and no map of the prompt is ever stored.
 
@@ -7,6 +10,7 @@ use std::sync::Mutex;
 
 use rayon::prelude::*;
 
+use super::decode::HeadRows;
 use super::{HeadLayout, expect_len};
 use crate::attention::map::HeadGrid;
 use crate::error::{Error, Result};
@@ -20,36 +24,66 @@ const TILE_SCORES: usize = 192 * 1024;
 /// Query rows of a tile, at least and at most.
 const TILE_ROWS: std::ops::RangeInclusive<usize> = 8..=64;
 
-/// The prompt's keys or values of one layer, `[num_kv_heads, capacity, head_dim]`, the first `len` rows of each head
-/// filled.
+/// One layer's keys or values while a prompt is processed: for each KV head `[past_len + len, head_dim]`, the rows that it
+/// kept of earlier tokens and then the prompt's.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PromptRows {
-    data: Vec<f32>,
+    /// `[num_kv_heads]` buffers.
+    heads: Vec<Vec<f32>>,
     layout: HeadLayout,
     capacity: usize,
     len: usize,
 }
 
 impl PromptRows {
-    /// Room for `capacity` tokens.
+    /// Room for a prompt of `capacity` tokens with nothing before it.
     #[must_use]
     pub fn with_capacity(layout: HeadLayout, capacity: usize) -> Self {
-        Self { data: vec![0.0; capacity * layout.kv_width()], layout, capacity, len: 0 }
+        let heads = (0..layout.num_kv_heads).map(|_| Vec::with_capacity(capacity * layout.head_dim)).collect();
+        Self { heads, layout, capacity, len: 0 }
     }
 
-    /// Tokens stored.
+    /// Keys and values, with room for a prompt of `capacity` tokens behind what each head keeps already.
+    ///
+    /// * `past`: `[num_kv_heads]`
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another number of heads.
+    pub fn after(layout: HeadLayout, capacity: usize, past: &[HeadRows<'_>]) -> Result<(Self, Self)> {
+        if past.len() != layout.num_kv_heads {
+            return Err(Error::shape("cached heads", layout.num_kv_heads, past.len()));
+        }
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for rows in past {
+            let room = rows.len()? + capacity * layout.head_dim;
+            let (mut head_keys, mut head_values) = (Vec::with_capacity(room), Vec::with_capacity(room));
+            rows.widen_to(&mut head_keys, &mut head_values);
+            keys.push(head_keys);
+            values.push(head_values);
+        }
+        let rows = |heads| Self { heads, layout, capacity, len: 0 };
+        Ok((rows(keys), rows(values)))
+    }
+
+    /// Tokens of the prompt that are stored.
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether no token is stored.
+    /// Whether no token of the prompt is stored.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Adds tokens.
+    /// Rows of a KV head before the prompt's first.
+    #[must_use]
+    pub fn past_len(&self, kv_head: usize) -> usize {
+        self.heads[kv_head].len() / self.layout.head_dim - self.len
+    }
+
+    /// Adds tokens of the prompt.
     ///
     /// * `rows`: `[seq_len, num_kv_heads, head_dim]`
     ///
@@ -66,21 +100,19 @@ impl PromptRows {
                 rows.len(),
             ));
         }
-        for (token, row) in rows.chunks_exact(width).enumerate() {
-            for (head, row) in row.chunks_exact(head_dim).enumerate() {
-                let start = (head * self.capacity + self.len + token) * head_dim;
-                self.data[start..start + head_dim].copy_from_slice(row);
+        for row in rows.chunks_exact(width) {
+            for (head, row) in self.heads.iter_mut().zip(row.chunks_exact(head_dim)) {
+                head.extend_from_slice(row);
             }
         }
         self.len += seq_len;
         Ok(())
     }
 
-    /// The rows of one head, `[len, head_dim]`.
+    /// The rows of one head, `[past_len + len, head_dim]`.
     #[must_use]
     pub fn head(&self, kv_head: usize) -> &[f32] {
-        let start = kv_head * self.capacity * self.layout.head_dim;
-        &self.data[start..start + self.len * self.layout.head_dim]
+        &self.heads[kv_head]
     }
 }
 
@@ -89,8 +121,8 @@ impl PromptRows {
 pub struct QueryBlock<'a> {
     /// `[seq_len, num_heads, head_dim]`, rotated.
     pub queries: &'a [f32],
-    /// Position of the first row; row `i` sees keys `0..=first_position + i`.
-    pub first_position: usize,
+    /// Index of the first row in the prompt; row `i` sees all past keys, and the prompt's keys `0..=first_row + i`.
+    pub first_row: usize,
 }
 
 /// Attends from a block of prompt rows, causally, and collects statistics.
@@ -133,14 +165,14 @@ pub fn prefill(
     let results: Vec<Result<(Vec<f32>, Vec<HeadStats>)>> = tiles.map(|tile| {
         let mut head_stats =
             if collect { vec![HeadStats::new(request, tile.num_keys); group_size] } else { Vec::new() };
-        for (head, position, weights) in tile.rows() {
+        for (head, row, weights) in tile.rows() {
             if let Some(head_stats) = head_stats.get_mut(head) {
-                head_stats.add_row(request, position, weights);
+                head_stats.add_row(request, row, weights);
             }
             if let Some(maps) = &maps {
                 let mut map =
                     maps[tile.kv_head * group_size + head].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                map.add_row(position, weights)?;
+                map.add_row(row, weights)?;
             }
         }
         let rows = group_size * tile.num_rows;
@@ -175,7 +207,7 @@ pub fn prefill(
 /// Largest differences of keep-sets that were not known while the prompt was processed: a second pass over its rows.
 ///
 /// * `block`: all rows of the prompt
-/// * `pending`: pairs of a KV head and its `[levels][prompt_len]` masks of 0 and 1
+/// * `pending`: pairs of a KV head and its `[levels][n]` masks of 0 and 1 for its last `n` keys; those before are kept
 ///
 /// Returns `[levels]` for each pair: the largest over the rows and the query heads of the KV head.
 ///
@@ -191,12 +223,19 @@ pub fn largest_differences(
     let slot = |kv_head: usize| pending.iter().position(|(head, _)| *head == kv_head);
     tiles.list.retain(|tile| slot(tile.kv_head).is_some());
     let masks = |kv_head: usize| slot(kv_head).map_or(&[][..], |slot| &pending[slot].1);
+    for (kv_head, masks) in pending {
+        let num_keys = keys.past_len(*kv_head) + keys.len();
+        if let Some(mask) = masks.iter().find(|mask| mask.len() > num_keys) {
+            return Err(Error::shape("a mask of keys", format!("at most {num_keys}"), mask.len()));
+        }
+    }
     let results: Vec<Vec<f32>> = tiles.map(|tile| {
         let masks = masks(tile.kv_head);
+        let num_keys = keys.past_len(tile.kv_head) + keys.len();
         let mut worst = vec![0.0f32; masks.len()];
         for (_, _, weights) in tile.rows() {
             for (worst, mask) in worst.iter_mut().zip(masks) {
-                *worst = worst.max(row_difference(weights, mask));
+                *worst = worst.max(row_difference(num_keys - mask.len(), weights, mask));
             }
         }
         worst
@@ -233,21 +272,21 @@ struct Tiles<'a> {
 struct TileWeights<'a> {
     kv_head: usize,
     num_rows: usize,
-    /// Position of the first row.
-    first_position: usize,
+    /// Index of the first row in the prompt.
+    first_row: usize,
     /// Keys that the last row sees.
     num_keys: usize,
-    /// `[group_size * num_rows, num_keys]`, query head after query head; 0 beyond each row's own position.
+    /// `[group_size * num_rows, num_keys]`, query head after query head; 0 beyond each row's own key.
     weights: &'a [f32],
 }
 
 impl<'a> TileWeights<'a> {
-    /// Each row: query head in the group, position, and weights of the keys `0..=position`.
+    /// Each row: query head in the group, index in the prompt, and weights of the keys up to its own.
     fn rows(&self) -> impl Iterator<Item = (usize, usize, &'a [f32])> {
-        let (num_rows, first_position) = (self.num_rows, self.first_position);
-        self.weights.chunks_exact(self.num_keys).enumerate().map(move |(index, row)| {
-            let position = first_position + index % num_rows;
-            (index / num_rows, position, &row[..=position])
+        let (num_rows, first_row, num_keys) = (self.num_rows, self.first_row, self.num_keys);
+        self.weights.chunks_exact(num_keys).enumerate().map(move |(index, weights)| {
+            let row = index % num_rows;
+            (index / num_rows, first_row + row, &weights[..=num_keys - num_rows + row])
         })
     }
 }
@@ -256,14 +295,12 @@ impl<'a> Tiles<'a> {
     fn new(layout: HeadLayout, block: QueryBlock<'a>, keys: &'a PromptRows) -> Result<Self> {
         let seq_len = block.queries.len() / layout.query_width();
         expect_len("queries", block.queries, &[seq_len, layout.num_heads, layout.head_dim])?;
-        if keys.len() < block.first_position + seq_len {
-            return Err(Error::shape(
-                "prompt keys",
-                format!("at least {}", block.first_position + seq_len),
-                keys.len(),
-            ));
+        let prompt_keys = block.first_row + seq_len;
+        if keys.len() < prompt_keys {
+            return Err(Error::shape("prompt keys", format!("at least {prompt_keys}"), keys.len()));
         }
-        let num_keys = block.first_position + seq_len;
+        let longest_past = (0..layout.num_kv_heads).map(|kv_head| keys.past_len(kv_head)).max().unwrap_or(0);
+        let num_keys = longest_past + prompt_keys;
         let tile_rows =
             (TILE_SCORES / (layout.group_size() * num_keys.max(1))).clamp(*TILE_ROWS.start(), *TILE_ROWS.end());
         let list = (0..layout.num_kv_heads)
@@ -297,8 +334,9 @@ impl<'a> Tiles<'a> {
                 queries.extend_from_slice(&self.block.queries[start..start + head_dim]);
             }
         }
-        let first_position = self.block.first_position + tile.first_row;
-        let num_keys = first_position + tile.num_rows;
+        let first_row = self.block.first_row + tile.first_row;
+        let first_key = self.keys.past_len(tile.kv_head) + first_row; // the first row's own
+        let num_keys = first_key + tile.num_rows;
         let rows = group_size * tile.num_rows;
         weights.resize(rows * num_keys, 0.0);
         let keys = Matrix::new(self.keys.head(tile.kv_head), num_keys, head_dim, head_dim).transposed();
@@ -309,10 +347,10 @@ impl<'a> Tiles<'a> {
         );
         let set = instruction_set();
         for (index, row) in weights.chunks_exact_mut(num_keys).enumerate() {
-            let (seen, hidden) = row.split_at_mut(first_position + index % tile.num_rows + 1);
+            let (seen, hidden) = row.split_at_mut(first_key + index % tile.num_rows + 1);
             vector::softmax(set, seen);
             hidden.fill(0.0);
         }
-        TileWeights { kv_head: tile.kv_head, num_rows: tile.num_rows, first_position, num_keys, weights }
+        TileWeights { kv_head: tile.kv_head, num_rows: tile.num_rows, first_row, num_keys, weights }
     }
 }

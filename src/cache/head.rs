@@ -70,6 +70,23 @@ impl HeadCache {
         self.positions.reserve_exact(additional);
     }
 
+    /// Evicts all tokens from position `first` on that are not in `kept` (ascending); they can't come back.
+    pub fn evict_from(&mut self, first: u32, kept: &[u32]) {
+        let settled = self.positions.partition_point(|&position| position < first);
+        let mut rows: Vec<usize> = (0..settled).collect();
+        rows.extend((settled..self.len()).filter(|&row| kept.binary_search(&self.positions[row]).is_ok()));
+        self.keys.keep_rows(&rows, self.head_dim);
+        self.values.keep_rows(&rows, self.head_dim);
+        self.positions = rows.into_iter().map(|row| self.positions[row]).collect();
+    }
+
+    /// Gives back what is allocated beyond the kept tokens.
+    pub fn shrink_to_fit(&mut self) {
+        self.keys.shrink_to_fit();
+        self.values.shrink_to_fit();
+        self.positions.shrink_to_fit();
+    }
+
     /// Keeps one more token.
     ///
     /// * `key`, `value`: `[head_dim]`, the key rotated

@@ -16,9 +16,11 @@ pub struct LayerCacheManager {
     dtype: KvDtype,
     heads: Vec<HeadCache>,
     seen: usize,
+    /// Position up to which an earlier profile has decided: what is kept below it stays.
+    settled: usize,
 }
 
-/// What one KV head got, right after the prompt.
+/// What one KV head got, right after a prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HeadSummary {
     /// Index of the KV head.
@@ -27,27 +29,27 @@ pub struct HeadSummary {
     pub level: Option<usize>,
     /// The value of each level tried, see [`HeadChoice::recovered`].
     pub recovered: Vec<f64>,
-    /// Kept prompt positions, ascending.
+    /// Kept positions of what was decided about, ascending.
     pub positions: Vec<u32>,
 }
 
-/// What one layer keeps, right after the prompt.
+/// What one layer keeps, right after a prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerSummary {
     /// Index of the layer.
     pub layer: usize,
-    /// Tokens of the prompt.
+    /// Tokens that were decided about: the prompt, and what was generated since the prompt before it.
     pub prompt_len: usize,
     /// One for each KV head.
     pub heads: Vec<HeadSummary>,
-    /// Sizes.
+    /// Sizes of the layer's whole cache.
     pub bytes: CacheBytes,
 }
 
 impl LayerCacheManager {
     pub(super) fn new(layer: usize, layout: HeadLayout, dtype: KvDtype) -> Self {
         let heads = vec![HeadCache::new(layout.head_dim, dtype); layout.num_kv_heads];
-        Self { layer, layout, dtype, heads, seen: 0 }
+        Self { layer, layout, dtype, heads, seen: 0, settled: 0 }
     }
 
     /// The heads, by KV head.
@@ -67,29 +69,27 @@ impl LayerCacheManager {
         }
     }
 
-    /// Stores the prompt's keys and values: for every KV head, the positions that were chosen, or all of them.
+    /// Stores a prompt's keys and values: for every KV head, the positions that were chosen, or all of them. Tokens that
+    /// were appended since the prompt before are kept or evicted by the same choice; what was kept earlier stays.
     ///
-    /// Keys must already be rotated: positions are fixed here and never renumbered. Buffers are allocated at exactly the
-    /// kept size.
+    /// Keys must already be rotated: positions are fixed here and never renumbered. Buffers end up at exactly the kept
+    /// size.
     ///
-    /// * `keys`, `values`: the whole prompt
+    /// * `keys`, `values`: the prompt, behind what every head holds now (see [`prompt_rows`](Self::prompt_rows))
     /// * `choices`: one for each KV head, in order; `None` keeps everything
     ///
     /// # Errors
-    /// [`Error::Shape`] if the cache is not empty, or head counts or positions do not fit.
+    /// [`Error::Shape`] if head counts, rows or positions do not fit; nothing is stored then.
     pub fn store_prompt(
         &mut self,
         keys: &PromptRows,
         values: &PromptRows,
         choices: Option<Vec<HeadChoice>>,
     ) -> Result<LayerSummary> {
-        if self.seen != 0 {
-            return Err(Error::shape("the cache before a prompt", "no tokens", self.seen));
-        }
-        let prompt_len = keys.len();
         let num_kv_heads = self.layout.num_kv_heads;
-        let everything =
-            u32::try_from(prompt_len).map_err(|_| Error::shape("a prompt", "below 2^32 tokens", prompt_len))?;
+        let position =
+            |position: usize| u32::try_from(position).map_err(|_| Error::shape("a position", "below 2^32", position));
+        let (first, new, end) = (position(self.settled)?, position(self.seen)?, position(self.seen + keys.len())?);
         let summaries: Vec<HeadSummary> = match choices {
             Some(choices) => choices
                 .into_iter()
@@ -105,18 +105,23 @@ impl LayerCacheManager {
                     kv_head,
                     level: None,
                     recovered: Vec::new(),
-                    positions: (0..everything).collect(),
+                    positions: (first..end).collect(),
                 })
                 .collect(),
         };
-        if !summaries.iter().map(|head| head.kv_head).eq(0..num_kv_heads) || values.len() != prompt_len {
+        // Checked before anything is stored: a refused prompt leaves the cache as it was.
+        if !summaries.iter().map(|head| head.kv_head).eq(0..num_kv_heads) {
             return Err(Error::shape("the choices of a layer", num_kv_heads, summaries.len()));
         }
-
-        // Checked before anything is stored: a refused prompt leaves the cache empty.
+        let row_counts =
+            |rows: &PromptRows| -> Vec<usize> { (0..num_kv_heads).map(|head| rows.past_len(head)).collect() };
+        let held: Vec<usize> = self.heads.iter().map(HeadCache::len).collect();
+        if values.len() != keys.len() || row_counts(keys) != held || row_counts(values) != held {
+            return Err(Error::shape("the rows before a prompt", held, (row_counts(keys), row_counts(values))));
+        }
         let positions = || summaries.iter().flat_map(|head| &head.positions);
-        if let Some(position) = positions().find(|&&position| position >= everything) {
-            return Err(Error::shape("a kept position", format!("below {prompt_len}"), position));
+        if let Some(position) = positions().find(|position| !(first..end).contains(position)) {
+            return Err(Error::shape("a kept position", format!("in {first}..{end}"), position));
         }
         if !summaries.iter().all(|head| head.positions.is_sorted_by(|a, b| a < b)) {
             return Err(Error::shape("kept positions", "ascending", "another order"));
@@ -124,14 +129,29 @@ impl LayerCacheManager {
         let head_dim = self.layout.head_dim;
         for (head, summary) in self.heads.iter_mut().zip(&summaries) {
             let (keys, values) = (keys.head(summary.kv_head), values.head(summary.kv_head));
-            head.reserve_exact(summary.positions.len());
-            for &position in &summary.positions {
-                let row = position as usize * head_dim..(position as usize + 1) * head_dim;
+            let past = head.len();
+            head.evict_from(first, &summary.positions);
+            let from_prompt = &summary.positions[summary.positions.partition_point(|&position| position < new)..];
+            head.reserve_exact(from_prompt.len());
+            for &position in from_prompt {
+                let row = past + (position - new) as usize;
+                let row = row * head_dim..(row + 1) * head_dim;
                 head.push(&keys[row.clone()], &values[row], position)?;
             }
+            head.shrink_to_fit();
         }
-        self.seen = prompt_len;
+        self.seen = end as usize;
+        self.settled = self.seen;
+        let prompt_len = (end - first) as usize;
         Ok(LayerSummary { layer: self.layer, prompt_len, heads: summaries, bytes: self.bytes() })
+    }
+
+    /// Room for the keys and values of a prompt of `capacity` tokens, behind copies of what every head holds now.
+    ///
+    /// # Errors
+    /// As [`PromptRows::after`].
+    pub fn prompt_rows(&self, capacity: usize) -> Result<(PromptRows, PromptRows)> {
+        PromptRows::after(self.layout, capacity, &self.rows())
     }
 
     /// Keeps one new token in every head.

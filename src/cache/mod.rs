@@ -72,6 +72,8 @@ pub struct AdaptiveKvCache {
     layers: Vec<LayerCacheManager>,
     retention: Retention,
     seen: usize,
+    /// Tokens since the last prompt, which no profile has decided about; not collected for a full cache.
+    recent: Vec<TokenClass>,
 }
 
 impl AdaptiveKvCache {
@@ -79,7 +81,7 @@ impl AdaptiveKvCache {
     #[must_use]
     pub fn new(num_layers: usize, layout: HeadLayout, dtype: KvDtype, retention: Retention) -> Self {
         let layers = (0..num_layers).map(|layer| LayerCacheManager::new(layer, layout, dtype)).collect();
-        Self { layers, retention, seen: 0 }
+        Self { layers, retention, seen: 0, recent: Vec::new() }
     }
 
     /// Tokens given so far, those included that no head keeps: the position of the next token.
@@ -106,12 +108,17 @@ impl AdaptiveKvCache {
         self.layers.iter().map(LayerCacheManager::bytes).sum()
     }
 
-    /// The classes of prompt tokens; empty for a full cache, which does not ask for them.
+    /// The classes of the tokens that a profile of this prompt decides about: those that were decoded since the last
+    /// prompt, then the prompt's. Empty for a full cache, which does not ask for them.
     #[must_use]
-    pub fn classify(&self, ids: &[u32]) -> Vec<TokenClass> {
+    pub fn segment_classes(&self, prompt: &[u32]) -> Vec<TokenClass> {
         match &self.retention {
             Retention::Full => Vec::new(),
-            Retention::Adaptive { classifier, .. } => classifier.classify_all(ids),
+            Retention::Adaptive { classifier, .. } => {
+                let mut classes = self.recent.clone();
+                classes.extend(classifier.classify_all(prompt));
+                classes
+            }
         }
     }
 
@@ -124,8 +131,17 @@ impl AdaptiveKvCache {
         self.layers.get_mut(layer).ok_or_else(|| Error::shape("cache layers", format!("below {num_layers}"), layer))
     }
 
-    /// Counts tokens whose keys and values all layers have got.
-    pub fn advance(&mut self, num_tokens: usize) {
+    /// Counts the tokens of a prompt that all layers have stored.
+    pub fn settle(&mut self, num_tokens: usize) {
         self.seen += num_tokens;
+        self.recent = Vec::new();
+    }
+
+    /// Counts a token that was appended to all layers.
+    pub fn advance(&mut self, id: u32) {
+        self.seen += 1;
+        if let Retention::Adaptive { classifier, .. } = &self.retention {
+            self.recent.extend(classifier.classify_all(&[id]));
+        }
     }
 }

@@ -66,6 +66,28 @@ impl Storage {
         }
     }
 
+    /// Keeps `rows`, ascending, of the rows of `width` numbers, and drops the others; nothing is given back yet.
+    pub(super) fn keep_rows(&mut self, rows: &[usize], width: usize) {
+        fn keep<T: Copy>(numbers: &mut Vec<T>, rows: &[usize], width: usize) {
+            for (to, &from) in rows.iter().enumerate().filter(|(to, from)| to != *from) {
+                numbers.copy_within(from * width..(from + 1) * width, to * width);
+            }
+            numbers.truncate(rows.len() * width);
+        }
+        match self {
+            Self::F32(numbers) => keep(numbers, rows, width),
+            Self::F16(numbers) => keep(numbers, rows, width),
+        }
+    }
+
+    /// Gives back what is allocated beyond the stored numbers.
+    pub(super) fn shrink_to_fit(&mut self) {
+        match self {
+            Self::F32(numbers) => numbers.shrink_to_fit(),
+            Self::F16(numbers) => numbers.shrink_to_fit(),
+        }
+    }
+
     /// Numbers that can be added before the buffer must grow.
     pub(super) fn spare(&self) -> usize {
         match self {

@@ -9,14 +9,14 @@ use super::config::LlamaConfig;
 use super::host;
 use super::linear::{Embedding, Linear};
 use super::rope::Rope;
+use crate::attention::HeadLayout;
 use crate::attention::decode::decode;
 use crate::attention::map::MapAccumulator;
 use crate::attention::prefill::{PromptRows, QueryBlock, largest_differences, prefill};
-use crate::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
+use crate::cache::{AdaptiveKvCache, KvDtype, LayerCacheManager, LayerSummary, Retention};
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::profile::{HeadChoice, LayerStats, Profiler, StatsRequest};
-use crate::tokens::TokenClass;
+use crate::profile::{HeadChoice, LayerStats, Profiler, Segment};
 
 /// Prompt rows that go through a layer at a time: bounds scratch, and is enough to keep matrix products busy.
 const PREFILL_BLOCK: usize = 512;
@@ -106,53 +106,61 @@ impl Llama {
     /// Layers are processed one after the other over the whole prompt, in blocks of rows; a layer's full keys and values
     /// are dropped before the next layer starts.
     ///
-    /// * `ids`: at least one token, at most the context length
-    /// * `cache`: empty, from [`new_cache`](Self::new_cache)
+    /// On top of a filled cache (a further turn of a conversation), the prompt's tokens get the positions that follow and
+    /// attend to all that each head keeps, and to each other. Each head is then profiled again, for the prompt and what
+    /// was decoded since the one before; what it kept earlier stays.
+    ///
+    /// * `ids`: at least one token; with what the cache has seen at most the context length
+    /// * `cache`: from [`new_cache`](Self::new_cache)
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if the cache is not empty; [`Error::Input`] for an empty or too long prompt, or an unknown
-    /// id; [`Error::Interrupted`] if the observer says so; whatever the observer fails with. After an error some layers
-    /// may be filled: drop the cache and start from a new one.
+    /// [`Error::Input`] for an empty or too long prompt, or an unknown id; [`Error::Unsupported`] if maps are wanted of a
+    /// further prompt; [`Error::Interrupted`] if the observer says so; whatever the observer fails with. After an error
+    /// some layers may hold the prompt: drop the cache and start from a new one.
     pub fn prefill(
         &self,
         ids: &[u32],
         cache: &mut AdaptiveKvCache,
         observer: &mut dyn PrefillObserver,
     ) -> Result<Prefill> {
-        if cache.seen() > 0 {
-            return Err(Error::unsupported("a prompt on top of a filled cache")
-                .with_hint("start from a new cache, or give the tokens to `decode` one by one"));
+        let seen = cache.seen();
+        self.check_room(seen, ids.len())?;
+        if seen > 0 && observer.map_side().is_some() {
+            return Err(Error::unsupported("drawing the attention of a further prompt"));
         }
-        self.check_room(0, ids.len())?;
-        let classes = cache.classify(ids);
+        let profiler = match cache.retention() {
+            Retention::Full => None,
+            Retention::Adaptive { profiler, .. } => Some(profiler.clone()),
+        };
+        let classes = cache.segment_classes(ids);
+        let recent = classes.len().saturating_sub(ids.len());
+        let segment = Segment { first_position: seen - recent, classes: &classes, recent };
         let mut hidden: Vec<Tensor> =
             ids.chunks(PREFILL_BLOCK).map(|ids| self.embed_tokens.forward(ids)).collect::<Result<_>>()?;
-        let angles = self.rope.angles(0, ids.len());
+        let angles = self.rope.angles(seen, ids.len());
         let total = ids.len() * self.config.num_layers;
         let mut layers = Vec::with_capacity(self.config.num_layers);
         let mut profile_time = std::time::Duration::ZERO;
         for (index, block) in self.layers.iter().enumerate() {
-            let profiler = match cache.retention() {
-                Retention::Full => None,
-                Retention::Adaptive { profiler, .. } => Some(profiler.clone()),
-            };
-            let mut pass = LayerPass::new(self, profiler.as_ref(), &classes, ids.len(), observer.map_side());
+            let layer = cache.layer_mut(index)?;
+            let profile = profiler.as_ref().map(|profiler| (profiler, segment));
+            let mut pass = LayerPass::new(self.config.heads, layer, profile, ids.len(), observer.map_side())?;
             for (block_index, rows) in hidden.iter_mut().enumerate() {
-                let first_position = block_index * PREFILL_BLOCK;
-                *rows = pass.block(block, rows, first_position, self.context(&angles, first_position, rows.dim(0)?))?;
+                let first_row = block_index * PREFILL_BLOCK;
+                *rows = pass.block(block, rows, first_row, self.context(&angles, first_row, rows.dim(0)?))?;
                 let done = index * ids.len() + pass.keys.len();
                 if observer.progress(done, total).is_break() {
                     return Err(Error::Interrupted);
                 }
             }
             let started = std::time::Instant::now();
-            let choices = pass.choose(profiler.as_ref(), &classes)?;
-            let summary = cache.layer_mut(index)?.store_prompt(&pass.keys, &pass.values, choices)?;
+            let choices = pass.choose()?;
+            let summary = layer.store_prompt(&pass.keys, &pass.values, choices)?;
             profile_time += started.elapsed();
             observer.layer_done(&summary, pass.maps.as_ref())?;
             layers.push(summary);
         }
-        cache.advance(ids.len());
+        cache.settle(ids.len());
         let last = hidden.pop().ok_or_else(|| Error::input("the prompt is empty"))?;
         let last = last.narrow(0, last.dim(0)? - 1, 1)?;
         drop(hidden);
@@ -178,7 +186,7 @@ impl Llama {
             let attended = decode(self.config.heads, &projected.queries, &layer.rows())?;
             hidden = block.finish(&hidden, attended, context)?;
         }
-        cache.advance(1);
+        cache.advance(id);
         self.logits(&hidden)
     }
 
@@ -212,69 +220,68 @@ impl Llama {
 }
 
 /// One layer's work on a prompt: its full keys and values, and what profiling collects.
-struct LayerPass {
+struct LayerPass<'a> {
     keys: PromptRows,
     values: PromptRows,
-    stats: Option<LayerStats>,
-    /// Queries of the whole prompt, `[prompt_len, num_heads, head_dim]`, kept only if a second pass may be needed.
-    queries: Option<Vec<f32>>,
+    profile: Option<Profile<'a>>,
     maps: Option<MapAccumulator>,
-    layout: crate::attention::HeadLayout,
+    layout: HeadLayout,
 }
 
-impl LayerPass {
+/// What a layer's heads are profiled by.
+struct Profile<'a> {
+    profiler: &'a Profiler,
+    segment: Segment<'a>,
+    stats: LayerStats,
+    /// Queries of the whole prompt, `[prompt_len, num_heads, head_dim]`, kept only if a second pass may be needed.
+    queries: Option<Vec<f32>>,
+}
+
+impl<'a> LayerPass<'a> {
     fn new(
-        model: &Llama,
-        profiler: Option<&Profiler>,
-        classes: &[TokenClass],
+        layout: HeadLayout,
+        cache: &LayerCacheManager,
+        profile: Option<(&'a Profiler, Segment<'a>)>,
         prompt_len: usize,
         map_side: Option<usize>,
-    ) -> Self {
-        let layout = model.config.heads;
-        let needs_queries = profiler.is_some_and(Profiler::may_need_second_pass);
-        Self {
-            keys: PromptRows::with_capacity(layout, prompt_len),
-            values: PromptRows::with_capacity(layout, prompt_len),
-            stats: profiler.map(|profiler| {
-                let request: StatsRequest = profiler.request(classes);
-                LayerStats::new(request, layout.num_heads, prompt_len)
-            }),
-            queries: needs_queries.then(|| Vec::with_capacity(prompt_len * layout.query_width())),
-            maps: map_side.map(|side| MapAccumulator::new(layout.num_heads, prompt_len, side)),
-            layout,
-        }
+    ) -> Result<Self> {
+        let (keys, values) = cache.prompt_rows(prompt_len)?;
+        let num_keys = |head: usize| keys.past_len(head / layout.group_size()) + prompt_len;
+        let profile = profile.map(|(profiler, segment)| Profile {
+            profiler,
+            segment,
+            stats: LayerStats::new(profiler.request(segment), (0..layout.num_heads).map(num_keys)),
+            queries: profiler.may_need_second_pass().then(|| Vec::with_capacity(prompt_len * layout.query_width())),
+        });
+        let maps = map_side.map(|side| MapAccumulator::new(layout.num_heads, prompt_len, side));
+        Ok(Self { keys, values, profile, maps, layout })
     }
 
     /// Runs one block of rows `[seq_len, hidden_size]` through the layer.
-    fn block(
-        &mut self,
-        block: &Block,
-        hidden: &Tensor,
-        first_position: usize,
-        context: BlockContext<'_>,
-    ) -> Result<Tensor> {
+    fn block(&mut self, block: &Block, hidden: &Tensor, first_row: usize, context: BlockContext<'_>) -> Result<Tensor> {
         let projected = block.project(hidden, context)?;
         self.keys.push(&projected.keys)?;
         self.values.push(&projected.values)?;
         let attended = prefill(
             self.layout,
-            QueryBlock { queries: &projected.queries, first_position },
+            QueryBlock { queries: &projected.queries, first_row },
             &self.keys,
             &self.values,
-            self.stats.as_mut(),
+            self.profile.as_mut().map(|profile| &mut profile.stats),
             self.maps.as_mut().map(MapAccumulator::heads_mut),
         )?;
-        if let Some(queries) = &mut self.queries {
+        if let Some(queries) = self.profile.as_mut().and_then(|profile| profile.queries.as_mut()) {
             queries.extend_from_slice(&projected.queries);
         }
         block.finish(hidden, attended, context)
     }
 
-    fn choose(&self, profiler: Option<&Profiler>, classes: &[TokenClass]) -> Result<Option<Vec<HeadChoice>>> {
-        let (Some(profiler), Some(stats)) = (profiler, &self.stats) else { return Ok(None) };
-        let choices = profiler.choose(classes, self.layout.num_kv_heads, stats, |pending| {
-            let queries = self.queries.as_deref().unwrap_or_default();
-            largest_differences(self.layout, QueryBlock { queries, first_position: 0 }, &self.keys, pending)
+    /// What each head keeps; `None` for everything.
+    fn choose(&self) -> Result<Option<Vec<HeadChoice>>> {
+        let Some(Profile { profiler, segment, stats, queries }) = &self.profile else { return Ok(None) };
+        let choices = profiler.choose(*segment, self.layout.num_kv_heads, stats, |pending| {
+            let queries = queries.as_deref().unwrap_or_default();
+            largest_differences(self.layout, QueryBlock { queries, first_row: 0 }, &self.keys, pending)
         })?;
         Ok(Some(choices))
     }

@@ -23,10 +23,12 @@ pub use special::Special;
 /// Every policy that a configuration can name, in the default search order (paper, eq. 2).
 pub static POLICIES: &[&dyn Policy] = &[&Special, &Punctuation, &Frequency, &Locality, &Full];
 
-/// What a policy may know of one KV head after the prompt.
+/// What a policy may know of one KV head after the prompt, or after a segment of a longer sequence.
 #[derive(Debug, Clone, Copy)]
 pub struct HeadFacts<'a> {
-    /// `[n]` class of the token at each prompt position.
+    /// Position of the first token of the segment: 0 for a prompt.
+    pub first_position: usize,
+    /// `[n]` class of the token at each position of the segment.
     pub classes: &'a [TokenClass],
     /// `[n]` attention that each position received: column sums of the attention maps over all query rows and over the
     /// query heads of this KV head. Empty unless some policy of the search [needs them](Policy::needs_column_sums).
@@ -52,7 +54,7 @@ pub trait Policy: Sync + std::fmt::Debug {
     /// What it keeps and which setting it reads, in one line for `--help`.
     fn summary(&self) -> &'static str;
 
-    /// Sets `keep[p]` for every prompt position `p` that this policy keeps, and leaves the others as they are.
+    /// Sets `keep[i]` for every token `i` of the segment that this policy keeps, and leaves the others as they are.
     ///
     /// * `keep`: `[n]`, as long as `facts.classes`
     fn mark(&self, facts: &HeadFacts<'_>, settings: &PolicySettings, keep: &mut [bool]);

@@ -18,7 +18,7 @@ impl Policy for Special {
     }
 
     fn mark(&self, facts: &HeadFacts<'_>, settings: &PolicySettings, keep: &mut [bool]) {
-        for (position, (keep, class)) in keep.iter_mut().zip(facts.classes).enumerate() {
+        for (position, (keep, class)) in (facts.first_position..).zip(keep.iter_mut().zip(facts.classes)) {
             *keep |= class.special || position < settings.sink_tokens;
         }
     }

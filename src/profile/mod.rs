@@ -1,4 +1,5 @@
-//! Profiling: which policies each KV head needs, decided once, from the prompt's own attention (paper, algorithm 1).
+//! Profiling: which policies each KV head needs, decided once for each prompt, from its own attention (paper,
+//! algorithm 1).
 //!
 //! [`stats`] says what has to be collected while the prompt is processed: vectors of the prompt's length for each head,
 //! never a map. [`search`] tries the unions of policies in order and takes the first that recovers the head.
@@ -8,5 +9,5 @@
 pub mod search;
 pub mod stats;
 
-pub use search::{HeadChoice, Profiler};
+pub use search::{HeadChoice, Profiler, Segment};
 pub use stats::{HeadStats, LayerStats, StatsRequest};

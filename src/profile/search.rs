@@ -1,4 +1,7 @@
 //! The greedy search: unions of policies in a fixed order, the first that recovers the head is taken (paper, eq. 2).
+//!
+//! What is decided about is a [`Segment`]: a prompt, or what came since an earlier decision. Keys that were settled then
+//! stay, and count as kept in every level's value.
 
 use std::sync::Arc;
 
@@ -8,7 +11,55 @@ use crate::error::{Error, Result};
 use crate::policy::HeadFacts;
 use crate::tokens::TokenClass;
 
-/// What one KV head keeps of the prompt, and why.
+/// The tokens that a search decides about.
+#[derive(Debug, Clone, Copy)]
+pub struct Segment<'a> {
+    /// Position of the first token.
+    pub first_position: usize,
+    /// `[segment_len]` what each token is.
+    pub classes: &'a [TokenClass],
+    /// How many of the tokens were appended by decoding before the prompt came; the others are the prompt, whose query
+    /// rows are profiled.
+    pub recent: usize,
+}
+
+impl<'a> Segment<'a> {
+    /// A prompt that begins a sequence.
+    #[must_use]
+    pub fn prompt(classes: &'a [TokenClass]) -> Self {
+        Self { first_position: 0, classes, recent: 0 }
+    }
+
+    /// Tokens of the segment.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.classes.len()
+    }
+
+    /// Whether there is nothing to decide about.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.classes.is_empty()
+    }
+
+    /// Query rows: tokens of the prompt.
+    #[must_use]
+    pub fn num_rows(&self) -> usize {
+        self.classes.len().saturating_sub(self.recent)
+    }
+
+    fn facts<'s>(&'s self, column_sums: &'s [f32]) -> HeadFacts<'s> {
+        HeadFacts { first_position: self.first_position, classes: self.classes, column_sums }
+    }
+
+    /// Absolute positions of the true entries, ascending.
+    fn positions(&self, mask: &[bool]) -> Vec<u32> {
+        let first = u32::try_from(self.first_position).unwrap_or(u32::MAX);
+        (first..).zip(mask).filter(|(_, keep)| **keep).map(|(position, _)| position).collect()
+    }
+}
+
+/// What one KV head keeps of a segment, and why.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HeadChoice {
     /// Index of the KV head in its layer.
@@ -17,7 +68,7 @@ pub struct HeadChoice {
     pub level: usize,
     /// Recovered mass (`mass`) or largest difference (`max_abs`) of each level tried, up to the chosen one.
     pub recovered: Vec<f64>,
-    /// Kept prompt positions, ascending.
+    /// Kept positions of the segment, ascending.
     pub positions: Vec<u32>,
 }
 
@@ -27,7 +78,7 @@ pub struct Profiler {
     config: Arc<AdaptiveConfig>,
 }
 
-/// `[levels][prompt_len]` keep masks of one KV head, the last one all true.
+/// `[levels][segment_len]` keep masks of one KV head, the last one all true.
 type LevelMasks = Vec<Vec<bool>>;
 
 impl Profiler {
@@ -51,42 +102,39 @@ impl Profiler {
     }
 
     /// What has to be collected while a prompt is processed.
-    ///
-    /// * `classes`: `[prompt_len]`
     #[must_use]
-    pub fn request(&self, classes: &[TokenClass]) -> StatsRequest {
-        let prompt_len = classes.len();
+    pub fn request(&self, segment: Segment<'_>) -> StatsRequest {
+        let recent = segment.recent;
         let settings = self.config.policy_settings();
         let policies = self.config.policies.policies();
         let column_sums = policies.iter().any(|policy| policy.needs_column_sums());
         match self.config.criterion {
             Criterion::Mass => {
-                let window = policies.iter().filter_map(|policy| policy.window(prompt_len, &settings)).max();
-                let first_row = prompt_len - self.config.profile_rows.count(prompt_len);
-                StatsRequest { column_sums, mass: Some(MassRequest { first_row, window }), masks: Vec::new() }
+                let window = policies.iter().filter_map(|policy| policy.window(segment.len(), &settings)).max();
+                let first_row = segment.num_rows() - self.config.profile_rows.count(segment.num_rows());
+                StatsRequest { column_sums, mass: Some(MassRequest { first_row, window }), masks: Vec::new(), recent }
             }
             Criterion::MaxAbs => {
-                let levels = self.levels(&HeadFacts { classes, column_sums: &[] });
+                let levels = self.levels(&segment.facts(&[]));
                 let masks = levels[..self.first_attention_level()].iter().map(|mask| as_numbers(mask)).collect();
-                StatsRequest { column_sums, mass: None, masks }
+                StatsRequest { column_sums, mass: None, masks, recent }
             }
         }
     }
 
     /// Chooses what each KV head of a layer keeps.
     ///
-    /// * `classes`: `[prompt_len]`
     /// * `stats`: collected as [`request`](Self::request) says, over the whole prompt; query heads `g * group_size ..`
-    ///   share KV head `g`
+    ///   share KV head `g`, and so have seen the same keys
     /// * `second_pass`: largest differences of further masks, which depend on attention and so are known only now:
-    ///   given pairs of a KV head and its `[levels][prompt_len]` masks, returns `[levels]` for each pair, the largest
+    ///   given pairs of a KV head and its `[levels][segment_len]` masks, returns `[levels]` for each pair, the largest
     ///   over the head's query heads; called at most once, and never for the criterion `mass`
     ///
     /// # Errors
     /// [`Error::Shape`] if the query heads cannot be shared out; whatever `second_pass` returns.
     pub fn choose(
         &self,
-        classes: &[TokenClass],
+        segment: Segment<'_>,
         num_kv_heads: usize,
         stats: &LayerStats,
         second_pass: impl FnOnce(&[(usize, Vec<Vec<f32>>)]) -> Result<Vec<Vec<f32>>>,
@@ -99,22 +147,20 @@ impl Profiler {
             ));
         }
         let groups: Vec<&[HeadStats]> = stats.heads.chunks(stats.heads.len() / num_kv_heads).collect();
-        let levels: Vec<LevelMasks> = groups
-            .iter()
-            .map(|group| self.levels(&HeadFacts { classes, column_sums: &group_column_sums(group) }))
-            .collect();
+        let levels: Vec<LevelMasks> =
+            groups.iter().map(|group| self.levels(&segment.facts(&group_column_sums(group, segment.len())))).collect();
 
         let values: Vec<Vec<f64>> = match self.config.criterion {
             Criterion::Mass => groups
                 .iter()
                 .zip(&levels)
-                .map(|(group, levels)| self.recovered_masses(group, levels, classes))
+                .map(|(group, levels)| self.recovered_masses(group, levels, segment))
                 .collect(),
             Criterion::MaxAbs => self.largest_differences(&groups, &levels, second_pass)?,
         };
         let choices = levels.into_iter().zip(values).enumerate().map(|(kv_head, (levels, recovered))| {
             let level = recovered.len() - 1;
-            HeadChoice { kv_head, level, recovered, positions: positions(&levels[level]) }
+            HeadChoice { kv_head, level, recovered, positions: segment.positions(&levels[level]) }
         });
         Ok(choices.collect())
     }
@@ -146,34 +192,36 @@ impl Profiler {
     /// Recovered mass of each level up to the first that recovers the head.
     ///
     /// A policy with a sliding window counts by what its window holds at each row, the others by their columns.
-    fn recovered_masses(&self, group: &[HeadStats], levels: &LevelMasks, classes: &[TokenClass]) -> Vec<f64> {
+    fn recovered_masses(&self, group: &[HeadStats], levels: &LevelMasks, segment: Segment<'_>) -> Vec<f64> {
         let settings = self.config.policy_settings();
         let policies = self.config.policies.policies();
-        let column_sums = group_column_sums(group);
-        let facts = HeadFacts { classes, column_sums: &column_sums };
+        let column_sums = group_column_sums(group, segment.len());
+        let facts = segment.facts(&column_sums);
         #[expect(clippy::cast_precision_loss)]
-        let rows = self.config.profile_rows.count(classes.len()) as f64;
+        let rows = self.config.profile_rows.count(segment.num_rows()) as f64;
 
         let mut values = Vec::new();
-        let mut fixed = vec![false; classes.len()];
+        let mut fixed = vec![false; segment.len()];
         let mut has_window = false;
         for (level, policy) in policies.iter().enumerate() {
             if level + 1 == levels.len() {
                 values.push(1.0);
                 break;
             }
-            if policy.window(classes.len(), &settings).is_some() {
+            if policy.window(segment.len(), &settings).is_some() {
                 has_window = true;
             } else {
                 policy.mark(&facts, &settings, &mut fixed);
             }
             let masses = group.iter().map(|head| {
-                let outside: &[f32] = if has_window { &head.window_sums } else { &[] };
+                let (settled, columns) = split_settled(head.profiled(), segment.len());
+                let outside = if has_window { split_settled(&head.window_sums, segment.len()).1 } else { &[] };
+                let settled: f64 = settled.iter().map(|&sum| f64::from(sum)).sum();
                 let kept: f64 =
-                    fixed.iter().zip(head.profiled()).filter(|(keep, _)| **keep).map(|(_, &sum)| f64::from(sum)).sum();
+                    fixed.iter().zip(columns).filter(|(keep, _)| **keep).map(|(_, &sum)| f64::from(sum)).sum();
                 let windowed: f64 =
                     fixed.iter().zip(outside).filter(|(keep, _)| !**keep).map(|(_, &sum)| f64::from(sum)).sum();
-                (kept + windowed) / rows
+                (settled + kept + windowed) / rows
             });
             #[expect(clippy::cast_precision_loss)]
             let value = match self.config.gqa {
@@ -236,22 +284,23 @@ impl Profiler {
     }
 }
 
-/// Column sums of a KV head: those of its query heads added up; empty if not collected.
-fn group_column_sums(group: &[HeadStats]) -> Vec<f32> {
-    let mut sums = group.first().map(|head| head.column_sums.clone()).unwrap_or_default();
-    for head in group.iter().skip(1) {
-        for (sum, &value) in sums.iter_mut().zip(&head.column_sums) {
+/// Column sums of a KV head over a segment: those of its query heads added up; empty if not collected.
+fn group_column_sums(group: &[HeadStats], segment_len: usize) -> Vec<f32> {
+    let mut columns = group.iter().map(|head| split_settled(&head.column_sums, segment_len).1);
+    let mut sums = columns.next().map(<[f32]>::to_vec).unwrap_or_default();
+    for columns in columns {
+        for (sum, &value) in sums.iter_mut().zip(columns) {
             *sum += value;
         }
     }
     sums
 }
 
-fn as_numbers(mask: &[bool]) -> Vec<f32> {
-    mask.iter().map(|&keep| f32::from(u8::from(keep))).collect()
+/// Parts a head's columns into those of settled keys and those of the segment.
+fn split_settled(columns: &[f32], segment_len: usize) -> (&[f32], &[f32]) {
+    columns.split_at(columns.len().saturating_sub(segment_len))
 }
 
-/// Positions of the true entries, ascending.
-fn positions(mask: &[bool]) -> Vec<u32> {
-    (0u32..).zip(mask).filter(|(_, keep)| **keep).map(|(position, _)| position).collect()
+fn as_numbers(mask: &[bool]) -> Vec<f32> {
+    mask.iter().map(|&keep| f32::from(u8::from(keep))).collect()
 }

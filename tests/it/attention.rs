@@ -98,15 +98,14 @@ impl Prompt {
         let (query_width, kv_width) = (self.layout.query_width(), self.layout.kv_width());
         let mut keys = PromptRows::with_capacity(self.layout, self.len);
         let mut values = PromptRows::with_capacity(self.layout, self.len);
-        let mut stats = LayerStats::new(request.clone(), self.layout.num_heads, self.len);
+        let mut stats = LayerStats::new(request.clone(), vec![self.len; self.layout.num_heads]);
         let mut maps = MapAccumulator::new(self.layout.num_heads, self.len, MAP_SIDE);
         let mut out = Vec::new();
         for first in (0..self.len).step_by(block_len) {
             let end = (first + block_len).min(self.len);
             keys.push(&self.keys[first * kv_width..end * kv_width]).unwrap();
             values.push(&self.values[first * kv_width..end * kv_width]).unwrap();
-            let block =
-                QueryBlock { queries: &self.queries[first * query_width..end * query_width], first_position: first };
+            let block = QueryBlock { queries: &self.queries[first * query_width..end * query_width], first_row: first };
             let block_out =
                 prefill(self.layout, block, &keys, &values, Some(&mut stats), Some(maps.heads_mut())).unwrap();
             out.extend(block_out);
@@ -115,7 +114,7 @@ impl Prompt {
     }
 
     fn whole(&self) -> QueryBlock<'_> {
-        QueryBlock { queries: &self.queries, first_position: 0 }
+        QueryBlock { queries: &self.queries, first_row: 0 }
     }
 
     fn random_mask(&self, seed: u64, share: f64) -> Vec<bool> {
@@ -147,6 +146,7 @@ fn check_prompt(prompt: &Prompt, block_lens: &[usize]) {
         column_sums: true,
         mass: Some(MassRequest { first_row, window: Some(window) }),
         masks: masks.iter().map(|mask| as_numbers(mask)).collect(),
+        recent: 0,
     };
     let side = len.min(MAP_SIDE);
     for &block_len in block_lens {
@@ -250,6 +250,7 @@ fn the_number_of_threads_changes_no_bit() {
         column_sums: true,
         mass: Some(MassRequest { first_row: 100, window: Some(90) }),
         masks: prompt.masks().iter().map(|mask| as_numbers(mask)).collect(),
+        recent: 0,
     };
     let cache: Vec<Vec<f32>> =
         (0..2).map(|head| uniform(&mut seeded(head), (3000 + head as usize) * 64, 1.0)).collect();
@@ -281,7 +282,7 @@ fn prefill_refuses_what_does_not_fit() {
     assert_eq!(keys.len(), 2);
     assert!(matches!(keys.push(&[0.0; 8]), Err(Error::Shape { .. })), "more than there is room left for");
 
-    let block = |queries, first_position| QueryBlock { queries, first_position };
+    let block = |queries, first_row| QueryBlock { queries, first_row };
     let attend = |block, values| prefill(layout, block, &keys, values, None, None);
     assert!(attend(block(&[0.0; 16], 0), &keys).is_ok());
     assert!(matches!(attend(block(&[0.0; 15], 0), &keys), Err(Error::Shape { .. })), "not a whole number of queries");
@@ -296,7 +297,7 @@ fn prefill_refuses_maps_and_statistics_of_another_number_of_heads() {
     let prompt = Prompt::random(layout(2, 1, 4), 3, 1);
     let results = prompt.run(&StatsRequest::default(), 3);
     let attend = |num_heads: usize| {
-        let mut stats = LayerStats::new(StatsRequest::default(), num_heads, 3);
+        let mut stats = LayerStats::new(StatsRequest::default(), vec![3; num_heads]);
         prefill(prompt.layout, prompt.whole(), &results.keys, &results.keys, Some(&mut stats), None).map(drop)
     };
     let draw = |num_heads: usize| {

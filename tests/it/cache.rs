@@ -187,7 +187,7 @@ fn a_fork_does_not_see_what_the_other_appends() {
     let (keys, values) = prompt(SMALL, 3);
     let mut cache = cache(SMALL, KvDtype::F16);
     cache.layer_mut(0).unwrap().store_prompt(&keys, &values, None).unwrap();
-    cache.advance(3);
+    cache.settle(3);
     let mut fork = cache.clone();
     fork.layer_mut(0).unwrap().append(&token(SMALL, 3, 1.0), &token(SMALL, 3, -1.0), 3).unwrap();
     fork.advance(1);
@@ -232,7 +232,41 @@ fn a_prompt_that_does_not_fit_is_refused() {
     assert!(matches!(cache.layer_mut(1), Err(Error::Shape { .. })));
     let layer = cache.layer_mut(0).unwrap();
     layer.store_prompt(&keys, &values, None).unwrap();
-    assert!(matches!(layer.store_prompt(&keys, &values, None), Err(Error::Shape { .. })), "a second prompt");
+    let without_past = layer.store_prompt(&keys, &values, None);
+    assert!(matches!(without_past, Err(Error::Shape { .. })), "rows that do not begin with what is held");
+    let (mut keys, mut values) = layer.prompt_rows(1).unwrap();
+    keys.push(&token(SMALL, 5, 1.0)).unwrap();
+    values.push(&token(SMALL, 5, -1.0)).unwrap();
+    let settled = layer.store_prompt(&keys, &values, Some(choices(&[&[4], &[5]])));
+    assert!(matches!(settled, Err(Error::Shape { .. })), "a position that was decided about before");
+}
+
+/// What an earlier prompt kept stays; what was appended since is kept or evicted with the new prompt; positions go on.
+#[test]
+fn a_further_prompt_decides_about_what_came_since_the_one_before() {
+    for dtype in [KvDtype::F32, KvDtype::F16] {
+        let (keys, values) = prompt(SMALL, 5);
+        let mut cache = cache(SMALL, dtype);
+        let layer = cache.layer_mut(0).unwrap();
+        layer.store_prompt(&keys, &values, Some(choices(&[&[0, 3], &[2]]))).unwrap();
+        for position in 5..8 {
+            layer.append(&token(SMALL, position, 1.0), &token(SMALL, position, -1.0), position).unwrap();
+        }
+        let (mut keys, mut values) = layer.prompt_rows(4).unwrap();
+        for position in 8..12 {
+            keys.push(&token(SMALL, position, 1.0)).unwrap();
+            values.push(&token(SMALL, position, -1.0)).unwrap();
+        }
+        let summary = layer.store_prompt(&keys, &values, Some(choices(&[&[6, 8, 11], &[]]))).unwrap();
+        assert_eq!(summary.prompt_len, 7, "three appended and four new tokens");
+        assert_holds(layer, SMALL, &[vec![0, 3, 6, 8, 11], vec![2]]);
+        let bytes = layer.bytes();
+        assert_eq!(bytes.raw / 12, bytes.kept / 3, "2 x 12 positions seen, 6 kept");
+        let positions = 6 * size_of::<u32>();
+        assert_eq!(bytes.allocated, bytes.kept + positions, "no slack after a prompt");
+        layer.append(&token(SMALL, 12, 1.0), &token(SMALL, 12, -1.0), 12).unwrap();
+        assert_holds(layer, SMALL, &[vec![0, 3, 6, 8, 11, 12], vec![2, 12]]);
+    }
 }
 
 /// SPEC, "Decoding": the next token's position is the number of tokens seen, never the number kept.

@@ -1,6 +1,6 @@
 //! The model against candle's own LLaMA, transformers' logits and a dense pass with masked columns.
 
-use adaptive_kvcache::cache::{KvDtype, Retention};
+use adaptive_kvcache::cache::{KvDtype, LayerCacheManager, Retention};
 use adaptive_kvcache::checkpoint::WeightDtype;
 use adaptive_kvcache::fidelity::argmax;
 use adaptive_kvcache::generate::{FinishReason, Generation, GenerationOptions};
@@ -9,7 +9,7 @@ use candle_core::{DType, Device, IndexOp, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::llama;
 
-use crate::support::fixture::Fixture;
+use crate::support::fixture::{Decision, Fixture};
 use crate::support::{adaptive, ids, json, max_difference};
 
 const FIXTURES: [&str; 4] = ["mha", "gqa-tied", "head-dim", "llama3-rope"];
@@ -122,7 +122,8 @@ fn adaptive_decoding_equals_dense_attention_with_evicted_columns_masked() {
             // Any text will do: the same tokens go through both.
             let text: Vec<u32> = (0..STEPS as u32).map(|step| 17 + (step * 37) % 900).collect();
             let all: Vec<u32> = prompt.iter().chain(&text).copied().collect();
-            let expected = fixture.dense_logits(&all, prompt.len(), Some(&kept));
+            let decision = Decision { segment: 0..prompt.len(), kept: kept.clone() };
+            let expected = fixture.dense_logits(&all, &[decision]);
             let mut logits = prefill.logits;
             for step in 0..=STEPS {
                 let row = prompt.len() + step - 1;
@@ -142,6 +143,75 @@ fn adaptive_decoding_equals_dense_attention_with_evicted_columns_masked() {
             }
         }
     }
+}
+
+/// Several turns: each prompt sees what every head kept of the turns before, all that was decoded since, and itself; then
+/// heads are profiled again. Positions are compared after every turn, logits after every token.
+#[test]
+fn turns_on_a_compressed_cache_equal_dense_attention_with_evicted_columns_masked() {
+    const DECODED: usize = 7;
+    for name in FIXTURES {
+        let fixture = Fixture::read(name);
+        let loaded = fixture.load(GgmlDType::F32, WeightDtype::F32);
+        for config in [
+            r#"{"frequency_ratio": 0.3, "locality_ratio": 0.2, "recovery_threshold": 0.2}"#,
+            r#"{"criterion": "mass", "frequency_ratio": 0.3, "locality_ratio": 0.3, "recovery_threshold": 0.6}"#,
+            r#"{"criterion": "mass", "policies": ["special", "full"], "recovery_threshold": 0.0, "sink_tokens": 2}"#,
+        ] {
+            let texts =
+                ["The Reform Club was founded in 1836, and its members dined there.", "When?", "And why; who knows!"];
+            let mut cache = loaded.model.new_cache(KvDtype::F32, adaptive(&loaded.tokenizer, config));
+            let mut all: Vec<u32> = Vec::new();
+            let mut decisions: Vec<Decision> = Vec::new();
+            let mut outputs: Vec<(usize, Vec<f32>)> = Vec::new(); // row, its logits
+            for text in texts {
+                let prompt = loaded.tokenizer.encode(text).unwrap();
+                let first = decisions.last().map_or(0, |decision| decision.segment.end);
+                all.extend(&prompt);
+                let prefill = loaded.model.prefill(&prompt, &mut cache, &mut ()).unwrap();
+                let kept = prefill.layers.iter().map(|l| l.heads.iter().map(|head| head.positions.clone()).collect());
+                decisions.push(Decision { segment: first..all.len(), kept: kept.collect() });
+                for (index, layer) in cache.layers().iter().enumerate() {
+                    for (kv_head, head) in layer.heads().iter().enumerate() {
+                        let kept: Vec<u32> = decisions.iter().flat_map(|d| d.kept[index][kv_head].clone()).collect();
+                        assert_eq!(head.positions(), kept, "{name}, {config}");
+                    }
+                }
+                outputs.push((all.len() - 1, prefill.logits));
+                for step in 0..DECODED {
+                    let id = 17 + (all.len() + step * 37) as u32 % 900;
+                    all.push(id);
+                    outputs.push((all.len() - 1, loaded.model.decode(id, &mut cache).unwrap()));
+                }
+            }
+            let evicted =
+                |decision: &Decision| decision.kept.iter().flatten().any(|k| k.len() < decision.segment.len());
+            assert!(decisions.iter().all(evicted), "{name}: a turn without eviction under {config}");
+            let expected = fixture.dense_logits(&all, &decisions);
+            for (row, logits) in outputs {
+                let expected: Vec<f32> = expected.i(row).unwrap().to_vec1().unwrap();
+                let difference = max_difference(&logits, &expected);
+                assert!(difference < TOLERANCE, "{name}, row {row}, {config}: {difference}");
+            }
+        }
+    }
+}
+
+/// A full cache does not care how a text is cut into prompts.
+#[test]
+fn turns_on_a_full_cache_equal_one_prompt() {
+    let fixture = Fixture::read("gqa-tied");
+    let loaded = fixture.load(GgmlDType::F32, WeightDtype::F32);
+    let ids = &prompts(&fixture)[0];
+    let mut whole = loaded.model.new_cache(KvDtype::F32, Retention::Full);
+    let expected = loaded.model.prefill(ids, &mut whole, &mut ()).unwrap().logits;
+    let (mut cache, mut logits) = (loaded.model.new_cache(KvDtype::F32, Retention::Full), Vec::new());
+    for part in ids.chunks(ids.len() / 3) {
+        logits = loaded.model.prefill(part, &mut cache, &mut ()).unwrap().logits;
+    }
+    assert!(max_difference(&logits, &expected) < TOLERANCE);
+    assert_eq!(cache.bytes().kept, whole.bytes().kept);
+    assert!(cache.layers().iter().flat_map(LayerCacheManager::heads).all(|head| head.len() == ids.len()));
 }
 
 /// Quantised weights on their blocks give what the same weights widened to f32 give.
@@ -212,5 +282,5 @@ fn generation_goes_on_until_the_context_is_full() {
     assert_eq!(cache.seen(), context);
     assert!(loaded.model.decode(5, &mut cache).is_err());
     let again = loaded.model.prefill(&prompt, &mut cache, &mut ()).unwrap_err();
-    assert!(again.to_string().contains("a prompt on top of a filled cache"), "{again}");
+    assert!(again.to_string().contains("1022 tokens are more than the model's context of 512"), "{again}");
 }

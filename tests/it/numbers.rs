@@ -48,9 +48,9 @@ pub fn largest_difference(map: &[Vec<f64>], keep: &[bool]) -> f64 {
     worst
 }
 
-/// Column sums of a causal map over the entries that `counts(row, column)` selects.
+/// Column sums of a causal map over the entries that `counts(row, column)` selects; the last row has all columns.
 pub fn column_sums(map: &[Vec<f64>], counts: impl Fn(usize, usize) -> bool) -> Vec<f64> {
-    let mut sums = vec![0.0; map.len()];
+    let mut sums = vec![0.0; map.last().map_or(0, Vec::len)];
     for (row, weights) in map.iter().enumerate() {
         for (column, weight) in weights.iter().enumerate().filter(|(column, _)| counts(row, *column)) {
             sums[column] += weight;

@@ -20,7 +20,7 @@ struct Case {
 
 impl Case {
     fn facts(&self) -> HeadFacts<'_> {
-        HeadFacts { classes: &self.classes, column_sums: &self.column_sums }
+        HeadFacts { first_position: 0, classes: &self.classes, column_sums: &self.column_sums }
     }
 
     fn marked(&self, policy: &dyn Policy, keep: &[bool]) -> Vec<bool> {
@@ -208,7 +208,7 @@ fn of_equal_sums_the_lower_positions_are_kept() {
 fn an_empty_prompt_is_no_trouble() {
     let settings = PolicySettings { frequency_ratio: 1.0, locality_ratio: 1.0, sink_tokens: 4 };
     for policy in POLICIES {
-        policy.mark(&HeadFacts { classes: &[], column_sums: &[] }, &settings, &mut []);
+        policy.mark(&HeadFacts { first_position: 0, classes: &[], column_sums: &[] }, &settings, &mut []);
         assert!(policy.window(0, &settings).is_none_or(|width| width == 0), "{}", policy.name());
     }
 }

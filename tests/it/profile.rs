@@ -7,7 +7,7 @@ use std::sync::Arc;
 use adaptive_kvcache::config::{AdaptiveConfig, Criterion, GroupReduction, ProfileRows};
 use adaptive_kvcache::policy::ratio_count;
 use adaptive_kvcache::profile::stats::row_difference;
-use adaptive_kvcache::profile::{HeadChoice, LayerStats, Profiler};
+use adaptive_kvcache::profile::{HeadChoice, LayerStats, Profiler, Segment};
 use adaptive_kvcache::tokens::TokenClass;
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -57,21 +57,24 @@ fn random_classes(rng: &mut StdRng, len: usize) -> Vec<TokenClass> {
 /// The search as SPEC writes it, on the maps themselves.
 struct Naive<'a> {
     config: &'a AdaptiveConfig,
-    classes: &'a [TokenClass],
-    /// The maps of the query heads of one KV head.
+    segment: Segment<'a>,
+    /// Keys before the segment's, all of them kept.
+    settled: usize,
+    /// The maps of the query heads of one KV head: rows of the prompt, columns of settled keys and of the segment's.
     group: &'a [Vec<Vec<f64>>],
 }
 
 impl Naive<'_> {
     fn len(&self) -> usize {
-        self.classes.len()
+        self.segment.len()
     }
 
-    /// Column sums over all rows and over the query heads.
+    /// Column sums of the segment over all rows and over the query heads.
     fn group_sums(&self) -> Vec<f64> {
         let mut sums = vec![0.0; self.len()];
         for map in self.group {
-            sums.iter_mut().zip(column_sums(map, |_, _| true)).for_each(|(sum, value)| *sum += value);
+            let columns = column_sums(map, |_, _| true);
+            sums.iter_mut().zip(&columns[self.settled..]).for_each(|(sum, value)| *sum += value);
         }
         sums
     }
@@ -88,41 +91,48 @@ impl Naive<'_> {
         ratio_count(self.config.locality_ratio, self.len())
     }
 
-    /// What the union of policies keeps for good.
+    /// What the union of policies keeps for good of the segment.
     fn keep(&self, policies: &[&str]) -> Vec<bool> {
         let (order, count) = self.heavy_hitters();
-        let rule = |policy: &str, position: usize| match policy {
-            "special" => self.classes[position].special || position < self.config.sink_tokens,
-            "punctuation" => self.classes[position].punctuation,
-            "frequency" => order[..count].contains(&position),
-            "locality" => position + self.window() >= self.len(),
+        let Segment { first_position, classes, .. } = self.segment;
+        let rule = |policy: &str, index: usize| match policy {
+            "special" => classes[index].special || first_position + index < self.config.sink_tokens,
+            "punctuation" => classes[index].punctuation,
+            "frequency" => order[..count].contains(&index),
+            "locality" => index + self.window() >= self.len(),
             "full" => true,
             other => panic!("no rule for the policy `{other}`"),
         };
-        (0..self.len()).map(|position| policies.iter().any(|policy| rule(policy, position))).collect()
+        (0..self.len()).map(|index| policies.iter().any(|policy| rule(policy, index))).collect()
+    }
+
+    /// The same for all keys.
+    fn keep_with_settled(&self, policies: &[&str]) -> Vec<bool> {
+        [vec![true; self.settled], self.keep(policies)].concat()
     }
 
     /// Mean over the profiled rows of the mass that the policies keep, `locality` as a sliding band.
     fn recovered_mass(&self, map: &[Vec<f64>], policies: &[&str]) -> f64 {
         let fixed: Vec<&str> = policies.iter().copied().filter(|policy| *policy != "locality").collect();
-        let fixed = self.keep(&fixed);
+        let fixed = self.keep_with_settled(&fixed);
         let band = if policies.contains(&"locality") { self.window() } else { 0 };
         let first = match self.config.profile_rows {
             ProfileRows::All => 0,
-            ProfileRows::Last(rows) => self.len().saturating_sub(rows),
+            ProfileRows::Last(rows) => map.len().saturating_sub(rows),
         };
         let mut total = 0.0;
-        for (i, row) in map.iter().enumerate().skip(first) {
-            let kept = row.iter().enumerate().filter(|(j, _)| fixed[*j] || i - j < band);
+        for row in &map[first..] {
+            let own = row.len() - 1;
+            let kept = row.iter().enumerate().filter(|(j, _)| fixed[*j] || own - j < band);
             total += kept.map(|(_, weight)| weight).sum::<f64>();
         }
-        total / (self.len() - first) as f64
+        total / (map.len() - first) as f64
     }
 
     fn value(&self, policies: &[&str]) -> f64 {
         match self.config.criterion {
             Criterion::MaxAbs => {
-                let keep = self.keep(policies);
+                let keep = self.keep_with_settled(policies);
                 self.group.iter().map(|map| largest_difference(map, &keep)).fold(0.0, f64::max)
             }
             Criterion::Mass => {
@@ -160,7 +170,8 @@ impl Naive<'_> {
                 return None;
             }
             if recovered || last {
-                let positions = (0u32..).zip(self.keep(policies)).filter(|(_, keep)| *keep);
+                let first = self.segment.first_position as u32;
+                let positions = (first..).zip(self.keep(policies)).filter(|(_, keep)| *keep);
                 return Some((level, values, positions.map(|(position, _)| position).collect()));
             }
         }
@@ -177,13 +188,14 @@ impl Naive<'_> {
 /// What the library chooses, its statistics fed from the maps; the second pass is naive too.
 fn choose(
     config: &Arc<AdaptiveConfig>,
-    classes: &[TokenClass],
+    segment: Segment<'_>,
     maps: &[Vec<Vec<f64>>],
     group_size: usize,
 ) -> Vec<HeadChoice> {
     let profiler = Profiler::new(Arc::clone(config));
-    let request = profiler.request(classes);
-    let mut stats = LayerStats::new(request.clone(), maps.len(), classes.len());
+    let request = profiler.request(segment);
+    let num_keys: Vec<usize> = maps.iter().map(|map| map.last().unwrap().len()).collect();
+    let mut stats = LayerStats::new(request.clone(), num_keys.iter().copied());
     for (stats, map) in stats.heads.iter_mut().zip(maps) {
         for (row, weights) in map.iter().enumerate() {
             let weights: Vec<f32> = weights.iter().map(|&weight| weight as f32).collect();
@@ -196,8 +208,10 @@ fn choose(
         let of_head = |(kv_head, masks): &(usize, Vec<Vec<f32>>)| {
             let group = &maps[kv_head * group_size..(kv_head + 1) * group_size];
             let of_mask = |mask: &Vec<f32>| {
-                let keep: Vec<bool> = mask.iter().map(|&number| number == 1.0).collect();
-                assert!(keep.len() == classes.len() && mask.iter().all(|number| [0.0, 1.0].contains(number)));
+                assert!(mask.len() == segment.len() && mask.iter().all(|number| [0.0, 1.0].contains(number)));
+                let settled = num_keys[kv_head * group_size] - segment.len();
+                let mut keep = vec![true; settled];
+                keep.extend(mask.iter().map(|&number| number == 1.0));
                 group.iter().map(|map| largest_difference(map, &keep)).fold(0.0, f64::max) as f32
             };
             masks.iter().map(of_mask).collect()
@@ -205,22 +219,44 @@ fn choose(
         assert!(!pending.is_empty());
         Ok(pending.iter().map(of_head).collect())
     };
-    let choices = profiler.choose(classes, maps.len() / group_size, &stats, second_pass).unwrap();
+    let choices = profiler.choose(segment, maps.len() / group_size, &stats, second_pass).unwrap();
     assert!(passes <= usize::from(profiler.may_need_second_pass()), "{passes} second passes");
     choices
 }
 
+/// How many keys each KV head of a random layer has settled, and how many tokens were decoded since.
+type Past = ([usize; NUM_KV_HEADS], usize);
+
+const NOTHING: Past = ([0; NUM_KV_HEADS], 0);
+
 /// Compares one random layer, and adds the levels of the heads that were compared to `levels`.
-fn check_layer(config: &Arc<AdaptiveConfig>, len: usize, group_size: usize, seed: u64, levels: &mut Vec<usize>) {
+fn check_layer(
+    config: &Arc<AdaptiveConfig>,
+    (len, past): (usize, Past),
+    group_size: usize,
+    seed: u64,
+    levels: &mut Vec<usize>,
+) {
     let mut rng = seeded(seed);
-    let classes = random_classes(&mut rng, len);
-    let maps: Vec<_> = (0..NUM_KV_HEADS * group_size).map(|_| random_map(&mut rng, &classes)).collect();
-    let choices = choose(config, &classes, &maps, group_size);
+    let (settled, recent) = past;
+    let classes = random_classes(&mut rng, recent + len);
+    // More was seen than is kept; nothing, if nothing is kept.
+    let first_position = if settled == [0; NUM_KV_HEADS] { 0 } else { 100 };
+    let segment = Segment { first_position, classes: &classes, recent };
+    let mut maps = Vec::new();
+    for settled in settled {
+        for _ in 0..group_size {
+            let all = [random_classes(&mut rng, settled), classes.clone()].concat();
+            maps.push(random_map(&mut rng, &all).split_off(settled + recent));
+        }
+    }
+    let choices = choose(config, segment, &maps, group_size);
     assert_eq!(choices.len(), NUM_KV_HEADS);
     for (kv_head, (choice, group)) in choices.iter().zip(maps.chunks(group_size)).enumerate() {
-        let naive = Naive { config, classes: &classes, group };
+        let naive = Naive { config, segment, settled: settled[kv_head], group };
         let Some((level, values, positions)) = naive.search() else { continue };
-        let case = format!("KV head {kv_head}, {len} tokens, groups of {group_size}, seed {seed}, {config:?}");
+        let case =
+            format!("KV head {kv_head}, {len} tokens after {past:?}, groups of {group_size}, seed {seed}, {config:?}");
         assert_eq!((choice.kv_head, choice.level), (kv_head, level), "{case}: {choice:?}, expected {values:?}");
         assert_eq!(choice.recovered.len(), values.len(), "{case}");
         for (got, expected) in choice.recovered.iter().zip(&values) {
@@ -244,9 +280,11 @@ fn check(json: &str, lens: &[usize], wanted_levels: &[usize]) {
             let config = Arc::new(config);
             for &len in lens {
                 for group_size in [1, 3] {
-                    for seed in 0..LAYERS {
+                    let later = [([2, 0, 9], 0), ([0, 0, 0], 4), ([11, 30, 1], 6)];
+                    let first = (0..LAYERS).map(|seed| (NOTHING, seed));
+                    for (past, seed) in first.chain(later.map(|past| (past, 0))) {
                         possible += NUM_KV_HEADS;
-                        check_layer(&config, len, group_size, seed, &mut levels);
+                        check_layer(&config, (len, past), group_size, seed, &mut levels);
                     }
                 }
             }
@@ -322,10 +360,10 @@ fn locality_slides_only_for_the_recovered_mass() {
         let json = r#"{"locality_ratio": 0.1, "policies": ["locality", "special", "full"], "criterion": "#;
         Arc::new(AdaptiveConfig::parse(&format!("{json}\"{criterion}\"}}"), None).unwrap())
     };
-    let mass = &choose(&config("mass"), &classes, &maps, 1)[0];
+    let mass = &choose(&config("mass"), Segment::prompt(&classes), &maps, 1)[0];
     assert_eq!((mass.level, &mass.recovered[..], &mass.positions[..]), (0, &[1.0][..], &[9][..]));
     // Rows that keep no mass are skipped, so the last position alone recovers the head.
-    let max_abs = &choose(&config("max_abs"), &classes, &maps, 1)[0];
+    let max_abs = &choose(&config("max_abs"), Segment::prompt(&classes), &maps, 1)[0];
     assert_eq!((max_abs.level, &max_abs.recovered[..], &max_abs.positions[..]), (0, &[0.0][..], &[9][..]));
 }
 
@@ -336,7 +374,7 @@ fn a_threshold_that_nothing_reaches_keeps_everything() {
     let mut rng = seeded(2);
     let classes = random_classes(&mut rng, 30);
     let maps = vec![random_map(&mut rng, &classes)];
-    let choice = &choose(&config, &classes, &maps, 1)[0];
+    let choice = &choose(&config, Segment::prompt(&classes), &maps, 1)[0];
     assert_eq!((choice.level, choice.recovered.len(), choice.recovered[4]), (4, 5, 0.0));
     assert!(choice.positions.iter().copied().eq(0..30));
 }
@@ -346,9 +384,9 @@ fn a_threshold_that_nothing_reaches_keeps_everything() {
 fn a_tiny_kept_mass_gives_no_infinite_difference() {
     for kept in [1e-10_f32, 1e-30, 1e-38, 2e-39, 1e-40] {
         // The one kept key takes all of the renormalised attention.
-        let difference = row_difference(&[1.0, kept], &[0.0, 1.0]);
+        let difference = row_difference(0, &[1.0, kept], &[0.0, 1.0]);
         assert!((difference - 1.0).abs() < 1e-6, "kept {kept:e}: {difference}");
-        let halves = row_difference(&[1.0, kept, kept], &[0.0, 1.0, 1.0]);
+        let halves = row_difference(0, &[1.0, kept, kept], &[0.0, 1.0, 1.0]);
         assert!((halves - 0.5).abs() < 1e-6, "kept twice {kept:e}: {halves}");
     }
 }
@@ -357,9 +395,10 @@ fn a_tiny_kept_mass_gives_no_infinite_difference() {
 fn query_heads_that_cannot_be_shared_out_are_refused() {
     let profiler = Profiler::new(Arc::new(AdaptiveConfig::default()));
     let classes = vec![TokenClass::default(); 4];
-    let stats = LayerStats::new(profiler.request(&classes), 5, 4);
+    let stats = LayerStats::new(profiler.request(Segment::prompt(&classes)), [4; 5]);
     for num_kv_heads in [0, 2, 3, 6] {
-        let result = profiler.choose(&classes, num_kv_heads, &stats, |pending| Ok(vec![Vec::new(); pending.len()]));
+        let result = profiler
+            .choose(Segment::prompt(&classes), num_kv_heads, &stats, |pending| Ok(vec![Vec::new(); pending.len()]));
         assert!(result.is_err(), "5 query heads over {num_kv_heads} KV heads");
     }
 }

@@ -145,9 +145,8 @@ impl Fixture {
 
     /// Logits `[seq_len, vocab_size]` of the slow obvious forward pass over the whole sequence.
     ///
-    /// * `kept`: `[layer][kv_head]` prompt positions that rows from `prompt_len` on may see; `None` for all. Rows of the
-    ///   prompt see all earlier positions.
-    pub fn dense_logits(&self, ids: &[u32], prompt_len: usize, kept: Option<&[Vec<Vec<u32>>]>) -> Tensor {
+    /// * `decisions`: what rows may no longer see; everything earlier is seen without them
+    pub fn dense_logits(&self, ids: &[u32], decisions: &[Decision]) -> Tensor {
         let (heads, kv_heads) = (self.size("num_attention_heads"), self.size("num_key_value_heads"));
         let (head_dim, len) = (self.size("head_dim"), ids.len());
         let eps = self.config["rms_norm_eps"].as_f64().unwrap();
@@ -178,8 +177,11 @@ impl Fixture {
                 let scale = 1.0 / (head_dim as f64).sqrt();
                 let scores = (q.i(head).unwrap().matmul(&k.i(kv_head).unwrap().t().unwrap()).unwrap() * scale).unwrap();
                 let visible = |row: usize, column: usize| {
-                    let kept = kept.is_none_or(|kept| kept[layer][kv_head].contains(&u32::try_from(column).unwrap()));
-                    column <= row && (row < prompt_len || column >= prompt_len || kept)
+                    let sees = |decision: &Decision| {
+                        let decided = decision.segment.contains(&column) && row >= decision.segment.end;
+                        !decided || decision.kept[layer][kv_head].contains(&u32::try_from(column).unwrap())
+                    };
+                    column <= row && decisions.iter().all(sees)
                 };
                 let mask: Vec<f32> = (0..len * len)
                     .map(|index| if visible(index / len, index % len) { 0.0 } else { f32::NEG_INFINITY })
@@ -213,6 +215,13 @@ impl Fixture {
         };
         (table(f64::cos), table(f64::sin))
     }
+}
+
+/// What a profile kept of a segment of positions; rows behind the segment see nothing else of it.
+pub struct Decision {
+    pub segment: std::ops::Range<usize>,
+    /// `[layer][kv_head]` positions.
+    pub kept: Vec<Vec<Vec<u32>>>,
 }
 
 /// Rows of a query or key weight from halves to neighbours, head by head.
