@@ -1,7 +1,8 @@
-//! The GGUF container: metadata and the places of tensors, over a memory-mapped file.
+//! The GGUF container: metadata and the places of tensors, over a memory-mapped file or several.
 //!
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>, versions 2 and 3, little-endian. Every length in
-//! the header is checked against the file before anything is allocated for it.
+//! the header is checked against the file before anything is allocated for it. Models in several files: as
+//! `llama-gguf-split` of <https://github.com/ggml-org/llama.cpp> writes them (`X-00001-of-00003.gguf`).
 //!
 //! Not for: knowing what a key or a tensor means (see [`super::llama`]).
 
@@ -13,6 +14,8 @@ use std::sync::Arc;
 use candle_core::quantized::GgmlDType;
 use memmap2::Mmap;
 
+use super::files::map_file;
+use super::tensors::{StoredDtype, StoredTensor, TensorData, Tensors};
 use crate::error::{Error, Result};
 use crate::kernels::quant::SharedBytes;
 
@@ -73,17 +76,8 @@ impl GgufFile {
     /// [`Error::Io`] if the file cannot be opened; [`Error::BadFile`] if it is not GGUF, cut off or inconsistent;
     /// [`Error::Unsupported`] for a version or a block format that this program does not read.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        const HINT: &str = "give the path of a model file in GGUF format";
         let path = path.as_ref();
-        // Asked before the file is opened: opening a pipe would wait for its writer.
-        let metadata = std::fs::metadata(path).map_err(|source| Error::io("open", path, source).with_hint(HINT))?;
-        if !metadata.is_file() {
-            let kind = if metadata.is_dir() { "a folder" } else { "what is not a regular file" };
-            return Err(Error::unsupported(format!("loading {kind} (`{}`)", path.display())).with_hint(HINT));
-        }
-        let file = std::fs::File::open(path).map_err(|source| Error::io("open", path, source))?;
-        // SAFETY: the mapping is read-only; as with every mapped model file, nobody may shorten the file meanwhile.
-        let mmap = unsafe { Mmap::map(&file) }.map_err(|source| Error::io("map", path, source))?;
+        let mmap = map_file(path, "give the path of a model file in GGUF format")?;
         let header = Header::parse(path, &mmap)?;
         Ok(Self { path: path.to_owned(), mmap: Arc::new(mmap), metadata: header.metadata, tensors: header.tensors })
     }
@@ -110,12 +104,6 @@ impl GgufFile {
     #[must_use]
     pub fn shared_bytes(&self) -> SharedBytes {
         self.mmap.clone()
-    }
-
-    /// Bytes of all tensors.
-    #[must_use]
-    pub fn tensor_bytes(&self) -> usize {
-        self.tensors.values().map(|tensor| tensor.range.len()).sum()
     }
 
     /// An error about this file.
@@ -193,6 +181,102 @@ impl GgufFile {
             None => Err(self.error(format!("metadata `{key}`: expected {kind}"))),
         }
     }
+}
+
+/// Opens a file and, if it is a part of a split model, all the others.
+///
+/// The model's metadata are those of the first. Its parts may be named by any one of them.
+///
+/// # Errors
+/// As [`GgufFile::open`]; [`Error::BadFile`] if a part is missing, is not what its name says, or their tensors are not
+/// as many as the first part announces.
+pub fn open_parts(path: impl AsRef<Path>) -> Result<Vec<GgufFile>> {
+    let path = path.as_ref();
+    let file = GgufFile::open(path)?;
+    let count = file.whole("split.count")?.unwrap_or(1);
+    if count <= 1 {
+        return Ok(vec![file]);
+    }
+    let named = PartName::parse(path).filter(|named| named.count == count);
+    let Some(named) = named else {
+        return Err(file
+            .error(format!("it is one of {count} parts, and its name does not end in -00001-of-{count:05}.gguf"))
+            .with_hint("give all parts the names that they were made with"));
+    };
+    drop(file);
+    let mut parts = Vec::new();
+    for index in 0..count {
+        let part_path = named.path(index);
+        let part = GgufFile::open(&part_path).map_err(|error| match error {
+            Error::Io { .. } => error.with_hint(format!("the model has {count} parts, which must lie in one folder")),
+            other => other,
+        })?;
+        let (got_index, got_count) = (part.whole("split.no")?, part.whole("split.count")?);
+        if (got_index, got_count) != (Some(index), Some(count)) {
+            let show = |number: Option<usize>| number.map_or("none".to_owned(), |number| number.to_string());
+            return Err(part.error(format!(
+                "expected part {index} of {count} (`split.no`, `split.count`), got {} of {}",
+                show(got_index),
+                show(got_count)
+            )));
+        }
+        parts.push(part);
+    }
+    let got: usize = parts.iter().map(|part| part.tensors.len()).sum();
+    if let Some(expected) = parts[0].whole("split.tensors.count")?.filter(|&expected| expected != got) {
+        return Err(parts[0].error(format!("expected {expected} tensors in all {count} parts, got {got}")));
+    }
+    Ok(parts)
+}
+
+/// The name of a part of a split model, `X-00001-of-00003.gguf`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartName {
+    folder: PathBuf,
+    prefix: String,
+    /// Which part it is, from 0.
+    pub index: usize,
+    /// How many there are.
+    pub count: usize,
+}
+
+impl PartName {
+    /// Reads a name; `None` if it is not one of a part.
+    #[must_use]
+    pub fn parse(path: &Path) -> Option<Self> {
+        let number = |text: &str| -> Option<usize> {
+            (text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok())?
+        };
+        let (rest, count) = path.file_name()?.to_str()?.strip_suffix(".gguf")?.rsplit_once("-of-")?;
+        let (prefix, index) = rest.rsplit_once('-')?;
+        let (index, count) = (number(index)?.checked_sub(1)?, number(count)?);
+        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+        (index < count).then(|| Self { folder, prefix: prefix.to_owned(), index, count })
+    }
+
+    /// The path of the part with this index, from 0.
+    #[must_use]
+    pub fn path(&self, index: usize) -> PathBuf {
+        self.folder.join(format!("{}-{:05}-of-{:05}.gguf", self.prefix, index + 1, self.count))
+    }
+}
+
+/// All tensors of a model's files.
+///
+/// # Errors
+/// [`Error::BadFile`] if a name occurs twice.
+pub fn tensors(parts: &[GgufFile]) -> Result<Tensors> {
+    let mut tensors = Tensors::new(parts.first().map_or(Path::new(""), GgufFile::path));
+    for part in parts {
+        let path: Arc<Path> = Arc::from(part.path());
+        for (name, entry) in part.tensors() {
+            let data = TensorData::Mapped { owner: part.shared_bytes(), range: entry.range.clone() };
+            let dtype = StoredDtype::Usable(entry.dtype);
+            let tensor = StoredTensor { path: Arc::clone(&path), dtype, shape: entry.shape.clone(), data };
+            tensors.insert(name.as_str(), tensor)?;
+        }
+    }
+    Ok(tensors)
 }
 
 /// What stands before the tensors' data.

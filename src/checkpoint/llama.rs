@@ -1,78 +1,28 @@
-//! A LLaMA model out of a GGUF file: configuration, weights, vocabulary.
+//! What a GGUF file's metadata say of a LLaMA model: its configuration and its vocabulary.
 //!
 //! Names and meanings: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>, section "LLM"; tensors as
-//! llama.cpp's converter writes them (query and key rows interleaved for the rotation).
+//! llama.cpp's converter writes them (query and key rows interleaved for the rotation). Not for: the container
+//! ([`super::gguf`]) and the weights ([`super::weights`]).
 
-use std::collections::HashSet;
-use std::path::Path;
-use std::sync::Arc;
-
-use candle_core::{Device, Tensor};
-
-use super::gguf::{GgufFile, TensorEntry, Value};
+use super::gguf::{GgufFile, Value};
+use super::tensors::Tensors;
+use super::weights::stored_matrix;
 use crate::attention::HeadLayout;
 use crate::error::{Error, Result};
-use crate::kernels::quant::QuantMatrix;
 use crate::kernels::vector::MAX_HEAD_DIM;
-use crate::model::{Block, Embedding, Linear, Llama, LlamaConfig, RopeLayout, RopeSettings};
-use crate::tokenizer::{GgufVocab, Tokenizer};
-
-/// In which numbers weights are held and multiplied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WeightDtype {
-    /// The file's own blocks, in the mapped file.
-    Auto,
-    /// Everything widened to f32 in memory: slow, and the mode in which results are compared to references.
-    F32,
-}
-
-impl WeightDtype {
-    /// The name in options and reports.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::F32 => "f32",
-        }
-    }
-}
-
-/// A model with its tokenizer.
-#[derive(Debug)]
-pub struct Loaded {
-    /// The model.
-    pub model: Llama,
-    /// Its tokenizer.
-    pub tokenizer: Tokenizer,
-    /// Bytes of the weights, as stored in the file.
-    pub weights_bytes: usize,
-}
-
-/// Loads a model and its tokenizer from a GGUF file.
-///
-/// * `progress`: called with the number of finished layers and of all layers
-///
-/// # Errors
-/// As [`GgufFile::open`], [`config`], [`vocab`] and [`Tokenizer::from_gguf`]; [`Error::BadFile`] for a missing tensor, a
-/// tensor of the wrong shape, or one that does not belong to LLaMA.
-pub fn load(path: impl AsRef<Path>, dtype: WeightDtype, progress: &mut dyn FnMut(usize, usize)) -> Result<Loaded> {
-    let file = GgufFile::open(path)?;
-    let config = config(&file)?;
-    let tokenizer = Tokenizer::from_gguf(vocab(&file)?)?;
-    if tokenizer.vocab_size() != config.vocab_size {
-        let reason = format!("{} tokens in the vocabulary, {} embeddings", tokenizer.vocab_size(), config.vocab_size);
-        return Err(file.error(reason));
-    }
-    let model = Weights { file: &file, dtype, used: HashSet::new() }.model(config, progress)?;
-    Ok(Loaded { model, tokenizer, weights_bytes: file.tensor_bytes() })
-}
+use crate::model::rope_scaling::YarnScaling;
+use crate::model::{LlamaConfig, RopeLayout, RopeSettings};
+use crate::tokenizer::GgufVocab;
 
 /// Reads the model's sizes.
+///
+/// * `file`: the model's first or only file
+/// * `tensors`: those of all its files
 ///
 /// # Errors
 /// [`Error::Unsupported`] for another architecture or a variant that this program does not compute, by name;
 /// [`Error::BadFile`] for sizes that are missing or do not fit.
-pub fn config(file: &GgufFile) -> Result<LlamaConfig> {
+pub fn config(file: &GgufFile, tensors: &Tensors) -> Result<LlamaConfig> {
     let architecture = file.string("general.architecture")?.unwrap_or_default();
     let refuse = |what: String| Error::unsupported(format!("{what} (`{}`)", file.path().display()));
     if architecture != "llama" {
@@ -101,37 +51,9 @@ pub fn config(file: &GgufFile) -> Result<LlamaConfig> {
     }
 
     let embedding =
-        file.tensors().get("token_embd.weight").ok_or_else(|| file.error("tensor `token_embd.weight` is missing"))?;
-    let rope_dim = file.whole("llama.rope.dimension_count")?.unwrap_or(head_dim);
-    if rope_dim % 2 != 0 || rope_dim > head_dim {
-        return Err(
-            file.error(format!("metadata `llama.rope.dimension_count` is {rope_dim}, the head dimension {head_dim}"))
-        );
-    }
-    let scaling = file.string("llama.rope.scaling.type")?.unwrap_or_else(|| "none".to_owned());
-    let position_divisor = match scaling.as_str() {
-        "none" => file.float("llama.rope.scale_linear")?.unwrap_or(1.0),
-        "linear" => match file.float("llama.rope.scaling.factor")? {
-            Some(factor) => factor,
-            None => file.float("llama.rope.scale_linear")?.unwrap_or(1.0),
-        },
-        other => {
-            return Err(refuse(format!("rope scaling `{other}`")).with_hint("linear and llama3 scaling are computed"));
-        }
-    };
-    let theta = file.float("llama.rope.freq_base")?.unwrap_or(10_000.0);
-    if position_divisor <= 0.0 || theta <= 0.0 {
-        return Err(file.error(format!("rope base {theta} or scaling factor {position_divisor} is not positive")));
-    }
-    let frequency_divisors = match file.tensors().get("rope_freqs.weight") {
-        Some(entry) => {
-            let divisors = quant_matrix(file, "rope_freqs.weight", entry, 1, rope_dim / 2)?;
-            let mut out = vec![0.0; rope_dim / 2];
-            divisors.dequantize_rows(0..1, &mut out);
-            out
-        }
-        None => Vec::new(),
-    };
+        tensors.get("token_embd.weight").ok_or_else(|| file.error("tensor `token_embd.weight` is missing"))?;
+    let context_length = required("llama.context_length")?;
+    let rope = rope(file, tensors, head_dim, context_length)?;
     Ok(LlamaConfig {
         hidden_size,
         intermediate_size: required("llama.feed_forward_length")?,
@@ -141,15 +63,97 @@ pub fn config(file: &GgufFile) -> Result<LlamaConfig> {
         rms_norm_eps: file
             .float("llama.attention.layer_norm_rms_epsilon")?
             .ok_or_else(|| file.error("metadata `llama.attention.layer_norm_rms_epsilon` is missing"))?,
-        context_length: required("llama.context_length")?,
-        rope: RopeSettings {
-            theta,
-            dim: rope_dim,
-            layout: RopeLayout::Interleaved,
-            position_divisor,
-            frequency_divisors,
-        },
+        context_length,
+        sliding_window: None,
+        rope,
     })
+}
+
+/// Reads how positions are rotated.
+fn rope(file: &GgufFile, tensors: &Tensors, head_dim: usize, context_length: usize) -> Result<RopeSettings> {
+    let dim = file.whole("llama.rope.dimension_count")?.unwrap_or(head_dim);
+    if dim % 2 != 0 || dim > head_dim {
+        return Err(
+            file.error(format!("metadata `llama.rope.dimension_count` is {dim}, the head dimension {head_dim}"))
+        );
+    }
+    let theta = file.float("llama.rope.freq_base")?.unwrap_or(10_000.0);
+    let factor = match file.float("llama.rope.scaling.factor")? {
+        Some(factor) => Some(factor),
+        None => file.float("llama.rope.scale_linear")?,
+    };
+    if theta <= 0.0 || factor.is_some_and(|factor| factor <= 0.0) {
+        let factor = factor.unwrap_or(1.0);
+        return Err(file.error(format!("rope base {theta} or scaling factor {factor} is not positive")));
+    }
+    let mut rope = RopeSettings::plain(theta, dim, RopeLayout::Interleaved);
+    let scaling = file.string("llama.rope.scaling.type")?.unwrap_or_else(|| "none".to_owned());
+    match scaling.as_str() {
+        "none" => rope.position_divisor = file.float("llama.rope.scale_linear")?.unwrap_or(1.0),
+        "linear" => rope.position_divisor = factor.unwrap_or(1.0),
+        "yarn" => yarn(file, &mut rope, factor, context_length)?,
+        other => {
+            return Err(Error::unsupported(format!("rope scaling `{other}` (`{}`)", file.path().display()))
+                .with_hint("linear, llama3 and yarn scaling are computed"));
+        }
+    }
+    if rope.position_divisor <= 0.0 {
+        return Err(file.error(format!("rope scaling factor {} is not positive", rope.position_divisor)));
+    }
+    if rope.position_divisor != 1.0 {
+        rope.scaling = "linear";
+    }
+    if let Some(tensor) = tensors.get("rope_freqs.weight") {
+        if tensor.shape != [dim / 2] {
+            let reason = format!("tensor `rope_freqs.weight`: expected shape {:?}, got {:?}", [dim / 2], tensor.shape);
+            return Err(Error::bad_file(&tensor.path, reason));
+        }
+        let mut divisors = vec![0.0; dim / 2];
+        stored_matrix("rope_freqs.weight", tensor, 1, dim / 2)?.dequantize_rows(0..1, &mut divisors);
+        if rope.frequency_divisors.is_empty() {
+            rope.scaling = "llama3";
+            rope.frequency_divisors = divisors;
+        } else {
+            return Err(Error::unsupported(format!(
+                "rope scaling `yarn` with divisors of its own (`{}`)",
+                file.path().display()
+            )));
+        }
+    }
+    Ok(rope)
+}
+
+/// `YaRN` as llama.cpp computes it: the same as transformers without `mscale`, times a factor of the file's own.
+fn yarn(file: &GgufFile, rope: &mut RopeSettings, factor: Option<f64>, context_length: usize) -> Result<()> {
+    let key = |name: &str| format!("llama.rope.scaling.{name}");
+    // Experiments of single models; their sense changed between versions of llama.cpp.
+    for (name, neutral) in [("yarn_ext_factor", 1.0), ("yarn_attn_factor", 1.0), ("yarn_log_multiplier", 0.0)] {
+        if let Some(value) = file.float(&key(name))?.filter(|&value| value != neutral) {
+            let what = format!("rope scaling `yarn` with `{}` = {value} (`{}`)", key(name), file.path().display());
+            return Err(Error::unsupported(what));
+        }
+    }
+    let positive = |name: &str, default: f64| -> Result<f64> {
+        match file.float(&key(name))? {
+            Some(value) if value <= 0.0 => Err(file.error(format!("metadata `{}` is {value}", key(name)))),
+            value => Ok(value.unwrap_or(default)),
+        }
+    };
+    let factor = factor.ok_or_else(|| file.error(format!("metadata `{}` is missing", key("factor"))))?;
+    let original_context = match file.whole(&key("original_context_length"))? {
+        Some(0) => return Err(file.error(format!("metadata `{}` is 0", key("original_context_length")))),
+        original => original.unwrap_or(context_length),
+    };
+    if rope.theta <= 1.0 {
+        return Err(file.error(format!("metadata `llama.rope.freq_base` is {}, too small for yarn", rope.theta)));
+    }
+    let mut scaling = YarnScaling::new(factor, original_context);
+    scaling.beta_fast = positive("yarn_beta_fast", scaling.beta_fast)?;
+    scaling.beta_slow = positive("yarn_beta_slow", scaling.beta_slow)?;
+    rope.scaling = "yarn";
+    rope.frequency_divisors = scaling.divisors(rope.theta, rope.dim);
+    rope.attention_factor = positive("attn_factor", 1.0)? * YarnScaling::attention_factor(factor, 1.0);
+    Ok(())
 }
 
 /// Reads the vocabulary and the chat template.
@@ -188,106 +192,4 @@ pub fn vocab(file: &GgufFile) -> Result<GgufVocab> {
         add_space_prefix: file.boolean(&key("add_space_prefix"))?,
         chat_template: file.string("tokenizer.chat_template")?,
     })
-}
-
-/// Takes tensors out of a file, by name and expected shape, and remembers which.
-struct Weights<'a> {
-    file: &'a GgufFile,
-    dtype: WeightDtype,
-    used: HashSet<String>,
-}
-
-impl Weights<'_> {
-    fn model(mut self, config: LlamaConfig, progress: &mut dyn FnMut(usize, usize)) -> Result<Llama> {
-        let LlamaConfig { hidden_size, vocab_size, num_layers, .. } = config;
-        let embed_tokens = match self.matrix("token_embd.weight", vocab_size, hidden_size)? {
-            MatrixWeights::Dense(table) => Embedding::dense(table),
-            MatrixWeights::Quantised(table) => Embedding::quantised(table),
-        };
-        let lm_head = if self.file.tensors().contains_key("output.weight") {
-            self.linear("output", vocab_size, hidden_size)?
-        } else {
-            embed_tokens.tied_output()
-        };
-        let norm = self.vector("output_norm.weight", hidden_size)?;
-        let mut layers = Vec::new();
-        for layer in 0..num_layers {
-            layers.push(self.block(&config, layer)?);
-            progress(layer + 1, num_layers);
-        }
-        self.used.insert("rope_freqs.weight".to_owned()); // part of the configuration
-        if let Some(unknown) = self.file.tensors().keys().filter(|name| !self.used.contains(*name)).min() {
-            let reason = format!("tensor `{unknown}` is not part of a LLaMA model of {num_layers} layers");
-            return Err(self.file.error(reason).with_hint("its effect would be lost; use a plain LLaMA checkpoint"));
-        }
-        Llama::new(config, embed_tokens, layers, norm, lm_head)
-    }
-
-    fn block(&mut self, config: &LlamaConfig, layer: usize) -> Result<Block> {
-        let LlamaConfig { hidden_size, intermediate_size, heads, .. } = *config;
-        let (queries, kv) = (heads.query_width(), heads.kv_width());
-        let name = |part: &str| format!("blk.{layer}.{part}");
-        Ok(Block {
-            input_layernorm: self.vector(&name("attn_norm.weight"), hidden_size)?,
-            q_proj: self.linear(&name("attn_q"), queries, hidden_size)?,
-            k_proj: self.linear(&name("attn_k"), kv, hidden_size)?,
-            v_proj: self.linear(&name("attn_v"), kv, hidden_size)?,
-            o_proj: self.linear(&name("attn_output"), hidden_size, queries)?,
-            post_attention_layernorm: self.vector(&name("ffn_norm.weight"), hidden_size)?,
-            gate_proj: self.linear(&name("ffn_gate"), intermediate_size, hidden_size)?,
-            up_proj: self.linear(&name("ffn_up"), intermediate_size, hidden_size)?,
-            down_proj: self.linear(&name("ffn_down"), hidden_size, intermediate_size)?,
-        })
-    }
-
-    fn linear(&mut self, name: &str, rows: usize, cols: usize) -> Result<Linear> {
-        let bias_name = format!("{name}.bias");
-        let bias =
-            if self.file.tensors().contains_key(&bias_name) { Some(self.vector(&bias_name, rows)?) } else { None };
-        let linear = match self.matrix(&format!("{name}.weight"), rows, cols)? {
-            MatrixWeights::Dense(weight) => Linear::dense(weight),
-            MatrixWeights::Quantised(weight) => Linear::quantised(weight),
-        };
-        Ok(linear.with_bias(bias))
-    }
-
-    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<MatrixWeights> {
-        let matrix = self.take(name, &[rows, cols])?;
-        Ok(match self.dtype {
-            WeightDtype::Auto => MatrixWeights::Quantised(Arc::new(matrix)),
-            WeightDtype::F32 => MatrixWeights::Dense(widen(&matrix)?),
-        })
-    }
-
-    /// A norm's weight or a bias, f32.
-    fn vector(&mut self, name: &str, len: usize) -> Result<Tensor> {
-        Ok(widen(&self.take(name, &[len])?)?.squeeze(0)?)
-    }
-
-    fn take(&mut self, name: &str, shape: &[usize]) -> Result<QuantMatrix> {
-        let entry =
-            self.file.tensors().get(name).ok_or_else(|| self.file.error(format!("tensor `{name}` is missing")))?;
-        if entry.shape != shape {
-            return Err(self.file.error(format!("tensor `{name}`: expected shape {shape:?}, got {:?}", entry.shape)));
-        }
-        self.used.insert(name.to_owned());
-        let rows = if shape.len() == 1 { 1 } else { shape[0] };
-        quant_matrix(self.file, name, entry, rows, shape[shape.len() - 1])
-    }
-}
-
-enum MatrixWeights {
-    Dense(Tensor),
-    Quantised(Arc<QuantMatrix>),
-}
-
-fn quant_matrix(file: &GgufFile, name: &str, entry: &TensorEntry, rows: usize, cols: usize) -> Result<QuantMatrix> {
-    QuantMatrix::new(file.shared_bytes(), entry.range.clone(), entry.dtype, rows, cols)
-        .map_err(|error| file.error(format!("tensor `{name}`: {error}")))
-}
-
-fn widen(matrix: &QuantMatrix) -> Result<Tensor> {
-    let mut numbers = vec![0.0; matrix.rows() * matrix.cols()];
-    matrix.dequantize_rows(0..matrix.rows(), &mut numbers);
-    Ok(Tensor::from_vec(numbers, (matrix.rows(), matrix.cols()), &Device::Cpu)?)
 }

@@ -41,7 +41,7 @@ pub struct ModelArgs {
     /// Model file in GGUF format
     #[arg(long, value_name = "PATH", env = "MODEL_PATH")]
     pub model: PathBuf,
-    /// Numbers of the weights: the file's own, or f32
+    /// Numbers of the weight matrices: the file's own, or all converted
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
     /// Numbers of the KV cache
@@ -59,6 +59,8 @@ pub struct ModelArgs {
 pub enum Dtype {
     Auto,
     F32,
+    F16,
+    Bf16,
 }
 
 impl From<Dtype> for WeightDtype {
@@ -66,6 +68,8 @@ impl From<Dtype> for WeightDtype {
         match dtype {
             Dtype::Auto => Self::Auto,
             Dtype::F32 => Self::F32,
+            Dtype::F16 => Self::F16,
+            Dtype::Bf16 => Self::Bf16,
         }
     }
 }

@@ -105,8 +105,9 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
         let heads = prefill.layers.iter().map(|layer| LayerReport::new(layer, &config.policies, args.report_positions));
         let report = Report {
             version: env!("CARGO_PKG_VERSION"),
-            model: ModelReport::gguf(
+            model: ModelReport::new(
                 &args.run.model.model,
+                session.loaded.format.name(),
                 model.config(),
                 session.loaded.weights_bytes,
                 WeightDtype::from(args.run.model.dtype).name(),

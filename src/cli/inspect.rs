@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use adaptive_kvcache::cache::KvDtype;
-use adaptive_kvcache::checkpoint::{GgufFile, llama};
-use adaptive_kvcache::model::LlamaConfig;
+use adaptive_kvcache::checkpoint::{self, Checkpoint};
 use adaptive_kvcache::report::megabytes;
 use adaptive_kvcache::tokenizer::Tokenizer;
+use adaptive_kvcache::{Error, Result};
 
 use anyhow::Context;
 
@@ -18,34 +18,34 @@ use super::{Outcome, STDOUT_FAILED, plain};
 const CONTEXTS: [usize; 7] = [512, 1024, 2048, 4096, 8192, 32_768, 131_072];
 
 pub fn run(args: &InspectArgs) -> anyhow::Result<Outcome> {
-    let file = GgufFile::open(&args.model)?;
-    let config = llama::config(&file)?;
-    let vocab = llama::vocab(&file)?;
-    let (model, pre) = (vocab.model.clone(), vocab.pre.clone());
-    let tokenizer = Tokenizer::from_gguf(vocab)?;
+    let checkpoint = checkpoint::open(&args.model)?;
+    let tokenizer = checkpoint.tokenizer();
+    // Everything else can be shown without a tokenizer, as long as it is only one that is not read here.
+    let tokenizer = match tokenizer {
+        Err(Error::Unsupported { .. }) if checkpoint.gguf().is_none() => None,
+        other => Some(other?),
+    };
 
-    print(&file, &config, (model, pre), &tokenizer).context(STDOUT_FAILED)?;
+    print(&checkpoint, tokenizer.as_ref()).context(STDOUT_FAILED)?;
     Ok(Outcome::Done)
 }
 
 /// Prints what `run` has read.
-fn print(
-    file: &GgufFile,
-    config: &LlamaConfig,
-    (model, pre): (String, Option<String>),
-    tokenizer: &Tokenizer,
-) -> anyhow::Result<()> {
-    let parameters: usize = file.tensors().values().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
+fn print(checkpoint: &Checkpoint, tokenizer: Option<&Tokenizer>) -> anyhow::Result<()> {
+    let config = checkpoint.config();
+    let mut parameters = 0;
     let mut formats: BTreeMap<String, (usize, usize)> = BTreeMap::new();
-    for tensor in file.tensors().values() {
-        let format = formats.entry(format!("{:?}", tensor.dtype)).or_default();
-        *format = (format.0 + 1, format.1 + tensor.range.len());
+    for (_, tensor) in checkpoint.tensors().iter() {
+        parameters += tensor.shape.iter().product::<usize>();
+        let format = formats.entry(tensor.dtype.to_string()).or_default();
+        *format = (format.0 + 1, format.1 + tensor.len());
     }
 
     let mut out = std::io::stdout().lock();
     let mut line = |name: &str, value: String| writeln!(out, "{name:<20}{}", plain(&value));
-    line("file", file.path().display().to_string())?;
-    if let Some(name) = file.string("general.name")? {
+    line("file", checkpoint.path().display().to_string())?;
+    line("format", checkpoint.format().name().to_owned())?;
+    if let Some(name) = checkpoint.gguf().map(|file| file.string("general.name")).transpose()?.flatten() {
         line("name", name)?;
     }
     line("architecture", "llama".to_owned())?;
@@ -58,23 +58,31 @@ fn print(
     line("query heads", heads.num_heads.to_string())?;
     line("KV heads", format!("{} ({} query heads each)", heads.num_kv_heads, heads.group_size()))?;
     line("head dimension", heads.head_dim.to_string())?;
-    line("context", config.context_length.to_string())?;
+    let context = match config.sliding_window {
+        Some(window) => format!("{window}, the sliding window of a model made for more"),
+        None => config.context_length.to_string(),
+    };
+    line("context", context)?;
     let rope = &config.rope;
-    let scaling = match (rope.frequency_divisors.is_empty(), rope.position_divisor) {
-        (false, _) => "by frequency (llama3)".to_owned(),
-        (true, 1.0) => "none".to_owned(),
-        (true, divisor) => format!("linear, {divisor}"),
+    let scaling = match (rope.scaling, rope.dynamic) {
+        ("llama3", _) => "by frequency (llama3)".to_owned(),
+        ("linear", _) => format!("linear, {}", rope.position_divisor),
+        (name, Some(dynamic)) => format!("{name}, {}, beyond {} tokens", dynamic.factor, dynamic.original_context),
+        (name, None) => name.to_owned(),
     };
     line("rope", format!("base {}, {} numbers, scaling {scaling}", rope.theta, rope.dim))?;
-    let tied = !file.tensors().contains_key("output.weight");
-    line("output layer", if tied { "tied to the embedding" } else { "its own" }.to_owned())?;
-    line(
-        "tokenizer",
-        format!("{model}{}, {} tokens", pre.map(|pre| format!(" ({pre})")).unwrap_or_default(), tokenizer.vocab_size()),
-    )?;
-    line("special tokens", tokenizer.special_ids().len().to_string())?;
-    line("chat template", if tokenizer.has_chat_template() { "yes" } else { "no" }.to_owned())?;
-    line("weights", format!("{:.1} MB", megabytes(file.tensor_bytes())))?;
+    line("output layer", if checkpoint.is_tied() { "tied to the embedding" } else { "its own" }.to_owned())?;
+    if let Some(tokenizer) = tokenizer {
+        let text = |key: &str| -> Result<Option<String>> {
+            Ok(checkpoint.gguf().map(|file| file.string(key)).transpose()?.flatten())
+        };
+        let pre = text("tokenizer.ggml.pre")?.map(|pre| format!(" ({pre})")).unwrap_or_default();
+        let model = text("tokenizer.ggml.model")?.map(|model| format!("{model}{pre}, ")).unwrap_or_default();
+        line("tokenizer", format!("{model}{} tokens", tokenizer.vocab_size()))?;
+        line("special tokens", tokenizer.special_ids().len().to_string())?;
+        line("chat template", if tokenizer.has_chat_template() { "yes" } else { "no" }.to_owned())?;
+    }
+    line("weights", format!("{:.1} MB", megabytes(checkpoint.tensors().bytes())))?;
     for (format, (tensors, bytes)) in formats {
         line(&format!("  {format}"), format!("{tensors} tensors, {:.1} MB", megabytes(bytes)))?;
     }

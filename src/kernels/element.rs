@@ -1,6 +1,8 @@
-//! The number formats in which a cache stores keys and values.
+//! The plain number formats in which caches and weights are stored, and their widening to f32 in registers.
+//!
+//! Not for: block formats, whose numbers share a scale (see [`super::quant`]).
 
-use half::f16;
+use half::{bf16, f16};
 
 /// A storage format that kernels widen to f32 in registers.
 pub trait Element: Copy + Default + Send + Sync + 'static {
@@ -57,5 +59,23 @@ impl Element for f16 {
             return out;
         }
         source.map(f16::to_f32)
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        bf16::from_f32(value)
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        // A bf16 is the upper half of an f32.
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    fn widen8<const SIMD: bool>(source: &[Self; 8]) -> [f32; 8] {
+        source.map(Self::widen)
     }
 }

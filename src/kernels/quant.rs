@@ -1,12 +1,13 @@
-//! Weight matrices in GGUF block formats: products with them without unpacking them to memory first.
+//! Weight matrices as files store them, in GGUF block formats or plain floats: products with them without unpacking
+//! them to memory first.
 //!
 //! Block layouts: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md> and ggml's `ggml-common.h`. A block holds
 //! 32 numbers (`Q4_0` .. `Q8_0`) or 256 (`Q2_K` .. `Q8_K`) of one row.
 //!
-//! One row of activations ([`QuantMatrix::matvec`], decoding) runs on the blocks: the 32-number formats and plain
+//! One row of activations ([`WeightMatrix::matvec`], decoding) runs on the blocks: the 32-number formats and plain
 //! floats are widened to f32 in registers, so that the result equals the product with dequantised weights up to the
 //! order of additions; the 256-number formats use candle's integer dot products, which round the activations to 8 bits.
-//! Several rows ([`QuantMatrix::matmul`], prefill) go through panels of dequantised weights.
+//! Several rows ([`WeightMatrix::matmul`], prefill) go through panels of dequantised weights.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use candle_core::quantized::k_quants::{
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::element::Element;
 use super::gemm::{Matrix, MatrixMut};
 use super::simd::{InstructionSet, fma, multiversion};
 use super::vector::{self, instruction_set};
@@ -35,9 +37,9 @@ const ROWS_PER_TASK: usize = 32;
 /// Bytes that somebody owns: a memory-mapped file, or memory.
 pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
-/// A matrix `[rows, cols]` of weights, row after row, in a GGUF block format.
+/// A matrix `[rows, cols]` of weights, row after row, in a GGUF block format or in plain floats (blocks of one number).
 #[derive(Clone)]
-pub struct QuantMatrix {
+pub struct WeightMatrix {
     owner: SharedBytes,
     range: Range<usize>,
     dtype: GgmlDType,
@@ -45,13 +47,13 @@ pub struct QuantMatrix {
     cols: usize,
 }
 
-impl std::fmt::Debug for QuantMatrix {
+impl std::fmt::Debug for WeightMatrix {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "QuantMatrix({:?} {} x {})", self.dtype, self.rows, self.cols)
+        write!(formatter, "WeightMatrix({:?} {} x {})", self.dtype, self.rows, self.cols)
     }
 }
 
-impl QuantMatrix {
+impl WeightMatrix {
     /// A matrix over `owner[range]`.
     ///
     /// # Errors
@@ -60,21 +62,27 @@ impl QuantMatrix {
     pub fn new(owner: SharedBytes, range: Range<usize>, dtype: GgmlDType, rows: usize, cols: usize) -> Result<Self> {
         let block = dtype.block_size();
         if cols == 0 || !cols.is_multiple_of(block) {
-            return Err(Error::shape("a quantised matrix", format!("columns in multiples of {block}"), cols));
+            return Err(Error::shape("a weight matrix", format!("columns in multiples of {block}"), cols));
         }
         let expected = (cols / block).checked_mul(dtype.type_size()).and_then(|row| row.checked_mul(rows));
         let bytes = (*owner).as_ref().get(range.clone());
         match (expected, bytes) {
             (Some(expected), Some(bytes)) if expected == bytes.len() => {
-                // Floats and the large blocks are read in place as their own type.
-                let align = if matches!(dtype, GgmlDType::F32 | GgmlDType::Q8K) { 4 } else { 2 };
+                let align = Self::alignment(dtype);
                 if !(bytes.as_ptr() as usize).is_multiple_of(align) {
                     return Err(Error::unsupported(format!("a {dtype:?} tensor that is not aligned to {align} bytes")));
                 }
             }
-            _ => return Err(Error::shape("a quantised matrix's bytes", expected, range)),
+            _ => return Err(Error::shape("a weight matrix's bytes", expected, range)),
         }
         Ok(Self { owner, range, dtype, rows, cols })
+    }
+
+    /// A multiple of this, in bytes, is where the bytes of a matrix must begin in memory: floats and the large blocks are
+    /// read in place as their own type.
+    #[must_use]
+    pub fn alignment(dtype: GgmlDType) -> usize {
+        if matches!(dtype, GgmlDType::F32 | GgmlDType::Q8K) { 4 } else { 2 }
     }
 
     /// Number of output features.
@@ -177,8 +185,8 @@ fn dequantize(dtype: GgmlDType, data: &[u8], out: &mut [f32]) {
     let set = instruction_set();
     match dtype {
         GgmlDType::F32 => out.copy_from_slice(blocks(data)),
-        GgmlDType::F16 => f16::to_float(blocks(data), out),
-        GgmlDType::BF16 => bf16::to_float(blocks(data), out),
+        GgmlDType::F16 => vector::widen::<f16>(set, blocks(data), out),
+        GgmlDType::BF16 => vector::widen::<bf16>(set, blocks(data), out),
         GgmlDType::Q4_0 => dequantize_small::<Q4_0>(set, data, out),
         GgmlDType::Q4_1 => dequantize_small::<Q4_1>(set, data, out),
         GgmlDType::Q5_0 => dequantize_small::<Q5_0>(set, data, out),
@@ -221,13 +229,12 @@ impl<'a> Activation<'a> {
 
     fn dot_rows(&self, set: InstructionSet, dtype: GgmlDType, data: &[u8], row_bytes: usize, out: &mut [f32]) {
         match self {
-            Self::Plain { x } => {
-                let mut wide = vec![0.0; x.len()];
-                for (out, row) in out.iter_mut().zip(data.chunks_exact(row_bytes)) {
-                    dequantize(dtype, row, &mut wide);
-                    *out = vector::dot(set, x, &wide);
-                }
-            }
+            Self::Plain { x } => match dtype {
+                GgmlDType::F32 => plain_dot_rows::<f32>(set, data, row_bytes, x, out),
+                GgmlDType::F16 => plain_dot_rows::<f16>(set, data, row_bytes, x, out),
+                GgmlDType::BF16 => plain_dot_rows::<bf16>(set, data, row_bytes, x, out),
+                _ => unpacked_dot_rows(set, dtype, data, row_bytes, x, out),
+            },
             Self::Blocked { x, sums } => {
                 let work = SmallDot { data, row_bytes, x, sums, out };
                 match dtype {
@@ -247,6 +254,22 @@ impl<'a> Activation<'a> {
                 _ => large_dot_rows::<BlockQ8K>(data, row_bytes, x, out),
             },
         }
+    }
+}
+
+/// Products with rows of plain floats, read in place.
+fn plain_dot_rows<T: Element>(set: InstructionSet, data: &[u8], row_bytes: usize, x: &[f32], out: &mut [f32]) {
+    for (out, row) in out.iter_mut().zip(data.chunks_exact(row_bytes)) {
+        *out = vector::dot_stored::<T>(set, x, blocks(row));
+    }
+}
+
+/// Products with rows of a format that has no kernel of its own: each row is unpacked first.
+fn unpacked_dot_rows(set: InstructionSet, dtype: GgmlDType, data: &[u8], row_bytes: usize, x: &[f32], out: &mut [f32]) {
+    let mut wide = vec![0.0; x.len()];
+    for (out, row) in out.iter_mut().zip(data.chunks_exact(row_bytes)) {
+        dequantize(dtype, row, &mut wide);
+        *out = vector::dot(set, x, &wide);
     }
 }
 

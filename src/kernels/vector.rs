@@ -29,6 +29,46 @@ fn dot_body<const SIMD: bool>(a: &[f32], b: &[f32]) -> f32 {
     sum_lanes(sums)
 }
 
+multiversion! {
+    /// Dot product of activations with a row of stored numbers, which are widened in registers; a longer one is cut.
+    pub fn dot_stored<T: Element>(x: &[f32], row: &[T]) -> f32 = dot_stored_body;
+}
+
+#[inline(always)]
+fn dot_stored_body<const SIMD: bool, T: Element>(x: &[f32], row: &[T]) -> f32 {
+    const WIDTH: usize = 8;
+    let len = x.len().min(row.len());
+    let (x, row) = (&x[..len], &row[..len]);
+    let mut sums = [0.0f32; LANES];
+    let (x_chunks, x_rest) = x.as_chunks::<LANES>();
+    let (row_chunks, row_rest) = row.as_chunks::<LANES>();
+    for (x, row) in x_chunks.iter().zip(row_chunks) {
+        let (row, _) = row.as_chunks::<WIDTH>();
+        for part in 0..LANES / WIDTH {
+            let wide = T::widen8::<SIMD>(&row[part]);
+            for lane in 0..WIDTH {
+                let i = part * WIDTH + lane;
+                sums[i] = fma::<SIMD>(x[i], wide[lane], sums[i]);
+            }
+        }
+    }
+    for (part, (x, row)) in x_rest.chunks(WIDTH).zip(row_rest.chunks(WIDTH)).enumerate() {
+        let mut padded = [T::default(); WIDTH];
+        padded[..row.len()].copy_from_slice(row);
+        let wide = T::widen8::<SIMD>(&padded);
+        for (lane, &x) in x.iter().enumerate() {
+            let i = part * WIDTH + lane;
+            sums[i] = fma::<SIMD>(x, wide[lane], sums[i]);
+        }
+    }
+    sum_lanes(sums)
+}
+
+multiversion! {
+    /// Widens stored numbers to f32, exactly; a longer slice is cut.
+    pub fn widen<T: Element>(source: &[T], out: &mut [f32]) = widen_body;
+}
+
 /// Adds up partial sums as a tree, the same way on every instruction set.
 #[inline(always)]
 fn sum_lanes(mut sums: [f32; LANES]) -> f32 {

@@ -11,7 +11,20 @@ pub enum RopeLayout {
     Halves,
 }
 
-/// How positions become rotations.
+/// Dynamic NTK scaling: the base grows with the length of the sequence that is being processed.
+///
+/// As in transformers, the length is that of the whole sequence at each call, and keys that are in a cache already keep
+/// the rotation that they got.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DynamicNtk {
+    /// How many times longer than `original_context` sequences may become.
+    pub factor: f64,
+    /// Tokens up to which the base stays as it is.
+    pub original_context: usize,
+}
+
+/// How positions become rotations: number `i` of `dim / 2` turns by `theta^(-2i / dim) / frequency_divisors[i] /
+/// position_divisor` for each position.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeSettings {
     /// Base of the frequencies, `rope_theta`.
@@ -20,10 +33,33 @@ pub struct RopeSettings {
     pub dim: usize,
     /// Which numbers go together.
     pub layout: RopeLayout,
+    /// What the scaling is called: `none`, `linear`, `llama3`, `yarn` or `dynamic`. For people only.
+    pub scaling: &'static str,
     /// Positions are divided by this (linear scaling); 1 for none.
     pub position_divisor: f64,
-    /// `[dim / 2]` divisors of the frequencies, as Llama 3.1's scaling makes them; empty for none.
+    /// `[dim / 2]` divisors of the frequencies, as Llama 3.1's and `YaRN`'s scaling make them; empty for none.
     pub frequency_divisors: Vec<f32>,
+    /// Sines and cosines are multiplied by this (`YaRN`); 1 for none.
+    pub attention_factor: f64,
+    /// Growth of the base with the sequence, if any.
+    pub dynamic: Option<DynamicNtk>,
+}
+
+impl RopeSettings {
+    /// Settings without any scaling.
+    #[must_use]
+    pub fn plain(theta: f64, dim: usize, layout: RopeLayout) -> Self {
+        Self {
+            theta,
+            dim,
+            layout,
+            scaling: "none",
+            position_divisor: 1.0,
+            frequency_divisors: Vec::new(),
+            attention_factor: 1.0,
+            dynamic: None,
+        }
+    }
 }
 
 /// Sizes and constants of a LLaMA model. Names follow Hugging Face's `config.json` where it has one.
@@ -41,8 +77,11 @@ pub struct LlamaConfig {
     pub vocab_size: usize,
     /// Added to the mean square before the root.
     pub rms_norm_eps: f64,
-    /// Longest sequence that the model was made for.
+    /// Longest sequence that can be processed: what the model was made for, or its sliding window.
     pub context_length: usize,
+    /// The model's sliding window, if it is shorter than the context it was made for. Attention over more tokens than
+    /// that is not computed here, so `context_length` is the window: within it, results are the model's own.
+    pub sliding_window: Option<usize>,
     /// Rotary positions.
     pub rope: RopeSettings,
 }

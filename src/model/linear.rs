@@ -1,4 +1,4 @@
-//! Linear layers and the embedding, over dense or quantised weights.
+//! Linear layers and the embedding, over dense tensors or weights as a file stores them.
 
 use std::sync::Arc;
 
@@ -6,13 +6,13 @@ use candle_core::{DType, Tensor};
 
 use super::host;
 use crate::error::{Error, Result};
-use crate::kernels::quant::QuantMatrix;
+use crate::kernels::quant::WeightMatrix;
 
 /// Weights `[out_features, in_features]`.
 #[derive(Debug, Clone)]
 enum Weights {
     Dense(Tensor),
-    Quantised(Arc<QuantMatrix>),
+    Stored(Arc<WeightMatrix>),
 }
 
 /// `y = x W^T + b`.
@@ -29,10 +29,10 @@ impl Linear {
         Self { weights: Weights::Dense(weight), bias: None }
     }
 
-    /// A layer that computes on the quantised blocks.
+    /// A layer that computes on the stored blocks or floats.
     #[must_use]
-    pub fn quantised(weight: Arc<QuantMatrix>) -> Self {
-        Self { weights: Weights::Quantised(weight), bias: None }
+    pub fn stored(weight: Arc<WeightMatrix>) -> Self {
+        Self { weights: Weights::Stored(weight), bias: None }
     }
 
     /// Adds a bias `[out_features]`.
@@ -53,7 +53,7 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = match &self.weights {
             Weights::Dense(weight) => x.matmul(&weight.t()?)?,
-            Weights::Quantised(weight) => {
+            Weights::Stored(weight) => {
                 let (seq_len, cols) = x.dims2()?;
                 if cols != weight.cols() {
                     return Err(Error::shape("a linear layer's input", weight.cols(), cols));
@@ -84,10 +84,10 @@ impl Embedding {
         Self(Weights::Dense(table))
     }
 
-    /// A quantised table; rows are widened as they are looked up.
+    /// A table as it is stored; rows are widened as they are looked up.
     #[must_use]
-    pub fn quantised(table: Arc<QuantMatrix>) -> Self {
-        Self(Weights::Quantised(table))
+    pub fn stored(table: Arc<WeightMatrix>) -> Self {
+        Self(Weights::Stored(table))
     }
 
     /// The output layer that shares this table (`tie_word_embeddings`).
@@ -105,7 +105,7 @@ impl Embedding {
     pub fn forward(&self, ids: &[u32]) -> Result<Tensor> {
         let vocab_size = match &self.0 {
             Weights::Dense(table) => table.dim(0)?,
-            Weights::Quantised(table) => table.rows(),
+            Weights::Stored(table) => table.rows(),
         };
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
             return Err(Error::input(format!("token id `{id}` is outside of the vocabulary of {vocab_size}")));
@@ -115,7 +115,7 @@ impl Embedding {
                 let ids = Tensor::new(ids, table.device())?;
                 Ok(table.index_select(&ids, 0)?.to_dtype(DType::F32)?)
             }
-            Weights::Quantised(table) => {
+            Weights::Stored(table) => {
                 let cols = table.cols();
                 let mut out = vec![0.0; ids.len() * cols];
                 for (&id, row) in ids.iter().zip(out.chunks_exact_mut(cols)) {

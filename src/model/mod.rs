@@ -7,9 +7,10 @@ mod host;
 mod linear;
 mod llama;
 mod rope;
+pub mod rope_scaling;
 
 pub use block::Block;
-pub use config::{LlamaConfig, RopeLayout, RopeSettings};
+pub use config::{DynamicNtk, LlamaConfig, RopeLayout, RopeSettings};
 pub use linear::{Embedding, Linear};
 pub use llama::{Llama, Prefill, PrefillObserver};
 pub use rope::Rope;

@@ -1,40 +1,54 @@
 //! Rotary position embedding (Su et al., arXiv 2104.09864).
+//!
+//! How a scaling method makes divisors is in [`super::rope_scaling`].
 
 use rayon::prelude::*;
 
-use super::config::{RopeLayout, RopeSettings};
+use super::config::{DynamicNtk, RopeLayout, RopeSettings};
 
 /// Rotates queries and keys by their position.
 #[derive(Debug, Clone)]
 pub struct Rope {
+    settings: RopeSettings,
+    /// `[dim / 2]`, for sequences within the original context.
     frequencies: Vec<f64>,
-    layout: RopeLayout,
 }
 
 impl Rope {
     /// Frequencies as `settings` say.
     #[must_use]
-    #[expect(clippy::cast_precision_loss)]
     pub fn new(settings: &RopeSettings) -> Self {
-        let frequencies = (0..settings.dim / 2).map(|i| {
-            let frequency = settings.theta.powf(-2.0 * i as f64 / settings.dim as f64);
-            let divisor = settings.frequency_divisors.get(i).map_or(1.0, |&divisor| f64::from(divisor));
-            frequency / divisor / settings.position_divisor
-        });
-        Self { frequencies: frequencies.collect(), layout: settings.layout }
+        Self { frequencies: frequencies(settings, settings.theta), settings: settings.clone() }
     }
 
-    /// Cosines and sines of the positions `first..first + count`, `[count, dim / 2]` pairs.
+    /// Cosines and sines of the positions `first..first + count`, `[count, dim / 2]` pairs, in a sequence that ends
+    /// there: its length is what dynamic scaling looks at.
     #[must_use]
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
     pub fn angles(&self, first: usize, count: usize) -> Vec<(f32, f32)> {
+        let grown = self.settings.dynamic.and_then(|dynamic| self.grown_theta(dynamic, first + count));
+        let grown = grown.map(|theta| frequencies(&self.settings, theta));
+        let frequencies = grown.as_ref().unwrap_or(&self.frequencies);
+        let factor = self.settings.attention_factor;
         let angle = |position: usize, frequency: f64| {
             let (sin, cos) = (position as f64 * frequency).sin_cos();
-            (cos as f32, sin as f32)
+            ((cos * factor) as f32, (sin * factor) as f32)
         };
         (first..first + count)
-            .flat_map(|position| self.frequencies.iter().map(move |&frequency| angle(position, frequency)))
+            .flat_map(|position| frequencies.iter().map(move |&frequency| angle(position, frequency)))
             .collect()
+    }
+
+    /// The base for a sequence that is longer than the original context; `None` for one that is not.
+    #[expect(clippy::cast_precision_loss)]
+    fn grown_theta(&self, dynamic: DynamicNtk, seq_len: usize) -> Option<f64> {
+        if seq_len <= dynamic.original_context {
+            return None;
+        }
+        let dim = self.settings.dim as f64;
+        let times_longer = seq_len as f64 / dynamic.original_context as f64;
+        let growth = dynamic.factor * times_longer - (dynamic.factor - 1.0);
+        Some(self.settings.theta * growth.powf(dim / (dim - 2.0)))
     }
 
     /// Rotates in place, over threads.
@@ -50,7 +64,7 @@ impl Rope {
         }
         let rotate_row = |(row, angles): (&mut [f32], &[(f32, f32)])| {
             for head in row.chunks_exact_mut(head_dim) {
-                match self.layout {
+                match self.settings.layout {
                     RopeLayout::Interleaved => {
                         for (pair, &(cos, sin)) in head.chunks_exact_mut(2).zip(angles) {
                             let (x, y) = (pair[0], pair[1]);
@@ -73,4 +87,15 @@ impl Rope {
             rows.par_chunks_exact_mut(width).zip(angles.par_chunks_exact(half)).for_each(rotate_row);
         }
     }
+}
+
+#[expect(clippy::cast_precision_loss)]
+fn frequencies(settings: &RopeSettings, theta: f64) -> Vec<f64> {
+    (0..settings.dim / 2)
+        .map(|i| {
+            let frequency = theta.powf(-2.0 * i as f64 / settings.dim as f64);
+            let divisor = settings.frequency_divisors.get(i).map_or(1.0, |&divisor| f64::from(divisor));
+            frequency / divisor / settings.position_divisor
+        })
+        .collect()
 }

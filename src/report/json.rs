@@ -51,12 +51,21 @@ pub struct ModelReport {
 }
 
 impl ModelReport {
-    /// Describes a model that was loaded from a GGUF file.
+    /// Describes a model.
+    ///
+    /// * `format`: the layout of its checkpoint
+    /// * `dtype`: what was asked for, as `"auto"`
     #[must_use]
-    pub fn gguf(path: &Path, config: &LlamaConfig, weights_bytes: usize, dtype: &'static str) -> Self {
+    pub fn new(
+        path: &Path,
+        format: &'static str,
+        config: &LlamaConfig,
+        weights_bytes: usize,
+        dtype: &'static str,
+    ) -> Self {
         Self {
             path: path.display().to_string(),
-            format: "gguf",
+            format,
             architecture: "llama",
             num_layers: config.num_layers,
             num_heads: config.heads.num_heads,

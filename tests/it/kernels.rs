@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use adaptive_kvcache::Error;
 use adaptive_kvcache::kernels::element::Element;
-use adaptive_kvcache::kernels::quant::{QuantMatrix, SharedBytes};
+use adaptive_kvcache::kernels::quant::{SharedBytes, WeightMatrix};
 use adaptive_kvcache::kernels::simd::InstructionSet;
 use adaptive_kvcache::kernels::vector::{self, PartialAttention};
 use candle_core::quantized::{GgmlDType, QTensor};
@@ -325,14 +325,14 @@ const ROUNDED_PRODUCT_TOLERANCE: f64 = 2e-2;
 const DEQUANTIZE_TOLERANCE: f64 = 2.5e-7;
 
 /// A matrix of random weights in a block format, and the numbers that candle reads from it.
-fn quantized(dtype: GgmlDType, rows: usize, cols: usize, seed: u64) -> (QuantMatrix, Vec<f32>) {
+fn quantized(dtype: GgmlDType, rows: usize, cols: usize, seed: u64) -> (WeightMatrix, Vec<f32>) {
     let weights = uniform(&mut seeded(seed), rows * cols, 1.0);
     let weights = Tensor::from_vec(weights, (rows, cols), &Device::Cpu).unwrap();
     let tensor = QTensor::quantize(&weights, dtype).unwrap();
     let numbers = tensor.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
     let bytes = tensor.data().unwrap().into_owned();
     let len = bytes.len();
-    let matrix = QuantMatrix::new(Arc::new(bytes), 0..len, dtype, rows, cols).unwrap();
+    let matrix = WeightMatrix::new(Arc::new(bytes), 0..len, dtype, rows, cols).unwrap();
     assert_eq!((matrix.rows(), matrix.cols(), matrix.dtype(), matrix.bytes()), (rows, cols, dtype, len));
     (matrix, numbers)
 }
@@ -411,7 +411,7 @@ fn bytes_that_do_not_fit_are_refused() {
         let owner: SharedBytes = Arc::new(vec![0_u8; size + 16]);
         let address = (*owner).as_ref().as_ptr() as usize;
         let first = address.next_multiple_of(4) - address;
-        let matrix = |range, rows, cols| QuantMatrix::new(Arc::clone(&owner), range, dtype, rows, cols);
+        let matrix = |range, rows, cols| WeightMatrix::new(Arc::clone(&owner), range, dtype, rows, cols);
         assert!(matrix(first..first + size, 3, cols).is_ok(), "{dtype:?}");
 
         for (what, range, rows, cols) in [

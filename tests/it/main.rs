@@ -7,6 +7,7 @@
 
 mod attention;
 mod cache;
+mod checkpoint;
 mod cli;
 mod golden;
 mod kernels;

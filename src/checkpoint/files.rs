@@ -1,0 +1,60 @@
+//! Opening of checkpoint files: mapped weights, small JSON files, what a folder holds. Not for: what is in them.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// Longest JSON file that is read; the indices of the largest models take about 100 KB.
+const MAX_JSON_BYTES: u64 = 16 << 20;
+
+/// Maps a regular file.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be opened; [`Error::Unsupported`], with `hint`, if it is a folder or no regular file.
+pub(super) fn map_file(path: &Path, hint: &str) -> Result<Mmap> {
+    // Asked before the file is opened: opening a pipe would wait for its writer.
+    let metadata = std::fs::metadata(path).map_err(|source| Error::io("open", path, source).with_hint(hint))?;
+    if !metadata.is_file() {
+        let kind = if metadata.is_dir() { "a folder" } else { "what is not a regular file" };
+        return Err(Error::unsupported(format!("loading {kind} (`{}`)", path.display())).with_hint(hint));
+    }
+    let file = std::fs::File::open(path).map_err(|source| Error::io("open", path, source))?;
+    // SAFETY: the mapping is read-only; as with every mapped model file, nobody may shorten the file meanwhile.
+    unsafe { Mmap::map(&file) }.map_err(|source| Error::io("map", path, source))
+}
+
+/// Reads a JSON file.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be read; [`Error::BadFile`] if it is not JSON, or absurdly long.
+pub(super) fn read_json(path: &Path) -> Result<Value> {
+    let read_error = |source| Error::io("read", path, source);
+    let metadata = std::fs::metadata(path).map_err(read_error)?;
+    if !metadata.is_file() || metadata.len() > MAX_JSON_BYTES {
+        return Err(Error::bad_file(path, format!("expected a file of at most {MAX_JSON_BYTES} bytes")));
+    }
+    let mut text = Vec::new();
+    std::fs::File::open(path).and_then(|file| file.take(MAX_JSON_BYTES).read_to_end(&mut text)).map_err(read_error)?;
+    serde_json::from_slice(&text).map_err(|error| Error::bad_file(path, format!("it is not JSON: {error}")))
+}
+
+/// The regular files of a folder whose names end in `suffix`, sorted.
+///
+/// # Errors
+/// [`Error::Io`] if the folder cannot be read.
+pub(super) fn with_suffix(folder: &Path, suffix: &str) -> Result<Vec<PathBuf>> {
+    let read_error = |source| Error::io("read", folder, source);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(read_error)? {
+        let path = entry.map_err(read_error)?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(suffix)) && path.is_file() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}

@@ -1,0 +1,307 @@
+//! Safetensors: one file, or several with an index, mapped into memory.
+//!
+//! Format: <https://github.com/huggingface/safetensors#format>. Number formats and their sizes are the `safetensors`
+//! crate's; the header is read here, because the crate takes the last of two tensors of one name, keeps a copy of the
+//! whole header while reading it, and does not name the tensor that is wrong. Not for: knowing what a tensor means (see
+//! [`super::weights`]).
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::quantized::GgmlDType;
+use safetensors::Dtype;
+use serde::de::value::StrDeserializer;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::files::{map_file, read_json};
+use super::tensors::{StoredDtype, StoredTensor, TensorData, Tensors};
+use crate::error::{Error, Result};
+use crate::kernels::quant::SharedBytes;
+
+/// Longest header that is read. Headers of the largest LLaMA models take about 200 KB.
+const MAX_HEADER_BYTES: u64 = 32 << 20;
+
+/// Most dimensions of a tensor.
+const MAX_DIMS: usize = 8;
+
+/// What an index that is not one should be replaced by.
+const FETCH_HINT: &str = "the file is cut off or damaged: fetch it again";
+
+/// The index of a checkpoint in several files.
+pub const INDEX_NAME: &str = "model.safetensors.index.json";
+
+/// Reads one file's tensors.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be opened; [`Error::BadFile`] if it is not safetensors, cut off or inconsistent;
+/// [`Error::Unsupported`] for a number format that the `safetensors` crate does not know.
+pub fn open(path: impl AsRef<Path>) -> Result<Tensors> {
+    let mut tensors = Tensors::new(path.as_ref());
+    for (name, tensor) in open_file(path.as_ref())? {
+        tensors.insert(name, tensor)?;
+    }
+    Ok(tensors)
+}
+
+/// Reads the tensors of all files that an index names.
+///
+/// # Errors
+/// As [`open`], for each file; [`Error::BadFile`] if the index is not one, names a file outside of its folder, or says
+/// that a tensor is where it is not.
+pub fn open_index(index: impl AsRef<Path>) -> Result<Tensors> {
+    let index = index.as_ref();
+    let bad = |reason: String| Error::bad_file(index, reason);
+    let json = read_json(index)?;
+    let weight_map = json
+        .get("weight_map")
+        .and_then(serde_json::Value::as_object)
+        .ok_or_else(|| bad("it has no object `weight_map`".to_owned()))?;
+    let mut names_by_shard: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (name, shard) in weight_map {
+        let shard = shard.as_str().ok_or_else(|| bad(format!("the file of tensor `{name}` is not a string")))?;
+        names_by_shard.entry(shard).or_default().push(name);
+    }
+    if names_by_shard.is_empty() {
+        return Err(bad("its `weight_map` is empty".to_owned()));
+    }
+    let folder = index.parent().unwrap_or(Path::new(""));
+    let mut tensors = Tensors::new(index);
+    for (shard, names) in names_by_shard {
+        if !is_plain_name(shard) {
+            return Err(bad(format!("it names `{shard}`, expected the name of a file beside it")));
+        }
+        let path = folder.join(shard);
+        let mut stored = open_file(&path).map_err(|error| match error {
+            Error::Io { .. } => {
+                error.with_hint(format!("`{}` names it: fetch all files of the model", index.display()))
+            }
+            other => other,
+        })?;
+        for name in names {
+            let tensor = stored
+                .remove(name)
+                .ok_or_else(|| bad(format!("it says that tensor `{name}` is in `{shard}`, where it is not")))?;
+            tensors.insert(name, tensor)?;
+        }
+        if let Some(name) = stored.keys().min() {
+            return Err(bad(format!("it does not name tensor `{name}` of `{shard}`")));
+        }
+    }
+    Ok(tensors)
+}
+
+/// Whether a name is that of a file in the same folder and nothing else.
+fn is_plain_name(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    let is_normal = matches!(components.next(), Some(Component::Normal(part)) if part.to_str() == Some(name));
+    is_normal && components.next().is_none() && !name.contains(['/', '\\', '\0', ':'])
+}
+
+/// Maps a file and reads its header.
+fn open_file(path: &Path) -> Result<HashMap<String, StoredTensor>> {
+    let mmap = map_file(path, "give a checkpoint in safetensors format")?;
+    let tensors = parse(path, &mmap)?;
+    let owner: SharedBytes = Arc::new(mmap);
+    let path: Arc<Path> = Arc::from(path);
+    let stored = tensors.into_iter().map(|(name, (entry, range))| {
+        let data = TensorData::Mapped { owner: Arc::clone(&owner), range };
+        (name, StoredTensor { path: Arc::clone(&path), dtype: stored_dtype(entry.dtype), shape: entry.shape, data })
+    });
+    Ok(stored.collect())
+}
+
+/// A format that is computed on, or the name of any other.
+fn stored_dtype(dtype: Dtype) -> StoredDtype {
+    match dtype {
+        Dtype::F32 => StoredDtype::Usable(GgmlDType::F32),
+        Dtype::F16 => StoredDtype::Usable(GgmlDType::F16),
+        Dtype::BF16 => StoredDtype::Usable(GgmlDType::BF16),
+        other => StoredDtype::Other(other.to_string()),
+    }
+}
+
+/// What the header says of a tensor.
+struct Entry {
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+type Places = HashMap<String, (Entry, Range<usize>)>;
+
+/// Reads the header: every tensor and the bytes of the file that hold it.
+fn parse(path: &Path, bytes: &[u8]) -> Result<Places> {
+    let bad = |reason: String| Error::bad_file(path, reason);
+    let Some((len, rest)) = bytes.split_first_chunk::<8>() else {
+        return Err(bad(format!("it has {} bytes, fewer than any safetensors file", bytes.len())).with_hint(FETCH_HINT));
+    };
+    let len = u64::from_le_bytes(*len);
+    let header = usize::try_from(len).ok().filter(|_| len <= MAX_HEADER_BYTES).and_then(|len| rest.get(..len));
+    let Some(header) = header else {
+        let room = MAX_HEADER_BYTES.min(rest.len() as u64);
+        return Err(bad(format!("it announces a header of {len} bytes, expected at most {room}")).with_hint(FETCH_HINT));
+    };
+    let header: Header = serde_json::from_slice(header)
+        .map_err(|error| bad(format!("its header is not that of safetensors: {error}")).with_hint(FETCH_HINT))?;
+    let data = &rest[usize::try_from(len).unwrap_or(rest.len())..];
+    let data_start = bytes.len() - data.len();
+
+    let mut entries = header.0;
+    entries.sort_by(|(a_name, a), (b_name, b)| (a.offsets, a_name).cmp(&(b.offsets, b_name)));
+    let mut places = HashMap::with_capacity(entries.len());
+    let mut end = 0;
+    for (name, RawEntry { dtype, shape: Shape(shape), offsets: (first, last) }) in entries {
+        let dtype = Dtype::deserialize(StrDeserializer::<serde::de::value::Error>::new(&dtype)).map_err(|_| {
+            Error::unsupported(format!("number format `{dtype}` of tensor `{name}` in `{}`", path.display()))
+                .with_hint("use a checkpoint in F32, F16 or BF16")
+        })?;
+        let numbers = shape.iter().try_fold(1_usize, |product, &dim| product.checked_mul(dim));
+        let bits = numbers.and_then(|numbers| numbers.checked_mul(dtype.bitsize()));
+        let Some(bits) = bits else {
+            return Err(bad(format!("tensor `{name}` {shape:?} is absurdly large")));
+        };
+        if last > data.len() {
+            let reason = format!("tensor `{name}` reaches beyond the end of the file ({} bytes)", bytes.len());
+            return Err(bad(reason).with_hint(FETCH_HINT));
+        }
+        if first != end {
+            return Err(bad(format!(
+                "tensor `{name}` begins at {first}, expected {end}: tensors overlap or leave gaps"
+            )));
+        }
+        if last < first || (last - first).checked_mul(8) != Some(bits) {
+            let reason =
+                format!("tensor `{name}` {shape:?} in {dtype} has bytes {first}..{last}, expected {bits} bits");
+            return Err(bad(reason));
+        }
+        end = last;
+        places.insert(name, (Entry { dtype, shape }, data_start + first..data_start + last));
+    }
+    if end != data.len() {
+        return Err(bad(format!("its tensors end at {end}, expected {}, the end of the file", data.len())));
+    }
+    Ok(places)
+}
+
+/// The header's tensors; a name that is given twice is an error.
+struct Header(Vec<(String, RawEntry)>);
+
+impl<'de> Deserialize<'de> for Header {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct HeaderVisitor;
+
+        impl<'de> Visitor<'de> for HeaderVisitor {
+            type Value = Header;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
+                let mut entries = Vec::new();
+                let mut names = std::collections::HashSet::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if !names.insert(name.clone()) {
+                        return Err(serde::de::Error::custom(format_args!("`{name}` is given twice")));
+                    }
+                    if name == "__metadata__" {
+                        map.next_value::<IgnoredAny>()?;
+                    } else {
+                        entries.push((name, map.next_value()?));
+                    }
+                }
+                Ok(Header(entries))
+            }
+        }
+
+        deserializer.deserialize_map(HeaderVisitor)
+    }
+}
+
+/// A tensor as the header writes it.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawEntry {
+    dtype: String,
+    shape: Shape,
+    /// First byte and the one after the last, counted from the end of the header.
+    #[serde(rename = "data_offsets")]
+    offsets: (usize, usize),
+}
+
+/// The sizes of a tensor, of which there are few.
+struct Shape(Vec<usize>);
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct ShapeVisitor;
+
+        impl<'de> Visitor<'de> for ShapeVisitor {
+            type Value = Shape;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(formatter, "at most {MAX_DIMS} sizes")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Shape, A::Error> {
+                let mut shape = Vec::new();
+                while let Some(dim) = seq.next_element()? {
+                    if shape.len() == MAX_DIMS {
+                        return Err(serde::de::Error::invalid_length(MAX_DIMS + 1, &self));
+                    }
+                    shape.push(dim);
+                }
+                Ok(Shape(shape))
+            }
+        }
+
+        deserializer.deserialize_seq(ShapeVisitor)
+    }
+}
+
+/// The safetensors file or index of a folder, if it has one: the index, `model.safetensors`, or the only file that ends
+/// so.
+///
+/// # Errors
+/// [`Error::Io`] if the folder cannot be read; [`Error::BadFile`] if it holds several files and no index.
+pub fn find_in(folder: &Path) -> Result<Option<PathBuf>> {
+    for name in [INDEX_NAME, "model.safetensors"] {
+        let path = folder.join(name);
+        if path.is_file() {
+            return Ok(Some(path));
+        }
+    }
+    let found = super::files::with_suffix(folder, ".safetensors")?;
+    match &found[..] {
+        [] => Ok(None),
+        [only] => Ok(Some(only.clone())),
+        several => Err(Error::bad_file(
+            folder,
+            format!("it holds {} files that end in .safetensors, and no `{INDEX_NAME}`", several.len()),
+        )
+        .with_hint("fetch the index as well, or give the path of one file")),
+    }
+}
+
+/// Reads a file, or all files of an index.
+///
+/// # Errors
+/// As [`open`] and [`open_index`].
+pub fn open_any(path: &Path) -> Result<Tensors> {
+    if path.extension().is_some_and(|extension| extension == "json") { open_index(path) } else { open(path) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_files_beside_the_index_are_plain() {
+        assert!(is_plain_name("model-00001-of-00002.safetensors"));
+        for name in ["", ".", "..", "../x", "a/b", "/etc/passwd", "a/", "./a", "a\\b", "c:x", "a\0"] {
+            assert!(!is_plain_name(name), "{name:?}");
+        }
+    }
+}

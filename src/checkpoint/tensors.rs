@@ -1,0 +1,191 @@
+//! Named tensors of a checkpoint, in one file or several: what they are called, how they are stored, where their bytes
+//! are.
+//!
+//! Nothing is read before it is asked for: most tensors lie in mapped files, and those that must be put together from
+//! several parts are made one at a time. Not for: what a name means (see [`super::weights`]).
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::quantized::GgmlDType;
+
+use crate::error::{Error, Result};
+use crate::kernels::quant::SharedBytes;
+
+/// How a tensor's numbers are stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoredDtype {
+    /// A format that is computed on: plain floats or quantised blocks.
+    Usable(GgmlDType),
+    /// Any other, by the name that its file uses.
+    Other(String),
+}
+
+impl std::fmt::Display for StoredDtype {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Usable(dtype) => write!(formatter, "{dtype:?}"),
+            Self::Other(name) => formatter.write_str(name),
+        }
+    }
+}
+
+/// Makes a tensor's bytes, row after row, little-endian, when they are needed.
+pub type MakeBytes = Arc<dyn Fn() -> Result<Vec<u8>> + Send + Sync>;
+
+/// Where a tensor's bytes come from.
+#[derive(Clone)]
+pub enum TensorData {
+    /// They lie in bytes that somebody owns, as a mapped file.
+    Mapped { owner: SharedBytes, range: Range<usize> },
+    /// They are put together when they are asked for, as from the parts of several files.
+    Made { len: usize, make: MakeBytes },
+}
+
+impl std::fmt::Debug for TensorData {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Mapped { range, .. } => write!(formatter, "Mapped({range:?})"),
+            Self::Made { len, .. } => write!(formatter, "Made({len})"),
+        }
+    }
+}
+
+/// One tensor of a checkpoint.
+#[derive(Debug, Clone)]
+pub struct StoredTensor {
+    /// The file that it comes from, for messages.
+    pub path: Arc<Path>,
+    /// Format of its numbers.
+    pub dtype: StoredDtype,
+    /// Sizes, outermost first: a weight is `[out_features, in_features]`.
+    pub shape: Vec<usize>,
+    /// Its bytes, row after row.
+    pub data: TensorData,
+}
+
+impl StoredTensor {
+    /// Size in bytes, as stored.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match &self.data {
+            TensorData::Mapped { range, .. } => range.len(),
+            TensorData::Made { len, .. } => *len,
+        }
+    }
+
+    /// Whether it has no numbers.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The tensor's bytes, beginning at an address that is a multiple of `align` (a power of two, at most
+    /// [`MAX_ALIGN`]): as they are in their file if that holds already, else in memory of their own.
+    ///
+    /// # Errors
+    /// Whatever putting the tensor together fails with; [`Error::Shape`] if it was mapped outside of its file.
+    pub fn aligned(&self, align: usize) -> Result<(SharedBytes, Range<usize>)> {
+        let is_aligned = |bytes: &[u8]| (bytes.as_ptr() as usize).is_multiple_of(align);
+        match &self.data {
+            TensorData::Mapped { owner, range } => {
+                let all = (**owner).as_ref();
+                let bytes = all.get(range.clone()).ok_or_else(|| Error::shape("a tensor's bytes", range, all.len()))?;
+                Ok(if is_aligned(bytes) { (Arc::clone(owner), range.clone()) } else { aligned_copy(bytes) })
+            }
+            TensorData::Made { make, .. } => {
+                let bytes = make()?;
+                let len = bytes.len();
+                Ok(if is_aligned(&bytes) { (Arc::new(bytes), 0..len) } else { aligned_copy(&bytes) })
+            }
+        }
+    }
+}
+
+/// The largest alignment that [`StoredTensor::aligned`] and [`aligned_buffer`] give.
+pub const MAX_ALIGN: usize = 64;
+
+/// A buffer of zeros and the `len` bytes of it that begin at a multiple of [`MAX_ALIGN`].
+#[must_use]
+pub fn aligned_buffer(len: usize) -> (Vec<u8>, Range<usize>) {
+    let buffer = vec![0; len + MAX_ALIGN];
+    let address = buffer.as_ptr() as usize;
+    let start = address.next_multiple_of(MAX_ALIGN) - address;
+    (buffer, start..start + len)
+}
+
+fn aligned_copy(bytes: &[u8]) -> (SharedBytes, Range<usize>) {
+    let (mut buffer, range) = aligned_buffer(bytes.len());
+    buffer[range.clone()].copy_from_slice(bytes);
+    (Arc::new(buffer), range)
+}
+
+/// All tensors of a checkpoint, by the names that its format gives them.
+#[derive(Debug, Clone)]
+pub struct Tensors {
+    /// The file or folder, for messages about what is not there.
+    path: PathBuf,
+    by_name: BTreeMap<String, StoredTensor>,
+}
+
+impl Tensors {
+    /// No tensors yet, of a checkpoint at `path`.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), by_name: BTreeMap::new() }
+    }
+
+    /// Adds a tensor.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] if the name is taken.
+    pub fn insert(&mut self, name: impl Into<String>, tensor: StoredTensor) -> Result<()> {
+        use std::collections::btree_map::Entry;
+        match self.by_name.entry(name.into()) {
+            Entry::Vacant(entry) => _ = entry.insert(tensor),
+            Entry::Occupied(entry) => {
+                let other = entry.get().path.display();
+                return Err(Error::bad_file(
+                    &tensor.path,
+                    format!("tensor `{}` is given twice, the other time in `{other}`", entry.key()),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The checkpoint's file or folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A tensor by its name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&StoredTensor> {
+        self.by_name.get(name)
+    }
+
+    /// All tensors, in the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &StoredTensor)> {
+        self.by_name.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    /// Bytes of all tensors, as stored.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.by_name.values().map(StoredTensor::len).sum()
+    }
+
+    /// The format that holds the most bytes, in lower case, as `"bf16"`; empty without any tensor.
+    #[must_use]
+    pub fn main_dtype(&self) -> String {
+        let mut bytes: BTreeMap<String, usize> = BTreeMap::new();
+        for tensor in self.by_name.values() {
+            *bytes.entry(tensor.dtype.to_string()).or_default() += tensor.len();
+        }
+        let main = bytes.into_iter().max_by_key(|(_, bytes)| *bytes);
+        main.map(|(dtype, _)| dtype.to_lowercase()).unwrap_or_default()
+    }
+}

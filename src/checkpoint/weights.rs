@@ -1,0 +1,385 @@
+//! The assembly of a model from named tensors: written once, for every format.
+//!
+//! A tensor is asked for by its role; a [`Naming`] says what the format calls it. Whatever the format, a tensor that is
+//! missing, has another shape or another kind of numbers is an error that names it and its file, and so is one that no
+//! role asks for: its effect would be lost. Not for: reading files (see [`super::tensors`] for what readers hand over).
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use candle_core::quantized::GgmlDType;
+use candle_core::{Device, Tensor};
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::tensors::{StoredDtype, StoredTensor, Tensors, aligned_buffer};
+use crate::error::{Error, Result};
+use crate::kernels::quant::WeightMatrix;
+use crate::model::{Block, Embedding, Linear, Llama, LlamaConfig};
+
+/// Rows that are converted at a time, on each thread: bounds what is held as f32.
+const CONVERTED_ROWS: usize = 4;
+
+/// What a file that cannot be used should be replaced by.
+const DTYPE_HINT: &str = "use a checkpoint in F32, F16 or BF16, or a quantised one in GGUF format";
+
+/// In which numbers weight matrices are held and multiplied. Norms and biases are f32 always.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightDtype {
+    /// The file's own floats or quantised blocks, in the mapped file.
+    Auto,
+    /// Everything widened to f32 in memory: slow, and the mode in which results are compared to references.
+    F32,
+    /// Every matrix rounded to f16 in memory, unless it is stored so.
+    F16,
+    /// Every matrix rounded to bf16 in memory, unless it is stored so.
+    Bf16,
+}
+
+impl WeightDtype {
+    /// The name in options and reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+/// What a tensor is in a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The table of token vectors, `[vocab_size, hidden_size]`.
+    EmbedTokens,
+    /// The last norm, `[hidden_size]`.
+    Norm,
+    /// The output layer, `[vocab_size, hidden_size]`.
+    LmHead,
+    /// A part of the block of this index.
+    Block(usize, Part),
+}
+
+/// A part of a block; shapes are [`Block`]'s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Part {
+    InputNorm,
+    Query,
+    Key,
+    Value,
+    Output,
+    PostAttentionNorm,
+    Gate,
+    Up,
+    Down,
+}
+
+/// How a format names tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Naming {
+    /// llama.cpp's, as `blk.0.attn_q.weight`.
+    Gguf,
+    /// transformers', as `model.layers.0.self_attn.q_proj.weight`.
+    HuggingFace,
+    /// Meta's own, as `layers.0.attention.wq.weight`.
+    Meta,
+}
+
+impl Naming {
+    /// The name of a role's tensor without `.weight` or `.bias`.
+    #[must_use]
+    pub fn name(self, role: Role) -> String {
+        let of_three = |[gguf, hugging_face, meta]: [&'static str; 3]| match self {
+            Self::Gguf => gguf,
+            Self::HuggingFace => hugging_face,
+            Self::Meta => meta,
+        };
+        match role {
+            Role::EmbedTokens => of_three(["token_embd", "model.embed_tokens", "tok_embeddings"]).to_owned(),
+            Role::Norm => of_three(["output_norm", "model.norm", "norm"]).to_owned(),
+            Role::LmHead => of_three(["output", "lm_head", "output"]).to_owned(),
+            Role::Block(layer, part) => {
+                let prefix = of_three(["blk", "model.layers", "layers"]);
+                let part = of_three(match part {
+                    Part::InputNorm => ["attn_norm", "input_layernorm", "attention_norm"],
+                    Part::Query => ["attn_q", "self_attn.q_proj", "attention.wq"],
+                    Part::Key => ["attn_k", "self_attn.k_proj", "attention.wk"],
+                    Part::Value => ["attn_v", "self_attn.v_proj", "attention.wv"],
+                    Part::Output => ["attn_output", "self_attn.o_proj", "attention.wo"],
+                    Part::PostAttentionNorm => ["ffn_norm", "post_attention_layernorm", "ffn_norm"],
+                    Part::Gate => ["ffn_gate", "mlp.gate_proj", "feed_forward.w1"],
+                    Part::Up => ["ffn_up", "mlp.up_proj", "feed_forward.w3"],
+                    Part::Down => ["ffn_down", "mlp.down_proj", "feed_forward.w2"],
+                });
+                format!("{prefix}.{layer}.{part}")
+            }
+        }
+    }
+
+    /// Whether a tensor that no role asks for holds nothing but what the configuration says as well: tables of rotary
+    /// frequencies and causal masks, which older programs stored.
+    fn is_harmless(self, name: &str) -> bool {
+        const SUFFIXES: [&str; 4] =
+            [".rotary_emb.inv_freq", ".attention.masked_bias", ".attn.masked_bias", ".self_attn.masked_bias"];
+        match self {
+            Self::Gguf => name == "rope_freqs.weight",
+            Self::HuggingFace => SUFFIXES.iter().any(|suffix| name.ends_with(suffix)),
+            Self::Meta => name == "rope.freqs",
+        }
+    }
+}
+
+/// Whether layers have a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bias {
+    /// A bias that is there is used.
+    IfPresent,
+    /// The configuration says that there is one: a missing one is an error.
+    Always,
+    /// The configuration says that there is none: one that is there is an error.
+    Never,
+}
+
+/// Where the output layer comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputLayer {
+    /// Its own tensor, which must be there.
+    Own,
+    /// The embedding; a tensor that is there all the same is ignored.
+    Tied,
+    /// Its own tensor, or the embedding if there is none.
+    OwnIfPresent,
+}
+
+/// How a format's tensors make a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Assembly {
+    /// Names of the tensors.
+    pub naming: Naming,
+    /// Biases of the query, key, value and output layers.
+    pub attention_bias: Bias,
+    /// Biases of the gate, up and down layers.
+    pub mlp_bias: Bias,
+    /// The output layer.
+    pub output: OutputLayer,
+}
+
+/// Makes a model of tensors.
+///
+/// * `progress`: called with the number of finished layers and of all layers
+///
+/// # Errors
+/// [`Error::BadFile`] for a tensor that is missing, has the wrong shape or belongs to no part of the model;
+/// [`Error::Unsupported`] for numbers that are not computed with.
+pub fn assemble(
+    tensors: &Tensors,
+    assembly: Assembly,
+    config: LlamaConfig,
+    dtype: WeightDtype,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Llama> {
+    Weights { tensors, assembly, dtype, used: HashSet::new() }.model(config, progress)
+}
+
+/// Takes tensors by role and expected shape, and remembers which.
+struct Weights<'a> {
+    tensors: &'a Tensors,
+    assembly: Assembly,
+    dtype: WeightDtype,
+    used: HashSet<String>,
+}
+
+impl Weights<'_> {
+    fn model(mut self, config: LlamaConfig, progress: &mut dyn FnMut(usize, usize)) -> Result<Llama> {
+        let LlamaConfig { hidden_size, vocab_size, num_layers, .. } = config;
+        self.refuse_foreign_quantisation()?;
+        let embed_tokens = match self.matrix(&self.weight_name(Role::EmbedTokens), vocab_size, hidden_size)? {
+            MatrixWeights::Dense(table) => Embedding::dense(table),
+            MatrixWeights::Stored(table) => Embedding::stored(table),
+        };
+        let output_name = self.weight_name(Role::LmHead);
+        let has_own = match self.assembly.output {
+            OutputLayer::Own => true,
+            OutputLayer::Tied => false,
+            OutputLayer::OwnIfPresent => self.tensors.get(&output_name).is_some(),
+        };
+        let lm_head = if has_own {
+            // A bias of the output layer is no part of any LLaMA format but GGUF's, which allows them all.
+            let bias = if self.assembly.naming == Naming::Gguf { Bias::IfPresent } else { Bias::Never };
+            self.linear(Role::LmHead, vocab_size, hidden_size, bias)?
+        } else {
+            self.used.insert(output_name);
+            embed_tokens.tied_output()
+        };
+        let norm = self.vector(&self.weight_name(Role::Norm), hidden_size)?;
+        let mut layers = Vec::new();
+        for layer in 0..num_layers {
+            layers.push(self.block(&config, layer)?);
+            progress(layer + 1, num_layers);
+        }
+        let is_unused = |name: &str| !self.used.contains(name) && !self.assembly.naming.is_harmless(name);
+        if let Some((name, tensor)) = self.tensors.iter().find(|(name, _)| is_unused(name)) {
+            let reason = format!("tensor `{name}` is not part of a LLaMA model of {num_layers} layers");
+            return Err(Error::bad_file(&tensor.path, reason)
+                .with_hint("its effect would be lost; use a plain LLaMA checkpoint"));
+        }
+        Llama::new(config, embed_tokens, layers, norm, lm_head)
+    }
+
+    fn block(&mut self, config: &LlamaConfig, layer: usize) -> Result<Block> {
+        let LlamaConfig { hidden_size, intermediate_size, heads, .. } = *config;
+        let Assembly { attention_bias, mlp_bias, .. } = self.assembly;
+        let (queries, kv) = (heads.query_width(), heads.kv_width());
+        let role = |part| Role::Block(layer, part);
+        Ok(Block {
+            input_layernorm: self.vector(&self.weight_name(role(Part::InputNorm)), hidden_size)?,
+            q_proj: self.linear(role(Part::Query), queries, hidden_size, attention_bias)?,
+            k_proj: self.linear(role(Part::Key), kv, hidden_size, attention_bias)?,
+            v_proj: self.linear(role(Part::Value), kv, hidden_size, attention_bias)?,
+            o_proj: self.linear(role(Part::Output), hidden_size, queries, attention_bias)?,
+            post_attention_layernorm: self.vector(&self.weight_name(role(Part::PostAttentionNorm)), hidden_size)?,
+            gate_proj: self.linear(role(Part::Gate), intermediate_size, hidden_size, mlp_bias)?,
+            up_proj: self.linear(role(Part::Up), intermediate_size, hidden_size, mlp_bias)?,
+            down_proj: self.linear(role(Part::Down), hidden_size, intermediate_size, mlp_bias)?,
+        })
+    }
+
+    /// Says what the matter is with a checkpoint of AWQ or GPTQ, before it is about a missing tensor.
+    fn refuse_foreign_quantisation(&self) -> Result<()> {
+        let foreign = self.tensors.iter().find(|(name, _)| name.ends_with(".qweight"));
+        foreign.map_or(Ok(()), |(name, tensor)| {
+            let what = format!("tensor `{name}` of `{}`, quantised as by AWQ or GPTQ,", tensor.path.display());
+            Err(Error::unsupported(what).with_hint(DTYPE_HINT))
+        })
+    }
+
+    fn weight_name(&self, role: Role) -> String {
+        format!("{}.weight", self.assembly.naming.name(role))
+    }
+
+    fn linear(&mut self, role: Role, rows: usize, cols: usize, bias: Bias) -> Result<Linear> {
+        let bias_name = format!("{}.bias", self.assembly.naming.name(role));
+        let stored = self.tensors.get(&bias_name);
+        let bias = match (bias, stored) {
+            (Bias::Never, Some(tensor)) => {
+                let reason = format!("tensor `{bias_name}` is there, but the configuration says that there is no bias");
+                return Err(Error::bad_file(&tensor.path, reason).with_hint("its effect would be lost"));
+            }
+            (Bias::Never | Bias::IfPresent, None) => None,
+            (Bias::Always, _) | (Bias::IfPresent, Some(_)) => Some(self.vector(&bias_name, rows)?),
+        };
+        let linear = match self.matrix(&self.weight_name(role), rows, cols)? {
+            MatrixWeights::Dense(weight) => Linear::dense(weight),
+            MatrixWeights::Stored(weight) => Linear::stored(weight),
+        };
+        Ok(linear.with_bias(bias))
+    }
+
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<MatrixWeights> {
+        let matrix = self.take(name, &[rows, cols])?;
+        Ok(match self.dtype {
+            WeightDtype::Auto => MatrixWeights::Stored(Arc::new(matrix)),
+            WeightDtype::F32 => MatrixWeights::Dense(widen(&matrix)?),
+            WeightDtype::F16 => MatrixWeights::Stored(Arc::new(self.rounded(name, matrix, GgmlDType::F16)?)),
+            WeightDtype::Bf16 => MatrixWeights::Stored(Arc::new(self.rounded(name, matrix, GgmlDType::BF16)?)),
+        })
+    }
+
+    /// A norm's weight or a bias, f32.
+    fn vector(&mut self, name: &str, len: usize) -> Result<Tensor> {
+        Ok(widen(&self.take(name, &[len])?)?.squeeze(0)?)
+    }
+
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<WeightMatrix> {
+        let tensor = self
+            .tensors
+            .get(name)
+            .ok_or_else(|| Error::bad_file(self.tensors.path(), format!("tensor `{name}` is missing")))?;
+        if tensor.shape != shape {
+            let reason = format!("tensor `{name}`: expected shape {shape:?}, got {:?}", tensor.shape);
+            return Err(Error::bad_file(&tensor.path, reason));
+        }
+        self.used.insert(name.to_owned());
+        let rows = if shape.len() == 1 { 1 } else { shape[0] };
+        stored_matrix(name, tensor, rows, shape[shape.len() - 1])
+    }
+
+    fn rounded(&self, name: &str, matrix: WeightMatrix, dtype: GgmlDType) -> Result<WeightMatrix> {
+        if matrix.dtype() == dtype {
+            return Ok(matrix);
+        }
+        let (bytes, is_finite) = match dtype {
+            GgmlDType::F16 => round_rows(&matrix, |value| f16::from_f32(value).to_bits(), f16::INFINITY.to_bits()),
+            _ => round_rows(&matrix, |value| bf16::from_f32(value).to_bits(), bf16::INFINITY.to_bits()),
+        };
+        if !is_finite {
+            let path = self.tensors.get(name).map_or(self.tensors.path(), |tensor| &tensor.path);
+            let reason = format!("tensor `{name}` has numbers that are too large for {dtype:?} or not finite");
+            return Err(Error::bad_file(path, reason).with_hint("use --dtype auto, bf16 or f32"));
+        }
+        let (buffer, range) = bytes;
+        WeightMatrix::new(Arc::new(buffer), range, dtype, matrix.rows(), matrix.cols())
+    }
+}
+
+enum MatrixWeights {
+    Dense(Tensor),
+    Stored(Arc<WeightMatrix>),
+}
+
+/// A tensor's bytes as a matrix, in place if they are aligned.
+///
+/// # Errors
+/// [`Error::Unsupported`] for numbers that are not computed with; [`Error::BadFile`] if the bytes do not fit.
+pub(super) fn stored_matrix(name: &str, tensor: &StoredTensor, rows: usize, cols: usize) -> Result<WeightMatrix> {
+    let dtype = match &tensor.dtype {
+        StoredDtype::Usable(dtype) => *dtype,
+        StoredDtype::Other(dtype) => {
+            let what = format!("tensor `{name}` of `{}` in {dtype}", tensor.path.display());
+            return Err(Error::unsupported(what).with_hint(DTYPE_HINT));
+        }
+    };
+    let (owner, range) = tensor.aligned(WeightMatrix::alignment(dtype))?;
+    WeightMatrix::new(owner, range, dtype, rows, cols)
+        .map_err(|error| Error::bad_file(&tensor.path, format!("tensor `{name}`: {error}")))
+}
+
+/// A matrix's numbers rounded to two bytes each, and whether all of them are finite.
+///
+/// * `infinity`: its bits, which are those of the exponent
+fn round_rows(
+    matrix: &WeightMatrix,
+    narrow: impl Fn(f32) -> u16 + Sync,
+    infinity: u16,
+) -> ((Vec<u8>, std::ops::Range<usize>), bool) {
+    let cols = matrix.cols();
+    let (mut buffer, range) = aligned_buffer(matrix.rows() * cols * 2);
+    let is_finite = AtomicBool::new(true);
+    let tasks = buffer[range.clone()].par_chunks_mut(CONVERTED_ROWS * cols * 2).enumerate();
+    tasks.for_each_init(Vec::new, |wide: &mut Vec<f32>, (task, out)| {
+        let first = task * CONVERTED_ROWS;
+        let rows = out.len() / (cols * 2);
+        wide.resize(rows * cols, 0.0);
+        matrix.dequantize_rows(first..first + rows, wide);
+        let (out, _) = out.as_chunks_mut::<2>();
+        let mut finite = true;
+        for (out, &value) in out.iter_mut().zip(wide.iter()) {
+            let bits = narrow(value);
+            finite &= bits & infinity != infinity;
+            *out = bits.to_le_bytes();
+        }
+        if !finite {
+            is_finite.store(false, Ordering::Relaxed);
+        }
+    });
+    ((buffer, range), is_finite.into_inner())
+}
+
+fn widen(matrix: &WeightMatrix) -> Result<Tensor> {
+    let mut numbers = vec![0.0; matrix.rows() * matrix.cols()];
+    matrix.dequantize_rows(0..matrix.rows(), &mut numbers);
+    Ok(Tensor::from_vec(numbers, (matrix.rows(), matrix.cols()), &Device::Cpu)?)
+}
