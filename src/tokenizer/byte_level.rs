@@ -1,4 +1,5 @@
-//! GPT-2's byte-level BPE, by the Hugging Face crate: which pre-tokenizer goes with which name in a GGUF file.
+//! GPT-2's byte-level BPE, by the Hugging Face crate: which pre-tokenizer goes with which name in a GGUF file. Also
+//! tiktoken's, which merges by rank.
 //!
 //! Special tokens are not handled here; the caller finds them in the text first. Names are llama.cpp's
 //! (`tokenizer.ggml.pre`), splitting rules are those of the models' own `tokenizer.json`.
@@ -11,9 +12,13 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel as BytesPre;
 use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer as HfTokenizer};
+use tokenizers::{
+    OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _, PreTokenizerWrapper, SplitDelimiterBehavior,
+    Tokenizer as HfTokenizer,
+};
 
 use super::special::{Part, TokenSet};
+use super::spm::SentencePiece;
 use super::vocab::{Kind, Vocab};
 use crate::error::{Error, Result};
 
@@ -64,13 +69,33 @@ const MAX_SPACES: usize = 500_000;
 /// A byte-level BPE model, ready to encode.
 #[derive(Debug)]
 pub(super) struct ByteLevel {
-    inner: HfTokenizer,
+    merging: Merging,
     /// Pieces that are cut out of the text before it is split into words.
     user_defined: TokenSet,
     bos_by_default: bool,
 }
 
+/// How the bytes of words are merged.
+#[derive(Debug)]
+enum Merging {
+    /// In the order of a list of pairs.
+    Pairs(HfTokenizer),
+    /// By the rank of what results.
+    Ranks(PreTokenizerWrapper, SentencePiece),
+}
+
 impl ByteLevel {
+    /// Builds the model of a vocabulary whose ordinary ids are tiktoken's ranks, with `LLaMA` 3's words.
+    ///
+    /// # Errors
+    /// None in practice: the rule for words is a constant.
+    pub fn by_rank(vocab: &Vocab) -> Result<Self> {
+        let words = pre_tokenizer(Pre::Llama3);
+        let words = words.map_err(|e| Error::bad_file(vocab.path(), format!("its tokenizer cannot be built: {e}")))?;
+        let merging = Merging::Ranks(words, SentencePiece::by_rank(vocab));
+        Ok(Self { merging, user_defined: TokenSet::default(), bos_by_default: true })
+    }
+
     /// Builds the model of a vocabulary; `pre` is the pre-tokenizer's name, `merges` are pairs, most important first.
     ///
     /// # Errors
@@ -95,7 +120,7 @@ impl ByteLevel {
         inner.with_pre_tokenizer(Some(pre_tokenizer(pre).map_err(failed)?));
         let user_defined = vocab.iter().filter(|(id, _, kind)| *kind == Kind::UserDefined && !vocab.is_marker(*id));
         let user_defined = TokenSet::new(user_defined.map(|(id, text, _)| (id, text)));
-        Ok(Self { inner, user_defined, bos_by_default })
+        Ok(Self { merging: Merging::Pairs(inner), user_defined, bos_by_default })
     }
 
     /// Whether a prompt begins with BOS if the file does not say.
@@ -109,21 +134,51 @@ impl ByteLevel {
     /// # Errors
     /// [`Error::Input`] if the text cannot be split into words: it has half a million spaces in a row.
     pub fn encode(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
-        if text.len() > MAX_SPACES && text.split(|c: char| !c.is_whitespace()).any(|run| run.len() > MAX_SPACES) {
-            return Err(Error::input(format!("the text has more than {MAX_SPACES} bytes of white space in a row")));
-        }
+        check_spaces(text)?;
         for part in self.user_defined.split(text) {
             match part {
                 Part::Token(id) => ids.push(id),
-                Part::Text(text) => {
-                    let encoding = self.inner.encode_fast(text, false);
-                    let encoding = encoding.map_err(|e| Error::input(format!("the text cannot be tokenised: {e}")))?;
-                    ids.extend_from_slice(encoding.get_ids());
+                Part::Text(text) => self.merging.encode(text, ids).map_err(cannot_tokenise)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Merging {
+    fn encode(&self, text: &str, ids: &mut Vec<u32>) -> tokenizers::Result<()> {
+        match self {
+            Self::Pairs(inner) => ids.extend_from_slice(inner.encode_fast(text, false)?.get_ids()),
+            Self::Ranks(words, pieces) => {
+                let mut split = PreTokenizedString::from(text);
+                words.pre_tokenize(&mut split)?;
+                for (word, ..) in split.get_splits(OffsetReferential::Original, OffsetType::Byte) {
+                    match pieces.whole(word) {
+                        Some(id) => ids.push(id),
+                        None => pieces.encode(word, false, ids),
+                    }
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Refuses a text that the regex engine would not split.
+///
+/// # Errors
+/// [`Error::Input`] if it has more than [`MAX_SPACES`] bytes of white space in a row.
+pub(super) fn check_spaces(text: &str) -> Result<()> {
+    if text.len() > MAX_SPACES && text.split(|c: char| !c.is_whitespace()).any(|run| run.len() > MAX_SPACES) {
+        return Err(Error::input(format!("the text has more than {MAX_SPACES} bytes of white space in a row")));
+    }
+    Ok(())
+}
+
+/// What the Hugging Face crate says of a text, as this library's error.
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+pub(super) fn cannot_tokenise(error: tokenizers::Error) -> Error {
+    Error::input(format!("the text cannot be tokenised: {error}"))
 }
 
 /// Whether tokens of this kind are spelt by ordinary text.
@@ -188,6 +243,18 @@ fn byte_char(byte: u8) -> char {
     u32::try_from(0x100 + hidden_before).ok().and_then(char::from_u32).unwrap_or(char::REPLACEMENT_CHARACTER)
 }
 
+/// The byte-level spelling of bytes.
+pub(super) fn spelling(bytes: &[u8]) -> String {
+    static CHAR_OF: LazyLock<[char; 256]> = LazyLock::new(|| {
+        let mut chars = ['\0'; 256];
+        for byte in 0..=u8::MAX {
+            chars[usize::from(byte)] = byte_char(byte);
+        }
+        chars
+    });
+    bytes.iter().map(|&byte| CHAR_OF[usize::from(byte)]).collect()
+}
+
 /// The bytes that a byte-level spelling stands for. Characters outside the alphabet stand for themselves.
 pub(super) fn spelt_bytes(text: &str) -> impl Iterator<Item = u8> {
     static BYTE_OF: LazyLock<HashMap<char, u8>> = LazyLock::new(|| (0..=u8::MAX).map(|b| (byte_char(b), b)).collect());
@@ -206,8 +273,6 @@ pub(super) fn spelt_bytes(text: &str) -> impl Iterator<Item = u8> {
 
 #[cfg(test)]
 mod tests {
-    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
-
     use super::*;
 
     /// The words that a rule makes of a text, with the bytes decoded.

@@ -9,8 +9,8 @@ use std::fmt::Write as _;
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde::{Deserialize, Serialize};
 
-use super::Tokenizer;
 use super::special::TokenSet;
+use super::{Place, Tokenizer};
 use crate::error::{Error, Result};
 
 /// One turn of a conversation.
@@ -81,9 +81,8 @@ impl Tokenizer {
             })
             .collect();
         let rendered = self.render_chat(&guarded?)?;
-        self.encode_parts(&rendered, |text| {
-            if text.contains(seam) { Cow::Owned(text.replace(seam, "")) } else { Cow::Borrowed(text) }
-        })
+        let ids = self.encode_parts(&rendered, Place::Start, |text| without(text, seam))?;
+        Ok(self.with_bos(ids))
     }
 
     /// Picks a character that occurs nowhere: a Unicode noncharacter, which no text should hold.
@@ -97,6 +96,11 @@ impl Tokenizer {
             .find(|&c| !used(c))
             .ok_or_else(|| Error::input("the messages hold all Unicode noncharacters from U+FDD0 to U+FDEF"))
     }
+}
+
+/// A text without its seams.
+fn without(text: &str, seam: char) -> Cow<'_, str> {
+    if text.contains(seam) { Cow::Owned(text.replace(seam, "")) } else { Cow::Borrowed(text) }
 }
 
 /// Breaks every special token in `text` with a `seam` after its first character, and puts one at an end that could

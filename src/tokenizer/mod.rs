@@ -1,28 +1,39 @@
 //! Text to token ids and back, from the tokenizer that a model file brings along.
 //!
-//! Two kinds: GPT-2's byte-level BPE and `SentencePiece`'s BPE. Here is what they have in common: special tokens, BOS,
-//! classes of tokens. Files are read elsewhere; see [`GgufVocab`] for what their readers hand over.
+//! Two kinds: byte-level BPE (GPT-2's, tiktoken's) and `SentencePiece`'s BPE. Here is what they have in common: special
+//! tokens, BOS, classes of tokens. GGUF files are read elsewhere, see [`GgufVocab`] for what their reader hands over;
+//! the tokenizers of model folders are read here ([`Tokenizer::from_folder`]).
 //!
 //! The rules are llama.cpp's where its models set them (special tokens in a prompt, defaults), and those of
-//! `SentencePiece` and Hugging Face's `tokenizers` for the ids of ordinary text.
+//! `SentencePiece`, tiktoken and Hugging Face's `tokenizers` for the ids of ordinary text.
 
+mod added;
 mod byte_level;
 mod chat;
+mod files;
+mod folder;
+mod json;
+mod sentencepiece;
+mod settings;
 mod special;
 mod spm;
 mod stream;
+mod tiktoken;
 mod vocab;
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
 
 use self::byte_level::ByteLevel;
+use self::json::JsonModel;
 use self::special::{Part, TokenSet};
 use self::spm::SentencePiece;
-use self::vocab::{Kind, Vocab};
+use self::vocab::{Draft, Kind, Vocab};
 use crate::error::{Error, Result};
 
 pub use self::chat::ChatMessage;
+pub use self::folder::ModelIds;
+pub use self::sentencepiece::read_sentencepiece;
 pub use self::stream::StreamDecoder;
 pub use self::vocab::GgufVocab;
 
@@ -63,17 +74,58 @@ pub struct Tokenizer {
     eos_id: Option<u32>,
     /// What a prompt begins with.
     leading_bos: Option<u32>,
+    /// Whether decoding drops a leading space.
+    strips_space: bool,
+    chat_template: Option<String>,
+}
+
+/// What a tokenizer is made of.
+struct Parts {
+    vocab: Vocab,
+    model: Model,
+    strips_space: bool,
+    bos_id: Option<u32>,
+    eos_id: Option<u32>,
+    /// In any order; the well-known ones are found without it.
+    eos_ids: Vec<u32>,
+    leading_bos: Option<u32>,
     chat_template: Option<String>,
 }
 
 /// How ordinary text becomes ids.
 enum Model {
     ByteLevel(Box<ByteLevel>),
-    SentencePiece {
-        pieces: Box<SentencePiece>,
-        /// Whether a text begins with a space that is not in it.
-        space_prefix: bool,
-    },
+    SentencePiece { pieces: Box<SentencePiece>, prefix: Prefix },
+    Json(Box<JsonModel>),
+}
+
+/// Which stretches of a text between special tokens begin with a space that is not in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Prefix {
+    Never,
+    /// The text's very beginning.
+    First,
+    /// Also after a special token.
+    Always,
+}
+
+/// Where a stretch of text is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Nothing comes before it.
+    Start,
+    AfterToken,
+    AfterText,
+}
+
+impl Prefix {
+    fn applies(self, place: Place) -> bool {
+        match self {
+            Self::Never => false,
+            Self::First => place == Place::Start,
+            Self::Always => place != Place::AfterText,
+        }
+    }
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -81,6 +133,7 @@ impl std::fmt::Debug for Tokenizer {
         let kind = match self.model {
             Model::ByteLevel(_) => "byte-level BPE",
             Model::SentencePiece { .. } => "SentencePiece BPE",
+            Model::Json(_) => "BPE of a tokenizer.json",
         };
         f.debug_struct("Tokenizer")
             .field("kind", &kind)
@@ -114,14 +167,15 @@ impl Tokenizer {
             gguf.eos_id = gguf.eos_id.or_else(|| named("</s>"));
             gguf.unk_id = gguf.unk_id.or_else(|| named("<unk>"));
         }
-        let vocab = Vocab::new(&mut gguf)?;
-        let (model, bos_by_default) = if gguf.model == "llama" {
+        let vocab = Vocab::new(Draft::from_gguf(&mut gguf)?)?;
+        let (model, strips_space, bos_by_default) = if gguf.model == "llama" {
             let pieces = Box::new(SentencePiece::new(&vocab, &gguf.scores, gguf.unk_id)?);
-            (Model::SentencePiece { pieces, space_prefix: gguf.add_space_prefix.unwrap_or(true) }, true)
+            let prefix = if gguf.add_space_prefix.unwrap_or(true) { Prefix::Always } else { Prefix::Never };
+            (Model::SentencePiece { pieces, prefix }, prefix != Prefix::Never, true)
         } else {
             let model = ByteLevel::new(&vocab, gguf.pre.as_deref(), &gguf.merges)?;
             let bos_by_default = model.bos_by_default();
-            (Model::ByteLevel(Box::new(model)), bos_by_default)
+            (Model::ByteLevel(Box::new(model)), false, bos_by_default)
         };
         let add_bos = gguf.add_bos.unwrap_or(bos_by_default);
         if add_bos && gguf.bos_id.is_none() {
@@ -130,7 +184,21 @@ impl Tokenizer {
                 "a prompt should begin with BOS, but the file names no such token",
             ));
         }
+        Ok(Self::assemble(Parts {
+            vocab,
+            model,
+            strips_space,
+            bos_id: gguf.bos_id,
+            eos_id: gguf.eos_id,
+            eos_ids: gguf.eos_id.into_iter().chain(gguf.eot_id).collect(),
+            leading_bos: gguf.bos_id.filter(|_| add_bos),
+            chat_template: gguf.chat_template,
+        }))
+    }
 
+    /// Sorts the tokens of a vocabulary by what they are for.
+    fn assemble(parts: Parts) -> Self {
+        let Parts { vocab, model, strips_space, bos_id, eos_id, eos_ids, leading_bos, chat_template } = parts;
         let markers =
             TokenSet::new(vocab.iter().filter(|(id, ..)| vocab.is_marker(*id)).map(|(id, text, _)| (id, text)));
         // SentencePiece finds user-defined pieces by itself, and puts no space behind them.
@@ -144,21 +212,21 @@ impl Tokenizer {
         let eos_ids: BTreeSet<u32> = END_MARKERS
             .iter()
             .filter_map(|text| vocab.id(text).filter(|&id| vocab.is_marker(id)))
-            .chain(gguf.eos_id)
-            .chain(gguf.eot_id)
+            .chain(eos_ids)
             .collect();
-        Ok(Self {
+        Self {
             markers,
             special,
             special_ids,
             eos_ids: eos_ids.into_iter().collect(),
-            bos_id: gguf.bos_id,
-            eos_id: gguf.eos_id,
-            leading_bos: gguf.bos_id.filter(|_| add_bos),
-            chat_template: gguf.chat_template.filter(|t| !t.is_empty()),
+            bos_id,
+            eos_id,
+            leading_bos,
+            strips_space,
+            chat_template: chat_template.filter(|t| !t.is_empty()),
             vocab,
             model,
-        })
+        }
     }
 
     /// Tokenises a raw prompt. Special tokens spelt out in it are recognised, and BOS comes first if the tokenizer's
@@ -167,7 +235,8 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Input`] if the text cannot be split into words.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        self.encode_parts(text, Cow::Borrowed)
+        let ids = self.encode_parts(text, Place::Start, Cow::Borrowed)?;
+        Ok(self.with_bos(ids))
     }
 
     /// Tokenises plain text and nothing else: no BOS, no special tokens. A `SentencePiece` text begins with its space.
@@ -176,47 +245,58 @@ impl Tokenizer {
     /// [`Error::Input`] if the text cannot be split into words.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
-        self.encode_text(text, true, &mut ids)?;
+        self.encode_text(text, Place::Start, &mut ids)?;
         Ok(ids)
     }
 
     /// Splits a text at its special tokens and tokenises what `clean` makes of the rest.
-    fn encode_parts<'t>(&self, text: &'t str, clean: impl Fn(&'t str) -> Cow<'t, str>) -> Result<Vec<u32>> {
+    fn encode_parts<'t>(
+        &self,
+        text: &'t str,
+        mut place: Place,
+        clean: impl Fn(&'t str) -> Cow<'t, str>,
+    ) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
-        let mut begins_text = true;
-        for part in self.special.split(text) {
+        let parts = match &self.model {
+            Model::Json(model) => model.added.split(text),
+            _ => self.special.split(text),
+        };
+        for part in parts {
             match part {
                 Part::Token(id) => {
                     ids.push(id);
-                    begins_text = true;
+                    place = Place::AfterToken;
                 }
                 Part::Text(text) => {
                     let text = clean(text);
                     if !text.is_empty() {
-                        self.encode_text(&text, begins_text, &mut ids)?;
-                        begins_text = false;
+                        self.encode_text(&text, place, &mut ids)?;
+                        place = Place::AfterText;
                     }
                 }
             }
         }
-        if let Some(bos) = self.leading_bos.filter(|bos| ids.first() != Some(bos)) {
-            ids.insert(0, bos);
-        }
         Ok(ids)
     }
 
-    /// Appends the ids of ordinary text.
-    fn encode_text(&self, text: &str, begins_text: bool, ids: &mut Vec<u32>) -> Result<()> {
-        match &self.model {
-            Model::ByteLevel(model) => model.encode(text, ids)?,
-            Model::SentencePiece { pieces, space_prefix } => pieces.encode(text, begins_text && *space_prefix, ids),
+    /// Puts BOS first, if the settings say so and it is not there.
+    fn with_bos(&self, mut ids: Vec<u32>) -> Vec<u32> {
+        if let Some(bos) = self.leading_bos.filter(|bos| ids.first() != Some(bos)) {
+            ids.insert(0, bos);
         }
-        Ok(())
+        ids
     }
 
-    /// Whether a text begins with a space that is not in it.
-    fn space_prefix(&self) -> bool {
-        matches!(self.model, Model::SentencePiece { space_prefix: true, .. })
+    /// Appends the ids of ordinary text.
+    fn encode_text(&self, text: &str, place: Place, ids: &mut Vec<u32>) -> Result<()> {
+        match &self.model {
+            Model::ByteLevel(model) => model.encode(text, ids),
+            Model::SentencePiece { pieces, prefix } => {
+                pieces.encode(text, prefix.applies(place), ids);
+                Ok(())
+            }
+            Model::Json(model) => model.encode(text, model.prefix.applies(place), ids),
+        }
     }
 
     /// Makes text of ids. Bytes that are not UTF-8 become U+FFFD; the space that `SentencePiece` puts before a text is

@@ -1,4 +1,5 @@
-//! `SentencePiece`'s BPE: the pieces with the best scores are merged first, the leftmost of equals.
+//! `SentencePiece`'s BPE: the pieces with the best scores are merged first, the leftmost of equals. Also tiktoken's, whose
+//! pieces have ranks instead, lower ones first.
 //!
 //! Same ids as `SentencePiece` for models with the identity normaliser (that of `LLaMA` 1 and 2), in O(n log n). Only
 //! encoding: a piece's bytes are the vocabulary's business. Control tokens never come out of here; the caller finds
@@ -136,6 +137,26 @@ impl SentencePiece {
         })
     }
 
+    /// Takes the ordinary tokens of a byte-level vocabulary that has a token for every byte; the lower id is merged first.
+    pub fn by_rank(vocab: &Vocab) -> Self {
+        let normal = vocab.iter().filter(|(.., kind)| *kind == Kind::Normal);
+        #[expect(clippy::cast_precision_loss, reason = "ranks are below 2^24")]
+        let piece = |id: u32| Piece { id, score: -(id as f32), unused: false };
+        let pieces: HashMap<Box<str>, Piece> = normal.map(|(id, text, _)| (text.into(), piece(id))).collect();
+        Self {
+            longest: pieces.keys().map(|p| p.len()).max().unwrap_or(0),
+            user_defined: TokenSet::default(),
+            pieces,
+            // Never needed, since every byte has a token.
+            fallback: Fallback::Unknown(0),
+        }
+    }
+
+    /// The token that a text is as a whole.
+    pub fn whole(&self, text: &str) -> Option<u32> {
+        self.pieces.get(text).map(|piece| piece.id)
+    }
+
     /// Appends the ids of `text` to `ids`; `prefix` puts a space before it. Empty text has no ids.
     pub fn encode(&self, text: &str, prefix: bool, ids: &mut Vec<u32>) {
         if text.is_empty() {
@@ -236,7 +257,7 @@ fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::vocab::GgufVocab;
+    use super::super::vocab::{Draft, GgufVocab};
     use super::*;
 
     /// Pieces with their scores and kinds; `bytes` adds the 256 byte tokens behind them.
@@ -252,7 +273,8 @@ mod tests {
             gguf.token_types.push(kind);
         }
         let scores = gguf.scores.clone();
-        SentencePiece::new(&Vocab::new(&mut gguf).unwrap(), &scores, Some(0)).unwrap()
+        let draft = Draft::from_gguf(&mut gguf).unwrap();
+        SentencePiece::new(&Vocab::new(draft).unwrap(), &scores, Some(0)).unwrap()
     }
 
     fn ids(model: &SentencePiece, text: &str) -> Vec<u32> {

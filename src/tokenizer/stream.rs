@@ -19,7 +19,7 @@ pub struct StreamDecoder<'t> {
 
 impl<'t> StreamDecoder<'t> {
     pub(super) fn new(tokenizer: &'t Tokenizer, skip_special: bool, begins_text: bool) -> Self {
-        Self { tokenizer, pending: Vec::new(), skip_special, strip_space: begins_text && tokenizer.space_prefix() }
+        Self { tokenizer, pending: Vec::new(), skip_special, strip_space: begins_text && tokenizer.strips_space }
     }
 
     /// Takes the next token and returns the characters that it completes, often none. Bytes that can't be part of a

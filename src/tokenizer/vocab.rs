@@ -78,37 +78,35 @@ impl Kind {
     }
 }
 
-/// Spellings, kinds and bytes of all tokens.
+/// A vocabulary in the making: what every file format is brought to. Ids that no token has hold an empty, unused one.
 #[derive(Debug)]
-pub(super) struct Vocab {
+pub(super) struct Draft {
     path: PathBuf,
     tokens: Vec<String>,
     kinds: Vec<Kind>,
-    ids: HashMap<String, u32>,
-    /// The bytes of all tokens, one after the other.
-    bytes: Vec<u8>,
-    /// Where the bytes of a token end.
-    ends: Vec<usize>,
+    /// Whether spellings are `SentencePiece`'s (U+2581 for a space), and not byte-level ones.
+    sentence_piece: bool,
 }
 
-impl Vocab {
+impl Draft {
+    /// Begins a vocabulary without tokens; `path` is for messages.
+    pub fn new(path: &Path, sentence_piece: bool) -> Self {
+        Self { path: path.to_owned(), tokens: Vec::new(), kinds: Vec::new(), sentence_piece }
+    }
+
     /// Checks the lists of a GGUF vocabulary and takes its tokens (they are moved out of `gguf`).
     ///
     /// Without `token_type`, the ids for BOS, EOS, EOT and unknown name the special tokens, and `<0xNN>` is a byte.
     ///
     /// # Errors
-    /// [`Error::BadFile`] if it is empty, its lists differ in length, an id is out of range, a spelling occurs twice, or
-    /// a kind or byte token is not one.
-    pub fn new(gguf: &mut GgufVocab) -> Result<Self> {
+    /// [`Error::BadFile`] if the lists differ in length, an id is out of range, or a kind is not one.
+    pub fn from_gguf(gguf: &mut GgufVocab) -> Result<Self> {
         let path = std::mem::take(&mut gguf.path);
         let tokens = std::mem::take(&mut gguf.tokens);
         let bad = |reason: String| Err(Error::bad_file(&path, reason));
         let len = tokens.len();
         if len == 0 {
             return bad("its vocabulary is empty".into());
-        }
-        if u32::try_from(len).is_err() {
-            return bad(format!("its vocabulary has {len} tokens, more than ids can name"));
         }
         for (name, got) in [("scores", gguf.scores.len()), ("token_type", gguf.token_types.len())] {
             if got != 0 && got != len {
@@ -120,13 +118,6 @@ impl Vocab {
         for (name, id) in [("bos", gguf.bos_id), ("eos", gguf.eos_id), ("eot", gguf.eot_id), ("unknown", gguf.unk_id)] {
             if let Some(id) = id.filter(|&id| id as usize >= len) {
                 return bad(format!("`tokenizer.ggml.{name}_token_id` is {id}, but there are only {len} tokens"));
-            }
-        }
-        let mut ids = HashMap::with_capacity(len);
-        for (id, text) in (0u32..).zip(&tokens) {
-            match ids.entry(text.clone()) {
-                Entry::Vacant(entry) => _ = entry.insert(id),
-                Entry::Occupied(entry) => return bad(format!("tokens {} and {id} are both `{text}`", entry.get())),
             }
         }
         let sentence_piece = gguf.model == "llama";
@@ -142,6 +133,107 @@ impl Vocab {
             }
             kinds
         };
+        Ok(Self { path, tokens, kinds, sentence_piece })
+    }
+
+    /// Number of ids.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Appends a token.
+    pub fn push(&mut self, text: String, kind: Kind) {
+        self.tokens.push(text);
+        self.kinds.push(kind);
+    }
+
+    /// The spelling of an id; `None` behind the end and for an id that no token has.
+    pub fn text(&self, id: u32) -> Option<&str> {
+        let at = id as usize;
+        let text = self.tokens.get(at)?;
+        let vacant = text.is_empty() && self.kinds.get(at) == Some(&Kind::Unused);
+        (!vacant).then_some(text)
+    }
+
+    /// The token of a spelling, found by looking at all of them.
+    pub fn id(&self, text: &str) -> Option<u32> {
+        self.tokens.iter().position(|t| t == text).and_then(|id| u32::try_from(id).ok())
+    }
+
+    pub fn kind(&self, id: u32) -> Option<Kind> {
+        self.kinds.get(id as usize).copied()
+    }
+
+    /// Whether spellings are `SentencePiece`'s.
+    pub fn is_sentence_piece(&self) -> bool {
+        self.sentence_piece
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Says what an id stands for, whatever it did before; ids between the end and `id` stay vacant.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] if `id` is so far behind the end that it cannot be meant.
+    pub fn set(&mut self, id: u32, text: &str, kind: Kind) -> Result<()> {
+        let (at, len) = (id as usize, self.len());
+        if at > 2 * len + MAX_GAP {
+            let reason = format!("token `{text}` has the id {id}, far behind the {len} others");
+            return Err(Error::bad_file(&self.path, reason));
+        }
+        if at >= len {
+            self.tokens.resize(at + 1, String::new());
+            self.kinds.resize(at + 1, Kind::Unused);
+        }
+        text.clone_into(&mut self.tokens[at]);
+        self.kinds[at] = kind;
+        Ok(())
+    }
+}
+
+/// Ids that may be vacant in a row, beyond as many as there are tokens.
+const MAX_GAP: usize = 1 << 16;
+
+/// Spellings, kinds and bytes of all tokens.
+#[derive(Debug)]
+pub(super) struct Vocab {
+    path: PathBuf,
+    tokens: Vec<String>,
+    kinds: Vec<Kind>,
+    ids: HashMap<String, u32>,
+    /// The bytes of all tokens, one after the other.
+    bytes: Vec<u8>,
+    /// Where the bytes of a token end.
+    ends: Vec<usize>,
+}
+
+impl Vocab {
+    /// Takes the tokens of a draft.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] if it is empty, a spelling occurs twice, or a byte token is not one.
+    pub fn new(draft: Draft) -> Result<Self> {
+        let Draft { path, tokens, kinds, sentence_piece } = draft;
+        let bad = |reason: String| Err(Error::bad_file(&path, reason));
+        let len = tokens.len();
+        if len == 0 {
+            return bad("its vocabulary is empty".into());
+        }
+        if u32::try_from(len).is_err() {
+            return bad(format!("its vocabulary has {len} tokens, more than ids can name"));
+        }
+        let mut ids = HashMap::with_capacity(len);
+        for ((id, text), &kind) in (0u32..).zip(&tokens).zip(&kinds) {
+            if text.is_empty() && kind == Kind::Unused {
+                continue;
+            }
+            match ids.entry(text.clone()) {
+                Entry::Vacant(entry) => _ = entry.insert(id),
+                Entry::Occupied(entry) => return bad(format!("tokens {} and {id} are both `{text}`", entry.get())),
+            }
+        }
         let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(len));
         for (text, kind) in tokens.iter().zip(&kinds) {
             match (kind, byte_value(text)) {
@@ -225,7 +317,7 @@ fn guess_kinds(gguf: &GgufVocab, tokens: &[String], sentence_piece: bool) -> Vec
 }
 
 /// The value of a byte token's spelling, `<0x00>` to `<0xFF>`.
-fn byte_value(text: &str) -> Option<u8> {
+pub(super) fn byte_value(text: &str) -> Option<u8> {
     let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
     let valid = digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_hexdigit());
     valid.then(|| u8::from_str_radix(digits, 16).ok()).flatten()
@@ -252,7 +344,7 @@ mod tests {
     }
 
     fn reason(mut gguf: GgufVocab) -> String {
-        match Vocab::new(&mut gguf) {
+        match Draft::from_gguf(&mut gguf).and_then(Vocab::new) {
             Err(Error::BadFile { path, reason, .. }) => {
                 assert_eq!(path, Path::new("x.gguf"));
                 reason
@@ -264,7 +356,7 @@ mod tests {
     #[test]
     fn bytes_are_what_a_token_prints() {
         let mut gguf = gguf(&["<unk>", "<s>", "<0x0A>", "\u{2581}the", "", "\u{2581}\u{2581}"], &[2, 3, 6, 1, 5, 4]);
-        let vocab = Vocab::new(&mut gguf).unwrap();
+        let vocab = Vocab::new(Draft::from_gguf(&mut gguf).unwrap()).unwrap();
         let bytes: Vec<&[u8]> = (0..7).map(|id| vocab.bytes(id)).collect();
         assert_eq!(bytes, [&b"<unk>"[..], b"<s>", b"\n", b" the", b"", b"  ", b""]);
         assert_eq!(vocab.bytes(u32::MAX), b"");
@@ -285,14 +377,14 @@ mod tests {
     #[test]
     fn kinds_are_guessed_only_if_the_file_has_none() {
         let mut gguf = GgufVocab { bos_id: Some(0), unk_id: Some(1), ..gguf(&["<s>", "?", "<0x41>", "<0xag>"], &[]) };
-        let vocab = Vocab::new(&mut gguf).unwrap();
+        let vocab = Vocab::new(Draft::from_gguf(&mut gguf).unwrap()).unwrap();
         assert_eq!(vocab.kinds, [Kind::Control, Kind::Unknown, Kind::Byte, Kind::Normal]);
     }
 
     #[test]
     fn user_defined_chat_markers_count_as_structure() {
         let mut gguf = gguf(&["<|im_start|>", "<table>", "<end_of_turn>"], &[4, 4, 4]);
-        let vocab = Vocab::new(&mut gguf).unwrap();
+        let vocab = Vocab::new(Draft::from_gguf(&mut gguf).unwrap()).unwrap();
         assert_eq!([0, 1, 2, 3].map(|id| vocab.is_marker(id)), [true, false, true, false]);
     }
 }

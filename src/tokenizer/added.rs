@@ -1,0 +1,95 @@
+//! Cutting a prompt at the added tokens of a `tokenizer.json`, as Hugging Face's `tokenizers` does it: the leftmost token
+//! first, the longest of those, with the white space beside it that it asks for.
+//!
+//! GGUF files have other rules (see `special.rs`), since llama.cpp has.
+
+use std::collections::HashMap;
+
+use super::settings::Flags;
+use super::special::{Part, TokenSet};
+
+/// Tokens that are looked for in the text as it is.
+#[derive(Debug, Default)]
+pub(super) struct AddedTokens {
+    set: TokenSet,
+    flags: HashMap<u32, Flags>,
+}
+
+impl AddedTokens {
+    pub fn new<'a>(tokens: impl IntoIterator<Item = (u32, &'a str, Flags)>) -> Self {
+        let mut flags = HashMap::new();
+        let set = TokenSet::new(tokens.into_iter().map(|(id, text, flag)| {
+            if flag != Flags::default() {
+                flags.insert(id, flag);
+            }
+            (id, text)
+        }));
+        Self { set, flags }
+    }
+
+    /// Cuts a text at its tokens.
+    pub fn split<'t>(&self, text: &'t str) -> Vec<Part<'t>> {
+        let mut parts = Vec::new();
+        let (mut done, mut searched) = (0, 0);
+        if self.set.is_empty() {
+            searched = text.len();
+        }
+        while searched < text.len() {
+            let Some(found) = self.set.at(text, searched).next() else {
+                searched += 1;
+                continue;
+            };
+            let (mut start, mut end) = (found.start, found.start + found.len);
+            searched = end;
+            let flags = self.flags.get(&found.id).copied().unwrap_or_default();
+            let word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+            if flags.single_word && (word(text[..start].chars().next_back()) || word(text[end..].chars().next())) {
+                continue;
+            }
+            if flags.lstrip {
+                start = text[..start].trim_end().len().max(done);
+            }
+            if flags.rstrip {
+                end = text.len() - text[end..].trim_start().len();
+            }
+            if done < start {
+                parts.push(Part::Text(&text[done..start]));
+            }
+            parts.push(Part::Token(found.id));
+            done = end;
+            searched = searched.max(end);
+        }
+        if done < text.len() {
+            parts.push(Part::Text(&text[done..]));
+        }
+        parts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leftmost_then_longest() {
+        let plain = Flags::default();
+        let added = AddedTokens::new([(0, "<a>", plain), (1, "<a><b>", plain), (2, "b><c>", plain)]);
+        assert_eq!(added.split("x<a><b><c>"), [Part::Text("x"), Part::Token(1), Part::Text("<c>")]);
+        assert_eq!(added.split("é<a>"), [Part::Text("é"), Part::Token(0)]);
+        assert_eq!(AddedTokens::default().split("é"), [Part::Text("é")]);
+    }
+
+    #[test]
+    fn flags_take_white_space_and_leave_words() {
+        let flags = |lstrip, rstrip, single_word| Flags { lstrip, rstrip, single_word };
+        let added = AddedTokens::new([
+            (0, "<l>", flags(true, false, false)),
+            (1, "<r>", flags(false, true, false)),
+            (2, "w", flags(false, false, true)),
+        ]);
+        assert_eq!(added.split("a \n<l> b"), [Part::Text("a"), Part::Token(0), Part::Text(" b")]);
+        assert_eq!(added.split("a <r> \u{3000}b"), [Part::Text("a "), Part::Token(1), Part::Text("b")]);
+        assert_eq!(added.split("<r> <l> "), [Part::Token(1), Part::Token(0), Part::Text(" ")]);
+        assert_eq!(added.split("w aw _w w!"), [Part::Token(2), Part::Text(" aw _w "), Part::Token(2), Part::Text("!")]);
+    }
+}

@@ -1,0 +1,281 @@
+//! What stands beside a tokenizer in a model folder: `tokenizer_config.json`, `special_tokens_map.json`,
+//! `added_tokens.json` and the chat template's files.
+//!
+//! Only reading them and adding their tokens to a vocabulary; the vocabulary itself comes from other files. Source: the
+//! files that Hugging Face's transformers writes.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::files::{read_bounded, read_json, read_json_if_any};
+use super::vocab::{Draft, Kind};
+use crate::error::{Error, Result};
+
+/// A token that is found in the text before anything else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "the file format's flags")]
+pub(super) struct Added {
+    pub id: u32,
+    pub content: String,
+    pub special: bool,
+    /// Whether it is looked for in the normalised text.
+    pub normalized: bool,
+    pub flags: Flags,
+}
+
+/// How an added token takes part of its surroundings.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Flags {
+    /// White space before it belongs to it.
+    pub lstrip: bool,
+    /// White space after it belongs to it.
+    pub rstrip: bool,
+    /// It is not found inside a word.
+    pub single_word: bool,
+}
+
+/// The settings of a folder.
+#[derive(Debug, Default)]
+pub(super) struct Settings {
+    /// The file that most of them are from, for messages.
+    path: PathBuf,
+    pub add_bos: Option<bool>,
+    pub add_prefix_space: Option<bool>,
+    pub legacy: Option<bool>,
+    pub bos: Option<String>,
+    pub eos: Option<String>,
+    unk: Option<String>,
+    /// Padding and additional special tokens.
+    others: Vec<String>,
+    pub added: Vec<Added>,
+    pub chat_template: Option<String>,
+}
+
+impl Settings {
+    /// Reads what there is of the files.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file is there and cannot be read; [`Error::BadFile`] if it is not of its form.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("tokenizer_config.json");
+        let config = read_json_if_any(&path)?;
+        let mut settings = Self { path: path.clone(), ..Self::default() };
+        if let Some(config) = &config {
+            let object = Object::new(config, &path)?;
+            settings.read_special(&object)?;
+            settings.add_bos = object.flag("add_bos_token")?;
+            settings.add_prefix_space = object.flag("add_prefix_space")?;
+            settings.legacy = object.flag("legacy")?;
+            settings.read_added_decoder(&object)?;
+            settings.chat_template = object.template()?;
+        }
+        let path = folder.join("special_tokens_map.json");
+        if let Some(map) = read_json_if_any(&path)? {
+            settings.read_special(&Object::new(&map, &path)?)?;
+        }
+        settings.read_added_tokens(&folder.join("added_tokens.json"))?;
+        settings.read_templates(folder)?;
+        Ok(settings)
+    }
+
+    /// Takes the special tokens by role; those that are known already stay.
+    fn read_special(&mut self, object: &Object<'_>) -> Result<()> {
+        for (slot, key) in [(&mut self.bos, "bos_token"), (&mut self.eos, "eos_token"), (&mut self.unk, "unk_token")] {
+            if slot.is_none() {
+                *slot = object.token(key)?;
+            }
+        }
+        self.others.extend(object.token("pad_token")?);
+        for key in ["additional_special_tokens", "extra_special_tokens"] {
+            if let Some(Value::Array(list)) = object.get(key) {
+                for value in list {
+                    self.others.push(object.token_value(key, value)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// `added_tokens_decoder`: from ids, as strings, to tokens.
+    fn read_added_decoder(&mut self, object: &Object<'_>) -> Result<()> {
+        let Some(decoder) = object.get("added_tokens_decoder") else { return Ok(()) };
+        let Value::Object(decoder) = decoder else {
+            return Err(object.wrong("added_tokens_decoder", "an object from ids to tokens", decoder));
+        };
+        for (id, token) in decoder {
+            let Ok(number) = id.parse() else {
+                return Err(object.wrong("added_tokens_decoder", "ids as keys", &Value::String(id.clone())));
+            };
+            self.added.push(Added::read(token, Some(number), object.path)?);
+        }
+        Ok(())
+    }
+
+    /// `added_tokens.json`: from tokens to ids. Older folders have only this one.
+    fn read_added_tokens(&mut self, path: &Path) -> Result<()> {
+        let Some(map) = read_json_if_any(path)? else { return Ok(()) };
+        let object = Object::new(&map, path)?;
+        for (content, id) in object.map {
+            let Some(number) = id.as_u64().and_then(|id| u32::try_from(id).ok()) else {
+                return Err(object.wrong(content, "an id", id));
+            };
+            if self.added.iter().any(|added| added.id == number && added.content == *content) {
+                continue;
+            }
+            let special = [&self.bos, &self.eos, &self.unk].into_iter().flatten().chain(&self.others);
+            let special = special.into_iter().any(|text| text == content);
+            let (content, flags) = (content.clone(), Flags::default());
+            self.added.push(Added { id: number, content, special, normalized: !special, flags });
+        }
+        Ok(())
+    }
+
+    /// The chat template's own files; `chat_template.jinja` is the newer form and comes before all others.
+    fn read_templates(&mut self, folder: &Path) -> Result<()> {
+        let path = folder.join("chat_template.jinja");
+        if path.exists() {
+            let text = String::from_utf8(read_bounded(&path)?);
+            self.chat_template = Some(text.map_err(|_| Error::bad_file(&path, "it is not UTF-8"))?);
+            return Ok(());
+        }
+        let path = folder.join("chat_template.json");
+        if self.chat_template.is_none() && path.exists() {
+            let file = read_json(&path)?;
+            self.chat_template = Object::new(&file, &path)?.template()?;
+        }
+        Ok(())
+    }
+
+    /// Gives the added tokens their ids, and marks those that carry structure.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] if an id means two tokens or is far behind the others, or BOS or EOS is not a token.
+    pub fn apply(&self, added: &[Added], draft: &mut Draft) -> Result<()> {
+        for token in added {
+            let kind = match draft.kind(token.id) {
+                Some(Kind::Unknown) => Kind::Unknown,
+                _ if token.special => Kind::Control,
+                Some(Kind::Control) => Kind::Control,
+                _ => Kind::UserDefined,
+            };
+            match draft.text(token.id) {
+                // Reserved special tokens may be given names.
+                Some(there) if there != token.content && draft.kind(token.id) != Some(Kind::Control) => {
+                    let reason = format!("token {} is both `{there}` and `{}`", token.id, token.content);
+                    return Err(Error::bad_file(draft.path(), reason));
+                }
+                _ => draft.set(token.id, &token.content, kind)?,
+            }
+        }
+        for text in self.others.iter().filter(|text| !text.is_empty()) {
+            if let Some(id) = draft.id(text).filter(|&id| draft.kind(id) != Some(Kind::Unknown)) {
+                draft.set(id, text, Kind::Control)?;
+            }
+        }
+        if let Some(text) = self.unk.as_ref().filter(|_| draft.is_sentence_piece())
+            && let Some(id) = draft.id(text)
+        {
+            draft.set(id, text, Kind::Unknown)?;
+        }
+        for (key, text) in [("bos_token", &self.bos), ("eos_token", &self.eos)] {
+            let Some(text) = text else { continue };
+            let Some(id) = draft.id(text) else {
+                let reason = format!("its `{key}` is `{text}`, which is not a token of `{}`", draft.path().display());
+                return Err(Error::bad_file(&self.path, reason));
+            };
+            draft.set(id, text, Kind::Control)?;
+        }
+        Ok(())
+    }
+}
+
+impl Added {
+    /// Reads a token with its flags; `id` is given where it is not among them.
+    pub fn read(value: &Value, id: Option<u32>, path: &Path) -> Result<Self> {
+        let object = Object::new(value, path)?;
+        let content = match object.get("content") {
+            Some(Value::String(content)) if !content.is_empty() => content.clone(),
+            other => {
+                return Err(object.wrong("content", "the spelling of an added token", other.unwrap_or(&Value::Null)));
+            }
+        };
+        let id = match (id, object.get("id")) {
+            (Some(id), _) => id,
+            (None, value) => value
+                .and_then(Value::as_u64)
+                .and_then(|id| u32::try_from(id).ok())
+                .ok_or_else(|| object.wrong("id", "the id of an added token", value.unwrap_or(&Value::Null)))?,
+        };
+        let flag = |key| Ok::<_, Error>(object.flag(key)?.unwrap_or(false));
+        let special = flag("special")?;
+        let normalized = object.flag("normalized")?.unwrap_or(!special);
+        let flags = Flags { lstrip: flag("lstrip")?, rstrip: flag("rstrip")?, single_word: flag("single_word")? };
+        Ok(Self { id, content, special, normalized, flags })
+    }
+}
+
+/// A JSON object, and where it is from.
+struct Object<'v> {
+    map: &'v Map<String, Value>,
+    path: &'v Path,
+}
+
+impl<'v> Object<'v> {
+    fn new(value: &'v Value, path: &'v Path) -> Result<Self> {
+        match value {
+            Value::Object(map) => Ok(Self { map, path }),
+            other => Err(Error::bad_file(path, format!("expected an object, got {}", shown(other)))),
+        }
+    }
+
+    /// A key's value, unless it is null.
+    fn get(&self, key: &str) -> Option<&'v Value> {
+        self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    fn wrong(&self, key: &str, expected: &str, got: &Value) -> Error {
+        Error::bad_file(self.path, format!("expected {expected} for `{key}`, got {}", shown(got)))
+    }
+
+    fn flag(&self, key: &str) -> Result<Option<bool>> {
+        self.get(key).map(|value| value.as_bool().ok_or_else(|| self.wrong(key, "true or false", value))).transpose()
+    }
+
+    /// A token's spelling: a string, or an object with `content`.
+    fn token(&self, key: &str) -> Result<Option<String>> {
+        self.get(key).map(|value| self.token_value(key, value)).transpose()
+    }
+
+    fn token_value(&self, key: &str, value: &Value) -> Result<String> {
+        let text = value.as_str().or_else(|| value.get("content").and_then(Value::as_str));
+        text.map(ToOwned::to_owned).ok_or_else(|| self.wrong(key, "a token", value))
+    }
+
+    /// `chat_template`: a string, or a list of named ones, of which `default` is taken.
+    fn template(&self) -> Result<Option<String>> {
+        let Some(value) = self.get("chat_template") else { return Ok(None) };
+        let named = |value: &Value| value.get("name").and_then(Value::as_str) == Some("default");
+        let text = match value {
+            Value::Array(list) => match list.iter().find(|value| named(value)) {
+                Some(template) => template.get("template").and_then(Value::as_str),
+                None => return Ok(None),
+            },
+            other => other.as_str(),
+        };
+        match text {
+            Some(text) => Ok(Some(text.to_owned())),
+            None => Err(self.wrong("chat_template", "a string or a list of named templates", value)),
+        }
+    }
+}
+
+/// A value for a message: short, whatever it is.
+pub(super) fn shown(value: &Value) -> String {
+    match value {
+        Value::Array(_) => "a list".into(),
+        Value::Object(_) => "an object".into(),
+        Value::String(text) if text.chars().count() > 60 => "a long string".into(),
+        other => format!("`{other}`"),
+    }
+}
