@@ -9,7 +9,6 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::ModelIds;
 use super::files::read_json;
 use super::weights::{Assembly, Bias, Naming, OutputLayer};
 use crate::attention::HeadLayout;
@@ -17,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::kernels::vector::MAX_HEAD_DIM;
 use crate::model::rope_scaling::{Llama3Scaling, YarnScaling};
 use crate::model::{DynamicNtk, LlamaConfig, RopeLayout, RopeSettings};
+use crate::tokenizer::ModelIds;
 
 /// The largest size that is believed.
 const MAX_SIZE: usize = 1 << 30;

@@ -26,7 +26,7 @@ pub use weights::WeightDtype;
 
 use crate::error::{Error, Result};
 use crate::model::{Llama, LlamaConfig};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{ModelIds, Tokenizer};
 use tensors::Tensors;
 use weights::{Assembly, Bias, Naming, OutputLayer};
 
@@ -54,15 +54,6 @@ impl Format {
             Self::Meta => "meta",
         }
     }
-}
-
-/// Tokens that begin and end a text, as a model's configuration names them.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ModelIds {
-    /// Begins a text.
-    pub bos_id: Option<u32>,
-    /// End a text, ascending.
-    pub eos_ids: Vec<u32>,
 }
 
 /// Where the tokenizer is.
@@ -155,7 +146,7 @@ impl Checkpoint {
     /// Makes the tokenizer.
     ///
     /// # Errors
-    /// As [`llama::vocab`] and [`Tokenizer::from_gguf`]; [`Error::BadFile`] if its tokens are not as many as the model's
+    /// As [`llama::vocab`] and [`Tokenizer::from_gguf`], or as [`Tokenizer::from_folder`]; [`Error::BadFile`] if its tokens are not as many as the model's
     /// embeddings. In a folder there may be more embeddings: they are padded to sizes that suit the hardware.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let embeddings = self.config.vocab_size;
@@ -164,7 +155,7 @@ impl Checkpoint {
                 (Tokenizer::from_gguf(llama::vocab(file)?)?, |tokens, embeddings| tokens == embeddings)
             }
             TokenizerSource::Folder(folder, ids) => {
-                (folder_tokenizer(folder, ids)?, |tokens, embeddings| tokens <= embeddings)
+                (Tokenizer::from_folder(folder, ids.clone())?, |tokens, embeddings| tokens <= embeddings)
             }
         };
         if fits(tokenizer.vocab_size(), embeddings) {
@@ -173,12 +164,6 @@ impl Checkpoint {
         let reason = format!("{} tokens in the vocabulary, {embeddings} embeddings", tokenizer.vocab_size());
         Err(Error::bad_file(&self.path, reason))
     }
-}
-
-/// The tokenizer of a model folder.
-fn folder_tokenizer(folder: &Path, _ids: &ModelIds) -> Result<Tokenizer> {
-    Err(Error::unsupported(format!("the tokenizer of the folder `{}`", folder.display()))
-        .with_hint("use a model in GGUF format"))
 }
 
 /// A model with its tokenizer.
