@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`gguf`], [`llama`] | the GGUF container; its metadata of a LLaMA model and of a tokenizer |
 //! | [`safetensors`], [`hf_config`] | safetensors files; Hugging Face's `config.json` |
+//! | [`pth`] | PyTorch's `.pth` files, of which Meta's layout consists |
 //!
 //! Not for: computing.
 
@@ -15,13 +16,17 @@ mod files;
 pub mod gguf;
 pub mod hf_config;
 pub mod llama;
+mod pickle;
+pub mod pth;
 pub mod safetensors;
 pub mod tensors;
 pub mod weights;
+mod zip;
 
 use std::path::{Path, PathBuf};
 
 pub use gguf::GgufFile;
+pub use pth::PthFile;
 pub use weights::WeightDtype;
 
 use crate::error::{Error, Result};
