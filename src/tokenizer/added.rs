@@ -4,6 +4,9 @@
 //! GGUF files have other rules (see `special.rs`), since llama.cpp has.
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use tokenizers::utils::SysRegex;
 
 use super::settings::Flags;
 use super::special::{Part, TokenSet};
@@ -42,8 +45,8 @@ impl AddedTokens {
             let (mut start, mut end) = (found.start, found.start + found.len);
             searched = end;
             let flags = self.flags.get(&found.id).copied().unwrap_or_default();
-            let word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
-            if flags.single_word && (word(text[..start].chars().next_back()) || word(text[end..].chars().next())) {
+            let inside = || is_word(text[..start].chars().next_back()) || is_word(text[end..].chars().next());
+            if flags.single_word && inside() {
                 continue;
             }
             if flags.lstrip {
@@ -64,6 +67,13 @@ impl AddedTokens {
         }
         parts
     }
+}
+
+/// Whether a character is part of a word, as the crate's regex engine sees it (marks are).
+fn is_word(c: Option<char>) -> bool {
+    static WORD: LazyLock<Option<SysRegex>> = LazyLock::new(|| SysRegex::new(r"\w").ok());
+    let (Some(c), Some(word)) = (c, &*WORD) else { return false };
+    word.find_iter(c.encode_utf8(&mut [0; 4])).next().is_some()
 }
 
 #[cfg(test)]

@@ -13,11 +13,13 @@ mod chat;
 mod files;
 mod folder;
 mod json;
+mod messages;
 mod sentencepiece;
 mod settings;
 mod special;
 mod spm;
 mod stream;
+mod templates;
 mod tiktoken;
 mod vocab;
 
@@ -31,10 +33,11 @@ use self::spm::SentencePiece;
 use self::vocab::{Draft, Kind, Vocab};
 use crate::error::{Error, Result};
 
-pub use self::chat::ChatMessage;
 pub use self::folder::ModelIds;
+pub use self::messages::{ChatMessage, messages_from_json};
 pub use self::sentencepiece::read_sentencepiece;
 pub use self::stream::StreamDecoder;
+pub use self::templates::ChatFormat;
 pub use self::vocab::GgufVocab;
 
 /// Control tokens with these spellings end a model's answer, whatever the file says. Source: llama.cpp's list.
@@ -371,7 +374,7 @@ impl Tokenizer {
         self.vocab.kind(id) == Some(Kind::Control)
     }
 
-    /// Whether the model brings a chat template along.
+    /// Whether the model brings a chat template along; without it, [`Tokenizer::chat_format`] may know a built-in one.
     #[must_use]
     pub fn has_chat_template(&self) -> bool {
         self.chat_template.is_some()

@@ -207,6 +207,7 @@ pub(super) struct Vocab {
     bytes: Vec<u8>,
     /// Where the bytes of a token end.
     ends: Vec<usize>,
+    sentence_piece: bool,
 }
 
 impl Vocab {
@@ -246,7 +247,12 @@ impl Vocab {
             }
             ends.push(bytes.len());
         }
-        Ok(Self { path, tokens, kinds, ids, bytes, ends })
+        Ok(Self { path, tokens, kinds, ids, bytes, ends, sentence_piece })
+    }
+
+    /// Whether spellings are `SentencePiece`'s.
+    pub fn is_sentence_piece(&self) -> bool {
+        self.sentence_piece
     }
 
     /// The file the vocabulary is from.
