@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 
 /// Longest JSON file that is read; the indices of the largest models take about 100 KB.
-const MAX_JSON_BYTES: u64 = 16 << 20;
+const MAX_JSON_BYTES: u64 = 4 << 20;
 
 /// Maps a regular file.
 ///

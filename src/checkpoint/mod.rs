@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`gguf`], [`llama`] | the GGUF container; its metadata of a LLaMA model and of a tokenizer |
 //! | [`safetensors`], [`hf_config`] | safetensors files; Hugging Face's `config.json` |
-//! | [`pth`] | PyTorch's `.pth` files, of which Meta's layout consists |
+//! | [`pth`], [`meta`] | PyTorch's `.pth` files; Meta's layout, which consists of them |
 //!
 //! Not for: computing.
 
@@ -16,6 +16,7 @@ mod files;
 pub mod gguf;
 pub mod hf_config;
 pub mod llama;
+pub mod meta;
 mod pickle;
 pub mod pth;
 pub mod safetensors;
@@ -36,7 +37,8 @@ use tensors::Tensors;
 use weights::{Assembly, Bias, Naming, OutputLayer};
 
 /// What can be given as a model.
-const HINT: &str = "give a GGUF file, or a folder with config.json and safetensors files";
+const HINT: &str =
+    "give a GGUF file, a folder with config.json and safetensors files, or one with params.json and consolidated.*.pth";
 
 /// The layout of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -305,10 +307,22 @@ fn open_hugging_face(path: &Path, folder: &Path, weights: &Path) -> Result<Check
     })
 }
 
-/// Opens a folder in Meta's layout: the one place where its reader belongs.
 fn open_meta(folder: &Path) -> Result<Checkpoint> {
-    Err(Error::unsupported(format!("a checkpoint in Meta's layout (`{}`)", folder.display()))
-        .with_hint("convert it to Hugging Face's layout or to GGUF"))
+    let shards: Vec<PthFile> = meta::shard_files(folder)?.iter().map(PthFile::open).collect::<Result<_>>()?;
+    let config = meta::config(folder, &shards)?;
+    Ok(Checkpoint {
+        path: folder.to_owned(),
+        format: Format::Meta,
+        tensors: meta::tensors(folder, shards, config.hidden_size)?,
+        config,
+        assembly: Assembly {
+            naming: Naming::Meta,
+            attention_bias: Bias::Never,
+            mlp_bias: Bias::Never,
+            output: OutputLayer::OwnIfPresent,
+        },
+        tokenizer: TokenizerSource::Folder(folder.to_owned(), ModelIds::default()),
+    })
 }
 
 fn pytorch(path: &Path) -> Error {

@@ -2,7 +2,7 @@
 //!
 //! Format: the ZIP archive of `torch.save`, <https://pytorch.org/docs/stable/notes/serialization.html>: `data.pkl`, a
 //! pickle with names and shapes, and one member for each storage, which is not compressed. The pickle is read by
-//! [`super::pickle`], which runs nothing; the archive by [`super::zip`]. Checksums are not compared, as that would read
+//! `pickle.rs`, which runs nothing; the archive by `zip.rs`. Checksums are not compared, as that would read
 //! all weights.
 //!
 //! Not for: files from before PyTorch 1.6, which are no archives, `TorchScript`, or knowing what a tensor means.
@@ -94,6 +94,19 @@ impl PthFile {
     #[must_use]
     pub fn error(&self, reason: impl Into<String>) -> Error {
         Error::bad_file(&self.path, reason)
+    }
+
+    /// Tells the operating system that bytes of the file are not needed in memory for now. They stay readable.
+    pub(super) fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        {
+            // SAFETY: the mapping is read-only and backed by the file; pages that are read again have the same bytes.
+            // A refusal only costs memory.
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            let _ = unsafe { self.mmap.unchecked_advise_range(advice, range.start, range.len()) };
+        }
+        #[cfg(not(unix))]
+        let _ = range;
     }
 }
 
@@ -304,7 +317,7 @@ fn number_type(name: &str) -> Option<GgmlDType> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::{Duration, Instant};
 
     use rand::rngs::StdRng;
@@ -381,6 +394,26 @@ mod tests {
         archive(&[("x/data.pkl", pickle), ("x/byteorder", b"little"), ("x/data/0", &[7; 32])], Style::default())
     }
 
+    /// A checkpoint of f32 tensors with these names, sizes and numbers.
+    pub(in crate::checkpoint) fn checkpoint_of(tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Vec<u8> {
+        let mut pickle = b"\x80\x02}".to_vec();
+        let mut members = Vec::new();
+        for (key, (name, shape, numbers)) in tensors.iter().enumerate() {
+            let key = key.to_string();
+            let signed = |number: usize| i64::try_from(number).unwrap();
+            let strides = (0..shape.len()).map(|dim| signed(shape[dim + 1..].iter().product())).collect();
+            let shape = shape.iter().map(|&size| signed(size)).collect();
+            let stored = signed(numbers.len());
+            let tensor = Written { class: "FloatStorage", key: &key, stored, offset: 0, shape, strides };
+            pickle.extend([text(name), tensor.pickle(), b"s".to_vec()].concat());
+            members.push((format!("x/data/{key}"), numbers.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()));
+        }
+        pickle.push(b'.');
+        members.push(("x/data.pkl".to_owned(), pickle));
+        let members: Vec<_> = members.iter().map(|(name, content)| (name.as_str(), content.as_slice())).collect();
+        archive(&members, Style::default())
+    }
+
     fn text(text: &str) -> Vec<u8> {
         [&b"X"[..], &u32::try_from(text.len()).unwrap().to_le_bytes(), text.as_bytes()].concat()
     }
@@ -395,16 +428,16 @@ mod tests {
 
     /// A tensor as `torch.save` writes it.
     #[derive(Clone)]
-    struct Written {
-        class: &'static str,
-        key: &'static str,
+    struct Written<'a> {
+        class: &'a str,
+        key: &'a str,
         stored: i64,
         offset: i64,
         shape: Vec<i64>,
         strides: Vec<i64>,
     }
 
-    impl Written {
+    impl Written<'_> {
         /// Fits into the storage of [`checkpoint`].
         fn new() -> Self {
             Self { class: "FloatStorage", key: "0", stored: 8, offset: 2, shape: vec![2, 3], strides: vec![3, 1] }

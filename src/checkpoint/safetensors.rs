@@ -67,19 +67,23 @@ pub fn open_index(index: impl AsRef<Path>) -> Result<Tensors> {
     if names_by_shard.is_empty() {
         return Err(bad("its `weight_map` is empty".to_owned()));
     }
+    // Before any file is opened: what an index with a bad name says of the others is not believed either.
+    if let Some(shard) = names_by_shard.keys().find(|shard| !is_plain_name(shard)) {
+        return Err(bad(format!("it names `{shard}`, expected the name of a file beside it")));
+    }
     let folder = index.parent().unwrap_or(Path::new(""));
     let mut tensors = Tensors::new(index);
+    let mut shards = Vec::new();
     for (shard, names) in names_by_shard {
-        if !is_plain_name(shard) {
-            return Err(bad(format!("it names `{shard}`, expected the name of a file beside it")));
-        }
-        let path = folder.join(shard);
-        let mut stored = open_file(&path).map_err(|error| match error {
+        let stored = open_file(&folder.join(shard)).map_err(|error| match error {
             Error::Io { .. } => {
                 error.with_hint(format!("`{}` names it: fetch all files of the model", index.display()))
             }
             other => other,
         })?;
+        shards.push((shard, names, stored));
+    }
+    for (shard, names, mut stored) in shards {
         for name in names {
             let tensor = stored
                 .remove(name)

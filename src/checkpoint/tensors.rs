@@ -32,8 +32,8 @@ impl std::fmt::Display for StoredDtype {
     }
 }
 
-/// Makes a tensor's bytes, row after row, little-endian, when they are needed.
-pub type MakeBytes = Arc<dyn Fn() -> Result<Vec<u8>> + Send + Sync>;
+/// Makes a tensor's bytes, row after row, little-endian, when they are needed: somebody's bytes, and which of them.
+pub type MakeBytes = Arc<dyn Fn() -> Result<(SharedBytes, Range<usize>)> + Send + Sync>;
 
 /// Where a tensor's bytes come from.
 #[derive(Clone)]
@@ -88,19 +88,14 @@ impl StoredTensor {
     /// # Errors
     /// Whatever putting the tensor together fails with; [`Error::Shape`] if it was mapped outside of its file.
     pub fn aligned(&self, align: usize) -> Result<(SharedBytes, Range<usize>)> {
-        let is_aligned = |bytes: &[u8]| (bytes.as_ptr() as usize).is_multiple_of(align);
-        match &self.data {
-            TensorData::Mapped { owner, range } => {
-                let all = (**owner).as_ref();
-                let bytes = all.get(range.clone()).ok_or_else(|| Error::shape("a tensor's bytes", range, all.len()))?;
-                Ok(if is_aligned(bytes) { (Arc::clone(owner), range.clone()) } else { aligned_copy(bytes) })
-            }
-            TensorData::Made { make, .. } => {
-                let bytes = make()?;
-                let len = bytes.len();
-                Ok(if is_aligned(&bytes) { (Arc::new(bytes), 0..len) } else { aligned_copy(&bytes) })
-            }
-        }
+        let (owner, range) = match &self.data {
+            TensorData::Mapped { owner, range } => (Arc::clone(owner), range.clone()),
+            TensorData::Made { make, .. } => make()?,
+        };
+        let all = (*owner).as_ref();
+        let bytes = all.get(range.clone()).ok_or_else(|| Error::shape("a tensor's bytes", &range, all.len()))?;
+        let is_aligned = (bytes.as_ptr() as usize).is_multiple_of(align);
+        Ok(if is_aligned { (owner, range) } else { aligned_copy(bytes) })
     }
 }
 

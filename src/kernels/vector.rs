@@ -36,32 +36,34 @@ multiversion! {
 
 #[inline(always)]
 fn dot_stored_body<const SIMD: bool, T: Element>(x: &[f32], row: &[T]) -> f32 {
-    const WIDTH: usize = 8;
     let len = x.len().min(row.len());
-    let (x, row) = (&x[..len], &row[..len]);
+    let (x_chunks, x_rest) = x[..len].as_chunks::<LANES>();
+    let (row_chunks, row_rest) = row[..len].as_chunks::<LANES>();
     let mut sums = [0.0f32; LANES];
-    let (x_chunks, x_rest) = x.as_chunks::<LANES>();
-    let (row_chunks, row_rest) = row.as_chunks::<LANES>();
     for (x, row) in x_chunks.iter().zip(row_chunks) {
-        let (row, _) = row.as_chunks::<WIDTH>();
-        for part in 0..LANES / WIDTH {
-            let wide = T::widen8::<SIMD>(&row[part]);
-            for lane in 0..WIDTH {
-                let i = part * WIDTH + lane;
-                sums[i] = fma::<SIMD>(x[i], wide[lane], sums[i]);
-            }
+        let wide = widen_chunk::<SIMD, T>(row);
+        for lane in 0..LANES {
+            sums[lane] = fma::<SIMD>(x[lane], wide[lane], sums[lane]);
         }
     }
-    for (part, (x, row)) in x_rest.chunks(WIDTH).zip(row_rest.chunks(WIDTH)).enumerate() {
-        let mut padded = [T::default(); WIDTH];
-        padded[..row.len()].copy_from_slice(row);
-        let wide = T::widen8::<SIMD>(&padded);
-        for (lane, &x) in x.iter().enumerate() {
-            let i = part * WIDTH + lane;
-            sums[i] = fma::<SIMD>(x, wide[lane], sums[i]);
+    if !row_rest.is_empty() {
+        let mut padded = [T::default(); LANES];
+        padded[..row_rest.len()].copy_from_slice(row_rest);
+        let wide = widen_chunk::<SIMD, T>(&padded);
+        for (lane, &x) in x_rest.iter().enumerate() {
+            sums[lane] = fma::<SIMD>(x, wide[lane], sums[lane]);
         }
     }
     sum_lanes(sums)
+}
+
+#[inline(always)]
+fn widen_chunk<const SIMD: bool, T: Element>(source: &[T; LANES]) -> [f32; LANES] {
+    let mut out = [0.0; LANES];
+    for (source, out) in source.as_chunks::<8>().0.iter().zip(out.as_chunks_mut::<8>().0) {
+        *out = T::widen8::<SIMD>(source);
+    }
+    out
 }
 
 multiversion! {

@@ -95,3 +95,21 @@ impl YarnScaling {
         (0..dim / 2).map(|i| divisor(i) as f32).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Against Meta's `apply_scaling` in double precision.
+    #[test]
+    fn frequencies_of_llama_3_1() {
+        let scaling =
+            Llama3Scaling { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192 };
+        let divisors = scaling.divisors(500_000.0, 128);
+        assert_eq!((divisors[28], divisors[36], divisors[63]), (1.0, 8.0, 8.0));
+        for (i, expected) in [1.207_484, 1.553_415, 2.026_313, 2.694_53, 3.684_253, 5.257_327, 8.0].iter().enumerate() {
+            let got = divisors[29 + i];
+            assert!((got - expected).abs() < 1e-5, "{i}: {got}");
+        }
+    }
+}

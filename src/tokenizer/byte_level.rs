@@ -79,9 +79,9 @@ pub(super) struct ByteLevel {
 #[derive(Debug)]
 enum Merging {
     /// In the order of a list of pairs.
-    Pairs(HfTokenizer),
+    Pairs(Box<HfTokenizer>),
     /// By the rank of what results.
-    Ranks(PreTokenizerWrapper, SentencePiece),
+    Ranks(Box<(PreTokenizerWrapper, SentencePiece)>),
 }
 
 impl ByteLevel {
@@ -92,7 +92,7 @@ impl ByteLevel {
     pub fn by_rank(vocab: &Vocab) -> Result<Self> {
         let words = pre_tokenizer(Pre::Llama3);
         let words = words.map_err(|e| Error::bad_file(vocab.path(), format!("its tokenizer cannot be built: {e}")))?;
-        let merging = Merging::Ranks(words, SentencePiece::by_rank(vocab));
+        let merging = Merging::Ranks(Box::new((words, SentencePiece::by_rank(vocab))));
         Ok(Self { merging, user_defined: TokenSet::default(), bos_by_default: true })
     }
 
@@ -120,7 +120,7 @@ impl ByteLevel {
         inner.with_pre_tokenizer(Some(pre_tokenizer(pre).map_err(failed)?));
         let user_defined = vocab.iter().filter(|(id, _, kind)| *kind == Kind::UserDefined && !vocab.is_marker(*id));
         let user_defined = TokenSet::new(user_defined.map(|(id, text, _)| (id, text)));
-        Ok(Self { merging: Merging::Pairs(inner), user_defined, bos_by_default })
+        Ok(Self { merging: Merging::Pairs(Box::new(inner)), user_defined, bos_by_default })
     }
 
     /// Whether a prompt begins with BOS if the file does not say.
@@ -149,7 +149,8 @@ impl Merging {
     fn encode(&self, text: &str, ids: &mut Vec<u32>) -> tokenizers::Result<()> {
         match self {
             Self::Pairs(inner) => ids.extend_from_slice(inner.encode_fast(text, false)?.get_ids()),
-            Self::Ranks(words, pieces) => {
+            Self::Ranks(model) => {
+                let (words, pieces) = &**model;
                 let mut split = PreTokenizedString::from(text);
                 words.pre_tokenize(&mut split)?;
                 for (word, ..) in split.get_splits(OffsetReferential::Original, OffsetType::Byte) {

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
-use tokenizers::Tokenizer as HfTokenizer;
+use tokenizers::{NormalizedString, Normalizer as _, NormalizerWrapper, PreTokenizerWrapper, Tokenizer as HfTokenizer};
 
 use super::Prefix;
 use super::added::AddedTokens;
@@ -74,13 +74,23 @@ fn build(mut file: Value, path: &Path, settings: &Settings) -> Result<JsonTokeni
     if let Some(id) = unk.as_ref().filter(|_| sentence_piece).and_then(|unk| draft.id(unk)) {
         draft.set(id, unk.as_deref().unwrap_or_default(), Kind::Unknown)?;
     }
+    let failed = |e: &dyn std::fmt::Display| bad(format!("its tokenizer cannot be built: {e}"));
+    // Tokens looked for in the normalised text stay with the crate, unless they carry structure.
+    let (inner, outer): (Vec<_>, Vec<_>) = added.iter().partition(|t| t.normalized && !draft.is_marker(t.id));
+    let normalizer: Option<NormalizerWrapper> =
+        serde_json::from_value(file["normalizer"].clone()).map_err(|e| failed(&e))?;
+    if let Some(normalizer) = normalizer.filter(|_| sentence_piece) {
+        for token in &inner {
+            let mut text = NormalizedString::from(token.content.as_str());
+            normalizer.normalize(&mut text).map_err(|e| failed(&e))?;
+            draft.prints(token.id, text.get().to_owned());
+        }
+    }
     let vocab = Vocab::new(draft)?;
     let leading = leading(&file["post_processor"], &vocab)?;
     let strips_space = strips_space(&file["decoder"]);
     let prefix = prefix(&file);
 
-    // Tokens looked for in the normalised text stay with the crate, unless they carry structure.
-    let (inner, outer): (Vec<_>, Vec<_>) = added.iter().partition(|t| t.normalized && !vocab.is_marker(t.id));
     let flags: HashMap<u32, Flags> = outer.iter().map(|token| (token.id, token.flags)).collect();
     let found = vocab.iter().filter(|(id, ..)| flags.contains_key(id) || vocab.is_marker(*id));
     let outer = AddedTokens::new(found.map(|(id, text, _)| (id, text, flags.get(&id).copied().unwrap_or_default())));
@@ -90,17 +100,16 @@ fn build(mut file: Value, path: &Path, settings: &Settings) -> Result<JsonTokeni
         drop_prefix(&mut parts);
         parts
     });
-    let failed = |e: String| bad(format!("its tokenizer cannot be built: {e}"));
-    let first: HfTokenizer = serde_json::from_value(file).map_err(|e| failed(e.to_string()))?;
+    let first: HfTokenizer = serde_json::from_value(file).map_err(|e| failed(&e))?;
     let rest = match rest {
         None => None,
         Some(mut parts) => {
             let mut rest = first.clone();
-            let normalizer: Option<tokenizers::NormalizerWrapper> =
-                serde_json::from_value(parts["normalizer"].take()).map_err(|e| failed(e.to_string()))?;
-            let pre_tokenizer: Option<tokenizers::PreTokenizerWrapper> =
-                serde_json::from_value(parts["pre_tokenizer"].take()).map_err(|e| failed(e.to_string()))?;
-            rest.with_normalizer(normalizer).map_err(|e| failed(e.to_string()))?;
+            let normalizer: Option<NormalizerWrapper> =
+                serde_json::from_value(parts["normalizer"].take()).map_err(|e| failed(&e))?;
+            let pre_tokenizer: Option<PreTokenizerWrapper> =
+                serde_json::from_value(parts["pre_tokenizer"].take()).map_err(|e| failed(&e))?;
+            rest.with_normalizer(normalizer).map_err(|e| failed(&e))?;
             rest.with_pre_tokenizer(pre_tokenizer);
             Some(rest)
         }

@@ -1,6 +1,6 @@
-//! Messages of a conversation, and reading them from a file in OpenAI's form.
+//! Messages of a conversation, and reading them from a file in the form of `OpenAI`'s chat completions.
 //!
-//! What a message becomes in a prompt is `chat.rs`'s business. Source: the `messages` of OpenAI's chat completions.
+//! What a message becomes in a prompt is `chat.rs`'s business.
 
 use std::path::Path;
 

@@ -138,6 +138,7 @@ impl Trainer {
 }
 
 /// Message `NormalizerSpec`, with the defaults of its definition.
+#[expect(clippy::struct_excessive_bools, reason = "the message's flags")]
 struct Normalizer {
     name: String,
     /// Whether there is no table of replacements.

@@ -14,7 +14,6 @@ use crate::error::{Error, Result};
 
 /// A token that is found in the text before anything else.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "the file format's flags")]
 pub(super) struct Added {
     pub id: u32,
     pub content: String,

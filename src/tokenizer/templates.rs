@@ -2,7 +2,7 @@
 //!
 //! Written as Jinja templates, so that they go the same way as a model's own. Sources: Meta's `llama` repository
 //! (`generation.py`, function `chat_completion`) for `LLaMA` 2, Meta's `llama3` repository (`tokenizer.py`, class
-//! `ChatFormat`) for `LLaMA` 3, OpenAI's description of ChatML.
+//! `ChatFormat`) for `LLaMA` 3, `OpenAI`'s description of `ChatML`.
 
 /// Where the chat format of a tokenizer is from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! `LLaMA` 3's own `tokenizer.model`: one line per token, its bytes in base64 and its rank.
 //!
 //! Only the file's format and the special tokens that are not in it; merging by rank is done in `spm.rs`, splitting
-//! into words in `byte_level.rs`. Source: OpenAI's tiktoken (the format) and Meta's llama-models (the special tokens).
+//! into words in `byte_level.rs`. Source: `OpenAI`'s tiktoken (the format) and Meta's llama-models (the special tokens).
 
 use std::path::Path;
 
@@ -163,7 +163,8 @@ mod tests {
     /// All bytes, in order, and the tokens given.
     fn file(more: &[&str]) -> String {
         let tokens = (0..=255u8).map(|b| vec![b]).chain(more.iter().map(|t| t.as_bytes().to_vec()));
-        tokens.enumerate().map(|(rank, token)| format!("{} {rank}\n", encode_base64(&token))).collect()
+        let lines = tokens.enumerate().map(|(rank, token)| format!("{} {rank}\n", encode_base64(&token)));
+        lines.collect::<Vec<_>>().concat()
     }
 
     fn reason(content: &str) -> String {

@@ -76,6 +76,15 @@ impl Kind {
             _ => return None,
         })
     }
+
+    /// Whether a token of this kind and spelling carries structure.
+    fn is_marker(self, text: &str) -> bool {
+        match self {
+            Self::Control | Self::Unknown => true,
+            Self::UserDefined => looks_like_marker(text),
+            Self::Normal | Self::Unused | Self::Byte => false,
+        }
+    }
 }
 
 /// A vocabulary in the making: what every file format is brought to. Ids that no token has hold an empty, unused one.
@@ -86,12 +95,14 @@ pub(super) struct Draft {
     kinds: Vec<Kind>,
     /// Whether spellings are `SentencePiece`'s (U+2581 for a space), and not byte-level ones.
     sentence_piece: bool,
+    /// What tokens print that don't print their spelling.
+    printed: HashMap<u32, String>,
 }
 
 impl Draft {
     /// Begins a vocabulary without tokens; `path` is for messages.
     pub fn new(path: &Path, sentence_piece: bool) -> Self {
-        Self { path: path.to_owned(), tokens: Vec::new(), kinds: Vec::new(), sentence_piece }
+        Self { path: path.to_owned(), tokens: Vec::new(), kinds: Vec::new(), sentence_piece, printed: HashMap::new() }
     }
 
     /// Checks the lists of a GGUF vocabulary and takes its tokens (they are moved out of `gguf`).
@@ -133,7 +144,7 @@ impl Draft {
             }
             kinds
         };
-        Ok(Self { path, tokens, kinds, sentence_piece })
+        Ok(Self { path, tokens, kinds, sentence_piece, printed: HashMap::new() })
     }
 
     /// Number of ids.
@@ -160,6 +171,7 @@ impl Draft {
         self.tokens.iter().position(|t| t == text).and_then(|id| u32::try_from(id).ok())
     }
 
+    /// The kind of an id.
     pub fn kind(&self, id: u32) -> Option<Kind> {
         self.kinds.get(id as usize).copied()
     }
@@ -169,8 +181,19 @@ impl Draft {
         self.sentence_piece
     }
 
+    /// The file, for messages.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// As [`Vocab::is_marker`].
+    pub fn is_marker(&self, id: u32) -> bool {
+        self.kind(id).zip(self.text(id)).is_some_and(|(kind, text)| kind.is_marker(text))
+    }
+
+    /// Says that a token prints something else than its spelling.
+    pub fn prints(&mut self, id: u32, text: String) {
+        self.printed.insert(id, text);
     }
 
     /// Says what an id stands for, whatever it did before; ids between the end and `id` stay vacant.
@@ -216,7 +239,7 @@ impl Vocab {
     /// # Errors
     /// [`Error::BadFile`] if it is empty, a spelling occurs twice, or a byte token is not one.
     pub fn new(draft: Draft) -> Result<Self> {
-        let Draft { path, tokens, kinds, sentence_piece } = draft;
+        let Draft { path, tokens, kinds, sentence_piece, printed } = draft;
         let bad = |reason: String| Err(Error::bad_file(&path, reason));
         let len = tokens.len();
         if len == 0 {
@@ -236,7 +259,8 @@ impl Vocab {
             }
         }
         let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(len));
-        for (text, kind) in tokens.iter().zip(&kinds) {
+        for ((id, text), kind) in (0u32..).zip(&tokens).zip(&kinds) {
+            let text = printed.get(&id).unwrap_or(text);
             match (kind, byte_value(text)) {
                 (Kind::Byte, Some(byte)) => bytes.push(byte),
                 (Kind::Byte, None) => return bad(format!("the byte token `{text}` is not of the form `<0x0A>`")),
@@ -296,11 +320,7 @@ impl Vocab {
     /// unknown tokens, and those user-defined ones that look like chat markers (`<|im_start|>`), as older conversions
     /// have them.
     pub fn is_marker(&self, id: u32) -> bool {
-        match self.kind(id) {
-            Some(Kind::Control | Kind::Unknown) => true,
-            Some(Kind::UserDefined) => self.text(id).is_some_and(looks_like_marker),
-            _ => false,
-        }
+        self.kind(id).zip(self.text(id)).is_some_and(|(kind, text)| kind.is_marker(text))
     }
 }
 

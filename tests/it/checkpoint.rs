@@ -8,13 +8,17 @@ use std::fmt::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use adaptive_kvcache::Error;
 use adaptive_kvcache::cache::{KvDtype, Retention};
+use adaptive_kvcache::checkpoint::tensors::{StoredDtype, StoredTensor, TensorData, Tensors};
+use adaptive_kvcache::checkpoint::weights::{Assembly, Bias, Naming, OutputLayer, assemble as assemble_model};
 use adaptive_kvcache::checkpoint::{self, Checkpoint, Format, WeightDtype};
 use adaptive_kvcache::fidelity::argmax;
+use adaptive_kvcache::kernels::quant::SharedBytes;
 use adaptive_kvcache::memory::process_memory;
-use adaptive_kvcache::model::Llama;
+use adaptive_kvcache::model::{Llama, RopeLayout};
 use candle_core::quantized::gguf_file::{self, Value as GgufValue};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
@@ -23,7 +27,7 @@ use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::fixture::Fixture;
+use crate::support::fixture::{Fixture, interleave};
 use crate::support::{data, ids, json as read_json, max_difference};
 
 const FIXTURES: [&str; 4] = ["mha", "gqa-tied", "head-dim", "llama3-rope"];
@@ -49,7 +53,7 @@ const SAME_WEIGHTS_TOLERANCE: f32 = 5e-5;
 
 /// Rounded weights are off by up to 2^-11 (f16) or 2^-8 (bf16) of themselves. An error of that size in every product of
 /// a few layers shows in the logits as a few times that share of the largest.
-const F16_TOLERANCE_RATIO: f32 = 4.0 / 2048.0;
+const F16_TOLERANCE_RATIO: f32 = 8.0 / 2048.0;
 const BF16_TOLERANCE_RATIO: f32 = 8.0 / 256.0;
 
 fn numbers(value: &Value) -> Vec<f32> {
@@ -149,6 +153,92 @@ fn every_setting_computes_what_transformers_computes() {
             }
         }
     }
+}
+
+/// Else agreement with transformers would say nothing of the setting.
+#[test]
+fn every_rotary_setting_shows_in_the_logits() {
+    for (name, scaling) in CHECKPOINTS.into_iter().filter(|(_, scaling)| *scaling != "none") {
+        let folder = with_config(&checkpoints(name), |config| {
+            let map = config.as_object_mut().unwrap();
+            map.remove("rope_scaling");
+            map.remove("rope_parameters");
+            config["rope_theta"] = json!(if name == "old-spelling" { 5000.0 } else { 10_000.0 });
+            config["max_position_embeddings"] = json!(256);
+        });
+        let cases = read_json(checkpoints(name).join("expected.json"))["cases"].clone();
+        for case in cases.as_array().unwrap().iter().filter(|case| case["ids"].as_array().unwrap().len() > 32) {
+            let plain = logits(&model(folder.path(), WeightDtype::F32), &ids(&case["ids"]), &[]);
+            let difference = max_difference(&plain, &numbers(&case["last_logits"]));
+            assert!(difference > 100.0 * TOLERANCE, "{name}, {scaling}: {difference}");
+        }
+    }
+}
+
+/// Tensors that are made when they are needed, under Meta's names, with query and key rows interleaved.
+#[test]
+fn tensors_need_not_lie_in_a_file() {
+    let source = data("fixtures/gqa-tied");
+    let fixture = Fixture::read("gqa-tied");
+    let names = [
+        ("input_layernorm", "attention_norm"),
+        ("self_attn.q_proj", "attention.wq"),
+        ("self_attn.k_proj", "attention.wk"),
+        ("self_attn.v_proj", "attention.wv"),
+        ("self_attn.o_proj", "attention.wo"),
+        ("post_attention_layernorm", "ffn_norm"),
+        ("mlp.gate_proj", "feed_forward.w1"),
+        ("mlp.up_proj", "feed_forward.w3"),
+        ("mlp.down_proj", "feed_forward.w2"),
+        ("model.embed_tokens", "tok_embeddings"),
+        ("model.norm", "norm"),
+        ("model.", ""),
+    ];
+    let mut tensors = Tensors::new("memory");
+    for (name, weight) in &fixture.weights {
+        let name = names.iter().fold(name.clone(), |name, (from, to)| name.replace(from, to));
+        let heads = match name.as_str() {
+            name if name.ends_with("wq.weight") => fixture.size("num_attention_heads"),
+            name if name.ends_with("wk.weight") => fixture.size("num_key_value_heads"),
+            _ => 0,
+        };
+        let weight = if heads > 0 { interleave(weight, heads) } else { weight.clone() };
+        let bytes: Vec<u8> =
+            weight.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().flat_map(|x| x.to_le_bytes()).collect();
+        let len = bytes.len();
+        let bytes: SharedBytes = Arc::new(bytes);
+        let data = TensorData::Made { len, make: Arc::new(move || Ok((Arc::clone(&bytes), 0..len))) };
+        let dtype = StoredDtype::Usable(GgmlDType::F32);
+        let tensor = StoredTensor { path: Path::new("memory").into(), dtype, shape: weight.dims().to_vec(), data };
+        tensors.insert(name, tensor).unwrap();
+    }
+    let mut config = checkpoint::open(&source).unwrap().config().clone();
+    config.rope.layout = RopeLayout::Interleaved;
+    let assembly = Assembly {
+        naming: Naming::Meta,
+        attention_bias: Bias::Never,
+        mlp_bias: Bias::Never,
+        output: OutputLayer::Tied,
+    };
+    let meta = assemble_model(&tensors, assembly, config, WeightDtype::Auto, &mut |_, _| {}).unwrap();
+    let run = |model: &Llama| logits(model, &[1, 7, 300, 5], &[9, 8]);
+    let difference = max_difference(&run(&meta), &run(&model(&source, WeightDtype::Auto)));
+    assert!(difference < SAME_WEIGHTS_TOLERANCE, "{difference}");
+}
+
+#[test]
+fn inspect_shows_folders() {
+    let inspect = |path: &Path| {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_adaptive-kvcache")).arg("inspect").arg("--model").arg(path).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let text = inspect(&checkpoints("mistral"));
+    assert_names(&text, &["safetensors", "48, the sliding window", "F32", "its own"]);
+    assert_names(&inspect(&checkpoints("dynamic")), &["scaling dynamic, 4, beyond 32 tokens", "128"]);
+    assert_names(&inspect(&checkpoints("yarn").join("model.safetensors")), &["scaling yarn"]);
 }
 
 #[test]
@@ -287,7 +377,7 @@ fn split_gguf(source: &Path, folder: &Path, count: usize, change: impl Fn(usize,
         let mut metadata = vec![
             ("split.no", GgufValue::U16(index as u16)),
             ("split.count", GgufValue::U16(count as u16)),
-            ("split.tensors.count", GgufValue::I32(names.len() as i32)),
+            ("split.tensors.count", GgufValue::I32(i32::try_from(names.len()).unwrap())),
         ];
         if index == 0 {
             metadata.extend(content.metadata.iter().map(|(key, value)| (key.as_str(), value.clone())));
@@ -674,10 +764,9 @@ fn damaged_safetensors_never_panic() {
             let mut cache = model.new_cache(KvDtype::F16, Retention::Full);
             model.prefill(&[1, 2, 3], &mut cache, &mut ())
         }));
-        match result {
-            Ok(Ok(_)) => opened += 1,
-            Ok(Err(error)) => assert!(!error.to_string().contains('\n'), "round {round}: {error}"),
-            Err(_) => panic!("round {round} panicked; damaged at{log}"),
+        match result.unwrap_or_else(|_| panic!("round {round} panicked; damaged at{log}")) {
+            Ok(_) => opened += 1,
+            Err(error) => assert!(!error.to_string().contains('\n'), "round {round}: {error}"),
         }
     }
     // Some damage is harmless (to the numbers' names of no tensor), most is not: else this would test nothing.

@@ -11,7 +11,7 @@ use adaptive_kvcache::kernels::simd::InstructionSet;
 use adaptive_kvcache::kernels::vector::{self, PartialAttention};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
-use half::f16;
+use half::{bf16, f16};
 use rand::rngs::StdRng;
 
 use crate::numbers::{assert_close, dot, seeded, softmax, uniform, widen};
@@ -50,6 +50,54 @@ fn dot_products() {
             let longer = [&b[..], &[f32::NAN; 40]].concat();
             assert_close(&case, &[vector::dot(set, &a, &longer)], &[dot(&a, &b)], SUM_TOLERANCE);
             assert_close(&case, &[vector::dot(set, &longer, &a)], &[dot(&a, &b)], SUM_TOLERANCE);
+        }
+    });
+}
+
+fn check_stored<T: Element>(set: InstructionSet, len: usize, tolerance: f64) {
+    let rng = &mut seeded(len as u64 + 1);
+    let (x, weights) = (uniform(rng, len, 1.0), uniform(rng, len, 1.0));
+    let stored: Vec<T> = weights.iter().map(|&value| T::narrow(value)).collect();
+    let exact: Vec<f32> = stored.iter().map(|value| value.widen()).collect();
+    let case = format!("{set:?}, {len} of {}", std::any::type_name::<T>());
+    for (&exact, &weight) in exact.iter().zip(&weights) {
+        assert!(f64::from((exact - weight).abs()) <= tolerance * f64::from(weight.abs()), "{case}: {exact} {weight}");
+    }
+    let mut wide = vec![f32::NAN; len];
+    vector::widen(set, &stored, &mut wide);
+    assert_eq!(wide, exact, "{case}");
+    assert_close(&case, &[vector::dot_stored(set, &x, &stored)], &[dot(&x, &exact)], SUM_TOLERANCE);
+    let longer = [&x[..], &[f32::NAN; 40]].concat();
+    assert_close(&case, &[vector::dot_stored(set, &longer, &stored)], &[dot(&x, &exact)], SUM_TOLERANCE);
+}
+
+/// Rows of every length up to several rounds of the lanes, so that every kind of rest occurs.
+#[test]
+fn products_with_stored_numbers() {
+    for_every_set(|set| {
+        for len in (0..140).chain([1000, 1023]) {
+            check_stored::<f32>(set, len, 0.0);
+            check_stored::<f16>(set, len, 1.0 / 2048.0);
+            check_stored::<bf16>(set, len, 1.0 / 256.0);
+        }
+    });
+}
+
+/// Every number of the formats, infinities and subnormal ones included, is widened to what it means.
+#[test]
+fn every_stored_number_is_widened_exactly() {
+    let halves: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+    let brains: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
+    let expected = [
+        halves.iter().map(|value| value.to_f32()).collect::<Vec<f32>>(),
+        brains.iter().map(|value| value.to_f32()).collect(),
+    ];
+    for_every_set(|set| {
+        let mut got = [vec![0.0; halves.len()], vec![0.0; brains.len()]];
+        vector::widen(set, &halves, &mut got[0]);
+        vector::widen(set, &brains, &mut got[1]);
+        for (got, expected) in got.iter().flatten().zip(expected.iter().flatten()) {
+            assert!(got.to_bits() == expected.to_bits() || (got.is_nan() && expected.is_nan()), "{got} {expected}");
         }
     });
 }
@@ -397,7 +445,7 @@ fn products_with_every_format_equal_those_with_candles_own_dequantised_weights()
     }
     // Plain floats need no whole blocks.
     for dtype in [GgmlDType::F32, GgmlDType::F16, GgmlDType::BF16] {
-        for (rows, cols) in [(1, 1), (5, 7), (40, 33)] {
+        for (rows, cols) in [(1, 1), (5, 7), (40, 33), (33, 129), (70, 1001)] {
             check_products(dtype, rows, cols);
         }
     }

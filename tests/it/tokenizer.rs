@@ -1,5 +1,7 @@
 //! The tokenizer against SentencePiece, the golden file and hostile vocabularies.
 
+mod folder;
+
 use adaptive_kvcache::checkpoint::{GgufFile, llama};
 use adaptive_kvcache::error::Error;
 use adaptive_kvcache::tokenizer::{ChatMessage, GgufVocab, Tokenizer};

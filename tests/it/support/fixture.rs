@@ -21,11 +21,18 @@ pub struct Fixture {
 
 impl Fixture {
     pub fn read(name: &str) -> Self {
-        let folder = data("fixtures").join(name);
+        Self::read_folder(&data("fixtures").join(name))
+    }
+
+    /// Reads a folder in Hugging Face's layout; expected results may be missing. Weights are widened to f32.
+    pub fn read_folder(folder: &Path) -> Self {
+        let expected = folder.join("expected.json");
+        let weights = candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu).unwrap();
+        let widened = weights.into_iter().map(|(name, weight)| (name, weight.to_dtype(DType::F32).unwrap()));
         Self {
             config: json(folder.join("config.json")),
-            weights: candle_core::safetensors::load(folder.join("model.safetensors"), &Device::Cpu).unwrap(),
-            expected: json(folder.join("expected.json")),
+            weights: widened.collect(),
+            expected: if expected.is_file() { json(expected) } else { Json::Null },
         }
     }
 
@@ -225,7 +232,7 @@ pub struct Decision {
 }
 
 /// Rows of a query or key weight from halves to neighbours, head by head.
-fn interleave(weight: &Tensor, heads: usize) -> Tensor {
+pub fn interleave(weight: &Tensor, heads: usize) -> Tensor {
     let (rows, cols) = weight.dims2().unwrap();
     let split = weight.reshape((heads, 2, rows / heads / 2, cols)).unwrap();
     split.transpose(1, 2).unwrap().contiguous().unwrap().reshape((rows, cols)).unwrap()
