@@ -52,6 +52,10 @@ impl LayerCacheManager {
         Self { layer, layout, dtype, heads, seen: 0, settled: 0 }
     }
 
+    pub(super) fn emptied(&self) -> Self {
+        Self::new(self.layer, self.layout, self.dtype)
+    }
+
     /// The heads, by KV head.
     #[must_use]
     pub fn heads(&self) -> &[HeadCache] {

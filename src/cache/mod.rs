@@ -84,6 +84,13 @@ impl AdaptiveKvCache {
         Self { layers, retention, seen: 0, recent: Vec::new() }
     }
 
+    /// An empty cache of the same kind.
+    #[must_use]
+    pub fn emptied(&self) -> Self {
+        let layers = self.layers.iter().map(LayerCacheManager::emptied).collect();
+        Self { layers, retention: self.retention.clone(), seen: 0, recent: Vec::new() }
+    }
+
     /// Tokens given so far, those included that no head keeps: the position of the next token.
     #[must_use]
     pub fn seen(&self) -> usize {

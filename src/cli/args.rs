@@ -9,6 +9,9 @@ use adaptive_kvcache::policy::POLICIES;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+/// Tokens to generate from a prompt, if the user does not say.
+pub const DEFAULT_NEW_TOKENS: usize = 128;
+
 /// Runs LLaMA models with a KV cache that keeps, for every head, only what that head attends to.
 #[derive(Debug, Parser)]
 #[command(version, about, after_help = policies_help(), max_term_width = 110, args_override_self = true)]
@@ -22,9 +25,12 @@ pub enum Command {
     /// Generates text from a prompt
     #[command(args_override_self = true, allow_negative_numbers = true)]
     Generate(GenerateArgs),
+    /// Talks with the model, every turn on top of what the cache kept of the turns before
+    #[command(args_override_self = true, allow_negative_numbers = true)]
+    Chat(ChatArgs),
     /// Runs one prompt with the full and with the adaptive cache, and says how far they agree
     #[command(args_override_self = true, allow_negative_numbers = true)]
-    Compare(RunArgs),
+    Compare(CompareArgs),
     /// Shows what a model file holds, and what its KV cache needs at each context
     Inspect(InspectArgs),
 }
@@ -102,14 +108,28 @@ pub struct PromptArgs {
     #[arg(long, env = "CHAT", num_args = 0..=1, default_missing_value = "1", default_value = "0",
           value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set, hide_possible_values = true, value_name = "0|1")]
     pub chat: bool,
+    /// Either of the two asks for the chat template, too.
+    #[command(flatten)]
+    pub dialogue: DialogueArgs,
+}
+
+/// What comes before the prompt in a conversation.
+#[derive(Debug, Args)]
+pub struct DialogueArgs {
+    /// What the model is told to be, as the chat template's system message
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// JSON file of messages: `[{"role": "user", "content": "..."}]`, or an object that holds them as `messages`
+    #[arg(long, value_name = "PATH")]
+    pub messages: Option<PathBuf>,
 }
 
 /// How far to generate, and how tokens are drawn.
 #[derive(Debug, Args)]
 pub struct SamplingArgs {
-    /// The most tokens to generate
-    #[arg(short = 'n', long, env = "MAX_NEW_TOKENS", default_value_t = 128, value_name = "N")]
-    pub max_new_tokens: usize,
+    /// The most tokens to generate [default: 128; in a chat, until the answer ends]
+    #[arg(short = 'n', long, env = "MAX_NEW_TOKENS", value_name = "N")]
+    pub max_new_tokens: Option<usize>,
     /// 0 takes the most probable token always
     #[arg(long, default_value_t = 0.0, value_parser = non_negative, value_name = "T")]
     pub temperature: f32,
@@ -140,9 +160,10 @@ pub struct SamplingArgs {
 }
 
 impl SamplingArgs {
-    pub fn options(&self) -> GenerationOptions {
+    /// * `max_new_tokens`: if the user does not say
+    pub fn options(&self, max_new_tokens: usize) -> GenerationOptions {
         GenerationOptions {
-            max_new_tokens: self.max_new_tokens,
+            max_new_tokens: self.max_new_tokens.unwrap_or(max_new_tokens),
             sampling: SamplingOptions {
                 temperature: self.temperature,
                 top_k: self.top_k,
@@ -186,20 +207,38 @@ pub struct RunArgs {
     pub prompt: PromptArgs,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+}
+
+/// Which cache is used, and where its choices are logged.
+#[derive(Debug, Args)]
+pub struct CacheArgs {
+    /// 1: adaptive cache; 0: full cache
+    #[arg(long, env = "USE_ADAKV", default_value = "1", value_parser = BoolishValueParser::new(),
+          action = clap::ArgAction::Set, hide_possible_values = true, value_name = "0|1")]
+    pub use_adakv: bool,
+    /// Configuration of the adaptive cache (JSON) [default: the original's values]
+    #[arg(long, env = "CONFIG", value_name = "PATH")]
+    pub config: Option<PathBuf>,
+    /// Log that each head's choice is appended to; its folder is made if missing
+    #[arg(long, default_value = "logs/test.log", value_name = "PATH")]
+    pub log_file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    #[command(flatten)]
+    pub run: RunArgs,
     /// Configuration of the adaptive cache (JSON) [default: the original's values]
     #[arg(long, env = "CONFIG", value_name = "PATH")]
     pub config: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 pub struct GenerateArgs {
     #[command(flatten)]
     pub run: RunArgs,
-    /// 1: adaptive cache; 0: full cache
-    #[arg(long, env = "USE_ADAKV", default_value = "1", value_parser = BoolishValueParser::new(),
-          action = clap::ArgAction::Set, hide_possible_values = true, value_name = "0|1")]
-    pub use_adakv: bool,
+    #[command(flatten)]
+    pub cache: CacheArgs,
     /// Write attention heatmaps, and pictures of policies and memory
     #[arg(long, env = "SAVE_IMAGE", num_args = 0..=1, default_missing_value = "1", default_value = "0",
           value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set, hide_possible_values = true, value_name = "0|1")]
@@ -207,9 +246,6 @@ pub struct GenerateArgs {
     /// Folder for the pictures; made if missing
     #[arg(long, default_value = "images", value_name = "DIR")]
     pub image_dir: PathBuf,
-    /// Log that each head's choice is appended to; its folder is made if missing
-    #[arg(long, default_value = "logs/test.log", value_name = "PATH")]
-    pub log_file: PathBuf,
     /// Write everything about the run to a JSON file
     #[arg(long, value_name = "PATH")]
     pub report: Option<PathBuf>,
@@ -219,6 +255,18 @@ pub struct GenerateArgs {
     /// Print the text only, no table and no figures
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub dialogue: DialogueArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub cache: CacheArgs,
 }
 
 #[derive(Debug, Args)]

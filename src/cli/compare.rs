@@ -12,7 +12,7 @@ use adaptive_kvcache::{Error, Result};
 
 use anyhow::Context;
 
-use super::args::RunArgs;
+use super::args::{CompareArgs, DEFAULT_NEW_TOKENS};
 use super::interrupt::{interrupted, listen};
 use super::session::{Session, config, per_second};
 use super::{Outcome, STDOUT_FAILED};
@@ -33,12 +33,12 @@ struct Run {
     logprobs: Vec<Vec<f32>>,
 }
 
-pub fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
+pub fn run(args: &CompareArgs) -> anyhow::Result<Outcome> {
     let config = config(args.config.as_deref())?;
     listen()?;
-    let session = Session::open(&args.model)?;
-    let prompt = session.encode(&args.prompt)?;
-    let options = args.sampling.options();
+    let session = Session::open(&args.run.model)?;
+    let prompt = session.encode(&args.run.prompt)?;
+    let options = args.run.sampling.options(DEFAULT_NEW_TOKENS);
 
     // Neither run should pay for what only a first one does: reading weights from disk, starting threads.
     let warm_up = &prompt[..prompt.len().min(WARM_UP_TOKENS)];

@@ -14,7 +14,7 @@ use adaptive_kvcache::report::{LayerReport, MemoryReport, ModelReport, Report, T
 
 use anyhow::Context;
 
-use super::args::GenerateArgs;
+use super::args::{DEFAULT_NEW_TOKENS, GenerateArgs};
 use super::interrupt::{interrupted, listen};
 use super::logging::Log;
 use super::pictures::{Pictures, check_folder};
@@ -26,8 +26,8 @@ const REPORTED_LOGPROBS: usize = 10;
 
 pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     // Everything that can be refused early is, before a model is loaded.
-    let config = config(args.run.config.as_deref())?;
-    let log = Log::start(&args.log_file)?;
+    let config = config(args.cache.config.as_deref())?;
+    let log = Log::start(&args.cache.log_file)?;
     if args.save_image {
         check_folder(&args.image_dir)?;
     }
@@ -35,6 +35,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
         check_report_path(path)?;
     }
     listen()?;
+    let options = args.run.sampling.options(DEFAULT_NEW_TOKENS);
 
     let session = Session::open(&args.run.model)?;
     let model = &session.loaded.model;
@@ -44,7 +45,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     } else {
         None
     };
-    let retention = if args.use_adakv { session.adaptive(config.clone()) } else { Retention::Full };
+    let retention = if args.cache.use_adakv { session.adaptive(config.clone()) } else { Retention::Full };
     let (mut cache, prefill, prefill_time) = session.prefill(&ids, retention, true, pictures.as_ref())?;
     log.check()?;
     if let Some(pictures) = &pictures {
@@ -54,14 +55,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     let prefill_memory = process_memory().unwrap_or_default();
     let logprobs = top_logprobs(&prefill.logits, REPORTED_LOGPROBS);
 
-    let mut generation = Generation::new(
-        model,
-        &session.loaded.tokenizer,
-        &mut cache,
-        &ids,
-        prefill.logits,
-        args.run.sampling.options(),
-    );
+    let mut generation =
+        Generation::new(model, &session.loaded.tokenizer, &mut cache, &ids, prefill.logits, options.clone());
     let started = Instant::now();
     let mut text = String::new();
     let mut stdout = std::io::stdout().lock();
@@ -115,10 +110,10 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
             device: "cpu".to_owned(),
             threads: session.threads,
             kv_dtype: session.kv_dtype.name(),
-            adaptive: args.use_adakv,
+            adaptive: args.cache.use_adakv,
             layers: heads.collect(),
-            config: args.use_adakv.then_some(config),
-            generation: args.run.sampling.options(),
+            config: args.cache.use_adakv.then_some(config),
+            generation: options,
             prompt_tokens: ids,
             next_token_logprobs: logprobs,
             generated_tokens: generated,

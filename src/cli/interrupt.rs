@@ -24,6 +24,11 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
+/// Forgets that Ctrl-C was pressed: what it ended is over.
+pub fn clear() {
+    INTERRUPTED.store(false, Ordering::Relaxed);
+}
+
 /// Runs `wait`, during which Ctrl-C ends the process at once.
 pub fn while_waiting<T>(wait: impl FnOnce() -> T) -> T {
     WAITING.store(true, Ordering::Relaxed);

@@ -4,6 +4,7 @@
 //! success (a closed pipe is success), 1 failure, 2 wrong use, 130 interrupted.
 
 mod args;
+mod chat;
 mod compare;
 mod generate;
 mod inspect;
@@ -45,6 +46,7 @@ pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
         Command::Generate(args) => generate::run(args),
+        Command::Chat(args) => chat::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Inspect(args) => inspect::run(args),
     };
@@ -66,6 +68,13 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     if matches!(known, Some(Error::Interrupted)) {
         return ExitCode::from(INTERRUPTED);
     }
+    print_error(error);
+    ExitCode::from(if known.is_some_and(Error::is_usage) { 2 } else { 1 })
+}
+
+/// Prints a message, and the remedy on a line of its own.
+fn print_error(error: &anyhow::Error) {
+    let known = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
     let message = match known {
         // The library's messages hold their own cause.
         Some(error) => error.to_string(),
@@ -77,5 +86,4 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     if let Some(hint) = known.and_then(Error::hint) {
         let _ = writeln!(stderr, "hint: {}", plain(hint));
     }
-    ExitCode::from(if known.is_some_and(Error::is_usage) { 2 } else { 1 })
 }

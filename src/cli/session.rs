@@ -1,4 +1,4 @@
-//! What `generate` and `compare` share: threads, device, model, prompt, and a prefill that shows its progress.
+//! What the commands that run a model share: threads, device, model, prompt, and a prefill that shows its progress.
 
 use std::io::{IsTerminal, Read};
 use std::ops::ControlFlow;
@@ -13,18 +13,18 @@ use adaptive_kvcache::config::{AdaptiveConfig, TokenIds};
 use adaptive_kvcache::model::{Prefill, PrefillObserver};
 use adaptive_kvcache::profile::Profiler;
 use adaptive_kvcache::report::log_lines;
-use adaptive_kvcache::tokenizer::{ChatMessage, Tokenizer};
+use adaptive_kvcache::tokenizer::{ChatFormat, ChatMessage, Tokenizer, messages_from_json};
 use adaptive_kvcache::tokens::TokenClassifier;
 use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::args::{ModelArgs, PromptArgs};
+use super::args::{DialogueArgs, ModelArgs, PromptArgs};
 use super::interrupt::{interrupted, while_waiting};
 use super::pictures::{MAP_SIDE, Pictures};
 
-/// Prompts below this many tokens are processed without a bar.
-const LONG_PROMPT: usize = 512;
+/// What is over sooner is shown no bar for.
+const BAR_AFTER: Duration = Duration::from_millis(500);
 
 /// A model that is ready to run.
 pub struct Session {
@@ -60,17 +60,40 @@ impl Session {
 
     /// Token ids of the prompt.
     pub fn encode(&self, args: &PromptArgs) -> Result<Vec<u32>> {
-        let text = prompt_text(args)?;
         let tokenizer = &self.loaded.tokenizer;
-        let ids = if args.chat {
-            tokenizer.encode_chat(&[ChatMessage::new("user", text)])?
+        let mut messages = opening(&args.dialogue)?;
+        let ids = if args.dialogue.messages.is_some() {
+            self.announce_chat_format()?;
+            tokenizer.encode_chat(&messages)?
+        } else if args.chat || args.dialogue.system.is_some() {
+            self.announce_chat_format()?;
+            messages.push(ChatMessage::new("user", prompt_text(args)?));
+            tokenizer.encode_chat(&messages)?
         } else {
-            tokenizer.encode(&text)?
+            tokenizer.encode(&prompt_text(args)?)?
         };
         if ids.is_empty() {
             return Err(Error::input("the prompt is empty").with_hint("give some text with --prompt or --prompt-file"));
         }
         Ok(ids)
+    }
+
+    /// Says which chat format is used, if it is not the model's own.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if there is none.
+    pub fn announce_chat_format(&self) -> Result<()> {
+        match self.loaded.tokenizer.chat_format() {
+            ChatFormat::Own => Ok(()),
+            ChatFormat::BuiltIn(name) => {
+                eprintln!(
+                    "note: the model brings no chat template, so the format `{name}` is used, which fits its tokens"
+                );
+                Ok(())
+            }
+            ChatFormat::None => Err(Error::input("the model has no chat template")
+                .with_hint("give the text as a raw prompt with `generate`, or use an instruction-tuned model")),
+        }
     }
 
     /// What an adaptive cache of this model keeps under a configuration.
@@ -94,14 +117,25 @@ impl Session {
             Retention::Adaptive { profiler, .. } if log => Some(profiler.config().clone()),
             _ => None,
         };
-        let bar = if ids.len() < LONG_PROMPT { ProgressBar::hidden() } else { progress_bar("reading the prompt") };
-        let mut observer = Observer { bar, config, pictures };
+        let mut observer = Observer::new(config, pictures);
         let started = Instant::now();
-        let prefill = self.loaded.model.prefill(ids, &mut cache, &mut observer)?;
+        let prefill = self.loaded.model.prefill(ids, &mut cache, &mut observer);
         let time = started.elapsed();
-        observer.bar.finish_and_clear();
-        Ok((cache, prefill, time))
+        observer.finish();
+        Ok((cache, prefill?, time))
     }
+}
+
+/// The messages that a conversation begins with.
+pub fn opening(args: &DialogueArgs) -> Result<Vec<ChatMessage>> {
+    let mut messages = args.messages.as_ref().map_or_else(|| Ok(Vec::new()), messages_from_json)?;
+    if let Some(system) = &args.system {
+        if messages.first().is_some_and(|message| message.role == "system") {
+            return Err(Error::input("both --system and the file of --messages give a system message"));
+        }
+        messages.insert(0, ChatMessage::new("system", system));
+    }
+    Ok(messages)
 }
 
 /// Reads the configuration, or takes the defaults.
@@ -171,17 +205,37 @@ fn progress_bar(what: &'static str) -> ProgressBar {
     bar
 }
 
-struct Observer<'a> {
-    bar: ProgressBar,
+/// Shows the progress of a prefill, writes its choices to the log and draws its pictures.
+pub struct Observer<'a> {
+    /// Absent for short prompts, and as long as it is not known how long it is.
+    bar: Option<ProgressBar>,
+    started: Instant,
     /// Present if choices are logged.
     config: Option<AdaptiveConfig>,
     pictures: Option<&'a Pictures>,
 }
 
+impl<'a> Observer<'a> {
+    /// * `config`: present if choices are logged
+    pub fn new(config: Option<AdaptiveConfig>, pictures: Option<&'a Pictures>) -> Self {
+        Self { bar: None, started: Instant::now(), config, pictures }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 impl PrefillObserver for Observer<'_> {
     fn progress(&mut self, done: usize, total: usize) -> ControlFlow<()> {
-        self.bar.set_length(total as u64);
-        self.bar.set_position(done as u64);
+        if self.started.elapsed() >= BAR_AFTER {
+            let bar = self.bar.get_or_insert_with(|| progress_bar("reading the prompt"));
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        }
         if interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 

@@ -20,6 +20,7 @@
 //!
 //! Not for: processing the prompt (see [`Llama::prefill`]) or showing text.
 
+mod conversation;
 mod sampling;
 mod stop;
 
@@ -30,6 +31,7 @@ use crate::error::Result;
 use crate::model::Llama;
 use crate::tokenizer::{StreamDecoder, Tokenizer};
 
+pub use conversation::{Conversation, Turn};
 pub use sampling::{Sampler, SamplingOptions};
 pub use stop::StopFilter;
 

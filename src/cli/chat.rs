@@ -1,0 +1,315 @@
+//! `chat`: a conversation at the terminal, every turn on top of the compressed cache.
+
+use std::io::{BufRead, ErrorKind, IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use adaptive_kvcache::cache::Retention;
+use adaptive_kvcache::config::AdaptiveConfig;
+use adaptive_kvcache::generate::{Conversation, FinishReason, GenerationOptions, Turn};
+use adaptive_kvcache::memory::process_memory;
+use adaptive_kvcache::report::megabytes;
+use adaptive_kvcache::{Error, files};
+
+use anyhow::Context;
+use rustyline::error::ReadlineError;
+
+use super::args::ChatArgs;
+use super::interrupt::{self, interrupted, listen, while_waiting};
+use super::logging::Log;
+use super::session::{Observer, Session, config, opening, per_second};
+use super::{Outcome, STDOUT_FAILED, print_error};
+
+const HELP: &str = "\
+/help        this list
+/stats       what each turn kept, and the size of the cache
+/save FILE   write the conversation as JSON; --messages FILE goes on with it
+/reset       forget the conversation
+/exit        end; so does the end of input
+A line that ends in \\ goes on in the next. Ctrl-C ends an answer.";
+
+/// What a line at the prompt asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Line<'a> {
+    Help,
+    Stats,
+    Save(&'a str),
+    Reset,
+    Exit,
+    Unknown(&'a str),
+    Empty,
+    Question(&'a str),
+}
+
+impl<'a> Line<'a> {
+    fn parse(text: &'a str) -> Self {
+        let text = text.trim();
+        let (command, rest) = text.split_once(char::is_whitespace).map_or((text, ""), |(a, b)| (a, b.trim()));
+        match (command, rest) {
+            ("", _) => Self::Empty,
+            ("/help", "") => Self::Help,
+            ("/stats", "") => Self::Stats,
+            ("/reset", "") => Self::Reset,
+            ("/exit" | "/quit", "") => Self::Exit,
+            ("/save", file) => Self::Save(file),
+            // A path such as /etc/hosts is not meant as a command.
+            _ if command.len() > 1
+                && command[1..].bytes().all(|b| b.is_ascii_lowercase())
+                && command.starts_with('/') =>
+            {
+                Self::Unknown(command)
+            }
+            _ => Self::Question(text),
+        }
+    }
+}
+
+pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
+    let config = config(args.cache.config.as_deref())?;
+    let log = Log::start(&args.cache.log_file)?;
+    let opening = opening(&args.dialogue)?;
+    listen()?;
+    let session = Session::open(&args.model)?;
+    let retention = if args.cache.use_adakv { session.adaptive(config.clone()) } else { Retention::Full };
+    // Before anything is typed.
+    session.announce_chat_format()?;
+    let logged = args.cache.use_adakv.then_some(&config);
+    let loaded = &session.loaded;
+    let mut conversation = Conversation::new(&loaded.model, &loaded.tokenizer, session.kv_dtype, retention, opening);
+    let options = args.sampling.options(usize::MAX);
+
+    let mut input = Input::open()?;
+    if input.is_terminal() {
+        eprintln!(
+            "{} layers, context of {} tokens. /help lists commands.",
+            loaded.model.config().num_layers,
+            loaded.model.config().context_length
+        );
+    }
+    loop {
+        interrupt::clear();
+        let Some(line) = input.line()? else { break };
+        let done = match Line::parse(&line) {
+            Line::Exit => break,
+            Line::Save(file) => save(&conversation, file),
+            Line::Question(text) => answer(&mut conversation, text, &options, logged),
+            Line::Reset => {
+                conversation.reset();
+                say("The conversation is forgotten.");
+                Ok(())
+            }
+            Line::Stats => {
+                say(&stats(&conversation));
+                Ok(())
+            }
+            Line::Help => {
+                say(HELP);
+                Ok(())
+            }
+            Line::Unknown(command) => {
+                say(&format!("unknown command `{command}`\n{HELP}"));
+                Ok(())
+            }
+            Line::Empty => Ok(()),
+        };
+        match done {
+            Ok(()) => {}
+            Err(error) if is_fatal(&error) => return Err(error),
+            // The person may want to go on: a shorter question, another file name.
+            Err(error) => print_error(&error),
+        }
+        log.check()?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// Whether going on makes no sense: nobody reads, or the model fails.
+fn is_fatal(error: &anyhow::Error) -> bool {
+    !matches!(error.downcast_ref::<Error>(), Some(Error::Input { .. } | Error::Io { .. } | Error::Interrupted))
+}
+
+/// Tells something that is not part of the conversation.
+fn say(text: &str) {
+    // Nobody may be listening; the conversation goes on.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+fn answer(
+    conversation: &mut Conversation<'_>,
+    question: &str,
+    options: &GenerationOptions,
+    logged: Option<&AdaptiveConfig>,
+) -> anyhow::Result<()> {
+    let mut written = Ok(());
+    let mut ends_line = true;
+    let mut observer = Observer::new(logged.cloned(), None);
+    let result = conversation.ask(question, options, &mut observer, &mut |text| {
+        let mut stdout = std::io::stdout().lock();
+        written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+        ends_line = if text.is_empty() { ends_line } else { text.ends_with('\n') };
+        if written.is_err() || interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    observer.finish();
+    let turn = result?.clone();
+    if written.is_ok() && !ends_line {
+        written = writeln!(std::io::stdout());
+    }
+    written.context(STDOUT_FAILED)?;
+    let number = conversation.turns().len();
+    let bytes = conversation.cache().bytes();
+    if logged.is_some() {
+        tracing::info!("{}", log_line(number, &turn));
+    }
+    let note = match turn.finish_reason {
+        FinishReason::Length => ", cut off",
+        FinishReason::Interrupted => ", broken off",
+        FinishReason::Eos | FinishReason::Stop => "",
+    };
+    say(&format!(
+        "[{} + {} tokens{note}{}; {:.1} tokens/s; cache {:.2} of {:.2} MB]",
+        turn.prompt_tokens,
+        turn.answer_tokens,
+        if turn.reread { ", the conversation was read again" } else { "" },
+        per_second(turn.answer_tokens.saturating_sub(1), turn.decode_time),
+        megabytes(bytes.kept),
+        megabytes(bytes.raw),
+    ));
+    Ok(())
+}
+
+/// What the log says of a turn.
+fn log_line(number: usize, turn: &Turn) -> String {
+    let profiled = turn.profiled_tokens();
+    format!(
+        "turn {number}: {profiled} tokens profiled ({} of the answer before, {} new), {:.1} kept by a head on average",
+        profiled.saturating_sub(turn.prompt_tokens),
+        turn.prompt_tokens,
+        turn.mean_kept()
+    )
+}
+
+/// What each turn kept, and what there is now.
+fn stats(conversation: &Conversation<'_>) -> String {
+    let mut lines = vec![format!(
+        "{:>4} {:>9} {:>9} {:>9} {:>11} {:>8}",
+        "turn", "prompt", "answer", "profiled", "kept/head", "kept %"
+    )];
+    for (index, turn) in conversation.turns().iter().enumerate() {
+        let (profiled, kept) = (turn.profiled_tokens(), turn.mean_kept());
+        #[expect(clippy::cast_precision_loss)]
+        let share = 100.0 * kept / profiled.max(1) as f64;
+        let Turn { prompt_tokens, answer_tokens, .. } = turn;
+        lines.push(format!(
+            "{:>4} {prompt_tokens:>9} {answer_tokens:>9} {profiled:>9} {kept:>11.1} {share:>8.1}",
+            index + 1
+        ));
+    }
+    let cache = conversation.cache();
+    let bytes = cache.bytes();
+    lines.push(format!(
+        "cache: {} tokens seen, {:.3} MB kept of {:.3} MB ({:.1} % saved), {:.3} MB allocated",
+        cache.seen(),
+        megabytes(bytes.kept),
+        megabytes(bytes.raw),
+        100.0 * bytes.saved_ratio(),
+        megabytes(bytes.allocated)
+    ));
+    lines.push(format!("process: {:.1} MB resident", megabytes(process_memory().unwrap_or_default().resident)));
+    lines.join("\n")
+}
+
+fn save(conversation: &Conversation<'_>, file: &str) -> anyhow::Result<()> {
+    if file.is_empty() {
+        return Err(Error::input("no file was named").with_hint("write /save FILE.json").into());
+    }
+    let json = serde_json::json!({ "messages": conversation.messages() });
+    let text = serde_json::to_string_pretty(&json).context("failed to write the conversation as JSON")?;
+    files::replace(Path::new(file), |temporary| std::fs::write(temporary, text + "\n"))?;
+    say(&format!("{} messages are in `{file}`.", conversation.messages().len()));
+    Ok(())
+}
+
+/// Where questions come from: an editor at a terminal, else lines of standard input.
+enum Input {
+    Editor(Box<rustyline::DefaultEditor>),
+    Lines,
+}
+
+impl Input {
+    fn open() -> anyhow::Result<Self> {
+        if !std::io::stdin().is_terminal() {
+            return Ok(Self::Lines);
+        }
+        let editor = rustyline::DefaultEditor::new().context("failed to open the terminal")?;
+        Ok(Self::Editor(Box::new(editor)))
+    }
+
+    fn is_terminal(&self) -> bool {
+        matches!(self, Self::Editor(_))
+    }
+
+    /// The next line, with those that it goes on in; `None` at the end of input.
+    fn line(&mut self) -> anyhow::Result<Option<String>> {
+        let mut text = String::new();
+        loop {
+            let prompt = if text.is_empty() { "> " } else { ". " };
+            let Some(part) = self.part(prompt)? else { return Ok((!text.is_empty()).then_some(text)) };
+            let part = part.trim_end_matches(['\n', '\r']);
+            text += part.strip_suffix('\\').unwrap_or(part);
+            if !part.ends_with('\\') {
+                if let Self::Editor(editor) = self
+                    && !text.trim().is_empty()
+                {
+                    let _ = editor.add_history_entry(&text);
+                }
+                return Ok(Some(text));
+            }
+            text.push('\n');
+        }
+    }
+
+    fn part(&mut self, prompt: &str) -> anyhow::Result<Option<String>> {
+        match self {
+            Self::Editor(editor) => match editor.readline(prompt) {
+                Ok(line) => Ok(Some(line)),
+                Err(ReadlineError::Eof | ReadlineError::Interrupted) => Ok(None),
+                Err(error) => Err(error).context("failed to read from the terminal"),
+            },
+            Self::Lines => {
+                let mut line = String::new();
+                let read = while_waiting(|| std::io::stdin().lock().read_line(&mut line));
+                match read {
+                    Ok(0) => Ok(None),
+                    Ok(_) => Ok(Some(line)),
+                    Err(error) if error.kind() == ErrorKind::InvalidData => {
+                        Err(Error::input("standard input is not UTF-8 text").into())
+                    }
+                    Err(error) => Err(error).context("failed to read standard input"),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_commands_or_questions() {
+        for (text, expected) in [
+            ("  ", Line::Empty),
+            ("/help", Line::Help),
+            (" /stats ", Line::Stats),
+            ("/save a b.json", Line::Save("a b.json")),
+            ("/save", Line::Save("")),
+            ("/quit", Line::Exit),
+            ("/statistics", Line::Unknown("/statistics")),
+            ("/etc/hosts is what?", Line::Question("/etc/hosts is what?")),
+            ("/ is a slash", Line::Question("/ is a slash")),
+            ("What is /reset?", Line::Question("What is /reset?")),
+        ] {
+            assert_eq!(Line::parse(text), expected, "{text:?}");
+        }
+    }
+}

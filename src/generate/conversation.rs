@@ -1,0 +1,233 @@
+//! A conversation of several turns on one cache.
+//!
+//! Every turn's new tokens go on top of what the heads kept of the turns before, at the positions that follow, and are
+//! profiled again together with the answer before them. The model never reads the earlier turns anew.
+//!
+//! Not for: reading lines or showing answers; the caller does both.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use super::{FinishReason, Generation, GenerationOptions};
+use crate::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
+use crate::error::{Error, Result};
+use crate::model::{Llama, PrefillObserver};
+use crate::tokenizer::{ChatMessage, Tokenizer};
+
+/// A conversation: the messages so far, and the cache that holds them.
+///
+/// ```no_run
+/// use std::ops::ControlFlow;
+///
+/// use adaptive_kvcache::cache::{KvDtype, Retention};
+/// use adaptive_kvcache::checkpoint::{WeightDtype, load};
+/// use adaptive_kvcache::generate::{Conversation, GenerationOptions};
+/// use adaptive_kvcache::tokenizer::ChatMessage;
+///
+/// # fn main() -> adaptive_kvcache::Result<()> {
+/// let loaded = load("model.gguf", WeightDtype::Auto, &mut |_, _| {})?;
+/// let opening = vec![ChatMessage::new("system", "You answer in one sentence.")];
+/// let mut chat = Conversation::new(&loaded.model, &loaded.tokenizer, KvDtype::F16, Retention::Full, opening);
+/// let options = GenerationOptions::default();
+/// let turn = chat.ask("Who wrote Around the World in Eighty Days?", &options, &mut (), &mut |text| {
+///     print!("{text}");
+///     ControlFlow::Continue(())
+/// })?;
+/// # let _ = turn;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Conversation<'a> {
+    model: &'a Llama,
+    tokenizer: &'a Tokenizer,
+    opening: Vec<ChatMessage>,
+    messages: Vec<ChatMessage>,
+    /// How many of the messages the cache holds; none, if it has to be filled anew.
+    cached: usize,
+    cache: AdaptiveKvCache,
+    /// The token with which the last answer broke off: it is part of the text, and the cache has not got it.
+    unread: Option<u32>,
+    turns: Vec<Turn>,
+}
+
+/// What one question and its answer came to.
+#[derive(Debug, Clone)]
+pub struct Turn {
+    /// Tokens that were read for this turn: the question in the template's markers.
+    pub prompt_tokens: usize,
+    /// Tokens of the answer.
+    pub answer_tokens: usize,
+    /// Whether the whole conversation had to be read again, since an earlier turn was broken off or the chat template
+    /// writes earlier messages differently as the conversation goes on.
+    pub reread: bool,
+    /// What each layer kept, right after the question was read; its `prompt_len` counts the question and the answer
+    /// before it.
+    pub layers: Vec<LayerSummary>,
+    /// Why the answer ended.
+    pub finish_reason: FinishReason,
+    /// Time that reading took, profiling included.
+    pub prefill_time: Duration,
+    /// Time that the answer took.
+    pub decode_time: Duration,
+}
+
+impl Turn {
+    /// Tokens that were decided about in this turn.
+    #[must_use]
+    pub fn profiled_tokens(&self) -> usize {
+        self.layers.first().map_or(0, |layer| layer.prompt_len)
+    }
+
+    /// How many of them a KV head kept, the mean over all heads.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss)]
+    pub fn mean_kept(&self) -> f64 {
+        let heads = || self.layers.iter().flat_map(|layer| &layer.heads);
+        let kept: usize = heads().map(|head| head.positions.len()).sum();
+        kept as f64 / heads().count().max(1) as f64
+    }
+}
+
+impl<'a> Conversation<'a> {
+    /// Starts a conversation; nothing is read yet.
+    ///
+    /// * `opening`: messages before the first question, such as the system's
+    #[must_use]
+    pub fn new(
+        model: &'a Llama,
+        tokenizer: &'a Tokenizer,
+        kv_dtype: KvDtype,
+        retention: Retention,
+        opening: Vec<ChatMessage>,
+    ) -> Self {
+        let cache = model.new_cache(kv_dtype, retention);
+        let messages = opening.clone();
+        Self { model, tokenizer, opening, messages, cached: 0, cache, unread: None, turns: Vec::new() }
+    }
+
+    /// All messages so far.
+    #[must_use]
+    pub fn messages(&self) -> &[ChatMessage] {
+        &self.messages
+    }
+
+    /// The turns since the start or the last [`reset`](Self::reset).
+    #[must_use]
+    pub fn turns(&self) -> &[Turn] {
+        &self.turns
+    }
+
+    /// What the heads keep.
+    #[must_use]
+    pub fn cache(&self) -> &AdaptiveKvCache {
+        &self.cache
+    }
+
+    /// Forgets everything but the opening.
+    pub fn reset(&mut self) {
+        self.messages.clone_from(&self.opening);
+        self.turns.clear();
+        self.empty_cache();
+    }
+
+    /// Asks, and generates the answer.
+    ///
+    /// * `options`: for this answer; a stop text ends it, as the end of the turn does
+    /// * `show`: gets the answer's text as it comes; breaking ends the answer, which stays part of the conversation
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the template refuses the question or the context is full: the conversation is then as it was.
+    /// [`Error::Interrupted`] and whatever the observer fails with: the question is dropped, and the next turn reads the
+    /// conversation anew. Errors while answering: as the latter.
+    pub fn ask(
+        &mut self,
+        question: &str,
+        options: &GenerationOptions,
+        observer: &mut dyn PrefillObserver,
+        show: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<&Turn> {
+        let before = self.messages.len();
+        self.messages.push(ChatMessage::new("user", question));
+        let seen = self.cache.seen();
+        let result = self.answer(options, observer, show);
+        if result.is_err() {
+            self.messages.truncate(before);
+        }
+        match result {
+            Ok(turn) => {
+                self.turns.push(turn);
+                self.turns.last().ok_or(Error::Interrupted)
+            }
+            // Refused before anything was read.
+            Err(error @ Error::Input { .. }) if self.cached > 0 && self.cache.seen() == seen => Err(error),
+            Err(error) => {
+                self.empty_cache();
+                Err(error)
+            }
+        }
+    }
+
+    fn empty_cache(&mut self) {
+        self.cache = self.cache.emptied();
+        self.cached = 0;
+        self.unread = None;
+    }
+
+    /// Ids of the messages that the cache has not got.
+    fn new_ids(&mut self) -> Result<(Vec<u32>, bool)> {
+        let (previous, new) = self.messages.split_at(self.cached);
+        if previous.is_empty() {
+            return Ok((self.tokenizer.encode_chat(new)?, !self.turns.is_empty()));
+        }
+        match self.tokenizer.encode_chat_turn(previous, new) {
+            Ok(ids) => Ok((self.unread.into_iter().chain(ids).collect(), false)),
+            // The template changes earlier turns.
+            Err(Error::Unsupported { .. }) => {
+                let ids = self.tokenizer.encode_chat(&self.messages)?;
+                self.empty_cache();
+                Ok((ids, true))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn answer(
+        &mut self,
+        options: &GenerationOptions,
+        observer: &mut dyn PrefillObserver,
+        show: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Turn> {
+        let (ids, reread) = self.new_ids()?;
+        let started = Instant::now();
+        let prefill = self.model.prefill(&ids, &mut self.cache, observer)?;
+        let prefill_time = started.elapsed();
+
+        let started = Instant::now();
+        let mut text = String::new();
+        let mut generation =
+            Generation::new(self.model, self.tokenizer, &mut self.cache, &ids, prefill.logits, options.clone());
+        for step in generation.by_ref() {
+            let step = step?;
+            text += &step.text;
+            if show(&step.text).is_break() {
+                break;
+            }
+        }
+        let (finish_reason, answer) = (generation.finish_reason(), generation.ids().to_vec());
+        // The last token was drawn and not read. One that ended the answer is not part of it: the template ends turns.
+        let ended = matches!(finish_reason, FinishReason::Eos | FinishReason::Stop);
+        self.unread = answer.last().copied().filter(|_| !ended);
+        self.messages.push(ChatMessage::new("assistant", text));
+        self.cached = self.messages.len();
+        Ok(Turn {
+            prompt_tokens: ids.len(),
+            answer_tokens: answer.len(),
+            reread,
+            layers: prefill.layers,
+            finish_reason,
+            prefill_time,
+            decode_time: started.elapsed(),
+        })
+    }
+}
