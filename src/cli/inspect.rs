@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
+use adaptive_kvcache::Result;
 use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::checkpoint::{self, Checkpoint};
 use adaptive_kvcache::report::megabytes;
-use adaptive_kvcache::tokenizer::Tokenizer;
-use adaptive_kvcache::{Error, Result};
+use adaptive_kvcache::tokenizer::{ChatFormat, Tokenizer};
 
 use anyhow::Context;
 
@@ -19,19 +19,18 @@ const CONTEXTS: [usize; 7] = [512, 1024, 2048, 4096, 8192, 32_768, 131_072];
 
 pub fn run(args: &InspectArgs) -> anyhow::Result<Outcome> {
     let checkpoint = checkpoint::open(&args.model)?;
-    let tokenizer = checkpoint.tokenizer();
-    // Everything else can be shown without a tokenizer, as long as it is only one that is not read here.
-    let tokenizer = match tokenizer {
-        Err(Error::Unsupported { .. }) if checkpoint.gguf().is_none() => None,
-        other => Some(other?),
+    // The tokenizer's files lie beside a folder's weights: without them, everything else can still be shown.
+    let tokenizer = match checkpoint.tokenizer() {
+        Err(error) if checkpoint.gguf().is_some() => return Err(error.into()),
+        other => other,
     };
 
-    print(&checkpoint, tokenizer.as_ref()).context(STDOUT_FAILED)?;
+    print(&checkpoint, &tokenizer).context(STDOUT_FAILED)?;
     Ok(Outcome::Done)
 }
 
 /// Prints what `run` has read.
-fn print(checkpoint: &Checkpoint, tokenizer: Option<&Tokenizer>) -> anyhow::Result<()> {
+fn print(checkpoint: &Checkpoint, tokenizer: &Result<Tokenizer>) -> anyhow::Result<()> {
     let config = checkpoint.config();
     let mut parameters = 0;
     let mut formats: BTreeMap<String, (usize, usize)> = BTreeMap::new();
@@ -72,7 +71,10 @@ fn print(checkpoint: &Checkpoint, tokenizer: Option<&Tokenizer>) -> anyhow::Resu
     };
     line("rope", format!("base {}, {} numbers, scaling {scaling}", rope.theta, rope.dim))?;
     line("output layer", if checkpoint.is_tied() { "tied to the embedding" } else { "its own" }.to_owned())?;
-    if let Some(tokenizer) = tokenizer {
+    if let Err(error) = tokenizer {
+        line("tokenizer", format!("none that is usable: {error}"))?;
+    }
+    if let Ok(tokenizer) = tokenizer {
         let text = |key: &str| -> Result<Option<String>> {
             Ok(checkpoint.gguf().map(|file| file.string(key)).transpose()?.flatten())
         };
@@ -80,7 +82,12 @@ fn print(checkpoint: &Checkpoint, tokenizer: Option<&Tokenizer>) -> anyhow::Resu
         let model = text("tokenizer.ggml.model")?.map(|model| format!("{model}{pre}, ")).unwrap_or_default();
         line("tokenizer", format!("{model}{} tokens", tokenizer.vocab_size()))?;
         line("special tokens", tokenizer.special_ids().len().to_string())?;
-        line("chat template", if tokenizer.has_chat_template() { "yes" } else { "no" }.to_owned())?;
+        let format = match tokenizer.chat_format() {
+            ChatFormat::Own => "yes".to_owned(),
+            ChatFormat::BuiltIn(name) => format!("no; the format `{name}` fits its tokens"),
+            ChatFormat::None => "no".to_owned(),
+        };
+        line("chat template", format)?;
     }
     line("weights", format!("{:.1} MB", megabytes(checkpoint.tensors().bytes())))?;
     for (format, (tensors, bytes)) in formats {

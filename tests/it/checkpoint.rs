@@ -236,7 +236,7 @@ fn inspect_shows_folders() {
         String::from_utf8(output.stdout).unwrap()
     };
     let text = inspect(&checkpoints("mistral"));
-    assert_names(&text, &["safetensors", "48, the sliding window", "F32", "its own"]);
+    assert_names(&text, &["safetensors", "48, the sliding window", "F32", "its own", "none that is usable"]);
     assert_names(&inspect(&checkpoints("dynamic")), &["scaling dynamic, 4, beyond 32 tokens", "128"]);
     assert_names(&inspect(&checkpoints("yarn").join("model.safetensors")), &["scaling yarn"]);
 }
@@ -711,7 +711,7 @@ fn paths_that_are_no_model_are_refused() {
     assert_names(&refusal(&file("notes.txt")), &["notes.txt", "GGUF"]);
     let meta = tempfile::tempdir().unwrap();
     std::fs::write(meta.path().join("params.json"), "{}").unwrap();
-    assert_names(&refusal(meta.path()), &["Meta's layout"]);
+    assert_names(&refusal(meta.path()), &["consolidated.00.pth"]);
 
     let weights = tempfile::tempdir().unwrap();
     std::fs::copy(checkpoints("f16").join("model.safetensors"), weights.path().join("a.safetensors")).unwrap();
