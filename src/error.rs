@@ -33,6 +33,10 @@ pub enum Error {
     #[error("{reason}")]
     Input { reason: String, hint: Option<String> },
 
+    /// The hub that models come from refuses, lacks or garbles what it is asked for, or cannot be reached.
+    #[error("{reason}")]
+    Hub { reason: String, hint: Option<String> },
+
     /// Two things that must have the same size have not: a bug of the caller.
     #[error("shape mismatch in {what}: expected {expected}, got {got}")]
     Shape { what: &'static str, expected: String, got: String },
@@ -67,6 +71,11 @@ impl Error {
         Self::Input { reason: reason.into(), hint: None }
     }
 
+    /// A hub that cannot or does not want to give what it is asked for.
+    pub fn hub(reason: impl Into<String>) -> Self {
+        Self::Hub { reason: reason.into(), hint: None }
+    }
+
     /// A size that is not the expected one.
     pub fn shape(what: &'static str, expected: impl std::fmt::Debug, got: impl std::fmt::Debug) -> Self {
         Self::Shape { what, expected: format!("{expected:?}"), got: format!("{got:?}") }
@@ -79,7 +88,8 @@ impl Error {
         | Self::BadFile { hint, .. }
         | Self::Unsupported { hint, .. }
         | Self::Config { hint, .. }
-        | Self::Input { hint, .. } = &mut self
+        | Self::Input { hint, .. }
+        | Self::Hub { hint, .. } = &mut self
         {
             *hint = Some(text.into());
         }
@@ -94,7 +104,8 @@ impl Error {
             | Self::BadFile { hint, .. }
             | Self::Unsupported { hint, .. }
             | Self::Config { hint, .. }
-            | Self::Input { hint, .. } => hint.as_deref(),
+            | Self::Input { hint, .. }
+            | Self::Hub { hint, .. } => hint.as_deref(),
             _ => None,
         }
     }

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | [`report`], [`plot`], [`fidelity`] | tables, log lines, JSON; pictures; agreement of two runs |
 //! | [`generate`] | the loop: sampling, stop rules, streaming |
+//! | [`hub`] | models by their id on a hub, fetched into a cache |
 //! | [`checkpoint`], [`tokenizer`] | model files; text to tokens and back, chat templates |
 //! | [`model`] | LLaMA: weights only, no state |
 //! | [`attention`], [`cache`] | prefill with statistics, decode over ragged heads; what is kept |
@@ -27,6 +28,7 @@ pub mod error;
 pub mod fidelity;
 pub mod files;
 pub mod generate;
+pub mod hub;
 pub mod kernels;
 pub mod memory;
 pub mod model;

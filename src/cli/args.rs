@@ -44,7 +44,7 @@ fn policies_help() -> String {
 /// Which model, and where and in which numbers it runs.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// Model file in GGUF format
+    /// Model: a file in GGUF format, a folder, or a hub id (owner/name[@revision][:file.gguf])
     #[arg(long, value_name = "PATH", env = "MODEL_PATH")]
     pub model: PathBuf,
     /// Numbers of the weight matrices: the file's own, or all converted
@@ -271,7 +271,7 @@ pub struct ChatArgs {
 
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// Model file in GGUF format
+    /// Model: a file in GGUF format, a folder, or a hub id (owner/name[@revision][:file.gguf])
     #[arg(long, value_name = "PATH", env = "MODEL_PATH")]
     pub model: PathBuf,
 }

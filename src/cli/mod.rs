@@ -7,6 +7,7 @@ mod args;
 mod chat;
 mod compare;
 mod generate;
+mod hub;
 mod inspect;
 mod interrupt;
 mod logging;

@@ -43,9 +43,10 @@ impl Session {
             pool = pool.num_threads(usize::from(threads));
         }
         pool.build_global().context("failed to start threads")?;
+        let model = super::hub::local_path(&args.model)?;
         let started = Instant::now();
         let bar = progress_bar("loading");
-        let loaded = checkpoint::load(&args.model, args.dtype.into(), &mut |done, total| {
+        let loaded = checkpoint::load(&model, args.dtype.into(), &mut |done, total| {
             bar.set_length(total as u64);
             bar.set_position(done as u64);
         })?;

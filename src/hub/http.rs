@@ -1,0 +1,404 @@
+//! Requests to the hub: redirects with the token kept to the endpoint, statuses as sentences, transfers that resume.
+//!
+//! Done here and not by `hf_hub`'s own client, which cannot be interrupted, appends to a partial file whatever the
+//! server answers, and does not check what it got.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use ureq::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, ETAG, LOCATION, RANGE};
+use ureq::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use ureq::{Agent, Body};
+
+use super::{HubSettings, Observer, Progress};
+use crate::error::{Error, Result};
+
+/// Longest answer to a question about a repository.
+const MAX_JSON_BYTES: u64 = 64 << 20;
+const MAX_REDIRECTS: usize = 10;
+/// Bytes between two calls of the observer.
+const CHUNK: usize = 256 << 10;
+/// Time for a connection to come to be.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+/// Time without a byte after which a connection counts as lost.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time between two tries to lock a file that another process fetches.
+const LOCK_INTERVAL: Duration = Duration::from_millis(100);
+
+const LINKED_ETAG: HeaderName = HeaderName::from_static("x-linked-etag");
+const LINKED_SIZE: HeaderName = HeaderName::from_static("x-linked-size");
+
+/// Why a file is not there.
+pub(super) enum Failure {
+    /// The hub cannot be used at the moment; a copy in the cache may do.
+    Network { reason: String, hint: &'static str },
+    /// Nothing else will do.
+    Final(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Final(error)
+    }
+}
+
+/// What the hub says of a file.
+#[derive(Debug)]
+pub(super) struct Metadata {
+    pub etag: String,
+    pub size: u64,
+}
+
+/// Scheme, host and port.
+type Origin = (String, String, u16);
+
+pub(super) struct Client<'a> {
+    agent: Agent,
+    endpoint: &'a str,
+    origin: Origin,
+    authorization: Option<HeaderValue>,
+    repo: &'a str,
+}
+
+impl<'a> Client<'a> {
+    /// * `repo`: for messages
+    pub(super) fn new(settings: &'a HubSettings, repo: &'a str) -> Result<Self> {
+        let endpoint = settings.endpoint.trim_end_matches('/');
+        let origin = endpoint.parse::<Uri>().ok().as_ref().and_then(origin);
+        let origin = origin.ok_or_else(|| {
+            Error::input(format!("`{endpoint}` is not the address of a hub"))
+                .with_hint("expected http(s)://host[:port]")
+        })?;
+        let authorization = settings.token.as_ref().map(|token| {
+            let mut value = HeaderValue::from_str(&format!("Bearer {}", token.trim()))
+                .map_err(|_| Error::input("the hub's token holds characters that no token has"))?;
+            value.set_sensitive(true);
+            Ok::<_, Error>(value)
+        });
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .accept_encoding("identity")
+            .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
+            .proxy(settings.proxy.clone())
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            .timeout_recv_response(Some(SILENCE_TIMEOUT))
+            .timeout_per_read(Some(SILENCE_TIMEOUT));
+        let agent = config.build().new_agent();
+        Ok(Self { agent, endpoint, origin, authorization: authorization.transpose()?, repo })
+    }
+
+    pub(super) fn endpoint(&self) -> &str {
+        self.endpoint
+    }
+
+    /// Gets a small answer.
+    pub(super) fn get(&self, url: &str) -> Result<Vec<u8>, Failure> {
+        let (_, response) = self.follow(&Method::GET, url, None, |_| true)?;
+        let body = response.into_body().into_with_config().limit(MAX_JSON_BYTES);
+        body.read_to_vec().map_err(|error| self.unreachable(self.endpoint, &error))
+    }
+
+    /// Asks what a file is, without its content.
+    pub(super) fn metadata(&self, url: &str) -> Result<Metadata, Failure> {
+        let (mut etag, mut size) = (None, None);
+        // What the hub says itself is in its first answer; storage that it redirects to may not answer such a question.
+        let (_, response) = self.follow(&Method::HEAD, url, None, |headers| {
+            etag = etag.take().or_else(|| text(headers, &LINKED_ETAG));
+            size = size.take().or_else(|| text(headers, &LINKED_SIZE));
+            etag.is_none() || size.is_none()
+        })?;
+        let headers = response.headers();
+        let etag = etag.or_else(|| text(headers, &ETAG)).unwrap_or_default();
+        let size = size.or_else(|| text(headers, &CONTENT_LENGTH)).and_then(|size| size.parse().ok());
+        let etag = etag.trim_start_matches("W/").trim_matches('"').to_owned();
+        let is_safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if etag.is_empty() || etag.len() > 128 || etag.starts_with('.') || !etag.chars().all(is_safe) {
+            return Err(Error::hub(format!("the hub names no usable version (etag) of `{url}`")).into());
+        }
+        let size = size.ok_or_else(|| Error::hub(format!("the hub does not say how long `{url}` is")))?;
+        Ok(Metadata { etag, size })
+    }
+
+    /// Fetches a file to `blob`, by way of `blob.part`, which stays if the transfer ends early and is then continued.
+    pub(super) fn download(
+        &self,
+        name: &str,
+        url: &str,
+        metadata: &Metadata,
+        blob: &Path,
+        observer: &mut Observer<'_>,
+    ) -> Result<(), Failure> {
+        let size = metadata.size;
+        let mut part_path = blob.as_os_str().to_owned();
+        part_path.push(".part");
+        let part_path = PathBuf::from(part_path);
+        let failed = |action| {
+            let path = part_path.clone();
+            move |source| Failure::Final(Error::io(action, path, source))
+        };
+        let options = File::options().read(true).write(true).create(true).truncate(false).open(&part_path);
+        let mut part = options.map_err(failed("create"))?;
+        loop {
+            match part.try_lock() {
+                Ok(()) => break,
+                Err(std::fs::TryLockError::WouldBlock) => {
+                    // Another process fetches the same file.
+                    tell(observer, Progress::Asking { what: name })?;
+                    std::thread::sleep(LOCK_INTERVAL);
+                }
+                // Some network drives know no locks.
+                Err(std::fs::TryLockError::Error(_)) => break,
+            }
+        }
+        if is_whole(blob, size) {
+            return Ok(());
+        }
+
+        let mut done = part.metadata().map_err(failed("read"))?.len();
+        if done > size {
+            done = 0;
+        }
+        let mut response = None;
+        if done < size {
+            let (origin, answer) = self.follow(&Method::GET, url, Some(done), |_| true)?;
+            let length = answer.body().content_length();
+            if answer.status() != StatusCode::PARTIAL_CONTENT {
+                done = 0;
+            } else if text(answer.headers(), &CONTENT_RANGE) != Some(format!("bytes {done}-{}/{size}", size - 1)) {
+                let reason = format!("{} answers with another part of `{name}` than it was asked for", show(&origin));
+                return Err(Error::hub(reason).into());
+            }
+            if length.is_some_and(|length| length != size - done) {
+                let length = length.unwrap_or_default();
+                return Err(wrong_length(name, size, done + length).into());
+            }
+            response = Some((origin, answer));
+        }
+
+        let mut hash = is_sha256(&metadata.etag).then(Sha256::new);
+        let mut buffer = vec![0; CHUNK];
+        if let Some(hash) = &mut hash {
+            let mut left = done;
+            while left > 0 {
+                tell(observer, Progress::File { name, done: done - left, size })?;
+                let want = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+                part.read_exact(&mut buffer[..want]).map_err(failed("read"))?;
+                hash.update(&buffer[..want]);
+                left -= want as u64;
+            }
+        }
+        part.set_len(done).and_then(|()| part.seek(SeekFrom::Start(done))).map_err(failed("write"))?;
+        if let Some((origin, mut response)) = response {
+            let mut body = response.body_mut().as_reader();
+            loop {
+                tell(observer, Progress::File { name, done, size })?;
+                let cut = |reason: &str| Failure::Network {
+                    reason: format!(
+                        "the transfer of `{name}` from {} ended after {done} of {size} bytes: {reason}",
+                        show(&origin)
+                    ),
+                    hint: "run it again: it goes on where it ended",
+                };
+                let read = match body.read(&mut buffer) {
+                    Ok(0) if done < size => return Err(cut("the connection was closed")),
+                    Ok(0) => break,
+                    Ok(read) => read,
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                    Err(error) => return Err(cut(&error.to_string())),
+                };
+                if read as u64 > size - done {
+                    part.set_len(0).map_err(failed("write"))?;
+                    return Err(wrong_length(name, size, done + read as u64).into());
+                }
+                part.write_all(&buffer[..read]).map_err(failed("write"))?;
+                if let Some(hash) = &mut hash {
+                    hash.update(&buffer[..read]);
+                }
+                done += read as u64;
+            }
+        }
+        if let Some(hash) = hash
+            && !hex(&hash.finalize()).eq_ignore_ascii_case(&metadata.etag)
+        {
+            // It is of no use, and would be taken for the start of the right one.
+            part.set_len(0).map_err(failed("write"))?;
+            return Err(Error::hub(format!("`{name}` arrived damaged: its SHA-256 is not the one that the hub gives"))
+                .with_hint("run it again to fetch it anew")
+                .into());
+        }
+        std::fs::rename(&part_path, blob).map_err(failed("rename"))
+    }
+
+    /// Sends a request and follows redirects, as long as `go_on` says so of the headers.
+    fn follow(
+        &self,
+        method: &Method,
+        url: &str,
+        from: Option<u64>,
+        mut go_on: impl FnMut(&HeaderMap) -> bool,
+    ) -> Result<(Origin, Response<Body>), Failure> {
+        let bad = |url: &str| Failure::Final(Error::hub(format!("the hub answers with the unusable address `{url}`")));
+        let mut uri: Uri = url.parse().map_err(|_| bad(url))?;
+        for _ in 0..=MAX_REDIRECTS {
+            let here = origin(&uri).ok_or_else(|| bad(&uri.to_string()))?;
+            let mut request = Request::builder().method(method).uri(&uri);
+            if let Some(from) = from.filter(|&from| from > 0) {
+                request = request.header(RANGE, format!("bytes={from}-"));
+            }
+            if let Some(authorization) = self.authorization.as_ref().filter(|_| here == self.origin) {
+                request = request.header(AUTHORIZATION, authorization);
+            }
+            let request = request.body(()).map_err(|_| bad(&uri.to_string()))?;
+            let response = self.agent.run(request).map_err(|error| self.unreachable(&show(&here), &error))?;
+            let status = response.status();
+            let wants_more = go_on(response.headers());
+            if !status.is_redirection() {
+                self.check(&here, status, url)?;
+                return Ok((here, response));
+            }
+            if !wants_more {
+                return Ok((here, response));
+            }
+            let location = text(response.headers(), &LOCATION).unwrap_or_default();
+            let next = resolve(&uri, &location).ok_or_else(|| bad(&location))?;
+            if uri.scheme_str() == Some("https") && next.scheme_str() != Some("https") {
+                return Err(bad(&location));
+            }
+            uri = next;
+        }
+        Err(Error::hub(format!("`{}` redirects in circles", self.endpoint)).into())
+    }
+
+    fn check(&self, here: &Origin, status: StatusCode, url: &str) -> Result<(), Failure> {
+        let (repo, endpoint) = (self.repo, self.endpoint);
+        let later = || Failure::Network {
+            reason: format!("{} answers with status {status}", show(here)),
+            hint: "try again later, or give a local path",
+        };
+        let error = match status.as_u16() {
+            200..=299 => return Ok(()),
+            // Storage that the hub redirects to refuses a link that is too old.
+            400..=499 if *here != self.origin => return Err(later()),
+            401 | 403 => {
+                let reason = if self.authorization.is_some() { "that may read it is needed" } else { "is needed" };
+                Error::hub(format!("a token {reason} for `{repo}` at `{endpoint}`, or there is no such model"))
+                    .with_hint(format!("check the id; accept the model's terms at {endpoint}/{repo}, and set HF_TOKEN"))
+            }
+            404 => Error::hub(format!("`{repo}` does not exist at `{endpoint}`: nothing is at `{url}`"))
+                .with_hint("check the id and the revision, or give a local path"),
+            408 | 429 | 500..=599 => return Err(later()),
+            _ => Error::hub(format!("`{endpoint}` answers with status {status} to `{url}`")),
+        };
+        Err(error.into())
+    }
+
+    #[expect(clippy::unused_self, reason = "reads as the other answers do")]
+    fn unreachable(&self, place: &str, error: &ureq::Error) -> Failure {
+        let cause = match error {
+            ureq::Error::Io(error) => error.to_string(),
+            other => other.to_string(),
+        };
+        Failure::Network {
+            reason: format!("`{}` cannot be reached: {cause}", place.trim_matches('`')),
+            hint: "check the network and HF_ENDPOINT, or give a local path",
+        }
+    }
+}
+
+/// Whether a file of this length is there.
+pub(super) fn is_whole(path: &Path, size: u64) -> bool {
+    path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == size)
+}
+
+/// Tells the observer, and ends if it says so.
+pub(super) fn tell(observer: &mut Observer<'_>, progress: Progress<'_>) -> Result<()> {
+    match observer(progress) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::Interrupted),
+    }
+}
+
+fn wrong_length(name: &str, expected: u64, got: u64) -> Error {
+    Error::hub(format!("the hub gives `{name}` a length of {expected} bytes, and sends {got}"))
+}
+
+fn is_sha256(etag: &str) -> bool {
+    etag.len() == 64 && etag.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .filter_map(|digit| char::from_digit(digit.into(), 16))
+        .collect()
+}
+
+fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    headers.get(name)?.to_str().ok().map(str::to_owned)
+}
+
+fn show((scheme, host, port): &Origin) -> String {
+    format!("`{scheme}://{host}:{port}`")
+}
+
+fn origin(uri: &Uri) -> Option<Origin> {
+    let scheme = uri.scheme_str()?.to_ascii_lowercase();
+    let default = match scheme.as_str() {
+        "http" => 80,
+        "https" => 443,
+        _ => return None,
+    };
+    let host = uri.host().filter(|host| !host.is_empty())?.to_ascii_lowercase();
+    Some((scheme, host, uri.port_u16().unwrap_or(default)))
+}
+
+/// The address that a redirect from `base` leads to.
+fn resolve(base: &Uri, location: &str) -> Option<Uri> {
+    // A fragment is for browsers.
+    let location = location.split('#').next().unwrap_or_default();
+    let scheme = base.scheme_str()?;
+    let absolute = if location.starts_with("//") {
+        format!("{scheme}:{location}")
+    } else if location.starts_with('/') {
+        format!("{scheme}://{}{location}", base.authority()?)
+    } else {
+        location.to_owned()
+    };
+    let uri: Uri = absolute.parse().ok()?;
+    origin(&uri).map(|_| uri)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_scheme_host_and_port() {
+        let of = |text: &str| origin(&text.parse().unwrap());
+        assert_eq!(of("https://Hub.co/a"), of("https://hub.co:443"));
+        for other in ["http://hub.co", "https://hub.co:444", "https://hub.co.evil.org", "https://evil.org/hub.co"] {
+            assert_ne!(of("https://hub.co"), of(other), "{other}");
+        }
+        assert_eq!(of("https://hub.co@evil.org").unwrap().1, "evil.org");
+        assert_eq!(of("/a"), None);
+        assert_eq!(of("ftp://hub.co"), None);
+    }
+
+    #[test]
+    fn redirects_are_relative_or_absolute() {
+        let base: Uri = "https://hub.co:8/a/b".parse().unwrap();
+        let of = |location| resolve(&base, location).map(|uri| uri.to_string());
+        assert_eq!(of("/c?d=e#f").unwrap(), "https://hub.co:8/c?d=e");
+        assert_eq!(of("//cdn.co/c").unwrap(), "https://cdn.co/c");
+        assert_eq!(of("http://cdn.co/c").unwrap(), "http://cdn.co/c");
+        assert_eq!(of("file:///etc/passwd"), None);
+        assert_eq!(of(""), None);
+    }
+}
