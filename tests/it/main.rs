@@ -11,6 +11,7 @@ mod checkpoint;
 mod cli;
 mod conversation;
 mod golden;
+mod hub;
 mod kernels;
 mod memory;
 mod meta;
