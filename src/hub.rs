@@ -260,7 +260,7 @@ impl Store {
             Err(_) => return Ok(None),
         };
         let is_there = |name: &String| self.pointer(commit, name).is_file();
-        let has_config = choice.target != Target::Folder("") || names.iter().any(|name| name.ends_with(".json"));
+        let has_config = choice.target != Target::Folder("") || names.iter().any(|name| name == "config.json");
         let is_complete = has_config && self.shards(commit, &choice).is_ok_and(|shards| shards.iter().all(is_there));
         Ok(is_complete.then(|| self.target(commit, &choice)))
     }
@@ -306,7 +306,8 @@ fn escape(text: &str, keep_slash: bool) -> String {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') || (byte == b'/' && keep_slash) {
             escaped.push(char::from(byte));
         } else {
-            escaped += &format!("%{byte:02X}");
+            escaped.push('%');
+            escaped.extend([byte >> 4, byte & 15].map(|digit| char::from(b"0123456789ABCDEF"[usize::from(digit)])));
         }
     }
     escaped

@@ -101,7 +101,7 @@ impl<'a> Client<'a> {
     pub(super) fn get(&self, url: &str) -> Result<Vec<u8>, Failure> {
         let (_, response) = self.follow(&Method::GET, url, None, |_| true)?;
         let body = response.into_body().into_with_config().limit(MAX_JSON_BYTES);
-        body.read_to_vec().map_err(|error| self.unreachable(self.endpoint, &error))
+        body.read_to_vec().map_err(|error| unreachable(self.endpoint, &error))
     }
 
     /// Asks what a file is, without its content.
@@ -146,14 +146,13 @@ impl<'a> Client<'a> {
         let mut part = options.map_err(failed("create"))?;
         loop {
             match part.try_lock() {
-                Ok(()) => break,
+                // Some network drives know no locks.
+                Ok(()) | Err(std::fs::TryLockError::Error(_)) => break,
                 Err(std::fs::TryLockError::WouldBlock) => {
                     // Another process fetches the same file.
                     tell(observer, Progress::Asking { what: name })?;
                     std::thread::sleep(LOCK_INTERVAL);
                 }
-                // Some network drives know no locks.
-                Err(std::fs::TryLockError::Error(_)) => break,
             }
         }
         if is_whole(blob, size) {
@@ -171,7 +170,7 @@ impl<'a> Client<'a> {
             if answer.status() != StatusCode::PARTIAL_CONTENT {
                 done = 0;
             } else if text(answer.headers(), &CONTENT_RANGE) != Some(format!("bytes {done}-{}/{size}", size - 1)) {
-                let reason = format!("{} answers with another part of `{name}` than it was asked for", show(&origin));
+                let reason = format!("`{}` answers with another part of `{name}` than it was asked for", show(&origin));
                 return Err(Error::hub(reason).into());
             }
             if length.is_some_and(|length| length != size - done) {
@@ -200,7 +199,7 @@ impl<'a> Client<'a> {
                 tell(observer, Progress::File { name, done, size })?;
                 let cut = |reason: &str| Failure::Network {
                     reason: format!(
-                        "the transfer of `{name}` from {} ended after {done} of {size} bytes: {reason}",
+                        "the transfer of `{name}` from `{}` ended after {done} of {size} bytes: {reason}",
                         show(&origin)
                     ),
                     hint: "run it again: it goes on where it ended",
@@ -255,7 +254,7 @@ impl<'a> Client<'a> {
                 request = request.header(AUTHORIZATION, authorization);
             }
             let request = request.body(()).map_err(|_| bad(&uri.to_string()))?;
-            let response = self.agent.run(request).map_err(|error| self.unreachable(&show(&here), &error))?;
+            let response = self.agent.run(request).map_err(|error| unreachable(&show(&here), &error))?;
             let status = response.status();
             let wants_more = go_on(response.headers());
             if !status.is_redirection() {
@@ -278,7 +277,7 @@ impl<'a> Client<'a> {
     fn check(&self, here: &Origin, status: StatusCode, url: &str) -> Result<(), Failure> {
         let (repo, endpoint) = (self.repo, self.endpoint);
         let later = || Failure::Network {
-            reason: format!("{} answers with status {status}", show(here)),
+            reason: format!("`{}` answers with status {status}", show(here)),
             hint: "try again later, or give a local path",
         };
         let error = match status.as_u16() {
@@ -297,17 +296,16 @@ impl<'a> Client<'a> {
         };
         Err(error.into())
     }
+}
 
-    #[expect(clippy::unused_self, reason = "reads as the other answers do")]
-    fn unreachable(&self, place: &str, error: &ureq::Error) -> Failure {
-        let cause = match error {
-            ureq::Error::Io(error) => error.to_string(),
-            other => other.to_string(),
-        };
-        Failure::Network {
-            reason: format!("`{}` cannot be reached: {cause}", place.trim_matches('`')),
-            hint: "check the network and HF_ENDPOINT, or give a local path",
-        }
+fn unreachable(place: &str, error: &ureq::Error) -> Failure {
+    let cause = match error {
+        ureq::Error::Io(error) => error.to_string(),
+        other => other.to_string(),
+    };
+    Failure::Network {
+        reason: format!("`{place}` cannot be reached: {cause}"),
+        hint: "check the network and HF_ENDPOINT, or give a local path",
     }
 }
 
@@ -344,8 +342,12 @@ fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
 }
 
+/// An origin for people.
 fn show((scheme, host, port): &Origin) -> String {
-    format!("`{scheme}://{host}:{port}`")
+    match (scheme.as_str(), port) {
+        ("http", 80) | ("https", 443) => format!("{scheme}://{host}"),
+        _ => format!("{scheme}://{host}:{port}"),
+    }
 }
 
 fn origin(uri: &Uri) -> Option<Origin> {
@@ -387,6 +389,8 @@ mod tests {
             assert_ne!(of("https://hub.co"), of(other), "{other}");
         }
         assert_eq!(of("https://hub.co@evil.org").unwrap().1, "evil.org");
+        assert_eq!(show(&of("https://hub.co/a").unwrap()), "https://hub.co");
+        assert_eq!(show(&of("http://hub.co:443").unwrap()), "http://hub.co:443");
         assert_eq!(of("/a"), None);
         assert_eq!(of("ftp://hub.co"), None);
     }
