@@ -322,17 +322,19 @@ fn make_folder(path: &Path) -> Result<()> {
 /// Makes a snapshot's file lead to its content.
 fn link(blob: &Path, pointer: &Path, name: &str) -> Result<()> {
     make_folder(pointer)?;
-    // A link that leads nowhere is in the way; if there is none, there is nothing to remove.
-    let _ = std::fs::remove_file(pointer);
     #[cfg(unix)]
     {
         // `snapshots/COMMIT`, and the folders in the file's name.
         let up = "../".repeat(2 + name.matches('/').count());
         let target = Path::new(&up).join("blobs").join(blob.file_name().unwrap_or_default());
-        match std::os::unix::fs::symlink(target, pointer) {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && pointer.is_file() => return Ok(()),
-            Ok(()) => return Ok(()),
-            Err(_) => {}
+        let mut result = std::os::unix::fs::symlink(&target, pointer);
+        if result.is_err() && !pointer.is_file() {
+            // A link that leads nowhere is in the way; if there is none, there is nothing to remove.
+            let _ = std::fs::remove_file(pointer);
+            result = std::os::unix::fs::symlink(&target, pointer);
+        }
+        if result.is_ok() || pointer.is_file() {
+            return Ok(());
         }
     }
     #[cfg(not(unix))]

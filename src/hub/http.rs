@@ -156,6 +156,8 @@ impl<'a> Client<'a> {
             }
         }
         if is_whole(blob, size) {
+            // Another process has made it since; what was opened is its file, or a new one that nobody needs.
+            let _ = std::fs::remove_file(&part_path);
             return Ok(());
         }
 

@@ -132,11 +132,10 @@ fn answer(mut stream: TcpStream, state: &State, storage: bool) -> std::io::Resul
     let asked = Asked { method, path, token, range, storage };
     state.asked.lock().unwrap().push(asked.clone());
     let play = state.play.lock().unwrap().clone();
-    let (status, mut head, body) = reply(&play, &asked, state.storage);
-    if !head.contains("content-length") {
-        head += &format!("content-length: {}\r\n", body.len());
-    }
-    write!(stream, "HTTP/1.1 {status} X\r\nconnection: close\r\n{head}\r\n")?;
+    let (status, head, body) = reply(&play, &asked, state.storage);
+    let length = body.len();
+    let length = if head.contains("content-length") { String::new() } else { format!("content-length: {length}\r\n") };
+    write!(stream, "HTTP/1.1 {status} X\r\nconnection: close\r\n{length}{head}\r\n")?;
     if asked.method == "HEAD" {
         return Ok(());
     }
@@ -275,6 +274,14 @@ fn a_model_is_fetched_once() {
     assert_eq!(asked.len(), 1, "{asked:?}");
     assert!(asked[0].path.starts_with("/api/"));
 
+    #[cfg(unix)]
+    {
+        // A link whose content was deleted: the content is fetched again.
+        std::fs::remove_file(root.join("blobs").join(SHA256)).unwrap();
+        assert_whole(&get(&settings).unwrap(), &hub.play());
+        assert_eq!(bodies(&hub.asked()).len(), 2);
+    }
+
     // Another commit with the same weights: what the cache has by its hash is not fetched.
     hub.play().commit = Some(COMMIT.replace('0', "f"));
     let newer = get(&settings).unwrap();
@@ -389,6 +396,24 @@ fn an_interrupted_transfer_goes_on_too() {
     assert!(bodies(&asked).iter().all(|asked| asked.range.is_some()), "{asked:?}");
     let result = fetch("owner/mha", &settings, &mut |_| ControlFlow::Break(()));
     assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
+}
+
+#[test]
+fn two_at_once_fetch_one_copy() {
+    let cache = tempfile::tempdir().unwrap();
+    let hub = Hub::new(model());
+    let settings = hub.settings(cache.path());
+    let folders: Vec<_> = std::thread::scope(|scope| {
+        let threads = [(); 3].map(|()| scope.spawn(|| get(&settings).unwrap()));
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    for folder in folders {
+        assert_whole(&folder, &hub.play());
+    }
+    assert_eq!(hub.asked().iter().filter(|asked| asked.storage).count(), 1, "the large file is sent once");
+    let blobs = std::fs::read_dir(cache.path().join("models--owner--mha/blobs")).unwrap();
+    let names: Vec<_> = blobs.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(names.contains(&SHA256.to_owned()) && names.len() == 3, "{names:?}");
 }
 
 #[test]
