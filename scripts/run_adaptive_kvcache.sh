@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Builds the program and generates text with it.
 #
-#   scripts/run_adaptive_kvcache.sh [MODEL.gguf] [OPTION ...]
+#   scripts/run_adaptive_kvcache.sh [MODEL] [OPTION ...]
 #
-# Without a path it fetches a small model once. Variables (each is an option of the binary too, see
+# MODEL is a GGUF file, a folder in Hugging Face's or Meta's layout, or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct.
+# Without one it fetches a small model once. Variables (each is an option of the binary too, see
 # `adaptive-kvcache generate --help`):
 #
-#   MODEL_PATH        model file, if no path is given
+#   MODEL_PATH        the model, if none is given
 #   USE_ADAKV         1 (default): adaptive cache; 0: full cache
 #   SAVE_IMAGE        1: write heatmaps to images/
 #   PROMPT            the prompt

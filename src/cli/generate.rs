@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use adaptive_kvcache::Error;
 use adaptive_kvcache::cache::{CacheBytes, LayerSummary, Retention};
-use adaptive_kvcache::checkpoint::WeightDtype;
 use adaptive_kvcache::fidelity::top_logprobs;
 use adaptive_kvcache::generate::{FinishReason, Generation};
 use adaptive_kvcache::memory::process_memory;
@@ -100,13 +99,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
         let heads = prefill.layers.iter().map(|layer| LayerReport::new(layer, &config.policies, args.report_positions));
         let report = Report {
             version: env!("CARGO_PKG_VERSION"),
-            model: ModelReport::new(
-                &args.run.model.model,
-                session.loaded.format.name(),
-                model.config(),
-                session.loaded.weights_bytes,
-                WeightDtype::from(args.run.model.dtype).name(),
-            ),
+            model: ModelReport::new(&args.run.model.model, &session.loaded),
             device: "cpu".to_owned(),
             threads: session.threads,
             kv_dtype: session.kv_dtype.name(),

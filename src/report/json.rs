@@ -6,10 +6,10 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::cache::{CacheBytes, LayerSummary};
+use crate::checkpoint::Loaded;
 use crate::config::{AdaptiveConfig, SearchOrder};
 use crate::error::{Error, Result};
 use crate::generate::{FinishReason, GenerationOptions};
-use crate::model::LlamaConfig;
 
 /// Everything about one `generate` run.
 #[derive(Debug, Serialize)]
@@ -47,32 +47,27 @@ pub struct ModelReport {
     pub num_kv_heads: usize,
     pub head_dim: usize,
     pub weights_bytes: usize,
-    pub dtype: &'static str,
+    /// The numbers of most weights, as `q4_1`.
+    pub dtype: String,
 }
 
 impl ModelReport {
     /// Describes a model.
     ///
-    /// * `format`: the layout of its checkpoint
-    /// * `dtype`: what was asked for, as `"auto"`
+    /// * `path`: as the user gave it
     #[must_use]
-    pub fn new(
-        path: &Path,
-        format: &'static str,
-        config: &LlamaConfig,
-        weights_bytes: usize,
-        dtype: &'static str,
-    ) -> Self {
+    pub fn new(path: &Path, loaded: &Loaded) -> Self {
+        let config = loaded.model.config();
         Self {
             path: path.display().to_string(),
-            format,
+            format: loaded.format.name(),
             architecture: "llama",
             num_layers: config.num_layers,
             num_heads: config.heads.num_heads,
             num_kv_heads: config.heads.num_kv_heads,
             head_dim: config.heads.head_dim,
-            weights_bytes,
-            dtype,
+            weights_bytes: loaded.weights_bytes,
+            dtype: loaded.dtype.clone(),
         }
     }
 }

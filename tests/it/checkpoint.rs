@@ -727,7 +727,7 @@ fn paths_that_are_no_model_are_refused() {
 
 /// Damaged files are refused or run; nothing panics, and nothing is allocated on a header's word.
 #[test]
-fn damaged_safetensors_never_panic() {
+fn random_damage_of_safetensors_never_panics() {
     let rounds = std::env::var("FUZZ_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(1000);
     let rng = &mut StdRng::seed_from_u64(5);
     let whole = std::fs::read(checkpoints("f16").join("model.safetensors")).unwrap();
