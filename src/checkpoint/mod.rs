@@ -31,6 +31,7 @@ pub use pth::PthFile;
 pub use weights::WeightDtype;
 
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::model::{Llama, LlamaConfig};
 use crate::tokenizer::{ModelIds, Tokenizer};
 use tensors::Tensors;
@@ -197,6 +198,8 @@ pub struct Loaded {
 pub fn load(path: impl AsRef<Path>, dtype: WeightDtype, progress: &mut dyn FnMut(usize, usize)) -> Result<Loaded> {
     let checkpoint = open(path)?;
     let tokenizer = checkpoint.tokenizer()?;
+    // Reading a large vocabulary leaves several times its size behind.
+    memory::release_unused();
     let model = checkpoint.model(dtype, progress)?;
     Ok(Loaded {
         model,
