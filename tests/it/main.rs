@@ -19,5 +19,6 @@ mod model;
 mod numbers;
 mod policy;
 mod profile;
+mod shape_script;
 mod support;
 mod tokenizer;
