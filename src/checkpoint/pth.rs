@@ -15,6 +15,7 @@ use std::sync::Arc;
 use candle_core::quantized::GgmlDType;
 use memmap2::Mmap;
 
+use super::files::map_file;
 use super::gguf::TensorEntry;
 use super::pickle::{self, Id, Pickle, Storage, Tensor, Value, shown};
 use super::zip;
@@ -50,15 +51,7 @@ impl PthFile {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         const HINT: &str = "give the path of a checkpoint that `torch.save` wrote";
         let path = path.as_ref();
-        // Asked before the file is opened: opening a pipe would wait for its writer.
-        let metadata = std::fs::metadata(path).map_err(|source| Error::io("open", path, source).with_hint(HINT))?;
-        if !metadata.is_file() {
-            let kind = if metadata.is_dir() { "a folder" } else { "what is not a regular file" };
-            return Err(Error::unsupported(format!("loading {kind} (`{}`)", path.display())).with_hint(HINT));
-        }
-        let file = std::fs::File::open(path).map_err(|source| Error::io("open", path, source))?;
-        // SAFETY: the mapping is read-only; as with every mapped model file, nobody may shorten the file meanwhile.
-        let mmap = unsafe { Mmap::map(&file) }.map_err(|source| Error::io("map", path, source))?;
+        let mmap = map_file(path, HINT)?;
         let tensors = parse(path, &mmap)?;
         Ok(Self { path: path.to_owned(), mmap: Arc::new(mmap), tensors })
     }
