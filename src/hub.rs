@@ -164,8 +164,9 @@ fn fetch_online(
     let info: Value = serde_json::from_slice(&info).map_err(|_| bad())?;
     let commit = info["sha"].as_str().filter(|sha| is_commit(sha)).ok_or_else(bad)?;
     let siblings = info["siblings"].as_array().ok_or_else(bad)?;
-    let names = siblings.iter().map(|sibling| sibling["rfilename"].as_str().ok_or_else(bad).and_then(safe_name));
-    let names: Vec<String> = names.collect::<Result<_>>()?;
+    // A name that could lead elsewhere is one that is never asked for.
+    let names = siblings.iter().filter_map(|sibling| safe_name(sibling["rfilename"].as_str()?).ok());
+    let names: Vec<String> = names.collect();
 
     let mut get = |name: &str| -> Result<(), Failure> {
         let pointer = store.pointer(commit, name);

@@ -56,6 +56,10 @@ impl LayerCacheManager {
         Self::new(self.layer, self.layout, self.dtype)
     }
 
+    pub(super) fn seen(&self) -> usize {
+        self.seen
+    }
+
     /// The heads, by KV head.
     #[must_use]
     pub fn heads(&self) -> &[HeadCache] {

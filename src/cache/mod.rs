@@ -97,6 +97,12 @@ impl AdaptiveKvCache {
         self.seen
     }
 
+    /// Whether all layers have got the same tokens; they have not after a prompt that failed halfway.
+    #[must_use]
+    pub fn is_consistent(&self) -> bool {
+        self.layers.iter().all(|layer| layer.seen() == self.seen)
+    }
+
     /// The layers, from the first.
     #[must_use]
     pub fn layers(&self) -> &[LayerCacheManager] {

@@ -21,6 +21,10 @@ use crate::tokenizer::ModelIds;
 /// The largest size that is believed.
 const MAX_SIZE: usize = 1 << 30;
 
+/// transformers' `max_position_embeddings` where there is none.
+const LLAMA_CONTEXT: usize = 2048;
+const MISTRAL_CONTEXT: usize = 131_072;
+
 /// Sliding window of a Mistral model whose configuration has none written down.
 const MISTRAL_WINDOW: usize = 4096;
 
@@ -156,8 +160,12 @@ impl<'a> Json<'a> {
         let hidden_size = self.required_size("hidden_size")?;
         let vocab_size = self.required_size("vocab_size")?;
         let heads = self.heads(family, hidden_size)?;
-        let mut max_context = self.required_size("max_position_embeddings")?;
+        // Fine-tunes for longer texts may give the longer length apart.
+        let longest = self.size("max_sequence_length")?;
+        let default = if family == Family::Mistral { MISTRAL_CONTEXT } else { LLAMA_CONTEXT };
+        let mut max_context = self.size("max_position_embeddings")?.or(longest).unwrap_or(default);
         let rope = self.rope(heads.head_dim, max_context)?;
+        max_context = max_context.max(longest.unwrap_or(0));
         if let Some(dynamic) = rope.dynamic {
             // Beyond `max_position_embeddings` is where this scaling is at work.
             #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
@@ -198,6 +206,7 @@ impl<'a> Json<'a> {
             ids: ModelIds {
                 bos_id: self.token_id("bos_token_id", vocab_size)?,
                 eos_ids: self.token_ids("eos_token_id", vocab_size)?,
+                num_embeddings: Some(vocab_size),
             },
         })
     }

@@ -164,8 +164,10 @@ pub fn config(folder: &Path, shards: &[PthFile]) -> Result<LlamaConfig> {
         None if rms_norm_eps == 1e-6 => 2048,
         None => 4096,
     };
-    // Meta's code has 8 and 4 where nothing is given.
-    let factor = params.positive("rope_scaling_factor")?.unwrap_or(8.0);
+    // Meta's code has 8 and 4 where nothing is given. Llama 3.2's `params.json` gives nothing either, but its text models
+    // have 32 in every other layout, those that Meta published included.
+    let is_llama_3_2 = matches!((hidden_size, num_layers), (2048, 16) | (3072, 28));
+    let factor = params.positive("rope_scaling_factor")?.unwrap_or(if is_llama_3_2 { 32.0 } else { 8.0 });
     let high_freq = params.positive("rope_high_freq_factor")?.unwrap_or(4.0);
     if high_freq <= 1.0 {
         return Err(params.wrong("rope_high_freq_factor", &format!("expected more than 1, got {high_freq}")));

@@ -154,8 +154,9 @@ impl Checkpoint {
     /// Makes the tokenizer.
     ///
     /// # Errors
-    /// As [`llama::vocab`] and [`Tokenizer::from_gguf`], or as [`Tokenizer::from_folder`]; [`Error::BadFile`] if its tokens are not as many as the model's
-    /// embeddings. In a folder there may be more embeddings: they are padded to sizes that suit the hardware.
+    /// As [`llama::vocab`] and [`Tokenizer::from_gguf`], or as [`Tokenizer::from_folder`]; [`Error::BadFile`] if its
+    /// tokens are not as many as the model's embeddings. In a folder there may be more embeddings: they are padded to
+    /// sizes that suit the hardware.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let embeddings = self.config.vocab_size;
         let (tokenizer, fits): (_, fn(usize, usize) -> bool) = match &self.tokenizer {
@@ -313,6 +314,7 @@ fn open_hugging_face(path: &Path, folder: &Path, weights: &Path) -> Result<Check
 fn open_meta(folder: &Path) -> Result<Checkpoint> {
     let shards: Vec<PthFile> = meta::shard_files(folder)?.iter().map(PthFile::open).collect::<Result<_>>()?;
     let config = meta::config(folder, &shards)?;
+    let ids = ModelIds { num_embeddings: Some(config.vocab_size), ..ModelIds::default() };
     Ok(Checkpoint {
         path: folder.to_owned(),
         format: Format::Meta,
@@ -324,7 +326,7 @@ fn open_meta(folder: &Path) -> Result<Checkpoint> {
             mlp_bias: Bias::Never,
             output: OutputLayer::OwnIfPresent,
         },
-        tokenizer: TokenizerSource::Folder(folder.to_owned(), ModelIds::default()),
+        tokenizer: TokenizerSource::Folder(folder.to_owned(), ids),
     })
 }
 

@@ -179,12 +179,12 @@ fn answer(
 
 /// What the log says of a turn.
 fn log_line(number: usize, turn: &Turn) -> String {
-    let profiled = turn.profiled_tokens();
+    let profiled = turn.profiled_tokens;
     format!(
         "turn {number}: {profiled} tokens profiled ({} of the answer before, {} new), {:.1} kept by a head on average",
         profiled.saturating_sub(turn.prompt_tokens),
         turn.prompt_tokens,
-        turn.mean_kept()
+        turn.mean_kept
     )
 }
 
@@ -195,7 +195,7 @@ fn stats(conversation: &Conversation<'_>) -> String {
         "turn", "prompt", "answer", "profiled", "kept/head", "kept %"
     )];
     for (index, turn) in conversation.turns().iter().enumerate() {
-        let (profiled, kept) = (turn.profiled_tokens(), turn.mean_kept());
+        let (profiled, kept) = (turn.profiled_tokens, turn.mean_kept);
         #[expect(clippy::cast_precision_loss)]
         let share = 100.0 * kept / profiled.max(1) as f64;
         let Turn { prompt_tokens, answer_tokens, .. } = turn;

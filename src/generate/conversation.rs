@@ -48,6 +48,8 @@ pub struct Conversation<'a> {
     cache: AdaptiveKvCache,
     /// The token with which the last answer broke off: it is part of the text, and the cache has not got it.
     unread: Option<u32>,
+    /// The cache holds tokens that are not part of the messages: those of a stop text.
+    stale: bool,
     turns: Vec<Turn>,
 }
 
@@ -58,12 +60,13 @@ pub struct Turn {
     pub prompt_tokens: usize,
     /// Tokens of the answer.
     pub answer_tokens: usize,
-    /// Whether the whole conversation had to be read again, since an earlier turn was broken off or the chat template
-    /// writes earlier messages differently as the conversation goes on.
+    /// Whether the whole conversation had to be read again, since a turn before failed or ended at a stop text, or the
+    /// chat template writes earlier messages differently as the conversation goes on.
     pub reread: bool,
-    /// What each layer kept, right after the question was read; its `prompt_len` counts the question and the answer
-    /// before it.
-    pub layers: Vec<LayerSummary>,
+    /// Tokens that were decided about: the question, and the answer before it.
+    pub profiled_tokens: usize,
+    /// How many of them a KV head kept, the mean over all heads.
+    pub mean_kept: f64,
     /// Why the answer ended.
     pub finish_reason: FinishReason,
     /// Time that reading took, profiling included.
@@ -72,21 +75,12 @@ pub struct Turn {
     pub decode_time: Duration,
 }
 
-impl Turn {
-    /// Tokens that were decided about in this turn.
-    #[must_use]
-    pub fn profiled_tokens(&self) -> usize {
-        self.layers.first().map_or(0, |layer| layer.prompt_len)
-    }
-
-    /// How many of them a KV head kept, the mean over all heads.
-    #[must_use]
-    #[expect(clippy::cast_precision_loss)]
-    pub fn mean_kept(&self) -> f64 {
-        let heads = || self.layers.iter().flat_map(|layer| &layer.heads);
-        let kept: usize = heads().map(|head| head.positions.len()).sum();
-        kept as f64 / heads().count().max(1) as f64
-    }
+/// How many positions a KV head kept, the mean over all heads.
+#[expect(clippy::cast_precision_loss)]
+fn mean_kept(layers: &[LayerSummary]) -> f64 {
+    let heads = || layers.iter().flat_map(|layer| &layer.heads);
+    let kept: usize = heads().map(|head| head.positions.len()).sum();
+    kept as f64 / heads().count().max(1) as f64
 }
 
 impl<'a> Conversation<'a> {
@@ -103,7 +97,7 @@ impl<'a> Conversation<'a> {
     ) -> Self {
         let cache = model.new_cache(kv_dtype, retention);
         let messages = opening.clone();
-        Self { model, tokenizer, opening, messages, cached: 0, cache, unread: None, turns: Vec::new() }
+        Self { model, tokenizer, opening, messages, cached: 0, cache, unread: None, stale: false, turns: Vec::new() }
     }
 
     /// All messages so far.
@@ -133,7 +127,7 @@ impl<'a> Conversation<'a> {
 
     /// Asks, and generates the answer.
     ///
-    /// * `options`: for this answer; a stop text ends it, as the end of the turn does
+    /// * `options`: for this answer; after one that a stop text ended, the next turn reads the conversation anew
     /// * `show`: gets the answer's text as it comes; breaking ends the answer, which stays part of the conversation
     ///
     /// # Errors
@@ -160,7 +154,11 @@ impl<'a> Conversation<'a> {
                 self.turns.last().ok_or(Error::Interrupted)
             }
             // Refused before anything was read.
-            Err(error @ Error::Input { .. }) if self.cached > 0 && self.cache.seen() == seen => Err(error),
+            Err(error @ Error::Input { .. })
+                if self.cached > 0 && self.cache.seen() == seen && self.cache.is_consistent() =>
+            {
+                Err(error)
+            }
             Err(error) => {
                 self.empty_cache();
                 Err(error)
@@ -172,10 +170,14 @@ impl<'a> Conversation<'a> {
         self.cache = self.cache.emptied();
         self.cached = 0;
         self.unread = None;
+        self.stale = false;
     }
 
     /// Ids of the messages that the cache has not got.
     fn new_ids(&mut self) -> Result<(Vec<u32>, bool)> {
+        if self.stale {
+            self.empty_cache();
+        }
         let (previous, new) = self.messages.split_at(self.cached);
         if previous.is_empty() {
             return Ok((self.tokenizer.encode_chat(new)?, !self.turns.is_empty()));
@@ -214,17 +216,19 @@ impl<'a> Conversation<'a> {
                 break;
             }
         }
+        text += &generation.held_back();
         let (finish_reason, answer) = (generation.finish_reason(), generation.ids().to_vec());
         // The last token was drawn and not read. One that ended the answer is not part of it: the template ends turns.
-        let ended = matches!(finish_reason, FinishReason::Eos | FinishReason::Stop);
-        self.unread = answer.last().copied().filter(|_| !ended);
+        self.unread = answer.last().copied().filter(|_| finish_reason != FinishReason::Eos);
+        self.stale = finish_reason == FinishReason::Stop;
         self.messages.push(ChatMessage::new("assistant", text));
         self.cached = self.messages.len();
         Ok(Turn {
             prompt_tokens: ids.len(),
             answer_tokens: answer.len(),
             reread,
-            layers: prefill.layers,
+            profiled_tokens: prefill.layers.first().map_or(0, |layer| layer.prompt_len),
+            mean_kept: mean_kept(&prefill.layers),
             finish_reason,
             prefill_time,
             decode_time: started.elapsed(),

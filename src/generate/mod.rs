@@ -170,6 +170,16 @@ impl<'a> Generation<'a> {
         Ok(Step { id: Some(id), text })
     }
 
+    /// Takes the text that might have become a stop text, from a generation that is not gone on with; empty if there is
+    /// none, or all steps were taken.
+    pub fn held_back(&mut self) -> String {
+        if self.decoder.take().is_none() || self.finish == Some(FinishReason::Stop) {
+            return String::new();
+        }
+        self.finish.get_or_insert(FinishReason::Interrupted);
+        self.stop.finish()
+    }
+
     /// What the filters still hold back when generation is over.
     fn flush(&mut self) -> Option<Step> {
         let mut text = self.decoder.take()?.finish();

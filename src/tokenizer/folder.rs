@@ -12,13 +12,16 @@ use super::vocab::{Draft, Vocab};
 use super::{Model, Parts, Prefix, Tokenizer, json, sentencepiece, tiktoken};
 use crate::error::{Error, Result};
 
-/// The ids that a model's `config.json` and `generation_config.json` give.
+/// What a model's `config.json` and `generation_config.json` say of tokens.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModelIds {
     /// `bos_token_id`: begins a text. Counts only if the tokenizer's own files name no BOS.
     pub bos_id: Option<u32>,
     /// `eos_token_id`, of both files: each ends an answer.
     pub eos_ids: Vec<u32>,
+    /// How many tokens the model can tell apart. Tokens that were added behind them are left out: old downloads of Llama
+    /// 2 have a `<pad>` that no text holds.
+    pub num_embeddings: Option<usize>,
 }
 
 impl Tokenizer {
@@ -32,7 +35,7 @@ impl Tokenizer {
     /// [`Error::Io`] if there is no tokenizer or a file cannot be read; [`Error::BadFile`] if a file is not what its
     /// format promises or contradicts another; [`Error::Unsupported`] for other kinds of tokenizers.
     pub fn from_folder(folder: &Path, ids: ModelIds) -> Result<Self> {
-        let settings = Settings::read(folder)?;
+        let settings = Settings::read(folder, ids.num_embeddings)?;
         let json = folder.join("tokenizer.json");
         let model = folder.join("tokenizer.model");
         let mut loaded = if json.exists() {

@@ -63,6 +63,7 @@ fn build(mut file: Value, path: &Path, settings: &Settings) -> Result<JsonTokeni
         for token in list {
             added.push(Added::read(token, None, path)?);
         }
+        added.retain(|token| settings.is_known(token));
     }
     for token in &settings.added {
         if !added.iter().any(|known| known.id == token.id && known.content == token.content) {

@@ -48,18 +48,20 @@ pub(super) struct Settings {
     /// Padding and additional special tokens.
     others: Vec<String>,
     pub added: Vec<Added>,
+    /// Tokens that the model can tell apart, if this is known.
+    num_embeddings: Option<usize>,
     pub chat_template: Option<String>,
 }
 
 impl Settings {
-    /// Reads what there is of the files.
+    /// Reads what there is of the files; `num_embeddings` is how many tokens the model can tell apart, if this is known.
     ///
     /// # Errors
     /// [`Error::Io`] if a file is there and cannot be read; [`Error::BadFile`] if it is not of its form.
-    pub fn read(folder: &Path) -> Result<Self> {
+    pub fn read(folder: &Path, num_embeddings: Option<usize>) -> Result<Self> {
         let path = folder.join("tokenizer_config.json");
         let config = read_json_if_any(&path)?;
-        let mut settings = Self { path: path.clone(), ..Self::default() };
+        let mut settings = Self { path: path.clone(), num_embeddings, ..Self::default() };
         if let Some(config) = &config {
             let object = Object::new(config, &path)?;
             settings.read_special(&object)?;
@@ -74,15 +76,24 @@ impl Settings {
             settings.read_special(&Object::new(&map, &path)?)?;
         }
         settings.read_added_tokens(&folder.join("added_tokens.json"))?;
+        let mut added = std::mem::take(&mut settings.added);
+        added.retain(|token| settings.is_known(token));
+        settings.added = added;
         settings.read_templates(folder)?;
         Ok(settings)
+    }
+
+    /// Whether the model knows an added token.
+    pub fn is_known(&self, token: &Added) -> bool {
+        self.num_embeddings.is_none_or(|count| (token.id as usize) < count)
     }
 
     /// Takes the special tokens by role; those that are known already stay.
     fn read_special(&mut self, object: &Object<'_>) -> Result<()> {
         for (slot, key) in [(&mut self.bos, "bos_token"), (&mut self.eos, "eos_token"), (&mut self.unk, "unk_token")] {
             if slot.is_none() {
-                *slot = object.token(key)?;
+                // Early conversions write an empty text for none.
+                *slot = object.token(key)?.filter(|token| !token.is_empty());
             }
         }
         self.others.extend(object.token("pad_token")?);

@@ -99,6 +99,45 @@ fn an_answer_that_was_cut_off_is_part_of_the_conversation() {
     assert_eq!((stopped.finish_reason, stopped.answer_tokens), (FinishReason::Interrupted, 1));
 }
 
+/// What of a stop text was read is not part of the messages, so the next turn reads these anew.
+#[test]
+fn after_a_stop_text_the_cache_holds_what_the_messages_say() {
+    let loaded = smollm2();
+    let mut conversation = new(Retention::Full);
+    let stop = GenerationOptions { stop: vec![" France is".to_owned()], ..options(20) };
+    let mut ignore = |_: &str| ControlFlow::Continue(());
+    let turn = conversation.ask("What is the capital of France?", &stop, &mut (), &mut ignore).unwrap();
+    assert_eq!(turn.finish_reason, FinishReason::Stop, "the answer was expected to hold the stop text");
+    ask(&mut conversation, "And of Italy?", 5);
+    let turn = &conversation.turns()[1];
+    let whole = loaded.tokenizer.encode_chat(&conversation.messages()[..3]).unwrap();
+    assert!(turn.reread && turn.prompt_tokens == whole.len(), "{turn:?}");
+}
+
+/// An observer that fails with what looks like a refused question, after a layer has stored it.
+struct Refuse;
+
+impl PrefillObserver for Refuse {
+    fn layer_done(
+        &mut self,
+        _summary: &adaptive_kvcache::cache::LayerSummary,
+        _maps: Option<&adaptive_kvcache::attention::map::MapAccumulator>,
+    ) -> adaptive_kvcache::Result<()> {
+        Err(Error::input("no more"))
+    }
+}
+
+#[test]
+fn a_cache_that_is_filled_halfway_is_not_gone_on_with() {
+    let mut conversation = new(Retention::Full);
+    ask(&mut conversation, "Name a fruit.", 5);
+    let mut ignore = |_: &str| ControlFlow::Continue(());
+    conversation.ask("And a vegetable.", &options(5), &mut Refuse, &mut ignore).unwrap_err();
+    ask(&mut conversation, "And a vegetable.", 5);
+    assert!(conversation.turns()[1].reread);
+    assert!(conversation.cache().is_consistent());
+}
+
 struct Break;
 
 impl PrefillObserver for Break {

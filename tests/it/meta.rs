@@ -161,6 +161,15 @@ fn the_same_weights_give_the_same_text_in_every_layout() {
     }
 }
 
+/// Old downloads of Llama 2 name a `<pad>` behind the last token that the model can tell apart.
+#[test]
+fn tokens_that_were_added_behind_the_embeddings_are_left_out() {
+    let folder = folder("meta-1shard");
+    std::fs::write(folder.path().join("added_tokens.json"), r#"{"<pad>": 1000}"#).unwrap();
+    let loaded = load_f32(folder.path());
+    assert_eq!((loaded.tokenizer.vocab_size(), loaded.tokenizer.token_id("<pad>")), (1000, None));
+}
+
 #[test]
 fn a_folder_that_is_not_whole_is_refused() {
     let refusal = |change: &dyn Fn(&Path)| {

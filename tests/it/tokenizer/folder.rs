@@ -76,7 +76,9 @@ fn sentencepiece_folder_takes_added_tokens_and_settings() {
         ("tokenizer_config.json", config.to_string().as_bytes()),
         ("added_tokens.json", br#"{"<|im_start|>": 1000, "<code>": 1002}"#),
     ]);
-    let tokenizer = Tokenizer::from_folder(files.path(), ModelIds { bos_id: Some(1), eos_ids: vec![2, 7] }).unwrap();
+    let tokenizer =
+        Tokenizer::from_folder(files.path(), ModelIds { bos_id: Some(1), eos_ids: vec![2, 7], ..ModelIds::default() })
+            .unwrap();
     assert_eq!(tokenizer.vocab_size(), 1006);
     assert_eq!(tokenizer.eos_ids(), [2, 7, 1005]);
     assert_eq!(tokenizer.special_ids(), [1, 2, 1000, 1005]);
@@ -210,14 +212,14 @@ fn bos_is_what_the_files_say() {
     let with = llama_json("first");
     let mut without = with.clone();
     without["post_processor"] = Value::Null;
-    let config_ids = || ModelIds { bos_id: Some(1), eos_ids: vec![2] };
+    let config_ids = || ModelIds { bos_id: Some(1), eos_ids: vec![2], ..ModelIds::default() };
     assert_eq!(bos(&with, "{}", config_ids()).unwrap(), Some(1));
     assert_eq!(bos(&with, r#"{"add_bos_token": false}"#, config_ids()).unwrap(), None);
     assert_eq!(bos(&without, "{}", config_ids()).unwrap(), None);
     assert_eq!(bos(&without, r#"{"add_bos_token": true}"#, config_ids()).unwrap(), Some(1));
     let missing = bos(&without, r#"{"add_bos_token": true}"#, ModelIds::default()).unwrap_err();
     assert!(missing.to_string().contains("BOS"), "{missing}");
-    let outside = bos(&with, "{}", ModelIds { bos_id: None, eos_ids: vec![5000] }).unwrap_err();
+    let outside = bos(&with, "{}", ModelIds { bos_id: None, eos_ids: vec![5000], ..ModelIds::default() }).unwrap_err();
     assert!(outside.to_string().contains("5000"), "{outside}");
 }
 
