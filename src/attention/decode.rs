@@ -10,10 +10,11 @@ use rayon::prelude::*;
 use super::{HeadLayout, expect_len};
 use crate::error::{Error, Result};
 use crate::kernels::element::Element;
+use crate::kernels::simd::InstructionSet;
 use crate::kernels::vector::{self, MAX_HEAD_DIM, PartialAttention, instruction_set};
 
 /// Rows of a head that one task takes at most.
-const ROWS_PER_TASK: usize = 1024;
+pub const RANGE_ROWS: usize = 512;
 
 /// Below this many rows over all heads threads cost more than they save.
 const MIN_PARALLEL_ROWS: usize = 512;
@@ -95,7 +96,7 @@ pub fn decode(layout: HeadLayout, queries: &[f32], heads: &[HeadRows<'_>]) -> Re
             return Err(Error::shape("cached rows", format!("at least one row of {head_dim}"), len));
         }
         total_rows += len / head_dim;
-        let step = ROWS_PER_TASK * head_dim;
+        let step = RANGE_ROWS * head_dim;
         tasks.extend((0..len).step_by(step).map(|start| (kv_head, rows.slice(start..(start + step).min(len)))));
     }
 
@@ -134,6 +135,35 @@ pub fn decode(layout: HeadLayout, queries: &[f32], heads: &[HeadRows<'_>]) -> Re
         }
     }
     Ok(out)
+}
+
+/// Attends over a range of one head's rows.
+///
+/// * `queries`: `[group_size, head_dim]`, already scaled
+/// * `out`: `[group_size, head_dim]`, overwritten with the unnormalised sums
+/// * `max_and_sum`: `[group_size]`, overwritten
+#[expect(clippy::too_many_arguments)]
+pub fn attend_range(
+    set: InstructionSet,
+    rows: HeadRows<'_>,
+    range: std::ops::Range<usize>,
+    head_dim: usize,
+    queries: &[f32],
+    out: &mut [f32],
+    max_and_sum: &mut [(f32, f32)],
+    scores: &mut Vec<f32>,
+) {
+    scores.resize(max_and_sum.len() * range.len(), 0.0);
+    match rows.slice(range.start * head_dim..range.end * head_dim) {
+        HeadRows::F32 { keys, values } => vector::partial_attention(
+            set,
+            PartialAttention { queries, keys, values, head_dim, scores, out, max_and_sum },
+        ),
+        HeadRows::F16 { keys, values } => vector::partial_attention(
+            set,
+            PartialAttention { queries, keys, values, head_dim, scores, out, max_and_sum },
+        ),
+    }
 }
 
 fn attend<T: Element>(

@@ -56,6 +56,10 @@ impl LayerCacheManager {
         Self::new(self.layer, self.layout, self.dtype)
     }
 
+    pub(super) fn layout(&self) -> HeadLayout {
+        self.layout
+    }
+
     pub(super) fn seen(&self) -> usize {
         self.seen
     }

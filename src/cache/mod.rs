@@ -103,6 +103,22 @@ impl AdaptiveKvCache {
         self.layers.iter().all(|layer| layer.seen() == self.seen)
     }
 
+    /// Checks that the cache is of a model's shape, and that all layers have got the same tokens.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if it is not.
+    pub fn expect_shape(&self, num_layers: usize, layout: HeadLayout) -> Result<()> {
+        if self.layers.len() != num_layers {
+            return Err(Error::shape("cache layers", num_layers, self.layers.len()));
+        }
+        match self.layers.iter().find(|layer| layer.layout() != layout || layer.seen() != self.seen) {
+            Some(layer) => {
+                Err(Error::shape("a cache's layer", (layout, self.seen), (layer.layout(), layer.seen())))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The layers, from the first.
     #[must_use]
     pub fn layers(&self) -> &[LayerCacheManager] {

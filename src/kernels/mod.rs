@@ -7,4 +7,5 @@ pub mod element;
 pub mod gemm;
 pub mod quant;
 pub mod simd;
+pub mod team;
 pub mod vector;

@@ -221,6 +221,21 @@ fn silu_mul_body<const SIMD: bool>(gate: &[f32], up: &mut [f32]) {
     }
 }
 
+multiversion! {
+    /// Root-mean-square norm: `out = x / sqrt(mean(x^2) + eps) * weight`; all of one length, a longer one is cut.
+    pub fn rms_norm(x: &[f32], weight: &[f32], eps: f64, out: &mut [f32]) = rms_norm_body;
+}
+
+#[inline(always)]
+#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
+fn rms_norm_body<const SIMD: bool>(x: &[f32], weight: &[f32], eps: f64, out: &mut [f32]) {
+    let mean = f64::from(dot_body::<SIMD>(x, x)) / x.len() as f64;
+    let scale = (1.0 / (mean + eps).sqrt()) as f32;
+    for ((out, &x), &weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * scale * weight;
+    }
+}
+
 /// Attention of several query rows over one stored row range: the inner loop of decoding.
 ///
 /// Shapes: `queries` `[group_size, head_dim]`, already scaled; `keys` and `values` `[rows, head_dim]`; `scores` scratch

@@ -42,6 +42,14 @@ impl Linear {
         self
     }
 
+    /// The stored matrix and the bias; `None` for a dense weight.
+    pub(super) fn stored_parts(&self) -> Option<(&Arc<WeightMatrix>, Option<&Tensor>)> {
+        match &self.weights {
+            Weights::Dense(_) => None,
+            Weights::Stored(matrix) => Some((matrix, self.bias.as_ref())),
+        }
+    }
+
     /// Applies the layer.
     ///
     /// * `x`: `[seq_len, in_features]`, f32
@@ -96,6 +104,11 @@ impl Embedding {
         Linear { weights: self.0.clone(), bias: None }
     }
 
+    /// Whether the table is used as it is stored.
+    pub(super) fn is_stored(&self) -> bool {
+        matches!(self.0, Weights::Stored(_))
+    }
+
     /// Looks up ids.
     ///
     /// Returns `[ids.len(), hidden_size]`, f32.
@@ -103,26 +116,41 @@ impl Embedding {
     /// # Errors
     /// [`Error::Input`] for an id outside of the vocabulary.
     pub fn forward(&self, ids: &[u32]) -> Result<Tensor> {
-        let vocab_size = match &self.0 {
-            Weights::Dense(table) => table.dim(0)?,
-            Weights::Stored(table) => table.rows(),
-        };
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
-            return Err(Error::input(format!("token id `{id}` is outside of the vocabulary of {vocab_size}")));
-        }
         match &self.0 {
             Weights::Dense(table) => {
+                check_ids(ids, table.dim(0)?)?;
                 let ids = Tensor::new(ids, table.device())?;
                 Ok(table.index_select(&ids, 0)?.to_dtype(DType::F32)?)
             }
             Weights::Stored(table) => {
-                let cols = table.cols();
-                let mut out = vec![0.0; ids.len() * cols];
-                for (&id, row) in ids.iter().zip(out.chunks_exact_mut(cols)) {
-                    table.dequantize_rows(id as usize..id as usize + 1, row);
-                }
-                host::matrix(out, ids.len(), cols)
+                let mut out = vec![0.0; ids.len() * table.cols()];
+                self.look_up(ids, &mut out)?;
+                host::matrix(out, ids.len(), table.cols())
             }
         }
+    }
+
+    /// Looks up ids in a stored table.
+    ///
+    /// * `out`: overwritten with `[ids.len(), hidden_size]`
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an id outside of the vocabulary; [`Error::Unsupported`] for a dense table.
+    pub(super) fn look_up(&self, ids: &[u32], out: &mut [f32]) -> Result<()> {
+        let Weights::Stored(table) = &self.0 else {
+            return Err(Error::unsupported("looking up rows of a dense table in place"));
+        };
+        check_ids(ids, table.rows())?;
+        for (&id, row) in ids.iter().zip(out.chunks_exact_mut(table.cols())) {
+            table.dequantize_rows(id as usize..id as usize + 1, row);
+        }
+        Ok(())
+    }
+}
+
+fn check_ids(ids: &[u32], vocab_size: usize) -> Result<()> {
+    match ids.iter().find(|&&id| id as usize >= vocab_size) {
+        Some(id) => Err(Error::input(format!("token id `{id}` is outside of the vocabulary of {vocab_size}"))),
+        None => Ok(()),
     }
 }

@@ -9,6 +9,7 @@ use super::config::LlamaConfig;
 use super::host;
 use super::linear::{Embedding, Linear};
 use super::rope::Rope;
+use super::step::StepModel;
 use crate::attention::HeadLayout;
 use crate::attention::decode::decode;
 use crate::attention::map::MapAccumulator;
@@ -30,6 +31,8 @@ pub struct Llama {
     norm: Tensor,
     lm_head: Linear,
     rope: Rope,
+    /// For decoding; `None` if weights are dense.
+    step: Option<StepModel>,
 }
 
 /// What a prompt left behind.
@@ -86,7 +89,8 @@ impl Llama {
             return Err(Error::shape("a model's blocks", config.num_layers, layers.len()));
         }
         let rope = Rope::new(&config.rope);
-        Ok(Self { config, embed_tokens, layers, norm, lm_head, rope })
+        let step = StepModel::new(&config, &embed_tokens, &layers, &norm, &lm_head)?;
+        Ok(Self { config, embed_tokens, layers, norm, lm_head, rope, step })
     }
 
     /// Sizes of the model.
@@ -174,6 +178,57 @@ impl Llama {
     /// # Errors
     /// [`Error::Input`] if the context is full or the id is unknown; the cache is then as it was.
     pub fn decode(&self, id: u32, cache: &mut AdaptiveKvCache) -> Result<Vec<f32>> {
+        let mut logits = Vec::new();
+        self.decode_batch(&[id], &mut [cache], &mut logits)?;
+        Ok(logits)
+    }
+
+    /// Processes one more token of each of several sequences. Weights are read once for all of them; the results are
+    /// those of [`decode`](Self::decode), bit by bit.
+    ///
+    /// * `ids`: `[batch]`
+    /// * `caches`: `[batch]`, each with at least one token, of one prompt each
+    /// * `logits`: overwritten with those of the next tokens, `[batch, vocab_size]`; give the same buffer again
+    ///
+    /// # Errors
+    /// [`Error::Input`] if a context is full or an id is unknown, [`Error::Shape`] if there are not as many caches as ids
+    /// or one is of another model: the caches are then as they were.
+    pub fn decode_batch(
+        &self,
+        ids: &[u32],
+        caches: &mut [&mut AdaptiveKvCache],
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
+        if ids.len() != caches.len() {
+            return Err(Error::shape("a batch's caches", ids.len(), caches.len()));
+        }
+        for cache in &*caches {
+            self.check_room(cache.seen(), 1)?;
+            cache.expect_shape(self.config.num_layers, self.config.heads)?;
+        }
+        match &self.step {
+            _ if ids.is_empty() => logits.clear(),
+            Some(step) => {
+                step.run(&self.config, &self.rope, &self.embed_tokens, ids, caches, logits)?;
+                for (cache, &id) in caches.iter_mut().zip(ids) {
+                    cache.advance(id);
+                }
+            }
+            None => {
+                logits.clear();
+                for (cache, &id) in caches.iter_mut().zip(ids) {
+                    logits.extend(self.decode_plain(id, cache)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Processes one more token through tensors, as a prompt is: the way for dense weights, and the oracle of the other.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn decode_plain(&self, id: u32, cache: &mut AdaptiveKvCache) -> Result<Vec<f32>> {
         let position = cache.seen();
         self.check_room(position, 1)?;
         let mut hidden = self.embed_tokens.forward(&[id])?; // [1, hidden_size]

@@ -7,6 +7,7 @@ mod host;
 mod linear;
 mod llama;
 mod rope;
+mod step;
 pub mod rope_scaling;
 
 pub use block::Block;

@@ -1,7 +1,8 @@
 //! The model against candle's own LLaMA, transformers' logits and a dense pass with masked columns.
 
-use adaptive_kvcache::cache::{KvDtype, LayerCacheManager, Retention};
-use adaptive_kvcache::checkpoint::WeightDtype;
+use adaptive_kvcache::Error;
+use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerCacheManager, Retention};
+use adaptive_kvcache::checkpoint::{Loaded, WeightDtype};
 use adaptive_kvcache::fidelity::argmax;
 use adaptive_kvcache::generate::{FinishReason, Generation, GenerationOptions};
 use candle_core::quantized::GgmlDType;
@@ -99,9 +100,10 @@ fn full_cache_logits_equal_candles_llama() {
 #[test]
 fn adaptive_decoding_equals_dense_attention_with_evicted_columns_masked() {
     const STEPS: usize = 64;
-    for name in FIXTURES {
+    // Dense weights decode through tensors, stored ones in steps of a team.
+    for (name, weights) in FIXTURES.iter().flat_map(|name| [(name, WeightDtype::F32), (name, WeightDtype::Auto)]) {
         let fixture = Fixture::read(name);
-        let loaded = fixture.load(GgmlDType::F32, WeightDtype::F32);
+        let loaded = fixture.load(GgmlDType::F32, weights);
         for config in [
             r#"{"frequency_ratio": 0.3, "locality_ratio": 0.2, "recovery_threshold": 0.2}"#,
             r#"{"criterion": "mass", "frequency_ratio": 0.3, "locality_ratio": 0.3, "recovery_threshold": 0.6}"#,
@@ -150,9 +152,10 @@ fn adaptive_decoding_equals_dense_attention_with_evicted_columns_masked() {
 #[test]
 fn turns_on_a_compressed_cache_equal_dense_attention_with_evicted_columns_masked() {
     const DECODED: usize = 7;
-    for name in FIXTURES {
+    // Dense weights decode through tensors, stored ones in steps of a team.
+    for (name, weights) in FIXTURES.iter().flat_map(|name| [(name, WeightDtype::F32), (name, WeightDtype::Auto)]) {
         let fixture = Fixture::read(name);
-        let loaded = fixture.load(GgmlDType::F32, WeightDtype::F32);
+        let loaded = fixture.load(GgmlDType::F32, weights);
         for config in [
             r#"{"frequency_ratio": 0.3, "locality_ratio": 0.2, "recovery_threshold": 0.2}"#,
             r#"{"criterion": "mass", "frequency_ratio": 0.3, "locality_ratio": 0.3, "recovery_threshold": 0.6}"#,
@@ -283,4 +286,81 @@ fn generation_goes_on_until_the_context_is_full() {
     assert!(loaded.model.decode(5, &mut cache).is_err());
     let again = loaded.model.prefill(&prompt, &mut cache, &mut ()).unwrap_err();
     assert!(again.to_string().contains("1022 tokens are more than the model's context of 512"), "{again}");
+}
+
+/// Caches of prompts of several lengths, full and adaptive.
+fn batch_caches(loaded: &Loaded, dtype: KvDtype) -> Vec<AdaptiveKvCache> {
+    let config = r#"{"criterion": "mass", "frequency_ratio": 0.3, "locality_ratio": 0.3, "recovery_threshold": 0.6}"#;
+    let text = "The Reform Club was founded in 1836, and its members: gentlemen; dined there every day.";
+    let prompt = loaded.tokenizer.encode(text).unwrap();
+    (0..5)
+        .map(|index| {
+            let retention = if index % 2 == 0 { adaptive(&loaded.tokenizer, config) } else { Retention::Full };
+            let mut cache = loaded.model.new_cache(dtype, retention);
+            loaded.model.prefill(&prompt[..prompt.len() - 3 * index], &mut cache, &mut ()).unwrap();
+            cache
+        })
+        .collect()
+}
+
+/// One sequence at a time through tensors is the oracle of steps over a batch.
+#[test]
+fn steps_of_a_batch_equal_single_ones_and_the_plain_path() {
+    for (name, dtype, tolerance) in [
+        ("mha", GgmlDType::F32, TOLERANCE),
+        ("gqa-tied", GgmlDType::F16, TOLERANCE),
+        ("head-dim", GgmlDType::Q8_0, TOLERANCE),
+        ("gqa-tied", GgmlDType::Q4_1, TOLERANCE),
+        ("llama3-rope", GgmlDType::Q4_0, TOLERANCE),
+        ("mha", GgmlDType::Q5_0, TOLERANCE),
+        ("mha", GgmlDType::Q5_1, TOLERANCE),
+    ] {
+        let loaded = Fixture::read(name).load(dtype, WeightDtype::Auto);
+        let model = &loaded.model;
+        let mut plain = batch_caches(&loaded, KvDtype::F32);
+        let mut single = plain.clone();
+        let mut together = plain.clone();
+        let mut logits = Vec::new();
+        for step in 0..12u32 {
+            let ids: Vec<u32> = (0..5).map(|index| 17 + (step * 37 + index * 101) % 900).collect();
+            let mut caches: Vec<&mut AdaptiveKvCache> = together.iter_mut().collect();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(1 + step as usize % 3).build().unwrap();
+            pool.install(|| model.decode_batch(&ids, &mut caches, &mut logits)).unwrap();
+            for (index, logits) in logits.chunks_exact(logits.len() / 5).enumerate() {
+                let own = model.decode(ids[index], &mut single[index]).unwrap();
+                assert!(own == logits, "{name}, {dtype:?}: a batch changes a sequence's result");
+                let plain = model.decode_plain(ids[index], &mut plain[index]).unwrap();
+                let difference = max_difference(logits, &plain);
+                assert!(difference < tolerance, "{name}, {dtype:?}, step {step}: {difference}");
+            }
+        }
+        for ((a, b), c) in plain.iter().zip(&single).zip(&together) {
+            assert_eq!((a.seen(), a.bytes().kept), (b.seen(), b.bytes().kept));
+            assert_eq!((a.seen(), a.bytes().kept), (c.seen(), c.bytes().kept));
+        }
+    }
+}
+
+#[test]
+fn a_batch_that_does_not_fit_leaves_its_caches_as_they_were() {
+    let fixture = Fixture::read("mha");
+    let loaded = fixture.load(GgmlDType::F32, WeightDtype::Auto);
+    let other = Fixture::read("gqa-tied").load(GgmlDType::F32, WeightDtype::Auto);
+    let mut caches = batch_caches(&loaded, KvDtype::F32);
+    let seen: Vec<usize> = caches.iter().map(AdaptiveKvCache::seen).collect();
+    let mut logits = Vec::new();
+    let mut foreign = other.model.new_cache(KvDtype::F32, Retention::Full);
+    {
+        let [first, second, ..] = &mut caches[..] else { unreachable!() };
+        let model = &loaded.model;
+        assert!(matches!(model.decode_batch(&[3], &mut [first, second], &mut logits), Err(Error::Shape { .. })));
+        let unknown = fixture.size("vocab_size") as u32;
+        let error = model.decode_batch(&[3, unknown], &mut [first, second], &mut logits).unwrap_err();
+        assert!(error.to_string().contains(&format!("token id `{unknown}`")), "{error}");
+        assert!(matches!(model.decode_batch(&[3, 4], &mut [first, &mut foreign], &mut logits), Err(Error::Shape { .. })));
+        model.decode_batch(&[], &mut [], &mut logits).unwrap();
+        assert!(logits.is_empty());
+    }
+    assert_eq!(caches.iter().map(AdaptiveKvCache::seen).collect::<Vec<_>>(), seen);
+    assert!(caches.iter().all(AdaptiveKvCache::is_consistent));
 }

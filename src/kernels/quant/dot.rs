@@ -1,0 +1,520 @@
+//! Products of activations with rows of weights, on the stored numbers.
+//!
+//! Activations are prepared once for all rows of a matrix. Plain floats and the block formats of 32 numbers are widened
+//! to f32 in registers, so that a product equals the one with dequantised weights up to the order of additions; a block's
+//! offset is multiplied by the sum of its activations. The formats of 256 numbers use candle's integer products, which
+//! round the activations to 8 bits.
+//!
+//! Not for: threads, or many activations at a time (then dequantised panels are faster, see
+//! [`WeightMatrix::matmul`](super::WeightMatrix::matmul)).
+
+use candle_core::quantized::GgmlDType;
+use candle_core::quantized::k_quants::{BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8K, GgmlType};
+use half::{bf16, f16};
+
+use super::super::element::Element;
+use super::super::simd::InstructionSet;
+use super::super::vector;
+use super::blocks::{BLOCK, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, SmallBlock};
+use super::{blocks_of, dequantize};
+
+/// Rows of activations, prepared for products with the rows of a matrix of one format. Buffers are kept for reuse.
+#[derive(Default)]
+pub struct Activations {
+    form: Form,
+    count: usize,
+    cols: usize,
+    /// `[count, cols]`; used by the forms `Plain` and `Blocked`.
+    plain: Vec<f32>,
+    /// `[count, cols / 32]`: what a block's stored offset, or its scale if it has none, is multiplied by; `Blocked`.
+    sums: Vec<f32>,
+    /// `[count, cols / 256]`; `Rounded`.
+    large: Vec<BlockQ8K>,
+}
+
+/// How activations are prepared.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// As they are.
+    #[default]
+    Plain,
+    /// As they are, with the sum of each block.
+    Blocked,
+    /// Rounded to 8 bits in blocks of 256, as candle's dot products of the large formats want it.
+    Rounded,
+}
+
+impl std::fmt::Debug for Activations {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Activations({:?} {} x {})", self.form, self.count, self.cols)
+    }
+}
+
+impl Activations {
+    /// Prepares rows for a matrix of `dtype`; what was prepared before is overwritten.
+    ///
+    /// * `x`: `[count, cols]`
+    ///
+    /// # Panics
+    /// If `x` is not a whole number of rows, or `cols` no whole number of the format's blocks.
+    pub fn prepare(&mut self, dtype: GgmlDType, x: &[f32], cols: usize) {
+        assert!(
+            cols > 0 && x.len().is_multiple_of(cols) && cols.is_multiple_of(dtype.block_size()),
+            "{} activations in rows of {cols} for {dtype:?}",
+            x.len()
+        );
+        self.count = x.len() / cols;
+        self.cols = cols;
+        self.form = Form::of(dtype);
+        match self.form {
+            Form::Plain => x.clone_into(&mut self.plain),
+            Form::Blocked => {
+                let factor = offset_factor(dtype);
+                x.clone_into(&mut self.plain);
+                self.sums.clear();
+                self.sums.extend(x.chunks_exact(BLOCK).map(|block| factor * block.iter().sum::<f32>()));
+            }
+            Form::Rounded => {
+                self.large.resize(x.len() / BlockQ8K::BLCK_SIZE, BlockQ8K::zeros());
+                BlockQ8K::from_float(x, &mut self.large);
+            }
+        }
+    }
+
+    /// Rows of activations.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Numbers in a row.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Products with some rows of weights.
+    ///
+    /// * `data`: the rows' blocks, `row_bytes` each
+    /// * `out`: `[count, rows]`
+    pub(super) fn dot_rows(
+        &self,
+        set: InstructionSet,
+        dtype: GgmlDType,
+        data: &[u8],
+        row_bytes: usize,
+        out: &mut [f32],
+    ) {
+        let rows = Rows { data, row_bytes, count: data.len() / row_bytes };
+        match self.form {
+            Form::Plain => {
+                for (x, out) in self.plain.chunks_exact(self.cols).zip(out.chunks_exact_mut(rows.count)) {
+                    match dtype {
+                        GgmlDType::F32 => plain_dot_rows::<f32>(set, rows, x, out),
+                        GgmlDType::F16 => plain_dot_rows::<f16>(set, rows, x, out),
+                        GgmlDType::BF16 => plain_dot_rows::<bf16>(set, rows, x, out),
+                        _ => unpacked_dot_rows(set, dtype, rows, x, out),
+                    }
+                }
+            }
+            Form::Blocked => {
+                let work = BlockDot { rows, x: &self.plain, sums: &self.sums, cols: self.cols, out };
+                match dtype {
+                    GgmlDType::Q4_1 => block_dot_rows::<Q4_1>(set, work),
+                    GgmlDType::Q5_0 => block_dot_rows::<Q5_0>(set, work),
+                    GgmlDType::Q5_1 => block_dot_rows::<Q5_1>(set, work),
+                    GgmlDType::Q8_0 => block_dot_rows::<Q8_0>(set, work),
+                    _ => block_dot_rows::<Q4_0>(set, work),
+                }
+            }
+            Form::Rounded => {
+                let x = self.large.chunks_exact(self.cols / BlockQ8K::BLCK_SIZE);
+                for (x, out) in x.zip(out.chunks_exact_mut(rows.count)) {
+                    match dtype {
+                        GgmlDType::Q2K => large_dot_rows::<BlockQ2K>(rows, x, out),
+                        GgmlDType::Q3K => large_dot_rows::<BlockQ3K>(rows, x, out),
+                        GgmlDType::Q4K => large_dot_rows::<BlockQ4K>(rows, x, out),
+                        GgmlDType::Q5K => large_dot_rows::<BlockQ5K>(rows, x, out),
+                        GgmlDType::Q6K => large_dot_rows::<BlockQ6K>(rows, x, out),
+                        _ => large_dot_rows::<BlockQ8K>(rows, x, out),
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Form {
+    fn of(dtype: GgmlDType) -> Self {
+        match dtype {
+            GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 | GgmlDType::Q8_1 => Self::Plain,
+            GgmlDType::Q4_0 | GgmlDType::Q4_1 | GgmlDType::Q5_0 | GgmlDType::Q5_1 | GgmlDType::Q8_0 => {
+                Self::Blocked
+            }
+            GgmlDType::Q2K | GgmlDType::Q3K | GgmlDType::Q4K | GgmlDType::Q5K | GgmlDType::Q6K | GgmlDType::Q8K => {
+                Self::Rounded
+            }
+        }
+    }
+}
+
+/// What a block's offset is in its scale, or in its stored offset.
+fn offset_factor(dtype: GgmlDType) -> f32 {
+    let offset = match dtype {
+        GgmlDType::Q4_0 => Q4_0::OFFSET,
+        GgmlDType::Q5_0 => Q5_0::OFFSET,
+        GgmlDType::Q8_0 => Q8_0::OFFSET,
+        _ => None,
+    };
+    offset.unwrap_or(1.0)
+}
+
+/// Rows of weights.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    data: &'a [u8],
+    row_bytes: usize,
+    count: usize,
+}
+
+impl<'a> Rows<'a> {
+    fn iter(self) -> impl Iterator<Item = &'a [u8]> {
+        self.data.chunks_exact(self.row_bytes)
+    }
+}
+
+/// Products with rows of plain floats, read in place.
+fn plain_dot_rows<T: Element>(set: InstructionSet, rows: Rows<'_>, x: &[f32], out: &mut [f32]) {
+    for (out, row) in out.iter_mut().zip(rows.iter()) {
+        *out = vector::dot_stored::<T>(set, x, blocks_of(row));
+    }
+}
+
+/// Products with rows of a format that has no kernel of its own: each row is unpacked first.
+fn unpacked_dot_rows(set: InstructionSet, dtype: GgmlDType, rows: Rows<'_>, x: &[f32], out: &mut [f32]) {
+    let mut wide = vec![0.0; x.len()];
+    for (out, row) in out.iter_mut().zip(rows.iter()) {
+        dequantize(dtype, row, &mut wide);
+        *out = vector::dot(set, x, &wide);
+    }
+}
+
+fn large_dot_rows<T: GgmlType<VecDotType = BlockQ8K>>(rows: Rows<'_>, x: &[BlockQ8K], out: &mut [f32]) {
+    for (out, row) in out.iter_mut().zip(rows.iter()) {
+        *out = T::vec_dot(x.len() * BlockQ8K::BLCK_SIZE, blocks_of(row), x);
+    }
+}
+
+/// Products of rows of activations with rows of blocks.
+struct BlockDot<'a> {
+    rows: Rows<'a>,
+    /// `[count, cols]`
+    x: &'a [f32],
+    /// `[count, cols / 32]`
+    sums: &'a [f32],
+    cols: usize,
+    /// `[count, rows]`
+    out: &'a mut [f32],
+}
+
+/// Runs [`BlockDot`].
+fn block_dot_rows<B: SmallBlock>(set: InstructionSet, work: BlockDot<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn avx2<B: SmallBlock>(work: BlockDot<'_>) {
+            // SAFETY: compiled for all that the function needs.
+            unsafe { x86::block_dot_rows::<x86::Eight, B>(work) }
+        }
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+        fn avx512<B: SmallBlock>(work: BlockDot<'_>) {
+            // SAFETY: compiled for all that the function needs.
+            unsafe { x86::block_dot_rows::<x86::Sixteen, B>(work) }
+        }
+        match set {
+            // SAFETY: the set was detected on this processor.
+            InstructionSet::Avx512 => return unsafe { avx512::<B>(work) },
+            // SAFETY: as above.
+            InstructionSet::Avx2 => return unsafe { avx2::<B>(work) },
+            InstructionSet::Portable => {}
+        }
+    }
+    let _ = set;
+    portable_block_dot_rows::<B>(work);
+}
+
+fn portable_block_dot_rows<B: SmallBlock>(work: BlockDot<'_>) {
+    const WIDTH: usize = 8;
+    let BlockDot { rows, x, sums, cols, out } = work;
+    let x = x.chunks_exact(cols).zip(sums.chunks_exact(cols / BLOCK));
+    for ((x, x_sums), out) in x.zip(out.chunks_exact_mut(rows.count)) {
+        let (x, _) = x.as_chunks::<BLOCK>();
+        for (out, row) in out.iter_mut().zip(rows.iter()) {
+            let mut sums = [0.0f32; WIDTH];
+            let mut offsets = 0.0f32;
+            for ((block, x), x_sum) in row.chunks_exact(B::BYTES).zip(x).zip(x_sums) {
+                let (scale, offset, quants) = B::unpack::<false>(block);
+                let mut block_sums = [0.0f32; WIDTH];
+                for i in 0..BLOCK {
+                    block_sums[i % WIDTH] += f32::from(quants[i]) * x[i];
+                }
+                for lane in 0..WIDTH {
+                    sums[lane] += block_sums[lane] * scale;
+                }
+                offsets += if B::OFFSET.is_some() { scale } else { offset } * x_sum;
+            }
+            *out = offsets + sums.iter().sum::<f32>();
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::{
+        __m128, __m256, __m512, _MM_HINT_T0, _mm_add_ps, _mm_add_ss, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32,
+        _mm_fmadd_ps, _mm_movehdup_ps, _mm_movehl_ps, _mm_prefetch, _mm_set1_ps, _mm_setzero_ps, _mm256_add_ps,
+        _mm256_broadcastss_ps, _mm256_castps256_ps128, _mm256_cvtepi32_ps, _mm256_extractf128_ps, _mm256_fmadd_ps,
+        _mm256_loadu_ps, _mm256_mul_ps, _mm256_setzero_ps, _mm512_add_ps, _mm512_broadcastss_ps, _mm512_castps512_ps256,
+        _mm512_cvtepi32_ps, _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mul_ps,
+        _mm512_setzero_ps,
+    };
+
+    use super::{BLOCK, BlockDot, SmallBlock};
+
+    /// How far ahead weights are fetched, in bytes: a row or two.
+    const AHEAD: usize = 2048;
+
+    /// Registers of one width. Its functions may be called only where its instruction set is enabled.
+    pub(super) trait Lanes {
+        /// Partial sums.
+        type Sums: Copy;
+        /// The quants of a block.
+        type Quants: Copy;
+        unsafe fn zero() -> Self::Sums;
+        unsafe fn quants<B: SmallBlock>(block: *const u8) -> Self::Quants;
+        /// `sums + scale * (quants * x)`, where `x` points to 32 numbers and the scale is the lowest lane.
+        unsafe fn add(quants: Self::Quants, x: *const f32, scale: __m128, sums: Self::Sums) -> Self::Sums;
+        /// All lanes of both.
+        unsafe fn total(a: Self::Sums, b: Self::Sums) -> f32;
+    }
+
+    /// AVX2 and FMA.
+    pub(super) struct Eight;
+
+    /// AVX-512 F and DQ.
+    pub(super) struct Sixteen;
+
+    impl Lanes for Eight {
+        type Sums = __m256;
+        type Quants = [__m256; 4];
+
+        #[inline(always)]
+        unsafe fn zero() -> __m256 {
+            // SAFETY: the caller's promise, here and below.
+            unsafe { _mm256_setzero_ps() }
+        }
+
+        #[inline(always)]
+        unsafe fn quants<B: SmallBlock>(block: *const u8) -> [__m256; 4] {
+            unsafe { B::quants8(block).map(|quants| _mm256_cvtepi32_ps(quants)) }
+        }
+
+        #[inline(always)]
+        unsafe fn add(quants: [__m256; 4], x: *const f32, scale: __m128, sums: __m256) -> __m256 {
+            unsafe {
+                let x: [__m256; 4] = std::array::from_fn(|part| _mm256_loadu_ps(x.add(8 * part)));
+                let even = _mm256_fmadd_ps(quants[2], x[2], _mm256_mul_ps(quants[0], x[0]));
+                let odd = _mm256_fmadd_ps(quants[3], x[3], _mm256_mul_ps(quants[1], x[1]));
+                _mm256_fmadd_ps(_mm256_add_ps(even, odd), _mm256_broadcastss_ps(scale), sums)
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn total(a: __m256, b: __m256) -> f32 {
+            unsafe {
+                let eight = _mm256_add_ps(a, b);
+                let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+                let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+                _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+            }
+        }
+    }
+
+    impl Lanes for Sixteen {
+        type Sums = __m512;
+        type Quants = [__m512; 2];
+
+        #[inline(always)]
+        unsafe fn zero() -> __m512 {
+            // SAFETY: the caller's promise, here and below.
+            unsafe { _mm512_setzero_ps() }
+        }
+
+        #[inline(always)]
+        unsafe fn quants<B: SmallBlock>(block: *const u8) -> [__m512; 2] {
+            unsafe { B::quants16(block).map(|quants| _mm512_cvtepi32_ps(quants)) }
+        }
+
+        #[inline(always)]
+        unsafe fn add(quants: [__m512; 2], x: *const f32, scale: __m128, sums: __m512) -> __m512 {
+            unsafe {
+                let products = _mm512_mul_ps(quants[0], _mm512_loadu_ps(x));
+                let products = _mm512_fmadd_ps(quants[1], _mm512_loadu_ps(x.add(16)), products);
+                _mm512_fmadd_ps(products, _mm512_broadcastss_ps(scale), sums)
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn total(a: __m512, b: __m512) -> f32 {
+            unsafe {
+                let sums = _mm512_add_ps(a, b);
+                Eight::total(_mm512_castps512_ps256(sums), _mm512_extractf32x8_ps::<1>(sums))
+            }
+        }
+    }
+
+    /// # Safety
+    /// The caller is compiled for FMA, F16C and what `L` needs.
+    #[inline(always)]
+    pub(super) unsafe fn block_dot_rows<L: Lanes, B: SmallBlock>(work: BlockDot<'_>) {
+        let BlockDot { rows, x, sums, cols, out } = work;
+        let (count, num_blocks) = (x.len() / cols, cols / BLOCK);
+        for first in (0..count).step_by(4) {
+            let width = (count - first).min(4);
+            let part = BlockDot {
+                rows,
+                x: &x[first * cols..(first + width) * cols],
+                sums: &sums[first * num_blocks..(first + width) * num_blocks],
+                cols,
+                out: &mut out[first * rows.count..(first + width) * rows.count],
+            };
+            // SAFETY: the caller's promise.
+            unsafe {
+                match width {
+                    1 => some_columns::<L, 1, B>(part),
+                    2 => some_columns::<L, 2, B>(part),
+                    3 => some_columns::<L, 3, B>(part),
+                    _ => some_columns::<L, 4, B>(part),
+                }
+            }
+        }
+    }
+
+    /// `N` rows of activations at a time, so that each block is unpacked once for all of them. The result for each does
+    /// not depend on `N`.
+    ///
+    /// # Safety
+    /// As [`block_dot_rows`].
+    #[inline(always)]
+    unsafe fn some_columns<L: Lanes, const N: usize, B: SmallBlock>(work: BlockDot<'_>) {
+        let BlockDot { rows, x, sums: x_sums, cols, out } = work;
+        let num_blocks = cols / BLOCK;
+        assert!(
+            x.len() == N * cols
+                && x_sums.len() == N * num_blocks
+                && out.len() == N * rows.count
+                && rows.row_bytes == num_blocks * B::BYTES
+        );
+        for (index, row) in rows.iter().enumerate() {
+            // SAFETY: sizes were checked above; `block` stays below `num_blocks`, so that its bytes lie inside of `row`.
+            // Fetching ahead may leave the matrix, which a prefetch allows.
+            unsafe {
+                // Two sets of sums hide the latency of the multiply-add.
+                let mut sums = [[L::zero(); N]; 2];
+                let mut offsets = [_mm_setzero_ps(); N];
+                let step = |block: usize, sums: &mut [L::Sums; N], offsets: &mut [__m128; N]| {
+                    let bytes = row.as_ptr().add(block * B::BYTES);
+                    _mm_prefetch::<_MM_HINT_T0>(bytes.wrapping_add(AHEAD).cast());
+                    // The scale, and behind it the offset or something else.
+                    let stored = _mm_cvtph_ps(_mm_cvtsi32_si128(bytes.cast::<i32>().read_unaligned()));
+                    let quants = L::quants::<B>(bytes);
+                    for n in 0..N {
+                        sums[n] = L::add(quants, x.as_ptr().add(n * cols + block * BLOCK), stored, sums[n]);
+                        if B::OFFSET != Some(0.0) {
+                            let x_sum = _mm_set1_ps(*x_sums.get_unchecked(n * num_blocks + block));
+                            offsets[n] = _mm_fmadd_ps(stored, x_sum, offsets[n]);
+                        }
+                    }
+                };
+                let [even, odd] = &mut sums;
+                for pair in 0..num_blocks / 2 {
+                    step(2 * pair, even, &mut offsets);
+                    step(2 * pair + 1, odd, &mut offsets);
+                }
+                if num_blocks % 2 == 1 {
+                    step(num_blocks - 1, even, &mut offsets);
+                }
+                for n in 0..N {
+                    let offset = match B::OFFSET {
+                        Some(0.0) => 0.0,
+                        Some(_) => _mm_cvtss_f32(offsets[n]),
+                        None => _mm_cvtss_f32(_mm_movehdup_ps(offsets[n])),
+                    };
+                    out[n * rows.count + index] = L::total(even[n], odd[n]) + offset;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::blocks::dequantize_small;
+    use super::*;
+
+    /// Blocks of pseudo-random bytes, their scales made small and finite.
+    fn random_blocks<B: SmallBlock>(count: usize, halves: usize) -> Vec<u8> {
+        let mut state = 1u32;
+        let mut data: Vec<u8> = (0..count * B::BYTES)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                state.to_le_bytes()[3]
+            })
+            .collect();
+        for block in data.chunks_exact_mut(B::BYTES) {
+            for half in block[..2 * halves].chunks_exact_mut(2) {
+                half[1] = 0x20 | (half[1] & 0x8f); // exponent far from both ends, any sign
+            }
+        }
+        data
+    }
+
+    fn check<B: SmallBlock>(dtype: GgmlDType, halves: usize) {
+        for (count, num_blocks) in [(1, 5), (2, 1), (3, 4), (7, 18)] {
+            let (rows, cols) = (3, num_blocks * BLOCK);
+            let data = random_blocks::<B>(rows * num_blocks, halves);
+            let row_bytes = data.len() / rows;
+            let x: Vec<f32> = (0..count * cols).map(|i| f32::from((i * 7 % 23) as u8) - 11.3).collect();
+            let mut wide = vec![0.0; rows * cols];
+            dequantize_small::<B>(InstructionSet::Portable, &data, &mut wide);
+            let mut activations = Activations::default();
+            for set in InstructionSet::available() {
+                let mut own_wide = vec![0.0; rows * cols];
+                dequantize_small::<B>(set, &data, &mut own_wide);
+                for (&own, &portable) in own_wide.iter().zip(&wide) {
+                    // One fused rounding apart.
+                    assert!((own - portable).abs() <= 1e-6 * portable.abs().max(1e-2), "{set:?}: {own} {portable}");
+                }
+                let mut out = vec![f32::NAN; count * rows];
+                activations.prepare(dtype, &x, cols);
+                activations.dot_rows(set, dtype, &data, row_bytes, &mut out);
+                for (index, &out) in out.iter().enumerate() {
+                    let (n, row) = (index / rows, index % rows);
+                    let weights = &wide[row * cols..(row + 1) * cols];
+                    let products = weights.iter().zip(&x[n * cols..]).map(|(&w, &x)| f64::from(w) * f64::from(x));
+                    let (sum, size) = products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()));
+                    assert!((f64::from(out) - sum).abs() <= 1e-5 * size, "{set:?}, {n} {row}: {out} for {sum}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn block_kernels_agree_on_every_instruction_set() {
+        check::<Q4_0>(GgmlDType::Q4_0, 1);
+        check::<Q4_1>(GgmlDType::Q4_1, 2);
+        check::<Q5_0>(GgmlDType::Q5_0, 1);
+        check::<Q5_1>(GgmlDType::Q5_1, 2);
+        check::<Q8_0>(GgmlDType::Q8_0, 1);
+    }
+}

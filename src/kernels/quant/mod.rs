@@ -1,0 +1,259 @@
+//! Weight matrices as files store them, in GGUF block formats or plain floats: products with them without unpacking
+//! them to memory first.
+//!
+//! Block layouts: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md> and ggml's `ggml-common.h`. A block holds
+//! 32 numbers (`Q4_0` .. `Q8_0`) or 256 (`Q2_K` .. `Q8_K`) of one row.
+//!
+//! Few rows of activations (decoding, short prompts) run on the stored numbers ([`dot`]); more rows
+//! ([`WeightMatrix::matmul`], prefill) go through panels of dequantised weights.
+
+mod blocks;
+mod dot;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::quantized::GgmlDType;
+use candle_core::quantized::k_quants::{
+    BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8_1, BlockQ8K, GgmlType,
+};
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use blocks::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, dequantize_small};
+pub use dot::Activations;
+
+use super::gemm::{Matrix, MatrixMut};
+use super::simd::InstructionSet;
+use super::vector::{self, instruction_set};
+use crate::error::{Error, Result};
+
+/// How many f32 a dequantised panel may hold: it should stay in a core's cache while it is used.
+const PANEL_NUMBERS: usize = 96 * 1024;
+
+/// Up to so many rows of activations go through block products, which unpack each block once for four of them.
+const FEW_ROWS: usize = 16;
+
+/// The same for plain floats, each row of which is widened for each row of activations.
+const FEW_FLOAT_ROWS: usize = 2;
+
+/// Rows that one thread takes at a time in a matrix-vector product.
+const ROWS_PER_TASK: usize = 32;
+
+/// Bytes that somebody owns: a memory-mapped file, or memory.
+pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// A matrix `[rows, cols]` of weights, row after row, in a GGUF block format or in plain floats (blocks of one number).
+#[derive(Clone)]
+pub struct WeightMatrix {
+    owner: SharedBytes,
+    range: Range<usize>,
+    dtype: GgmlDType,
+    rows: usize,
+    cols: usize,
+}
+
+impl std::fmt::Debug for WeightMatrix {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "WeightMatrix({:?} {} x {})", self.dtype, self.rows, self.cols)
+    }
+}
+
+impl WeightMatrix {
+    /// A matrix over `owner[range]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if `cols` is not a whole number of blocks, or `range` has not the size of the matrix or lies
+    /// outside of the bytes; [`Error::Unsupported`] if the bytes are not aligned for their block type.
+    pub fn new(owner: SharedBytes, range: Range<usize>, dtype: GgmlDType, rows: usize, cols: usize) -> Result<Self> {
+        let block = dtype.block_size();
+        if cols == 0 || !cols.is_multiple_of(block) {
+            return Err(Error::shape("a weight matrix", format!("columns in multiples of {block}"), cols));
+        }
+        let expected = (cols / block).checked_mul(dtype.type_size()).and_then(|row| row.checked_mul(rows));
+        let bytes = (*owner).as_ref().get(range.clone());
+        match (expected, bytes) {
+            (Some(expected), Some(bytes)) if expected == bytes.len() => {
+                let align = Self::alignment(dtype);
+                if !(bytes.as_ptr() as usize).is_multiple_of(align) {
+                    return Err(Error::unsupported(format!("a {dtype:?} tensor that is not aligned to {align} bytes")));
+                }
+            }
+            _ => return Err(Error::shape("a weight matrix's bytes", expected, range)),
+        }
+        Ok(Self { owner, range, dtype, rows, cols })
+    }
+
+    /// A multiple of this, in bytes, is where the bytes of a matrix must begin in memory: floats and the large blocks are
+    /// read in place as their own type.
+    #[must_use]
+    pub fn alignment(dtype: GgmlDType) -> usize {
+        if matches!(dtype, GgmlDType::F32 | GgmlDType::Q8K) { 4 } else { 2 }
+    }
+
+    /// Number of output features.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of input features.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The block format.
+    #[must_use]
+    pub fn dtype(&self) -> GgmlDType {
+        self.dtype
+    }
+
+    /// Size in bytes, scales included.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.range.len()
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.cols / self.dtype.block_size() * self.dtype.type_size()
+    }
+
+    fn data(&self) -> &[u8] {
+        &(*self.owner).as_ref()[self.range.clone()]
+    }
+
+    fn row_data(&self, rows: Range<usize>) -> &[u8] {
+        let row_bytes = self.row_bytes();
+        &self.data()[rows.start * row_bytes..rows.end * row_bytes]
+    }
+
+    /// Writes rows `rows` as f32 to `out`, `[rows.len(), cols]`.
+    ///
+    /// # Panics
+    /// If `rows` is out of range or `out` has another size.
+    pub fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+        assert_eq!(out.len(), rows.len() * self.cols, "size of the dequantised rows");
+        dequantize(self.dtype, self.row_data(rows), out);
+    }
+
+    /// Products of some rows with activations that were [prepared](Activations::prepare) for this matrix's format, on the
+    /// calling thread.
+    ///
+    /// * `out`: `[x.count(), rows.len()]`
+    ///
+    /// # Panics
+    /// If a size does not fit.
+    pub fn dot_rows(&self, set: InstructionSet, rows: Range<usize>, x: &Activations, out: &mut [f32]) {
+        assert_eq!((x.cols(), out.len()), (self.cols, x.count() * rows.len()), "sizes of products with rows");
+        x.dot_rows(set, self.dtype, self.row_data(rows), self.row_bytes(), out);
+    }
+
+    /// `out = W x`, over threads.
+    ///
+    /// * `x`: `[cols]`
+    /// * `out`: `[rows]`
+    ///
+    /// # Panics
+    /// If a size does not fit.
+    pub fn matvec(&self, x: &[f32], out: &mut [f32]) {
+        assert_eq!((x.len(), out.len()), (self.cols, self.rows), "sizes of a matrix-vector product");
+        let set = instruction_set();
+        let mut activations = Activations::default();
+        activations.prepare(self.dtype, x, self.cols);
+        out.par_chunks_mut(ROWS_PER_TASK).enumerate().for_each(|(task, out)| {
+            let first = task * ROWS_PER_TASK;
+            self.dot_rows(set, first..first + out.len(), &activations, out);
+        });
+    }
+
+    /// Up to how many rows of activations products on the stored numbers are faster than through panels.
+    #[must_use]
+    pub fn few_rows(&self) -> usize {
+        match self.dtype {
+            GgmlDType::Q4_0 | GgmlDType::Q4_1 | GgmlDType::Q5_0 | GgmlDType::Q5_1 | GgmlDType::Q8_0 => FEW_ROWS,
+            GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => FEW_FLOAT_ROWS,
+            _ => 1,
+        }
+    }
+
+    /// `out = X W^T`, over threads.
+    ///
+    /// * `x`: `[seq_len, cols]`
+    /// * `out`: `[seq_len, rows]`
+    ///
+    /// # Panics
+    /// If a size does not fit.
+    pub fn matmul(&self, x: &[f32], seq_len: usize, out: &mut [f32]) {
+        assert_eq!((x.len(), out.len()), (seq_len * self.cols, seq_len * self.rows), "sizes of a matrix product");
+        match seq_len {
+            0 => {}
+            1 => self.matvec(x, out),
+            _ if seq_len <= self.few_rows() => self.matmul_few(x, out),
+            _ => self.matmul_panels(x, seq_len, out),
+        }
+    }
+
+    fn matmul_few(&self, x: &[f32], out: &mut [f32]) {
+        let set = instruction_set();
+        let mut activations = Activations::default();
+        activations.prepare(self.dtype, x, self.cols);
+        let tasks: Vec<Range<usize>> = (0..self.rows)
+            .step_by(ROWS_PER_TASK)
+            .map(|first| first..(first + ROWS_PER_TASK).min(self.rows))
+            .collect();
+        let products = |rows: &Range<usize>| {
+            let mut out = vec![0.0; activations.count() * rows.len()];
+            self.dot_rows(set, rows.clone(), &activations, &mut out);
+            out
+        };
+        let parts: Vec<Vec<f32>> = tasks.par_iter().map(products).collect();
+        for (rows, part) in tasks.into_iter().zip(parts) {
+            for (out, part) in out.chunks_exact_mut(self.rows).zip(part.chunks_exact(rows.len())) {
+                out[rows.clone()].copy_from_slice(part);
+            }
+        }
+    }
+
+    fn matmul_panels(&self, x: &[f32], seq_len: usize, out: &mut [f32]) {
+        let panel_rows = (PANEL_NUMBERS / self.cols).clamp(8, self.rows.max(8));
+        let x = Matrix::new(x, seq_len, self.cols, self.cols);
+        let views = MatrixMut::new(out, seq_len, self.rows, self.rows).split_columns(panel_rows);
+        views.into_par_iter().enumerate().for_each_init(Vec::new, |panel: &mut Vec<f32>, (index, mut view)| {
+            let rows = index * panel_rows..((index + 1) * panel_rows).min(self.rows);
+            panel.resize(rows.len() * self.cols, 0.0);
+            self.dequantize_rows(rows.clone(), panel);
+            view.set_product(x, Matrix::new(panel, rows.len(), self.cols, self.cols).transposed(), 1.0);
+        });
+    }
+}
+
+/// Reads a slice of bytes as blocks of one type.
+fn blocks_of<T>(data: &[u8]) -> &[T] {
+    // SAFETY: only used with ggml's block structures and floats, for which every bit pattern is valid.
+    let (before, blocks, after) = unsafe { data.align_to::<T>() };
+    assert!(before.is_empty() && after.is_empty(), "block data was checked for its alignment and size");
+    blocks
+}
+
+fn dequantize(dtype: GgmlDType, data: &[u8], out: &mut [f32]) {
+    let set = instruction_set();
+    match dtype {
+        GgmlDType::F32 => out.copy_from_slice(blocks_of(data)),
+        GgmlDType::F16 => vector::widen::<f16>(set, blocks_of(data), out),
+        GgmlDType::BF16 => vector::widen::<bf16>(set, blocks_of(data), out),
+        GgmlDType::Q4_0 => dequantize_small::<Q4_0>(set, data, out),
+        GgmlDType::Q4_1 => dequantize_small::<Q4_1>(set, data, out),
+        GgmlDType::Q5_0 => dequantize_small::<Q5_0>(set, data, out),
+        GgmlDType::Q5_1 => dequantize_small::<Q5_1>(set, data, out),
+        GgmlDType::Q8_0 => dequantize_small::<Q8_0>(set, data, out),
+        GgmlDType::Q8_1 => BlockQ8_1::to_float(blocks_of(data), out),
+        GgmlDType::Q2K => BlockQ2K::to_float(blocks_of(data), out),
+        GgmlDType::Q3K => BlockQ3K::to_float(blocks_of(data), out),
+        GgmlDType::Q4K => BlockQ4K::to_float(blocks_of(data), out),
+        GgmlDType::Q5K => BlockQ5K::to_float(blocks_of(data), out),
+        GgmlDType::Q6K => BlockQ6K::to_float(blocks_of(data), out),
+        GgmlDType::Q8K => BlockQ8K::to_float(blocks_of(data), out),
+    }
+}
+

@@ -1,0 +1,554 @@
+//! One decoding step of one or several sequences, on a team of threads, straight on the stored weights.
+//!
+//! Every thread runs the whole step; its phases are divided by barriers, and each phase's rows of weights, or ranges of
+//! cached rows, are claimed in chunks. With several sequences each chunk of weights is read once for all of them, while
+//! each attends to its own cache. No chunk's result depends on who computes it or on what else is in the batch, so
+//! results depend neither on the number of threads nor on the other sequences. Buffers are kept from step to step.
+//!
+//! The slow path, [`Llama::decode_plain`](super::Llama::decode_plain), is its oracle.
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::quantized::GgmlDType;
+
+use super::block::Block;
+use super::config::LlamaConfig;
+use super::host;
+use super::linear::{Embedding, Linear};
+use super::rope::Rope;
+use crate::attention::HeadLayout;
+use crate::attention::decode::{RANGE_ROWS, attend_range};
+use crate::cache::AdaptiveKvCache;
+use crate::error::{Error, Result};
+use crate::kernels::quant::{Activations, WeightMatrix};
+use crate::kernels::simd::InstructionSet;
+use crate::kernels::team::{SharedSlice, Team, Worker};
+use crate::kernels::vector::{self, instruction_set};
+
+/// Chunks of a phase for each thread: enough that a thread which was interrupted does not keep the others waiting.
+const CHUNKS_PER_THREAD: usize = 8;
+
+/// Rows of weights in a chunk, at least and at most.
+const CHUNK_ROWS: std::ops::RangeInclusive<usize> = 16..=256;
+
+/// A model's weights as a step uses them; exists if all matrices are stored on the CPU.
+#[derive(Debug, Clone)]
+pub(super) struct StepModel {
+    layers: Vec<StepLayer>,
+    /// `[hidden_size]`
+    norm: Vec<f32>,
+    lm_head: StepLinear,
+    hidden_size: usize,
+    intermediate_size: usize,
+}
+
+#[derive(Debug, Clone)]
+struct StepLayer {
+    /// `[hidden_size]`
+    input_norm: Vec<f32>,
+    /// Queries, keys, values: their outputs lie one after the other.
+    qkv: [StepLinear; 3],
+    output: StepLinear,
+    /// `[hidden_size]`
+    post_norm: Vec<f32>,
+    gate: StepLinear,
+    up: StepLinear,
+    down: StepLinear,
+}
+
+#[derive(Debug, Clone)]
+struct StepLinear {
+    matrix: Arc<WeightMatrix>,
+    /// `[rows]`, or empty
+    bias: Vec<f32>,
+}
+
+impl StepLinear {
+    fn new(linear: &Linear) -> Result<Option<Self>> {
+        let Some((matrix, bias)) = linear.stored_parts() else { return Ok(None) };
+        let bias = bias.map(host::to_vec).transpose()?.unwrap_or_default();
+        if !bias.is_empty() && bias.len() != matrix.rows() {
+            return Err(Error::shape("a bias", matrix.rows(), bias.len()));
+        }
+        Ok(Some(Self { matrix: Arc::clone(matrix), bias }))
+    }
+
+    fn rows(&self) -> usize {
+        self.matrix.rows()
+    }
+
+    /// Products of some rows with prepared activations, biases added: `[count, rows.len()]`.
+    fn apply(&self, set: InstructionSet, rows: Range<usize>, x: &Activations, out: &mut Vec<f32>) {
+        out.resize(x.count() * rows.len(), 0.0);
+        self.matrix.dot_rows(set, rows.clone(), x, out);
+        if !self.bias.is_empty() {
+            for out in out.chunks_exact_mut(rows.len()) {
+                vector::add_assign(set, out, &self.bias[rows.clone()]);
+            }
+        }
+    }
+}
+
+/// Buffers of a step that its threads share.
+#[derive(Debug, Default)]
+struct Shared {
+    /// `[batch, hidden_size]`
+    hidden: Vec<f32>,
+    /// `[batch, query width + 2 * kv width]`
+    qkv: Vec<f32>,
+    /// `[batch, intermediate_size]`
+    activated: Vec<f32>,
+    /// `[ranges, group_size * head_dim]`, unnormalised
+    partial: Vec<f32>,
+    /// `[ranges, group_size]`
+    max_and_sum: Vec<(f32, f32)>,
+    /// `[batch, rope dim / 2]`
+    angles: Vec<(f32, f32)>,
+}
+
+/// Buffers of one thread.
+#[derive(Debug, Default)]
+struct Own {
+    /// Rows that products are taken with, `[batch, cols]`.
+    rows: Vec<f32>,
+    prepared: Vec<Prepared>,
+    products: Vec<f32>,
+    more_products: Vec<f32>,
+    ranges: Vec<CacheRange>,
+    scores: Vec<f32>,
+    merged: Vec<(f32, f32)>,
+}
+
+/// A thread's rows, prepared for matrices of one format.
+#[derive(Debug)]
+struct Prepared {
+    dtype: GgmlDType,
+    valid: bool,
+    activations: Activations,
+}
+
+/// Rows of one head of one sequence.
+#[derive(Debug, Clone)]
+struct CacheRange {
+    sequence: usize,
+    kv_head: usize,
+    rows: Range<usize>,
+    /// Whether they are the last of the head.
+    last: bool,
+}
+
+thread_local! {
+    static SHARED: RefCell<Shared> = RefCell::default();
+    static OWN: RefCell<Own> = RefCell::default();
+}
+
+impl StepModel {
+    /// `None` if some matrix is not stored.
+    pub(super) fn new(
+        config: &LlamaConfig,
+        embed_tokens: &Embedding,
+        layers: &[Block],
+        norm: &candle_core::Tensor,
+        lm_head: &Linear,
+    ) -> Result<Option<Self>> {
+        if !embed_tokens.is_stored() {
+            return Ok(None);
+        }
+        let Some(lm_head) = StepLinear::new(lm_head)? else { return Ok(None) };
+        let mut step_layers = Vec::with_capacity(layers.len());
+        for block in layers {
+            let Some(layer) = StepLayer::new(block, config)? else { return Ok(None) };
+            step_layers.push(layer);
+        }
+        let hidden_size = config.hidden_size;
+        let norm = norm_weight(norm, hidden_size)?;
+        expect_shape(&lm_head, config.vocab_size, hidden_size)?;
+        Ok(Some(Self { layers: step_layers, norm, lm_head, hidden_size, intermediate_size: config.intermediate_size }))
+    }
+
+    /// Gives each sequence one token, and computes the logits of the next.
+    ///
+    /// * `ids`: `[batch]`
+    /// * `caches`: `[batch]`, of this model's shape; every layer gets the token
+    /// * `logits`: overwritten with `[batch, vocab_size]`
+    pub(super) fn run(
+        &self,
+        config: &LlamaConfig,
+        rope: &Rope,
+        embed_tokens: &Embedding,
+        ids: &[u32],
+        caches: &mut [&mut AdaptiveKvCache],
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
+        SHARED.with_borrow_mut(|shared| {
+            let layout = config.heads;
+            let batch = ids.len();
+            let width = layout.query_width() + 2 * layout.kv_width();
+            shared.hidden.resize(batch * self.hidden_size, 0.0);
+            embed_tokens.look_up(ids, &mut shared.hidden)?;
+            shared.qkv.resize(batch * width, 0.0);
+            shared.activated.resize(batch * self.intermediate_size, 0.0);
+            let ranges = (0..self.layers.len()).map(|layer| count_ranges(caches, layer)).max().unwrap_or(0);
+            shared.partial.resize(ranges * layout.group_size() * layout.head_dim, 0.0);
+            shared.max_and_sum.resize(ranges * layout.group_size(), (0.0, 0.0));
+            shared.angles.clear();
+            for cache in &*caches {
+                shared.angles.extend(rope.angles(cache.seen(), 1));
+            }
+            logits.resize(batch * self.lm_head.rows(), 0.0);
+            let positions: Vec<usize> = caches.iter().map(|cache| cache.seen()).collect();
+            let step = Step {
+                model: self,
+                layout,
+                eps: config.rms_norm_eps,
+                rope,
+                batch,
+                positions: &positions,
+                hidden: SharedSlice::new(&mut shared.hidden),
+                qkv: SharedSlice::new(&mut shared.qkv),
+                activated: SharedSlice::new(&mut shared.activated),
+                partial: SharedSlice::new(&mut shared.partial),
+                max_and_sum: SharedSlice::new(&mut shared.max_and_sum),
+                angles: &shared.angles,
+                caches: SharedSlice::new(caches),
+                logits: SharedSlice::new(logits),
+                failure: Mutex::new(None),
+            };
+            Team::run_on(rayon::current_num_threads(), &|worker| OWN.with_borrow_mut(|own| step.run(worker, own)));
+            step.failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+        })
+    }
+}
+
+impl StepLayer {
+    fn new(block: &Block, config: &LlamaConfig) -> Result<Option<Self>> {
+        let (hidden, layout) = (config.hidden_size, config.heads);
+        let linears = [
+            (&block.q_proj, layout.query_width(), hidden),
+            (&block.k_proj, layout.kv_width(), hidden),
+            (&block.v_proj, layout.kv_width(), hidden),
+            (&block.o_proj, hidden, layout.query_width()),
+            (&block.gate_proj, config.intermediate_size, hidden),
+            (&block.up_proj, config.intermediate_size, hidden),
+            (&block.down_proj, hidden, config.intermediate_size),
+        ];
+        let mut stored = Vec::with_capacity(linears.len());
+        for (linear, rows, cols) in linears {
+            let Some(linear) = StepLinear::new(linear)? else { return Ok(None) };
+            expect_shape(&linear, rows, cols)?;
+            stored.push(linear);
+        }
+        let Ok([q, k, v, output, gate, up, down]) = <[StepLinear; 7]>::try_from(stored) else { return Ok(None) };
+        Ok(Some(Self {
+            input_norm: norm_weight(&block.input_layernorm, hidden)?,
+            qkv: [q, k, v],
+            output,
+            post_norm: norm_weight(&block.post_attention_layernorm, hidden)?,
+            gate,
+            up,
+            down,
+        }))
+    }
+}
+
+fn expect_shape(linear: &StepLinear, rows: usize, cols: usize) -> Result<()> {
+    let found = (linear.matrix.rows(), linear.matrix.cols());
+    if found == (rows, cols) { Ok(()) } else { Err(Error::shape("a weight matrix", (rows, cols), found)) }
+}
+
+fn norm_weight(weight: &candle_core::Tensor, len: usize) -> Result<Vec<f32>> {
+    let weight = host::to_vec(weight)?;
+    if weight.len() == len { Ok(weight) } else { Err(Error::shape("a norm's weight", len, weight.len())) }
+}
+
+/// How many ranges the heads of a layer make, with the token that is about to be added.
+fn count_ranges(caches: &[&mut AdaptiveKvCache], layer: usize) -> usize {
+    let heads = caches.iter().filter_map(|cache| cache.layers().get(layer)).flat_map(|layer| layer.heads());
+    heads.map(|head| (head.len() + 1).div_ceil(RANGE_ROWS)).sum()
+}
+
+/// What the threads of one step share.
+struct Step<'a, 'c> {
+    model: &'a StepModel,
+    layout: HeadLayout,
+    eps: f64,
+    rope: &'a Rope,
+    batch: usize,
+    /// `[batch]`
+    positions: &'a [usize],
+    hidden: SharedSlice<'a, f32>,
+    qkv: SharedSlice<'a, f32>,
+    activated: SharedSlice<'a, f32>,
+    partial: SharedSlice<'a, f32>,
+    max_and_sum: SharedSlice<'a, (f32, f32)>,
+    angles: &'a [(f32, f32)],
+    caches: SharedSlice<'a, &'c mut AdaptiveKvCache>,
+    logits: SharedSlice<'a, f32>,
+    failure: Mutex<Option<Error>>,
+}
+
+/// Where a thread writes products: columns of a shared `[batch, width]`.
+#[derive(Clone, Copy)]
+struct Target<'a> {
+    slice: &'a SharedSlice<'a, f32>,
+    width: usize,
+    first: usize,
+}
+
+impl Step<'_, '_> {
+    /// What every thread does.
+    fn run(&self, worker: &Worker<'_>, own: &mut Own) {
+        let set = instruction_set();
+        let hidden = Target { slice: &self.hidden, width: self.model.hidden_size, first: 0 };
+        let activated = Target { slice: &self.activated, width: self.model.intermediate_size, first: 0 };
+        for (index, layer) in self.model.layers.iter().enumerate() {
+            self.norm_rows(set, &layer.input_norm, own);
+            self.project(set, layer, worker, own);
+            worker.barrier();
+            while let Some(sequence) = worker.claim(self.batch) {
+                self.rotate_and_append(index, sequence);
+            }
+            worker.barrier();
+            self.attend(set, index, worker, own);
+            worker.barrier();
+            self.merge(own);
+            self.each_chunk(worker, &layer.output, |rows| {
+                own.apply(set, &layer.output, rows.clone());
+                // SAFETY: the chunk is this thread's.
+                unsafe { hidden.add(set, &own.products, rows) };
+            });
+            worker.barrier();
+
+            self.norm_rows(set, &layer.post_norm, own);
+            self.each_chunk(worker, &layer.gate, |rows| {
+                own.apply(set, &layer.gate, rows.clone());
+                std::mem::swap(&mut own.products, &mut own.more_products);
+                own.apply(set, &layer.up, rows.clone());
+                vector::silu_mul(set, &own.more_products, &mut own.products);
+                // SAFETY: the chunk is this thread's.
+                unsafe { activated.write(&own.products, rows) };
+            });
+            worker.barrier();
+            // SAFETY: written before the barrier.
+            unsafe { self.activated.read(0..self.activated.len()) }.clone_into(&mut own.rows);
+            own.start_rows();
+            self.each_chunk(worker, &layer.down, |rows| {
+                own.apply(set, &layer.down, rows.clone());
+                // SAFETY: the chunk is this thread's.
+                unsafe { hidden.add(set, &own.products, rows) };
+            });
+            worker.barrier();
+        }
+        self.norm_rows(set, &self.model.norm, own);
+        let lm_head = &self.model.lm_head;
+        let logits = Target { slice: &self.logits, width: lm_head.rows(), first: 0 };
+        self.each_chunk(worker, lm_head, |rows| {
+            own.apply(set, lm_head, rows.clone());
+            // SAFETY: the chunk is this thread's.
+            unsafe { logits.write(&own.products, rows) };
+        });
+    }
+
+    /// The hidden states, normalised, to the thread's own rows.
+    fn norm_rows(&self, set: InstructionSet, weight: &[f32], own: &mut Own) {
+        own.rows.resize(self.hidden.len(), 0.0);
+        // SAFETY: nobody writes hidden states before the next barrier.
+        let hidden = unsafe { self.hidden.read(0..self.hidden.len()) };
+        let len = weight.len();
+        for (row, out) in hidden.chunks_exact(len).zip(own.rows.chunks_exact_mut(len)) {
+            vector::rms_norm(set, row, weight, self.eps, out);
+        }
+        own.start_rows();
+    }
+
+    /// Queries, keys and values.
+    fn project(&self, set: InstructionSet, layer: &StepLayer, worker: &Worker<'_>, own: &mut Own) {
+        let [q, k, v] = &layer.qkv;
+        let firsts = [0, q.rows(), q.rows() + k.rows()];
+        let total = q.rows() + k.rows() + v.rows();
+        let chunk_rows = chunk_rows(total, worker);
+        let counts = [q, k, v].map(|linear| linear.rows().div_ceil(chunk_rows));
+        while let Some(mut chunk) = worker.claim(counts.iter().sum()) {
+            for ((linear, first), count) in layer.qkv.iter().zip(firsts).zip(counts) {
+                if chunk < count {
+                    let rows = chunk * chunk_rows..((chunk + 1) * chunk_rows).min(linear.rows());
+                    own.apply(set, linear, rows.clone());
+                    let target = Target { slice: &self.qkv, width: total, first };
+                    // SAFETY: the chunk is this thread's.
+                    unsafe { target.write(&own.products, rows) };
+                    break;
+                }
+                chunk -= count;
+            }
+        }
+    }
+
+    /// Rotates one sequence's queries and key, and gives its cache the key and the value.
+    fn rotate_and_append(&self, layer: usize, sequence: usize) {
+        let (query_width, kv_width, head_dim) =
+            (self.layout.query_width(), self.layout.kv_width(), self.layout.head_dim);
+        let width = query_width + 2 * kv_width;
+        // SAFETY: each sequence is claimed once in this phase; nobody else looks at it.
+        let (row, cache) = unsafe {
+            (
+                self.qkv.write(sequence * width..(sequence + 1) * width),
+                &mut self.caches.write(sequence..sequence + 1)[0],
+            )
+        };
+        let half = self.angles.len() / self.batch;
+        let angles = &self.angles[sequence * half..(sequence + 1) * half];
+        let (queries, rest) = row.split_at_mut(query_width);
+        let (keys, values) = rest.split_at_mut(kv_width);
+        self.rope.rotate(queries, query_width, head_dim, angles);
+        self.rope.rotate(keys, kv_width, head_dim, angles);
+        let scale = self.layout.scale();
+        for query in queries {
+            *query *= scale;
+        }
+        let appended =
+            cache.layer_mut(layer).and_then(|layer| layer.append(keys, values, self.positions[sequence]));
+        if let Err(error) = appended {
+            self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        }
+    }
+
+    /// Every head's range results.
+    fn attend(&self, set: InstructionSet, layer: usize, worker: &Worker<'_>, own: &mut Own) {
+        // SAFETY: caches and queries were written before the barrier.
+        let (caches, qkv) = unsafe { (self.caches.read(0..self.batch), self.qkv.read(0..self.qkv.len())) };
+        own.ranges.clear();
+        for (sequence, cache) in caches.iter().enumerate() {
+            for (kv_head, head) in cache.layers()[layer].heads().iter().enumerate() {
+                own.ranges.extend((0..head.len()).step_by(RANGE_ROWS).map(|first| CacheRange {
+                    sequence,
+                    kv_head,
+                    rows: first..(first + RANGE_ROWS).min(head.len()),
+                    last: first + RANGE_ROWS >= head.len(),
+                }));
+            }
+        }
+        let group = self.layout.group_size() * self.layout.head_dim;
+        let group_size = self.layout.group_size();
+        let width = qkv.len() / self.batch;
+        while let Some(index) = worker.claim(own.ranges.len()) {
+            let CacheRange { sequence, kv_head, rows, .. } = own.ranges[index].clone();
+            let first = sequence * width + kv_head * group;
+            // SAFETY: each range is claimed once, and has a place of its own.
+            let (out, max_and_sum) = unsafe {
+                (
+                    self.partial.write(index * group..(index + 1) * group),
+                    self.max_and_sum.write(index * group_size..(index + 1) * group_size),
+                )
+            };
+            let head = caches[sequence].layers()[layer].heads()[kv_head].rows();
+            attend_range(set, head, rows, self.layout.head_dim, &qkv[first..first + group], out, max_and_sum, &mut own.scores);
+        }
+    }
+
+    /// Puts the ranges of each head together, to the thread's own rows, `[batch, num_heads, head_dim]`.
+    fn merge(&self, own: &mut Own) {
+        let HeadLayout { num_heads, head_dim, .. } = self.layout;
+        let group_size = self.layout.group_size();
+        own.rows.resize(self.batch * num_heads * head_dim, 0.0);
+        // SAFETY: written before the barrier.
+        let (partial, max_and_sum) =
+            unsafe { (self.partial.read(0..self.partial.len()), self.max_and_sum.read(0..self.max_and_sum.len())) };
+        let parts = partial.chunks_exact(group_size * head_dim).zip(max_and_sum.chunks_exact(group_size));
+        for (range, (partial, max_and_sum)) in own.ranges.iter().zip(parts) {
+            let head = range.sequence * num_heads + range.kv_head * group_size;
+            let out = &mut own.rows[head * head_dim..(head + group_size) * head_dim];
+            if range.rows.start == 0 {
+                own.merged.clear();
+                own.merged.extend_from_slice(max_and_sum);
+                out.copy_from_slice(partial);
+            } else {
+                for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
+                    let partial = &partial[head * head_dim..(head + 1) * head_dim];
+                    vector::merge_partial(&mut own.merged[head], out, max_and_sum[head], partial);
+                }
+            }
+            if range.last {
+                for (out, (_, sum)) in out.chunks_exact_mut(head_dim).zip(&own.merged) {
+                    let scale = 1.0 / sum;
+                    for value in out {
+                        *value *= scale;
+                    }
+                }
+            }
+        }
+        own.start_rows();
+    }
+
+    /// Claims chunks of a matrix's rows until there are no more.
+    fn each_chunk(&self, worker: &Worker<'_>, linear: &StepLinear, mut work: impl FnMut(Range<usize>)) {
+        let chunk_rows = chunk_rows(linear.rows(), worker);
+        while let Some(chunk) = worker.claim(linear.rows().div_ceil(chunk_rows)) {
+            work(chunk * chunk_rows..((chunk + 1) * chunk_rows).min(linear.rows()));
+        }
+    }
+}
+
+impl Target<'_> {
+    /// Writes products `[batch, rows.len()]`.
+    ///
+    /// # Safety
+    /// As for [`SharedSlice::write`]: these rows are this thread's until the next barrier.
+    unsafe fn write(&self, products: &[f32], rows: Range<usize>) {
+        for (n, products) in products.chunks_exact(rows.len()).enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { self.part(n, &rows) }.copy_from_slice(products);
+        }
+    }
+
+    /// Adds products `[batch, rows.len()]`.
+    ///
+    /// # Safety
+    /// As for [`write`](Self::write).
+    unsafe fn add(&self, set: InstructionSet, products: &[f32], rows: Range<usize>) {
+        for (n, products) in products.chunks_exact(rows.len()).enumerate() {
+            // SAFETY: the caller's promise.
+            vector::add_assign(set, unsafe { self.part(n, &rows) }, products);
+        }
+    }
+
+    #[expect(clippy::mut_from_ref, reason = "as SharedSlice::write")]
+    unsafe fn part(&self, n: usize, rows: &Range<usize>) -> &mut [f32] {
+        let start = n * self.width + self.first;
+        // SAFETY: the caller's promise.
+        unsafe { self.slice.write(start + rows.start..start + rows.end) }
+    }
+}
+
+impl Own {
+    /// Other rows than before: what was prepared is of no use any more.
+    fn start_rows(&mut self) {
+        for prepared in &mut self.prepared {
+            prepared.valid = false;
+        }
+    }
+
+    /// Products of some rows of a matrix with this thread's rows, `[batch, cols]`, to `products`.
+    fn apply(&mut self, set: InstructionSet, linear: &StepLinear, rows: Range<usize>) {
+        let matrix = &linear.matrix;
+        let index = match self.prepared.iter().position(|prepared| prepared.dtype == matrix.dtype()) {
+            Some(index) => index,
+            None => {
+                let activations = Activations::default();
+                self.prepared.push(Prepared { dtype: matrix.dtype(), valid: false, activations });
+                self.prepared.len() - 1
+            }
+        };
+        let prepared = &mut self.prepared[index];
+        if !prepared.valid {
+            prepared.activations.prepare(matrix.dtype(), &self.rows, matrix.cols());
+            prepared.valid = true;
+        }
+        linear.apply(set, rows, &prepared.activations, &mut self.products);
+    }
+}
+
+fn chunk_rows(rows: usize, worker: &Worker<'_>) -> usize {
+    (rows / (CHUNKS_PER_THREAD * worker.team_size())).clamp(*CHUNK_ROWS.start(), *CHUNK_ROWS.end())
+}
