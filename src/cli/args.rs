@@ -190,6 +190,30 @@ fn non_negative(text: &str) -> Result<f32, String> {
     number(text, |value| value >= 0.0, "a number of at least 0")
 }
 
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&value| value > 0).ok_or_else(|| "expected a whole number of at least 1".to_owned())
+}
+
+/// A size in bytes: a number, and KB, MB (the default) or GB, in powers of 1024.
+fn size(text: &str) -> Result<usize, String> {
+    let text = text.trim();
+    let end = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let unit = match text[end..].to_ascii_uppercase().as_str() {
+        "" | "MB" | "M" | "MIB" => 1u64 << 20,
+        "KB" | "K" | "KIB" => 1 << 10,
+        "GB" | "G" | "GIB" => 1 << 30,
+        _ => 0,
+    };
+    let number: Option<f64> = text[..end].trim().parse().ok();
+    #[expect(clippy::cast_precision_loss)]
+    let bytes = number.filter(|number| number.is_finite() && *number > 0.0).map(|number| number * unit as f64);
+    match bytes {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        Some(bytes) if (1.0..1e15).contains(&bytes) => Ok(bytes as usize),
+        _ => Err("expected a size such as 64MB, 512KB or 1.5GB".to_owned()),
+    }
+}
+
 fn penalty(text: &str) -> Result<f32, String> {
     number(text, |value| (0.1..=10.0).contains(&value), "a number in 0.1..=10")
 }
@@ -233,10 +257,27 @@ pub struct CompareArgs {
     pub config: Option<PathBuf>,
 }
 
+/// Several prompts at a time.
+#[derive(Debug, Args)]
+pub struct BatchArgs {
+    /// File of prompts, one a line: plain text, a JSON string, or an object with `prompt` or `messages`; results are
+    /// written as JSON lines, in the prompts' order
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["prompt_file", "messages", "save_image", "report_positions"])]
+    pub prompts: Option<PathBuf>,
+    /// The most sequences that decode together
+    #[arg(long, value_name = "N", default_value_t = 16, requires = "prompts", value_parser = positive)]
+    pub batch: usize,
+    /// What the keys and values of all sequences under way may come to, such as 64MB or 1.5GB; a bare number is MB
+    #[arg(long, value_name = "SIZE", requires = "prompts", value_parser = size)]
+    pub kv_budget: Option<usize>,
+}
+
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
     #[command(flatten)]
     pub run: RunArgs,
+    #[command(flatten)]
+    pub batch: BatchArgs,
     #[command(flatten)]
     pub cache: CacheArgs,
     /// Write attention heatmaps, and pictures of policies and memory

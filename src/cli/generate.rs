@@ -123,7 +123,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
 }
 
 /// Finds out early whether a report can be written.
-fn check_report_path(path: &Path) -> Result<(), Error> {
+pub fn check_report_path(path: &Path) -> Result<(), Error> {
     if path.is_dir() {
         return Err(Error::io("write", path, ErrorKind::IsADirectory.into()).with_hint("name a file in it"));
     }

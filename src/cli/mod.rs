@@ -4,6 +4,7 @@
 //! success (a closed pipe is success), 1 failure, 2 wrong use, 130 interrupted.
 
 mod args;
+mod batch;
 mod chat;
 mod compare;
 mod generate;
@@ -46,7 +47,10 @@ pub fn run() -> ExitCode {
     adaptive_kvcache::memory::share_one_heap();
     let cli = Cli::parse();
     let result = match &cli.command {
-        Command::Generate(args) => generate::run(args),
+        Command::Generate(args) => match &args.batch.prompts {
+            Some(prompts) => batch::run(args, prompts),
+            None => generate::run(args),
+        },
         Command::Chat(args) => chat::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Inspect(args) => inspect::run(args),

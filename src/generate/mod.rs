@@ -20,8 +20,10 @@
 //!
 //! Not for: processing the prompt (see [`Llama::prefill`]) or showing text.
 
+mod batch;
 mod conversation;
 mod sampling;
+mod sequence;
 mod stop;
 
 use serde::Serialize;
@@ -29,8 +31,10 @@ use serde::Serialize;
 use crate::cache::AdaptiveKvCache;
 use crate::error::Result;
 use crate::model::Llama;
-use crate::tokenizer::{StreamDecoder, Tokenizer};
+use crate::tokenizer::Tokenizer;
+use sequence::Sequence;
 
+pub use batch::{Batch, BatchLimits, BatchSummary, FinishedText};
 pub use conversation::{Conversation, Turn};
 pub use sampling::{Sampler, SamplingOptions};
 pub use stop::StopFilter;
@@ -81,17 +85,9 @@ pub struct Step {
 #[derive(Debug)]
 pub struct Generation<'a> {
     model: &'a Llama,
-    tokenizer: &'a Tokenizer,
     cache: &'a mut AdaptiveKvCache,
-    options: GenerationOptions,
-    sampler: Sampler,
-    stop: StopFilter,
-    decoder: Option<StreamDecoder<'a>>,
+    sequence: Sequence<'a>,
     logits: Vec<f32>,
-    ids: Vec<u32>,
-    /// A token whose keys and values the cache has not got yet.
-    pending: Option<u32>,
-    finish: Option<FinishReason>,
 }
 
 impl<'a> Generation<'a> {
@@ -108,35 +104,19 @@ impl<'a> Generation<'a> {
         logits: Vec<f32>,
         options: GenerationOptions,
     ) -> Self {
-        let sampler = Sampler::new(options.sampling, prompt);
-        let stop = StopFilter::new(&options.stop);
-        let decoder = Some(tokenizer.stream(false));
-        let finish = (options.max_new_tokens == 0).then_some(FinishReason::Length);
-        Self {
-            model,
-            tokenizer,
-            cache,
-            options,
-            sampler,
-            stop,
-            decoder,
-            logits,
-            ids: Vec::new(),
-            pending: None,
-            finish,
-        }
+        Self { model, cache, sequence: Sequence::new(tokenizer, prompt, options), logits }
     }
 
     /// Tokens generated so far.
     #[must_use]
     pub fn ids(&self) -> &[u32] {
-        &self.ids
+        self.sequence.ids()
     }
 
     /// Why generation ended; [`FinishReason::Interrupted`] as long as it has not.
     #[must_use]
     pub fn finish_reason(&self) -> FinishReason {
-        self.finish.unwrap_or(FinishReason::Interrupted)
+        self.sequence.finish().unwrap_or(FinishReason::Interrupted)
     }
 
     /// `[vocab_size]` logits from which the next token is drawn.
@@ -147,46 +127,16 @@ impl<'a> Generation<'a> {
 
     /// Draws a token and gives it to the model; the text that became certain.
     fn step(&mut self) -> Result<Step> {
-        if let Some(id) = self.pending.take() {
-            self.logits = self.model.decode(id, self.cache)?;
+        if let Some(id) = self.sequence.take_pending() {
+            self.model.decode_batch(&[id], &mut [&mut *self.cache], &mut self.logits)?;
         }
-        let id = self.sampler.sample(&self.logits)?;
-        self.ids.push(id);
-        let mut text = self.decoder.as_mut().map(|decoder| decoder.push(id)).unwrap_or_default();
-        if self.tokenizer.eos_ids().contains(&id) && !self.options.ignore_eos {
-            self.finish = Some(FinishReason::Eos);
-        } else {
-            text = self.stop.push(&text);
-            if self.stop.stopped() {
-                self.finish = Some(FinishReason::Stop);
-            } else if self.ids.len() >= self.options.max_new_tokens
-                || self.cache.seen() >= self.model.config().context_length
-            {
-                self.finish = Some(FinishReason::Length);
-            } else {
-                self.pending = Some(id);
-            }
-        }
-        Ok(Step { id: Some(id), text })
+        self.sequence.accept(&self.logits, self.cache.seen() < self.model.config().context_length)
     }
 
     /// Takes the text that might have become a stop text, from a generation that is not gone on with; empty if there is
     /// none, or all steps were taken.
     pub fn held_back(&mut self) -> String {
-        if self.decoder.take().is_none() || self.finish == Some(FinishReason::Stop) {
-            return String::new();
-        }
-        self.finish.get_or_insert(FinishReason::Interrupted);
-        self.stop.finish()
-    }
-
-    /// What the filters still hold back when generation is over.
-    fn flush(&mut self) -> Option<Step> {
-        let mut text = self.decoder.take()?.finish();
-        if self.finish != Some(FinishReason::Stop) {
-            text = self.stop.push(&text) + &self.stop.finish();
-        }
-        (!text.is_empty()).then_some(Step { id: None, text })
+        self.sequence.held_back()
     }
 }
 
@@ -194,13 +144,12 @@ impl Iterator for Generation<'_> {
     type Item = Result<Step>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.finish.is_some() {
-            return self.flush().map(Ok);
+        if self.sequence.finish().is_some() {
+            return self.sequence.flush().map(Ok);
         }
         let step = self.step();
         if step.is_err() {
-            self.finish = Some(FinishReason::Interrupted);
-            self.decoder = None;
+            self.sequence.break_off();
         }
         Some(step)
     }

@@ -1,17 +1,17 @@
-//! A team of threads that works on one job in step: phases divided by barriers, whose chunks threads claim as they get
-//! to them.
+//! A team of threads that works on one job in step: phases of chunks, which threads claim as they get to them.
 //!
 //! Decoding one token is some hundred small phases of a few microseconds. Handing each to a general thread pool costs as
-//! much as the work itself; here the threads stay together for the whole token, and a barrier is two atomic operations.
-//! Threads that wait spin first, then give their core away, so that a busy machine is not made slower; between jobs they
-//! sleep.
+//! much as the work itself; here the threads stay together for the whole token, and the end of a phase is a change of one
+//! number. A phase is over when all of its chunks are done, whoever did them: a thread whose core was taken away between
+//! chunks keeps nobody waiting, and catches up later. Threads that wait spin first, then give their core away; between
+//! jobs they sleep.
 //!
 //! Not for: work in large pieces (prefill), which rayon spreads as well.
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// How often a waiting thread looks before it gives its core away: some tens of microseconds.
 const SPINS: usize = 1500;
@@ -19,8 +19,8 @@ const SPINS: usize = 1500;
 /// How often a thread without a job gives its core away before it sleeps.
 const YIELDS: usize = 50;
 
-/// A job: every thread of the team runs it once.
-type Job<'a> = dyn Fn(&Worker<'_>) + Sync + 'a;
+/// A job: every thread of the team may run it once, with the same phases in the same order.
+type Job<'a> = dyn Fn(&mut Worker<'_>) + Sync + 'a;
 
 /// Threads that stay together.
 pub struct Team {
@@ -33,28 +33,55 @@ struct Shared {
     size: usize,
     /// Counts jobs; its change announces one.
     generation: AtomicUsize,
-    /// The job of the current generation.
+    gate: Gate,
     job: Mutex<Option<JobPointer>>,
     wake: Condvar,
-    /// Threads other than the caller that have finished the job.
-    finished: AtomicUsize,
-    steps: Steps,
+    progress: Progress,
 }
 
-/// What the phases of a job are counted by.
+/// Who uses the current job: [`OPEN`](Self::OPEN) while it may be entered, and twice the threads inside.
 #[derive(Default)]
-struct Steps {
-    arrived: AtomicUsize,
-    barrier: AtomicUsize,
-    next_chunk: AtomicUsize,
+struct Gate(AtomicUsize);
+
+impl Gate {
+    const OPEN: usize = 1;
+    const ONE: usize = 2;
+
+    fn enter(&self) -> bool {
+        let enter = |state: usize| (state & Self::OPEN != 0).then_some(state + Self::ONE);
+        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, enter).is_ok()
+    }
+
+    fn leave(&self) {
+        self.0.fetch_sub(Self::ONE, Ordering::AcqRel);
+    }
+
+    fn open(&self) {
+        self.0.store(Self::OPEN, Ordering::Release);
+    }
+
+    /// Lets nobody in any more, and waits until all have left.
+    fn close(&self) {
+        self.0.fetch_and(!Self::OPEN, Ordering::AcqRel);
+        wait_until(|| self.0.load(Ordering::Acquire) == 0);
+    }
+}
+
+/// How far a job is.
+#[derive(Default)]
+struct Progress {
+    /// The current phase in the upper half, its next chunk in the lower.
+    claims: AtomicU64,
+    /// Chunks of the current phase that are done.
+    done: AtomicUsize,
     broken: AtomicBool,
 }
 
-/// A job whose lifetime is not written down; [`Team::run`] returns only after every thread has left it.
+/// A job whose lifetime is not written down; [`Team::try_run`] returns only after every thread has left it.
 #[derive(Clone, Copy)]
 struct JobPointer(*const Job<'static>);
 
-// SAFETY: the job is `Sync`, and `Team::run` keeps it alive for as long as threads use it.
+// SAFETY: the job is `Sync`, and `Team::try_run` keeps it alive for as long as threads use it.
 unsafe impl Send for JobPointer {}
 
 impl std::fmt::Debug for Team {
@@ -63,49 +90,62 @@ impl std::fmt::Debug for Team {
     }
 }
 
-/// One thread's view of a job.
-#[derive(Debug)]
+/// One thread's way through a job.
 pub struct Worker<'a> {
-    steps: &'a Steps,
+    progress: &'a Progress,
+    phase: u64,
     size: usize,
 }
 
-impl std::fmt::Debug for Steps {
+impl std::fmt::Debug for Worker<'_> {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "Steps(barrier {})", self.barrier.load(Ordering::Relaxed))
+        write!(formatter, "Worker(phase {})", self.phase)
     }
 }
 
 impl Worker<'_> {
-    /// Threads that run this job.
+    /// Threads of the team.
     #[must_use]
     pub fn team_size(&self) -> usize {
         self.size
     }
 
-    /// Claims the next of `count` chunks of this phase; `None` when all are taken.
-    #[must_use]
-    pub fn claim(&self, count: usize) -> Option<usize> {
-        Some(self.steps.next_chunk.fetch_add(1, Ordering::Relaxed)).filter(|&chunk| chunk < count)
-    }
-
-    /// Waits until all threads are here, and starts the next phase. What was written before is seen behind it.
+    /// Takes part in the next phase, and returns when all of its chunks are done; what was written in it is then seen.
+    ///
+    /// * `count`: number of chunks, below 2^32, the same on every thread
+    /// * `work`: does one chunk. Only inside of it is it certain that the phase is not over yet: a late thread finds all
+    ///   chunks taken, and later phases under way.
     ///
     /// # Panics
     /// If another thread of the team has panicked.
-    pub fn barrier(&self) {
-        let steps = self.steps;
-        let barrier = steps.barrier.load(Ordering::Acquire);
-        if steps.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.size {
-            steps.arrived.store(0, Ordering::Relaxed);
-            // Everybody is here, so nobody claims.
-            steps.next_chunk.store(0, Ordering::Relaxed);
-            steps.barrier.store(barrier.wrapping_add(1), Ordering::Release);
+    pub fn phase(&mut self, count: usize, mut work: impl FnMut(usize)) {
+        let Self { progress, phase, .. } = *self;
+        if count == 0 {
             return;
         }
+        self.phase += 1;
+        loop {
+            let claims = progress.claims.load(Ordering::Acquire);
+            let chunk = (claims & u64::from(u32::MAX)) as usize;
+            if claims >> 32 != phase {
+                return;
+            }
+            if chunk >= count {
+                break;
+            }
+            if progress.claims.compare_exchange_weak(claims, claims + 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+                continue;
+            }
+            work(chunk);
+            if progress.done.fetch_add(1, Ordering::AcqRel) + 1 == count {
+                progress.done.store(0, Ordering::Relaxed);
+                progress.claims.store((phase + 1) << 32, Ordering::Release);
+                return;
+            }
+        }
         wait_until(|| {
-            assert!(!steps.broken.load(Ordering::Relaxed), "another thread of the team panicked");
-            steps.barrier.load(Ordering::Acquire) != barrier
+            assert!(!progress.broken.load(Ordering::Relaxed), "another thread of the team panicked");
+            progress.claims.load(Ordering::Acquire) >> 32 != phase
         });
     }
 }
@@ -133,22 +173,31 @@ impl Shared {
     fn work(&self) {
         let mut seen = 0;
         loop {
-            let job = self.next_job(seen);
-            seen = self.generation.load(Ordering::Acquire);
-            let worker = Worker { steps: &self.steps, size: self.size };
-            // SAFETY: `Team::run` waits for `finished` before it lets the job go.
-            let job = unsafe { &*job.0 };
-            if catch_unwind(AssertUnwindSafe(|| job(&worker))).is_err() {
-                self.steps.broken.store(true, Ordering::Relaxed);
+            seen = self.wait_for_job(seen);
+            if !self.gate.enter() {
+                continue; // it was over sooner
             }
-            self.finished.fetch_add(1, Ordering::AcqRel);
+            // Inside, the job stays: the lock is held by nobody for long.
+            let job = *lock(&self.job);
+            seen = self.generation.load(Ordering::Acquire);
+            if let Some(job) = job {
+                let mut worker = Worker { progress: &self.progress, phase: 0, size: self.size };
+                // SAFETY: `Team::try_run` closes the gate, and waits until everybody has left, before it lets the job go.
+                let job = unsafe { &*job.0 };
+                if catch_unwind(AssertUnwindSafe(|| job(&mut worker))).is_err() {
+                    self.progress.broken.store(true, Ordering::Relaxed);
+                }
+            }
+            self.gate.leave();
         }
     }
 
-    fn next_job(&self, seen: usize) -> JobPointer {
+    /// Waits for another job than that of generation `seen`; its generation.
+    fn wait_for_job(&self, seen: usize) -> usize {
         for look in 0..SPINS + YIELDS {
-            if self.generation.load(Ordering::Acquire) != seen {
-                break;
+            let generation = self.generation.load(Ordering::Acquire);
+            if generation != seen {
+                return generation;
             }
             if look < SPINS {
                 std::hint::spin_loop();
@@ -158,17 +207,18 @@ impl Shared {
         }
         let mut job = lock(&self.job);
         loop {
-            match *job {
-                Some(job) if self.generation.load(Ordering::Acquire) != seen => return job,
-                _ => job = self.wake.wait(job).unwrap_or_else(PoisonError::into_inner),
+            let generation = self.generation.load(Ordering::Acquire);
+            if generation != seen {
+                return generation;
             }
+            job = self.wake.wait(job).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
 
 impl Team {
-    /// Starts `size - 1` threads, which the caller of [`run`](Self::run) joins. They sleep when there is nothing to do,
-    /// and live until the program ends.
+    /// Starts `size - 1` threads, which the caller of [`try_run`](Self::try_run) joins. They sleep when there is nothing
+    /// to do, and live until the program ends.
     ///
     /// # Errors
     /// Whatever the system says when it refuses a thread.
@@ -176,10 +226,10 @@ impl Team {
         let shared = Arc::new(Shared {
             size: size.max(1),
             generation: AtomicUsize::new(0),
+            gate: Gate::default(),
             job: Mutex::new(None),
             wake: Condvar::new(),
-            finished: AtomicUsize::new(0),
-            steps: Steps::default(),
+            progress: Progress::default(),
         });
         for index in 1..shared.size {
             let shared = Arc::clone(&shared);
@@ -188,9 +238,9 @@ impl Team {
         Ok(Self { shared, busy: Mutex::new(()) })
     }
 
-    /// Runs a job on `size` threads, the calling one among them, and returns when all have left it. Teams are kept for
-    /// later calls. If the team of this size has a job already, or the system has no more threads, the job runs on the
-    /// calling thread alone.
+    /// Runs a job on up to `size` threads, the calling one among them, and returns when all have left it. Teams are kept
+    /// for later calls. If the team of this size has a job already, or the system has no more threads, the job runs on
+    /// the calling thread alone.
     ///
     /// # Panics
     /// If the job does, on any thread.
@@ -214,46 +264,47 @@ impl Team {
         }
     }
 
-    /// Runs a job on all threads; `false` if there is one already.
+    /// Runs a job on all threads that get to it in time; `false` if there is one already.
     ///
     /// # Panics
     /// If the job does, on any thread.
     pub fn try_run(&self, job: &Job<'_>) -> bool {
-        let Ok(_busy) = self.busy.try_lock().or_else(|error| match error {
-            std::sync::TryLockError::Poisoned(poisoned) => Ok(poisoned.into_inner()),
-            std::sync::TryLockError::WouldBlock => Err(()),
-        }) else {
-            return false;
+        let _busy = match self.busy.try_lock() {
+            Ok(busy) => busy,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
         };
         let shared = &*self.shared;
-        let steps = &shared.steps;
-        steps.arrived.store(0, Ordering::Relaxed);
-        steps.next_chunk.store(0, Ordering::Relaxed);
-        steps.broken.store(false, Ordering::Relaxed);
-        shared.finished.store(0, Ordering::Relaxed);
+        let progress = &shared.progress;
+        // The gate is closed: nobody looks at these.
+        progress.claims.store(0, Ordering::Relaxed);
+        progress.done.store(0, Ordering::Relaxed);
+        progress.broken.store(false, Ordering::Relaxed);
         {
-            // SAFETY: only the lifetime changes; this function waits below until no thread uses the job.
+            // SAFETY: only the lifetime changes; the gate is closed below before this function returns.
             let job = unsafe { std::mem::transmute::<*const Job<'_>, *const Job<'static>>(std::ptr::from_ref(job)) };
             *lock(&shared.job) = Some(JobPointer(job));
+            shared.gate.open();
             shared.generation.fetch_add(1, Ordering::Release);
         }
         shared.wake.notify_all();
-        let own = catch_unwind(AssertUnwindSafe(|| job(&Worker { steps, size: shared.size })));
+        let mut worker = Worker { progress, phase: 0, size: shared.size };
+        let own = catch_unwind(AssertUnwindSafe(|| job(&mut worker)));
         if own.is_err() {
-            steps.broken.store(true, Ordering::Relaxed);
+            progress.broken.store(true, Ordering::Relaxed);
         }
-        wait_until(|| shared.finished.load(Ordering::Acquire) + 1 == shared.size);
+        shared.gate.close();
         *lock(&shared.job) = None;
         if let Err(panic) = own {
             resume_unwind(panic);
         }
-        assert!(!steps.broken.load(Ordering::Relaxed), "a thread of the team panicked");
+        assert!(!progress.broken.load(Ordering::Relaxed), "a thread of the team panicked");
         true
     }
 }
 
 fn run_alone(job: &Job<'_>) {
-    job(&Worker { steps: &Steps::default(), size: 1 });
+    job(&mut Worker { progress: &Progress::default(), phase: 0, size: 1 });
 }
 
 /// A slice that the threads of a team write to in disjoint parts.
@@ -291,7 +342,7 @@ impl<'a, T> SharedSlice<'a, T> {
     /// If `range` is not inside.
     ///
     /// # Safety
-    /// No thread writes to it before the next barrier.
+    /// No thread writes to it in this phase.
     #[must_use]
     pub unsafe fn read(&self, range: Range<usize>) -> &[T] {
         assert!(range.start <= range.end && range.end <= self.len, "a part of a shared slice");
@@ -305,7 +356,7 @@ impl<'a, T> SharedSlice<'a, T> {
     /// If `range` is not inside.
     ///
     /// # Safety
-    /// No other thread reads or writes it before the next barrier, and this one has no other view of it.
+    /// No other thread reads or writes it in this phase, and this one has no other view of it.
     #[must_use]
     #[expect(clippy::mut_from_ref, reason = "that is what it is for; disjointness is the caller's promise")]
     pub unsafe fn write(&self, range: Range<usize>) -> &mut [T] {
@@ -320,26 +371,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_chunk_of_every_phase_is_done_once_and_seen_behind_the_barrier() {
+    fn every_chunk_of_every_phase_is_done_once_and_seen_by_the_next() {
         const PHASES: usize = 200;
         for size in [1, 2, 3, 5] {
             let mut numbers = vec![0usize; 64];
             for _ in 0..3 {
                 numbers.fill(0);
                 let shared = SharedSlice::new(&mut numbers);
-                let chunks = shared.len() / 4;
                 Team::run_on(size, &|worker| {
                     for phase in 0..PHASES {
-                        // SAFETY: read only in this phase.
-                        assert!(unsafe { shared.read(0..64) }.iter().all(|&number| number == phase));
-                        worker.barrier();
-                        while let Some(chunk) = worker.claim(chunks) {
+                        worker.phase(16, |chunk| {
+                            // Numbers that another chunk of the phase before wrote.
+                            let other = (chunk + phase) % 16;
+                            // SAFETY: these are written in odd phases, and read in even ones.
+                            assert!(unsafe { shared.read(4 * other..4 * other + 4) }.iter().all(|&n| n == phase));
+                        });
+                        worker.phase(0, |_| unreachable!());
+                        worker.phase(16, |chunk| {
                             // SAFETY: each chunk is claimed once.
                             for number in unsafe { shared.write(4 * chunk..4 * chunk + 4) } {
                                 *number += 1;
                             }
-                        }
-                        worker.barrier();
+                        });
                     }
                 });
                 assert!(numbers.iter().all(|&number| number == PHASES), "{size} threads");
@@ -348,25 +401,46 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_that_comes_late_keeps_nobody_waiting() {
+        let team = Team::start(2).unwrap();
+        let caller = std::thread::current().id();
+        let (late, chunks) = (AtomicBool::new(false), AtomicUsize::new(0));
+        team.try_run(&|worker| {
+            let is_caller = std::thread::current().id() == caller;
+            // The other thread gets to its first phase only after the caller has been through all of them.
+            wait_until(|| is_caller || late.load(Ordering::Acquire));
+            for _ in 0..10 {
+                worker.phase(3, |_| {
+                    chunks.fetch_add(1, Ordering::Relaxed);
+                });
+            }
+            late.store(true, Ordering::Release);
+        });
+        assert_eq!(chunks.into_inner(), 30);
+    }
+
+    #[test]
     fn a_panic_on_any_thread_reaches_the_caller_and_the_team_goes_on() {
         let team = Team::start(3).unwrap();
-        for victim in 0..3 {
-            let order = AtomicUsize::new(0);
+        for victim in 0..6 {
             let result = catch_unwind(AssertUnwindSafe(|| {
                 team.try_run(&|worker| {
-                    let own = order.fetch_add(1, Ordering::Relaxed);
-                    worker.barrier();
-                    assert!(own != victim, "this one fails");
-                    worker.barrier();
+                    worker.phase(6, |chunk| {
+                        std::thread::sleep(std::time::Duration::from_millis(1)); // so that others get theirs
+                        assert!(chunk != victim, "this one fails");
+                    });
+                    worker.phase(6, |_| {});
                 })
             }));
             assert!(result.is_err());
         }
         let count = AtomicUsize::new(0);
-        assert!(team.try_run(&|_| {
-            count.fetch_add(1, Ordering::Relaxed);
+        assert!(team.try_run(&|worker| {
+            worker.phase(100, |_| {
+                count.fetch_add(1, Ordering::Relaxed);
+            });
         }));
-        assert_eq!(count.into_inner(), 3);
+        assert_eq!(count.into_inner(), 100);
     }
 
     #[test]
@@ -374,9 +448,7 @@ mod tests {
         let team = Team::start(2).unwrap();
         let inner = AtomicBool::new(false);
         team.try_run(&|worker| {
-            if worker.claim(1).is_some() {
-                inner.store(team.try_run(&|_| {}), Ordering::Relaxed);
-            }
+            worker.phase(1, |_| inner.store(team.try_run(&|_| {}), Ordering::Relaxed));
         });
         assert!(!inner.into_inner());
         // Two callers of one size at the same time: both get their work done.
@@ -386,9 +458,9 @@ mod tests {
                     for _ in 0..50 {
                         let done = AtomicUsize::new(0);
                         Team::run_on(4, &|worker| {
-                            while worker.claim(100).is_some() {
+                            worker.phase(100, |_| {
                                 done.fetch_add(1, Ordering::Relaxed);
-                            }
+                            });
                         });
                         assert_eq!(done.into_inner(), 100);
                     }

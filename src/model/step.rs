@@ -1,7 +1,7 @@
 //! One decoding step of one or several sequences, on a team of threads, straight on the stored weights.
 //!
-//! Every thread runs the whole step; its phases are divided by barriers, and each phase's rows of weights, or ranges of
-//! cached rows, are claimed in chunks. With several sequences each chunk of weights is read once for all of them, while
+//! Every thread goes through the phases of the whole step, and claims chunks of each: rows of weights, or ranges of cached
+//! rows. With several sequences each chunk of weights is read once for all of them, while
 //! each attends to its own cache. No chunk's result depends on who computes it or on what else is in the batch, so
 //! results depend neither on the number of threads nor on the other sequences. Buffers are kept from step to step.
 //!
@@ -106,6 +106,8 @@ struct Shared {
     max_and_sum: Vec<(f32, f32)>,
     /// `[batch, rope dim / 2]`
     angles: Vec<(f32, f32)>,
+    /// `[layers]` lists of the ranges that a layer's heads are cut into, with the token that is about to be added.
+    ranges: Vec<Vec<CacheRange>>,
 }
 
 /// Buffers of one thread.
@@ -113,10 +115,10 @@ struct Shared {
 struct Own {
     /// Rows that products are taken with, `[batch, cols]`.
     rows: Vec<f32>,
+    has_rows: bool,
     prepared: Vec<Prepared>,
     products: Vec<f32>,
     more_products: Vec<f32>,
-    ranges: Vec<CacheRange>,
     scores: Vec<f32>,
     merged: Vec<(f32, f32)>,
 }
@@ -190,7 +192,11 @@ impl StepModel {
             embed_tokens.look_up(ids, &mut shared.hidden)?;
             shared.qkv.resize(batch * width, 0.0);
             shared.activated.resize(batch * self.intermediate_size, 0.0);
-            let ranges = (0..self.layers.len()).map(|layer| count_ranges(caches, layer)).max().unwrap_or(0);
+            shared.ranges.resize(self.layers.len(), Vec::new());
+            for (layer, ranges) in shared.ranges.iter_mut().enumerate() {
+                cut_ranges(caches, layer, ranges);
+            }
+            let ranges = shared.ranges.iter().map(Vec::len).max().unwrap_or(0);
             shared.partial.resize(ranges * layout.group_size() * layout.head_dim, 0.0);
             shared.max_and_sum.resize(ranges * layout.group_size(), (0.0, 0.0));
             shared.angles.clear();
@@ -212,6 +218,7 @@ impl StepModel {
                 partial: SharedSlice::new(&mut shared.partial),
                 max_and_sum: SharedSlice::new(&mut shared.max_and_sum),
                 angles: &shared.angles,
+                ranges: &shared.ranges,
                 caches: SharedSlice::new(caches),
                 logits: SharedSlice::new(logits),
                 failure: Mutex::new(None),
@@ -263,10 +270,18 @@ fn norm_weight(weight: &candle_core::Tensor, len: usize) -> Result<Vec<f32>> {
     if weight.len() == len { Ok(weight) } else { Err(Error::shape("a norm's weight", len, weight.len())) }
 }
 
-/// How many ranges the heads of a layer make, with the token that is about to be added.
-fn count_ranges(caches: &[&mut AdaptiveKvCache], layer: usize) -> usize {
-    let heads = caches.iter().filter_map(|cache| cache.layers().get(layer)).flat_map(|layer| layer.heads());
-    heads.map(|head| (head.len() + 1).div_ceil(RANGE_ROWS)).sum()
+/// Cuts a layer's heads into ranges, with the token that is about to be added.
+fn cut_ranges(caches: &[&mut AdaptiveKvCache], layer: usize, ranges: &mut Vec<CacheRange>) {
+    ranges.clear();
+    for (sequence, cache) in caches.iter().enumerate() {
+        for (kv_head, head) in cache.layers()[layer].heads().iter().enumerate() {
+            let len = head.len() + 1;
+            ranges.extend((0..len).step_by(RANGE_ROWS).map(|first| {
+                let end = (first + RANGE_ROWS).min(len);
+                CacheRange { sequence, kv_head, rows: first..end, last: end == len }
+            }));
+        }
+    }
 }
 
 /// What the threads of one step share.
@@ -284,6 +299,8 @@ struct Step<'a, 'c> {
     partial: SharedSlice<'a, f32>,
     max_and_sum: SharedSlice<'a, (f32, f32)>,
     angles: &'a [(f32, f32)],
+    /// `[layers]`
+    ranges: &'a [Vec<CacheRange>],
     caches: SharedSlice<'a, &'c mut AdaptiveKvCache>,
     logits: SharedSlice<'a, f32>,
     failure: Mutex<Option<Error>>,
@@ -299,30 +316,27 @@ struct Target<'a> {
 
 impl Step<'_, '_> {
     /// What every thread does.
-    fn run(&self, worker: &Worker<'_>, own: &mut Own) {
+    ///
+    /// Shared buffers are looked at inside of claimed chunks only: a late thread may be in a phase that is over.
+    fn run(&self, worker: &mut Worker<'_>, own: &mut Own) {
         let set = instruction_set();
         let hidden = Target { slice: &self.hidden, width: self.model.hidden_size, first: 0 };
         let activated = Target { slice: &self.activated, width: self.model.intermediate_size, first: 0 };
         for (index, layer) in self.model.layers.iter().enumerate() {
-            self.norm_rows(set, &layer.input_norm, own);
             self.project(set, layer, worker, own);
-            worker.barrier();
-            while let Some(sequence) = worker.claim(self.batch) {
-                self.rotate_and_append(index, sequence);
-            }
-            worker.barrier();
+            worker.phase(self.batch, |sequence| self.rotate_and_append(index, sequence));
             self.attend(set, index, worker, own);
-            worker.barrier();
-            self.merge(own);
-            self.each_chunk(worker, &layer.output, |rows| {
+            own.start_rows();
+            each_chunk(worker, &layer.output, |rows| {
+                own.with_rows(|own| self.merge(index, own));
                 own.apply(set, &layer.output, rows.clone());
                 // SAFETY: the chunk is this thread's.
                 unsafe { hidden.add(set, &own.products, rows) };
             });
-            worker.barrier();
 
-            self.norm_rows(set, &layer.post_norm, own);
-            self.each_chunk(worker, &layer.gate, |rows| {
+            own.start_rows();
+            each_chunk(worker, &layer.gate, |rows| {
+                own.with_rows(|own| self.norm_rows(set, &layer.post_norm, own));
                 own.apply(set, &layer.gate, rows.clone());
                 std::mem::swap(&mut own.products, &mut own.more_products);
                 own.apply(set, &layer.up, rows.clone());
@@ -330,21 +344,21 @@ impl Step<'_, '_> {
                 // SAFETY: the chunk is this thread's.
                 unsafe { activated.write(&own.products, rows) };
             });
-            worker.barrier();
-            // SAFETY: written before the barrier.
-            unsafe { self.activated.read(0..self.activated.len()) }.clone_into(&mut own.rows);
+
             own.start_rows();
-            self.each_chunk(worker, &layer.down, |rows| {
+            each_chunk(worker, &layer.down, |rows| {
+                // SAFETY: written in the phase before.
+                own.with_rows(|own| unsafe { self.activated.read(0..self.activated.len()) }.clone_into(&mut own.rows));
                 own.apply(set, &layer.down, rows.clone());
                 // SAFETY: the chunk is this thread's.
                 unsafe { hidden.add(set, &own.products, rows) };
             });
-            worker.barrier();
         }
-        self.norm_rows(set, &self.model.norm, own);
         let lm_head = &self.model.lm_head;
         let logits = Target { slice: &self.logits, width: lm_head.rows(), first: 0 };
-        self.each_chunk(worker, lm_head, |rows| {
+        own.start_rows();
+        each_chunk(worker, lm_head, |rows| {
+            own.with_rows(|own| self.norm_rows(set, &self.model.norm, own));
             own.apply(set, lm_head, rows.clone());
             // SAFETY: the chunk is this thread's.
             unsafe { logits.write(&own.products, rows) };
@@ -354,23 +368,24 @@ impl Step<'_, '_> {
     /// The hidden states, normalised, to the thread's own rows.
     fn norm_rows(&self, set: InstructionSet, weight: &[f32], own: &mut Own) {
         own.rows.resize(self.hidden.len(), 0.0);
-        // SAFETY: nobody writes hidden states before the next barrier.
+        // SAFETY: nobody writes hidden states in phases that read them so.
         let hidden = unsafe { self.hidden.read(0..self.hidden.len()) };
         let len = weight.len();
         for (row, out) in hidden.chunks_exact(len).zip(own.rows.chunks_exact_mut(len)) {
             vector::rms_norm(set, row, weight, self.eps, out);
         }
-        own.start_rows();
     }
 
     /// Queries, keys and values.
-    fn project(&self, set: InstructionSet, layer: &StepLayer, worker: &Worker<'_>, own: &mut Own) {
+    fn project(&self, set: InstructionSet, layer: &StepLayer, worker: &mut Worker<'_>, own: &mut Own) {
         let [q, k, v] = &layer.qkv;
         let firsts = [0, q.rows(), q.rows() + k.rows()];
         let total = q.rows() + k.rows() + v.rows();
         let chunk_rows = chunk_rows(total, worker);
         let counts = [q, k, v].map(|linear| linear.rows().div_ceil(chunk_rows));
-        while let Some(mut chunk) = worker.claim(counts.iter().sum()) {
+        own.start_rows();
+        worker.phase(counts.iter().sum(), |mut chunk| {
+            own.with_rows(|own| self.norm_rows(set, &layer.input_norm, own));
             for ((linear, first), count) in layer.qkv.iter().zip(firsts).zip(counts) {
                 if chunk < count {
                     let rows = chunk * chunk_rows..((chunk + 1) * chunk_rows).min(linear.rows());
@@ -382,7 +397,7 @@ impl Step<'_, '_> {
                 }
                 chunk -= count;
             }
-        }
+        });
     }
 
     /// Rotates one sequence's queries and key, and gives its cache the key and the value.
@@ -415,48 +430,40 @@ impl Step<'_, '_> {
     }
 
     /// Every head's range results.
-    fn attend(&self, set: InstructionSet, layer: usize, worker: &Worker<'_>, own: &mut Own) {
-        // SAFETY: caches and queries were written before the barrier.
-        let (caches, qkv) = unsafe { (self.caches.read(0..self.batch), self.qkv.read(0..self.qkv.len())) };
-        own.ranges.clear();
-        for (sequence, cache) in caches.iter().enumerate() {
-            for (kv_head, head) in cache.layers()[layer].heads().iter().enumerate() {
-                own.ranges.extend((0..head.len()).step_by(RANGE_ROWS).map(|first| CacheRange {
-                    sequence,
-                    kv_head,
-                    rows: first..(first + RANGE_ROWS).min(head.len()),
-                    last: first + RANGE_ROWS >= head.len(),
-                }));
-            }
-        }
-        let group = self.layout.group_size() * self.layout.head_dim;
+    fn attend(&self, set: InstructionSet, layer: usize, worker: &mut Worker<'_>, own: &mut Own) {
+        let HeadLayout { head_dim, .. } = self.layout;
         let group_size = self.layout.group_size();
-        let width = qkv.len() / self.batch;
-        while let Some(index) = worker.claim(own.ranges.len()) {
-            let CacheRange { sequence, kv_head, rows, .. } = own.ranges[index].clone();
+        let group = group_size * head_dim;
+        let width = self.qkv.len() / self.batch;
+        let ranges = &self.ranges[layer];
+        worker.phase(ranges.len(), |index| {
+            let CacheRange { sequence, kv_head, rows, .. } = ranges[index].clone();
             let first = sequence * width + kv_head * group;
-            // SAFETY: each range is claimed once, and has a place of its own.
-            let (out, max_and_sum) = unsafe {
+            // SAFETY: caches and queries were written in the phase before; each range is claimed once, and has a place of
+            // its own.
+            let (cache, queries, out, max_and_sum) = unsafe {
                 (
+                    &self.caches.read(sequence..sequence + 1)[0],
+                    self.qkv.read(first..first + group),
                     self.partial.write(index * group..(index + 1) * group),
                     self.max_and_sum.write(index * group_size..(index + 1) * group_size),
                 )
             };
-            let head = caches[sequence].layers()[layer].heads()[kv_head].rows();
-            attend_range(set, head, rows, self.layout.head_dim, &qkv[first..first + group], out, max_and_sum, &mut own.scores);
-        }
+            let head = cache.layers()[layer].heads()[kv_head].rows();
+            attend_range(set, head, rows, head_dim, queries, out, max_and_sum, &mut own.scores);
+        });
     }
 
     /// Puts the ranges of each head together, to the thread's own rows, `[batch, num_heads, head_dim]`.
-    fn merge(&self, own: &mut Own) {
+    fn merge(&self, layer: usize, own: &mut Own) {
         let HeadLayout { num_heads, head_dim, .. } = self.layout;
         let group_size = self.layout.group_size();
         own.rows.resize(self.batch * num_heads * head_dim, 0.0);
-        // SAFETY: written before the barrier.
+        // SAFETY: written in the phase before.
         let (partial, max_and_sum) =
             unsafe { (self.partial.read(0..self.partial.len()), self.max_and_sum.read(0..self.max_and_sum.len())) };
         let parts = partial.chunks_exact(group_size * head_dim).zip(max_and_sum.chunks_exact(group_size));
-        for (range, (partial, max_and_sum)) in own.ranges.iter().zip(parts) {
+        for (range, (partial, max_and_sum)) in self.ranges[layer].iter().zip(parts) {
             let head = range.sequence * num_heads + range.kv_head * group_size;
             let out = &mut own.rows[head * head_dim..(head + group_size) * head_dim];
             if range.rows.start == 0 {
@@ -478,23 +485,22 @@ impl Step<'_, '_> {
                 }
             }
         }
-        own.start_rows();
     }
+}
 
-    /// Claims chunks of a matrix's rows until there are no more.
-    fn each_chunk(&self, worker: &Worker<'_>, linear: &StepLinear, mut work: impl FnMut(Range<usize>)) {
-        let chunk_rows = chunk_rows(linear.rows(), worker);
-        while let Some(chunk) = worker.claim(linear.rows().div_ceil(chunk_rows)) {
-            work(chunk * chunk_rows..((chunk + 1) * chunk_rows).min(linear.rows()));
-        }
-    }
+/// Runs a phase over chunks of a matrix's rows.
+fn each_chunk(worker: &mut Worker<'_>, linear: &StepLinear, mut work: impl FnMut(Range<usize>)) {
+    let chunk_rows = chunk_rows(linear.rows(), worker);
+    worker.phase(linear.rows().div_ceil(chunk_rows), |chunk| {
+        work(chunk * chunk_rows..((chunk + 1) * chunk_rows).min(linear.rows()));
+    });
 }
 
 impl Target<'_> {
     /// Writes products `[batch, rows.len()]`.
     ///
     /// # Safety
-    /// As for [`SharedSlice::write`]: these rows are this thread's until the next barrier.
+    /// As for [`SharedSlice::write`]: these rows are this thread's in this phase.
     unsafe fn write(&self, products: &[f32], rows: Range<usize>) {
         for (n, products) in products.chunks_exact(rows.len()).enumerate() {
             // SAFETY: the caller's promise.
@@ -522,10 +528,19 @@ impl Target<'_> {
 }
 
 impl Own {
-    /// Other rows than before: what was prepared is of no use any more.
+    /// A phase with other rows than before begins: what was prepared is of no use any more.
     fn start_rows(&mut self) {
+        self.has_rows = false;
         for prepared in &mut self.prepared {
             prepared.valid = false;
+        }
+    }
+
+    /// Makes this phase's rows, at the first chunk.
+    fn with_rows(&mut self, make: impl FnOnce(&mut Self)) {
+        if !self.has_rows {
+            make(self);
+            self.has_rows = true;
         }
     }
 

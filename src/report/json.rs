@@ -9,7 +9,7 @@ use crate::cache::{CacheBytes, LayerSummary};
 use crate::checkpoint::Loaded;
 use crate::config::{AdaptiveConfig, SearchOrder};
 use crate::error::{Error, Result};
-use crate::generate::{FinishReason, GenerationOptions};
+use crate::generate::{FinishReason, FinishedText, GenerationOptions};
 
 /// Everything about one `generate` run.
 #[derive(Debug, Serialize)]
@@ -162,14 +162,91 @@ impl LayerReport {
     }
 }
 
+/// Everything about a `generate --prompts` run.
+#[derive(Debug, Serialize)]
+pub struct BatchReport {
+    pub version: &'static str,
+    pub model: ModelReport,
+    pub device: String,
+    pub threads: usize,
+    pub kv_dtype: &'static str,
+    pub adaptive: bool,
+    /// The configuration as used, every default spelt out; `null` for a full cache.
+    pub config: Option<AdaptiveConfig>,
+    pub generation: GenerationOptions,
+    /// The most sequences that were allowed at a time.
+    pub batch: usize,
+    pub kv_budget_bytes: Option<usize>,
+    /// The most sequences that were under way at a time.
+    pub most_sequences: usize,
+    /// The most bytes that all kept keys and values came to.
+    pub most_kv_bytes: usize,
+    pub prefill_ms: f64,
+    pub decode_ms: f64,
+    pub prefill_tokens_per_s: f64,
+    /// Of all sequences together.
+    pub decode_tokens_per_s: f64,
+    pub peak_rss_bytes: usize,
+    pub texts: Vec<BatchTextReport>,
+}
+
+/// One text of a batch; also a line of the output.
+#[derive(Debug, Serialize)]
+pub struct BatchTextReport {
+    /// Of the prompt, from 0.
+    pub index: usize,
+    pub text: String,
+    pub finish_reason: FinishReason,
+    pub prompt_tokens: usize,
+    pub generated_tokens: Vec<u32>,
+    /// The cache right after the prompt.
+    pub kv: KvReport,
+}
+
+impl From<FinishedText> for BatchTextReport {
+    fn from(text: FinishedText) -> Self {
+        Self {
+            index: text.index,
+            text: text.text,
+            finish_reason: text.finish_reason,
+            prompt_tokens: text.prompt_tokens,
+            generated_tokens: text.ids,
+            kv: text.kv.into(),
+        }
+    }
+}
+
+impl BatchTextReport {
+    /// The text as one line of JSON, without a line feed.
+    #[must_use]
+    pub fn to_line(&self) -> String {
+        // Strings and numbers only: nothing that JSON cannot hold.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+impl BatchReport {
+    /// Writes the report, as [`Report::write`] does.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with the path.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        write(self, path)
+    }
+}
+
 impl Report {
     /// Writes the report, to a temporary file first: a reader never meets half a report.
     ///
     /// # Errors
     /// [`Error::Io`] with the path.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let mut text = serde_json::to_vec_pretty(self).map_err(|error| Error::io("write", path, error.into()))?;
-        text.push(b'\n');
-        crate::files::replace(path, |temporary| std::fs::write(temporary, &text))
+        write(self, path)
     }
+}
+
+fn write(report: &impl Serialize, path: &Path) -> Result<()> {
+    let mut text = serde_json::to_vec_pretty(report).map_err(|error| Error::io("write", path, error.into()))?;
+    text.push(b'\n');
+    crate::files::replace(path, |temporary| std::fs::write(temporary, &text))
 }

@@ -36,10 +36,17 @@ impl ChatMessage {
 /// holds no message; [`Error::Unsupported`] for parts that are not text.
 pub fn messages_from_json(path: impl AsRef<Path>) -> Result<Vec<ChatMessage>> {
     let path = path.as_ref();
-    parse(&read_json(path)?, path)
+    messages_from_value(&read_json(path)?, path)
 }
 
-fn parse(file: &Value, path: &Path) -> Result<Vec<ChatMessage>> {
+/// Reads messages from a JSON value, of the form that [`messages_from_json`] says.
+///
+/// * `path`: where the value comes from, for messages
+///
+/// # Errors
+/// As [`messages_from_json`].
+pub fn messages_from_value(file: &Value, path: impl AsRef<Path>) -> Result<Vec<ChatMessage>> {
+    let path = path.as_ref();
     let bad = |reason: String| Error::bad_file(path, reason);
     let list = match file {
         Value::Object(object) => object.get("messages").unwrap_or(&Value::Null),
@@ -107,7 +114,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Vec<ChatMessage>> {
-        parse(&serde_json::from_str(text).unwrap(), Path::new("m.json"))
+        messages_from_value(&serde_json::from_str(text).unwrap(), "m.json")
     }
 
     #[test]

@@ -34,7 +34,7 @@ use self::vocab::{Draft, Kind, Vocab};
 use crate::error::{Error, Result};
 
 pub use self::folder::ModelIds;
-pub use self::messages::{ChatMessage, messages_from_json};
+pub use self::messages::{ChatMessage, messages_from_json, messages_from_value};
 pub use self::sentencepiece::read_sentencepiece;
 pub use self::stream::StreamDecoder;
 pub use self::templates::ChatFormat;

@@ -6,6 +6,7 @@
 )]
 
 mod attention;
+mod batch;
 mod cache;
 mod checkpoint;
 mod cli;

@@ -2,6 +2,7 @@
 //!
 //! Not for: what the numbers should be (see `golden` and `attention`).
 
+mod batch;
 mod chat;
 mod errors;
 mod hostile;

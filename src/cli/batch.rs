@@ -1,0 +1,214 @@
+//! `generate --prompts`: many prompts, several at a time.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use adaptive_kvcache::cache::Retention;
+use adaptive_kvcache::generate::{Batch, BatchLimits, BatchSummary, FinishReason};
+use adaptive_kvcache::memory::process_memory;
+use adaptive_kvcache::report::{BatchReport, BatchTextReport, ModelReport, megabytes};
+use adaptive_kvcache::tokenizer::{ChatMessage, messages_from_value};
+use adaptive_kvcache::{Error, Result};
+use anyhow::Context;
+use serde_json::Value;
+
+use super::args::{DEFAULT_NEW_TOKENS, GenerateArgs};
+use super::generate::check_report_path;
+use super::interrupt::{interrupted, listen};
+use super::logging::Log;
+use super::session::{Observer, Session, config, opening, per_second};
+use super::{Outcome, STDOUT_FAILED};
+
+/// * `path`: the file of prompts
+pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
+    let config = config(args.cache.config.as_deref())?;
+    let lines = read_lines(path)?;
+    let log = Log::start(&args.cache.log_file)?;
+    if let Some(path) = &args.report {
+        check_report_path(path)?;
+    }
+    listen()?;
+    let options = args.run.sampling.options(DEFAULT_NEW_TOKENS);
+    let session = Session::open(&args.run.model)?;
+    let prompts = encode(&session, args, path, &lines)?;
+    let count = prompts.len();
+    let retention = if args.cache.use_adakv { session.adaptive(config.clone()) } else { Retention::Full };
+    let limits = BatchLimits { sequences: args.batch.batch, kv_bytes: args.batch.kv_budget };
+    let (model, tokenizer) = (&session.loaded.model, &session.loaded.tokenizer);
+    let mut batch = Batch::new(model, tokenizer, session.kv_dtype, retention, prompts, options.clone(), limits)?;
+
+    let mut output = InOrder { next: 0, ended: BTreeMap::new(), written: Ok(()) };
+    let mut texts: Vec<BatchTextReport> = Vec::with_capacity(count);
+    let logged = args.cache.use_adakv.then_some(&config);
+    let stop = std::cell::Cell::new(false);
+    let summary = batch.run(
+        |_| Observer::new(logged.cloned(), None),
+        || if interrupted() || stop.get() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) },
+        |text| {
+            let text = BatchTextReport::from(text);
+            output.write(&text);
+            texts.push(text);
+            stop.set(output.written.is_err());
+        },
+    );
+    // What ended before a failure is written all the same.
+    output.flush();
+    let summary = summary?;
+    log.check()?;
+    texts.sort_by_key(|text| text.index);
+    if !args.quiet {
+        // Nobody may be listening any more: the report is still written.
+        let _ = print(&summary, &texts, args.batch.kv_budget);
+    }
+    let ended = texts.iter().filter(|text| text.finish_reason != FinishReason::Interrupted).count();
+    if let Some(path) = &args.report {
+        BatchReport {
+            version: env!("CARGO_PKG_VERSION"),
+            model: ModelReport::new(&args.run.model.model, &session.loaded),
+            device: "cpu".to_owned(),
+            threads: session.threads,
+            kv_dtype: session.kv_dtype.name(),
+            adaptive: args.cache.use_adakv,
+            config: args.cache.use_adakv.then_some(config),
+            generation: options,
+            batch: args.batch.batch,
+            kv_budget_bytes: args.batch.kv_budget,
+            most_sequences: summary.most_sequences,
+            most_kv_bytes: summary.most_kv_bytes,
+            prefill_ms: summary.prefill_time.as_secs_f64() * 1e3,
+            decode_ms: summary.decode_time.as_secs_f64() * 1e3,
+            prefill_tokens_per_s: per_second(summary.prompt_tokens, summary.prefill_time),
+            decode_tokens_per_s: per_second(summary.decoded_tokens, summary.decode_time),
+            peak_rss_bytes: process_memory().unwrap_or_default().peak,
+            texts,
+        }
+        .write(path)?;
+    }
+    output.written.context(STDOUT_FAILED)?;
+    Ok(if ended < count { Outcome::Interrupted } else { Outcome::Done })
+}
+
+/// The lines that are not blank, with their numbers from 1.
+fn read_lines(path: &Path) -> Result<Vec<(usize, String)>> {
+    let text = std::fs::read_to_string(path).map_err(|source| Error::io("read prompts", path, source))?;
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let lines: Vec<(usize, String)> = lines.map(|(index, line)| (index + 1, line.to_owned())).collect();
+    if lines.is_empty() {
+        return Err(Error::bad_file(path, "it has no prompts").with_hint("write one prompt a line"));
+    }
+    Ok(lines)
+}
+
+/// What a line asks for.
+enum Asked {
+    Text(String),
+    Messages(Vec<ChatMessage>),
+}
+
+/// * `place`: file and line, for messages
+fn parse(place: &Path, line: &str) -> Result<Asked> {
+    let bad = |reason: String| {
+        Error::bad_file(place, reason)
+            .with_hint("expected text, a JSON string, or an object with `prompt` or `messages`")
+    };
+    if !line.trim_start().starts_with('{') {
+        let text = serde_json::from_str::<String>(line.trim()).unwrap_or_else(|_| line.to_owned());
+        return Ok(Asked::Text(text));
+    }
+    let value: Value = serde_json::from_str(line).map_err(|error| bad(error.to_string()))?;
+    match (value.get("prompt"), value.get("messages")) {
+        (Some(Value::String(text)), None) => Ok(Asked::Text(text.clone())),
+        (None, Some(_)) => messages_from_value(&value, place).map(Asked::Messages),
+        _ => Err(bad("it has not one of `prompt`, a text, and `messages`".to_owned())),
+    }
+}
+
+/// Token ids of every line.
+fn encode(session: &Session, args: &GenerateArgs, path: &Path, lines: &[(usize, String)]) -> Result<Vec<Vec<u32>>> {
+    let dialogue = &args.run.prompt.dialogue;
+    let opening = opening(dialogue)?;
+    let tokenizer = &session.loaded.tokenizer;
+    let mut announced = false;
+    let mut chat = |messages: &[ChatMessage]| {
+        if !announced {
+            session.announce_chat_format()?;
+            announced = true;
+        }
+        tokenizer.encode_chat(messages)
+    };
+    let encode = |(number, line): &(usize, String)| {
+        let place = PathBuf::from(format!("{}:{number}", path.display()));
+        let ids = match parse(&place, line)? {
+            Asked::Messages(messages) => chat(&[&opening[..], &messages].concat())?,
+            Asked::Text(text) if args.run.prompt.chat || dialogue.system.is_some() => {
+                chat(&[&opening[..], &[ChatMessage::new("user", text)]].concat())?
+            }
+            Asked::Text(text) => tokenizer.encode(&text)?,
+        };
+        if ids.is_empty() { Err(Error::bad_file(place, "the prompt is empty")) } else { Ok(ids) }
+    };
+    lines.iter().map(encode).collect()
+}
+
+/// Writes texts in their prompts' order, each as soon as all before it are written.
+struct InOrder {
+    next: usize,
+    ended: BTreeMap<usize, String>,
+    written: std::io::Result<()>,
+}
+
+impl InOrder {
+    fn write(&mut self, text: &BatchTextReport) {
+        self.ended.insert(text.index, text.to_line());
+        while let Some(line) = self.ended.remove(&self.next) {
+            self.line(&line);
+            self.next += 1;
+        }
+    }
+
+    /// Writes what waits for texts that will not come.
+    fn flush(&mut self) {
+        for (_, line) in std::mem::take(&mut self.ended) {
+            self.line(&line);
+        }
+    }
+
+    fn line(&mut self, line: &str) {
+        if self.written.is_ok() {
+            let mut stdout = std::io::stdout().lock();
+            self.written = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+        }
+    }
+}
+
+fn print(summary: &BatchSummary, texts: &[BatchTextReport], budget: Option<usize>) -> std::io::Result<()> {
+    let mut stderr = std::io::stderr().lock();
+    let raw: usize = texts.iter().map(|text| text.kv.raw_bytes).sum();
+    let kept: usize = texts.iter().map(|text| text.kv.kept_bytes).sum();
+    writeln!(stderr, "\n{} texts, at most {} at a time", texts.len(), summary.most_sequences)?;
+    writeln!(
+        stderr,
+        "prefill  {} tokens in {:.0} ms, {:.1} tokens/s",
+        summary.prompt_tokens,
+        summary.prefill_time.as_secs_f64() * 1e3,
+        per_second(summary.prompt_tokens, summary.prefill_time)
+    )?;
+    writeln!(
+        stderr,
+        "decode   {} tokens in {:.0} ms, {:.1} tokens/s together",
+        summary.decoded_tokens,
+        summary.decode_time.as_secs_f64() * 1e3,
+        per_second(summary.decoded_tokens, summary.decode_time)
+    )?;
+    let of_budget = budget.map_or_else(String::new, |budget| format!(" of {:.1} MB allowed", megabytes(budget)));
+    writeln!(
+        stderr,
+        "KV cache {:.3} MB at most{of_budget}; after the prompts {:.3} MB kept of {:.3} MB",
+        megabytes(summary.most_kv_bytes),
+        megabytes(kept),
+        megabytes(raw)
+    )?;
+    writeln!(stderr, "process  {:.1} MB at most", megabytes(process_memory().unwrap_or_default().peak))
+}

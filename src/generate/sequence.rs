@@ -1,0 +1,100 @@
+//! One text in the making: tokens drawn from logits, turned into text that is certain, until a rule ends it.
+//!
+//! Not for: computing logits; who holds a sequence gives each pending token to a model.
+
+use super::{FinishReason, GenerationOptions, Sampler, Step, StopFilter};
+use crate::error::Result;
+use crate::tokenizer::{StreamDecoder, Tokenizer};
+
+/// A text that is being generated.
+#[derive(Debug)]
+pub(super) struct Sequence<'a> {
+    tokenizer: &'a Tokenizer,
+    options: GenerationOptions,
+    sampler: Sampler,
+    stop: StopFilter,
+    decoder: Option<StreamDecoder<'a>>,
+    ids: Vec<u32>,
+    /// A token whose keys and values the cache has not got yet.
+    pending: Option<u32>,
+    finish: Option<FinishReason>,
+}
+
+impl<'a> Sequence<'a> {
+    /// * `prompt`: the prompt's ids, for the repeat penalty
+    pub(super) fn new(tokenizer: &'a Tokenizer, prompt: &[u32], options: GenerationOptions) -> Self {
+        Self {
+            tokenizer,
+            sampler: Sampler::new(options.sampling, prompt),
+            stop: StopFilter::new(&options.stop),
+            decoder: Some(tokenizer.stream(false)),
+            ids: Vec::new(),
+            pending: None,
+            finish: (options.max_new_tokens == 0).then_some(FinishReason::Length),
+            options,
+        }
+    }
+
+    /// Tokens generated so far.
+    pub(super) fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Why the text ended; `None` as long as it has not.
+    pub(super) fn finish(&self) -> Option<FinishReason> {
+        self.finish
+    }
+
+    /// Takes the token that the model must get before there are logits for the next.
+    pub(super) fn take_pending(&mut self) -> Option<u32> {
+        self.pending.take()
+    }
+
+    /// Draws a token; the text that became certain.
+    ///
+    /// * `logits`: `[vocab_size]`
+    /// * `room`: whether the context has room for one more token
+    pub(super) fn accept(&mut self, logits: &[f32], room: bool) -> Result<Step> {
+        let id = self.sampler.sample(logits)?;
+        self.ids.push(id);
+        let mut text = self.decoder.as_mut().map(|decoder| decoder.push(id)).unwrap_or_default();
+        if self.tokenizer.eos_ids().contains(&id) && !self.options.ignore_eos {
+            self.finish = Some(FinishReason::Eos);
+        } else {
+            text = self.stop.push(&text);
+            if self.stop.stopped() {
+                self.finish = Some(FinishReason::Stop);
+            } else if self.ids.len() >= self.options.max_new_tokens || !room {
+                self.finish = Some(FinishReason::Length);
+            } else {
+                self.pending = Some(id);
+            }
+        }
+        Ok(Step { id: Some(id), text })
+    }
+
+    /// Takes the text that might have become a stop text, from a text that is not gone on with; empty if there is none,
+    /// or all of it was taken.
+    pub(super) fn held_back(&mut self) -> String {
+        if self.decoder.take().is_none() || self.finish == Some(FinishReason::Stop) {
+            return String::new();
+        }
+        self.finish.get_or_insert(FinishReason::Interrupted);
+        self.stop.finish()
+    }
+
+    /// What the filters still hold back when the text is over.
+    pub(super) fn flush(&mut self) -> Option<Step> {
+        let mut text = self.decoder.take()?.finish();
+        if self.finish != Some(FinishReason::Stop) {
+            text = self.stop.push(&text) + &self.stop.finish();
+        }
+        (!text.is_empty()).then_some(Step { id: None, text })
+    }
+
+    /// Ends the text after an error; nothing more comes.
+    pub(super) fn break_off(&mut self) {
+        self.finish = Some(FinishReason::Interrupted);
+        self.decoder = None;
+    }
+}
