@@ -9,6 +9,7 @@
 //!
 //! | module | what it is for |
 //! |---|---|
+//! | [`bench`](mod@bench) | speed and memory, measured case by case |
 //! | [`report`], [`plot`], [`fidelity`] | tables, log lines, JSON; pictures; agreement of two runs |
 //! | [`generate`] | the loop: sampling, stop rules, streaming |
 //! | [`hub`] | models by their id on a hub, fetched into a cache |
@@ -21,6 +22,7 @@
 //! The library never prints, exits or reads the environment.
 
 pub mod attention;
+pub mod bench;
 pub mod cache;
 pub mod checkpoint;
 pub mod config;

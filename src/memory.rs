@@ -22,6 +22,13 @@ pub fn process_memory() -> Option<ProcessMemory> {
     Some(ProcessMemory { resident: field("VmRSS")?, anonymous: field("RssAnon")?, peak: field("VmHWM")? })
 }
 
+/// Makes [`ProcessMemory::peak`] count anew from what is resident now; returns whether the system allows it (Linux does).
+pub fn reset_peak() -> bool {
+    /// What the kernel wants to read for this, see `man 5 proc_pid_clear_refs`.
+    const PEAK: &str = "5";
+    std::fs::write("/proc/self/clear_refs", PEAK).is_ok()
+}
+
 /// Makes all threads share one heap; to be called before threads start.
 ///
 /// The GNU C library gives every thread a heap of its own, and each keeps some of what was freed: of a compressed
@@ -44,5 +51,22 @@ pub fn release_unused() {
     // SAFETY: `malloc_trim` may be called at any time, from any thread.
     unsafe {
         libc::malloc_trim(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_peak_that_is_reset_forgets_what_was_freed() {
+        const BYTES: usize = 256 << 20;
+        drop(std::hint::black_box(vec![1_u8; BYTES]));
+        let before = process_memory().unwrap();
+        assert!(before.peak >= before.resident + BYTES / 2, "{before:?}");
+        assert!(reset_peak());
+        let after = process_memory().unwrap();
+        assert!(after.peak < before.peak - BYTES / 4, "{before:?} {after:?}");
     }
 }

@@ -131,6 +131,21 @@ impl Checkpoint {
         }
     }
 
+    /// Bytes of the weights that decoding one token reads: all of them, but of an embedding that is not the output layer
+    /// as well only one row.
+    #[must_use]
+    pub fn decode_bytes(&self, dtype: WeightDtype) -> usize {
+        let name = |role| format!("{}.weight", self.assembly.naming.name(role));
+        let unread = name(if self.is_tied() { weights::Role::LmHead } else { weights::Role::EmbedTokens });
+        let read = self.tensors.iter().filter(|(name, _)| **name != unread);
+        read.map(|(_, tensor)| match dtype {
+            WeightDtype::Auto => tensor.len(),
+            WeightDtype::F32 => 4 * tensor.shape.iter().product::<usize>(),
+            WeightDtype::F16 | WeightDtype::Bf16 => 2 * tensor.shape.iter().product::<usize>(),
+        })
+        .sum()
+    }
+
     /// In which numbers the model's matrices are with this choice, for people: as `"bf16"`; for `auto` the format that
     /// most of the file is in.
     #[must_use]
@@ -188,6 +203,8 @@ pub struct Loaded {
     pub dtype: String,
     /// Bytes of the weights, as stored in the files.
     pub weights_bytes: usize,
+    /// Bytes of the weights that decoding one token reads, see [`Checkpoint::decode_bytes`].
+    pub decode_bytes: usize,
 }
 
 /// Loads a model and its tokenizer.
@@ -208,6 +225,7 @@ pub fn load(path: impl AsRef<Path>, dtype: WeightDtype, progress: &mut dyn FnMut
         format: checkpoint.format,
         dtype: checkpoint.dtype_name(dtype),
         weights_bytes: checkpoint.tensors.bytes(),
+        decode_bytes: checkpoint.decode_bytes(dtype),
     })
 }
 

@@ -31,6 +31,9 @@ pub enum Command {
     /// Runs one prompt with the full and with the adaptive cache, and says how far they agree
     #[command(args_override_self = true, allow_negative_numbers = true)]
     Compare(CompareArgs),
+    /// Measures speed and memory: prefill and decoding, with several caches, at several prompt lengths
+    #[command(args_override_self = true, allow_negative_numbers = true)]
+    Bench(BenchArgs),
     /// Shows what a model file holds, and what its KV cache needs at each context
     Inspect(InspectArgs),
 }
@@ -308,6 +311,49 @@ pub struct ChatArgs {
     pub sampling: SamplingArgs,
     #[command(flatten)]
     pub cache: CacheArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Model: a file in GGUF format, a folder, or a hub id (owner/name[@revision][:file.gguf])
+    #[arg(long, value_name = "PATH", env = "MODEL_PATH")]
+    pub model: PathBuf,
+    /// Numbers of the weight matrices: the file's own, or all converted
+    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
+    pub dtype: Dtype,
+    /// Text whose first tokens are the prompts, repeated if it is too short [default: chapters of a novel]
+    #[arg(long, value_name = "PATH")]
+    pub prompt_file: Option<PathBuf>,
+    /// Numbers of threads to compute with [default: all cores]
+    #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Vec<u16>,
+    /// Caches: `full`, or the path of a configuration of the adaptive cache (JSON)
+    #[arg(long, value_name = "SETTING,..", value_delimiter = ',', default_value = "full")]
+    pub settings: Vec<String>,
+    /// Numbers of the KV cache
+    #[arg(long, value_enum, value_name = "DTYPE,..", value_delimiter = ',', default_value = "f16")]
+    pub kv_dtype: Vec<CacheDtype>,
+    /// Prompt lengths, in tokens, after which decoding is timed [default: 32,2048, if --prefill is not given either]
+    #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+    pub contexts: Vec<u32>,
+    /// Prompt lengths, in tokens, whose prefill is timed [default: 512, if --contexts is not given either]
+    #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+    pub prefill: Vec<u32>,
+    /// Tokens that each run decodes
+    #[arg(short = 'n', long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub new_tokens: u32,
+    /// Timed runs of each case
+    #[arg(long, default_value_t = 3, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
+    pub runs: u32,
+    /// Runs before them that are not timed; a prefill warms up on at most 512 tokens
+    #[arg(long, default_value_t = 1, value_name = "W")]
+    pub warmup: u32,
+    /// Write the rows to a JSON file, anew after each case
+    #[arg(long, value_name = "PATH")]
+    pub json: Option<PathBuf>,
+    /// Draw speed and memory against the prompt's length, as PNG
+    #[arg(long, value_name = "PATH")]
+    pub plot: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

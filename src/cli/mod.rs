@@ -5,6 +5,7 @@
 
 mod args;
 mod batch;
+mod bench;
 mod chat;
 mod compare;
 mod generate;
@@ -53,6 +54,7 @@ pub fn run() -> ExitCode {
         },
         Command::Chat(args) => chat::run(args),
         Command::Compare(args) => compare::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Inspect(args) => inspect::run(args),
     };
     match result {

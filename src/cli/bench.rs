@@ -1,0 +1,220 @@
+//! `bench`: speed and memory of a model, as a table while it is measured, as JSON and as a picture.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use adaptive_kvcache::bench::{self, Observer, Plan, Row, Setting, Subject, SystemClock, write_rows};
+use adaptive_kvcache::cache::Retention;
+use adaptive_kvcache::config::AdaptiveConfig;
+use adaptive_kvcache::report::megabytes;
+use adaptive_kvcache::tokenizer::Tokenizer;
+use adaptive_kvcache::{Error, Result};
+use anyhow::Context;
+use indicatif::ProgressBar;
+
+use super::args::{BenchArgs, ModelArgs};
+use super::generate::check_report_path;
+use super::interrupt::{interrupted, listen};
+use super::session::Session;
+use super::{Outcome, STDOUT_FAILED, plain};
+
+/// The prompts' text if the user gives none: in the public domain, some 9,700 tokens.
+const TEXT: &str = include_str!("../../tests/data/text/eighty_days_ch1-5.txt");
+
+/// What is measured if the user names no length.
+const CONTEXTS: [u32; 2] = [32, 2048];
+const PREFILL: [u32; 1] = [512];
+
+/// The setting that is no configuration.
+const FULL: &str = "full";
+
+/// How often the line that says what is being measured is drawn anew.
+const TICK: Duration = Duration::from_millis(200);
+
+pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
+    let configs = args.settings.iter().map(|name| configuration(name)).collect::<Result<Vec<_>>>()?;
+    for path in args.json.iter().chain(&args.plot) {
+        check_report_path(path)?;
+    }
+    let text = match &args.prompt_file {
+        Some(path) => &std::fs::read_to_string(path).map_err(|source| Error::io("read prompt", path, source))?,
+        None => TEXT,
+    };
+    listen()?;
+    let kv_dtypes = distinct(&args.kv_dtype.iter().map(|&dtype| dtype.into()).collect::<Vec<_>>());
+    let session = Session::open(&ModelArgs {
+        model: args.model.clone(),
+        dtype: args.dtype,
+        kv_dtype: args.kv_dtype[0],
+        device: "auto".to_owned(),
+        threads: args.threads.iter().copied().max(),
+    })?;
+    let settings = args.settings.iter().zip(configs).map(|(name, config)| Setting {
+        name: name.clone(),
+        retention: config.map_or(Retention::Full, |config| session.adaptive(config)),
+    });
+    let lengths = |given: &[u32], default: &[u32]| -> Vec<usize> {
+        let is_default = args.contexts.is_empty() && args.prefill.is_empty();
+        distinct(&if is_default { default } else { given }.iter().map(|&length| length as usize).collect::<Vec<_>>())
+    };
+    let threads: Vec<usize> = args.threads.iter().map(|&threads| usize::from(threads)).collect();
+    let plan = Plan {
+        threads: if threads.is_empty() { vec![session.threads] } else { distinct(&threads) },
+        settings: settings.collect(),
+        kv_dtypes,
+        contexts: lengths(&args.contexts, &CONTEXTS),
+        prefill: lengths(&args.prefill, &PREFILL),
+        new_tokens: args.new_tokens as usize,
+        runs: args.runs as usize,
+        warmup: args.warmup as usize,
+    };
+    let model = &session.loaded.model;
+    plan.check(model.config().context_length)?;
+    let longest = plan.lengths().last().copied().unwrap_or(0);
+    let prompt = first_tokens(&session.loaded.tokenizer, text, longest)?;
+
+    let subject = Subject { model, prompt: &prompt, decode_bytes: session.loaded.decode_bytes };
+    let mut output = Table::new(args.json.clone(), &args.settings)?;
+    let measured = bench::run(subject, &plan, &SystemClock::start(), &mut output);
+    output.spinner.finish_and_clear();
+    output.printed.context(STDOUT_FAILED)?;
+    measured?;
+    if let Some(path) = &args.plot {
+        draw(path, &output.rows)?;
+    }
+    Ok(if interrupted() { Outcome::Interrupted } else { Outcome::Done })
+}
+
+/// The values without those that were there before, in order.
+fn distinct<T: Copy + PartialEq>(values: &[T]) -> Vec<T> {
+    let mut distinct = Vec::new();
+    for value in values {
+        if !distinct.contains(value) {
+            distinct.push(*value);
+        }
+    }
+    distinct
+}
+
+/// The configuration of a setting; `None` for the full cache.
+fn configuration(name: &str) -> Result<Option<AdaptiveConfig>> {
+    if name == FULL {
+        return Ok(None);
+    }
+    AdaptiveConfig::from_file(name).map(Some).map_err(|error| match error {
+        Error::Io { .. } => error.with_hint("a setting is `full`, or the path of a configuration file"),
+        other => other,
+    })
+}
+
+/// The first `len` tokens of a text, which is repeated if it has not so many.
+fn first_tokens(tokenizer: &Tokenizer, text: &str, len: usize) -> Result<Vec<u32>> {
+    let mut text = text.to_owned();
+    loop {
+        let mut ids = tokenizer.encode(&text)?;
+        if ids.len() >= len {
+            ids.truncate(len);
+            return Ok(ids);
+        }
+        if ids.is_empty() {
+            return Err(Error::input("the prompt is empty").with_hint("give a file with some text as --prompt-file"));
+        }
+        // Where repetitions meet, tokens may merge: one more makes up for it.
+        text = text.repeat(len.div_ceil(ids.len()) + 1);
+    }
+}
+
+/// Prints rows as they come, and writes them to a file.
+struct Table {
+    rows: Vec<Row>,
+    json: Option<PathBuf>,
+    /// The width of the column of settings.
+    setting_width: usize,
+    spinner: ProgressBar,
+    /// How printing went: measuring goes on for the file if nobody reads the table.
+    printed: std::io::Result<()>,
+}
+
+impl Table {
+    fn new(json: Option<PathBuf>, settings: &[String]) -> Result<Self> {
+        if let Some(path) = &json {
+            write_rows(path, &[])?;
+        }
+        let spinner = if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+        spinner.enable_steady_tick(TICK);
+        let setting_width = settings.iter().map(|name| name.chars().count()).max().unwrap_or(0).max("setting".len());
+        Ok(Self { rows: Vec::new(), json, setting_width, spinner, printed: Ok(()) })
+    }
+
+    fn print(&mut self, line: &str) {
+        let print = || {
+            let mut out = std::io::stdout().lock();
+            writeln!(out, "{line}")?;
+            out.flush()
+        };
+        if self.printed.is_ok() {
+            self.printed = self.spinner.suspend(print);
+        }
+    }
+}
+
+impl Observer for Table {
+    fn starts(&mut self, what: &str) {
+        self.spinner.set_message(plain(what));
+    }
+
+    fn read_rate(&mut self, threads: usize, gb_per_s: f64) {
+        let blank = if self.rows.is_empty() { "" } else { "\n" };
+        let plural = if threads == 1 { "" } else { "s" };
+        self.print(&format!("{blank}{threads} thread{plural}: a plain loop reads {gb_per_s:.1} GB/s from memory"));
+        self.print(&format!(
+            "{:<8}{:>8}  {:<width$}  {:<5}{:>10}{:>11}{:>10}{:>10}{:>8}{:>9}{:>9}{:>9}{:>8}",
+            "work",
+            "context",
+            "setting",
+            "kv",
+            "tokens/s",
+            "median ms",
+            "min ms",
+            "max ms",
+            "kept %",
+            "KV MB",
+            "peak MB",
+            "GB/s",
+            "of loop",
+            width = self.setting_width,
+        ));
+    }
+
+    fn row(&mut self, row: Row) -> Result<()> {
+        let reading = row.reading.map_or_else(String::new, |reading| {
+            format!("{:>9.1}{:>7.0}%", reading.read_gb_per_s, 100.0 * reading.bandwidth_share)
+        });
+        self.print(&format!(
+            "{:<8}{:>8}  {:<width$}  {:<5}{:>10.1}{:>11.2}{:>10.2}{:>10.2}{:>8.1}{:>9.2}{:>9.1}{reading}",
+            row.work.name(),
+            row.context,
+            plain(&row.setting),
+            row.kv_dtype,
+            row.tokens_per_s,
+            row.times.median_ms,
+            row.times.min_ms,
+            row.times.max_ms,
+            100.0 * row.kept_ratio,
+            megabytes(row.kv_bytes),
+            megabytes(row.peak_rss_bytes),
+            width = self.setting_width,
+        ));
+        self.rows.push(row);
+        self.json.as_ref().map_or(Ok(()), |path| write_rows(path, &self.rows))
+    }
+
+    fn is_over(&self) -> bool {
+        interrupted() || (self.json.is_none() && self.printed.is_err())
+    }
+}
+
+fn draw(_path: &Path, _rows: &[Row]) -> Result<()> {
+    Ok(())
+}
