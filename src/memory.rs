@@ -22,11 +22,13 @@ pub fn process_memory() -> Option<ProcessMemory> {
     Some(ProcessMemory { resident: field("VmRSS")?, anonymous: field("RssAnon")?, peak: field("VmHWM")? })
 }
 
-/// Makes [`ProcessMemory::peak`] count anew from what is resident now; returns whether the system allows it (Linux does).
-pub fn reset_peak() -> bool {
+/// Makes [`ProcessMemory::peak`] count anew from what is resident now; does nothing where the system does not allow it
+/// (Linux does).
+pub fn reset_peak() {
     /// What the kernel wants to read for this, see `man 5 proc_pid_clear_refs`.
     const PEAK: &str = "5";
-    std::fs::write("/proc/self/clear_refs", PEAK).is_ok()
+    // A peak that cannot be reset is still an upper bound.
+    let _ = std::fs::write("/proc/self/clear_refs", PEAK);
 }
 
 /// Makes all threads share one heap; to be called before threads start.
@@ -65,7 +67,7 @@ mod tests {
         drop(std::hint::black_box(vec![1_u8; BYTES]));
         let before = process_memory().unwrap();
         assert!(before.peak >= before.resident + BYTES / 2, "{before:?}");
-        assert!(reset_peak());
+        reset_peak();
         let after = process_memory().unwrap();
         assert!(after.peak < before.peak - BYTES / 4, "{before:?} {after:?}");
     }

@@ -32,7 +32,7 @@ impl Clock for SystemClock {
 pub(super) fn timed<T>(clock: &dyn Clock, work: impl FnOnce() -> T) -> (T, f64) {
     let started = clock.now();
     let result = work();
-    (result, (clock.now() - started).as_secs_f64() * 1e3)
+    (result, clock.now().saturating_sub(started).as_secs_f64() * 1e3)
 }
 
 /// The middle and the ends of some times, in milliseconds.

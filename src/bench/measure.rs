@@ -4,7 +4,7 @@ use super::clock::{Clock, Spread, timed};
 use super::read_loop::read_rate;
 use super::row::{Reading, Row, Work};
 use super::threads::with_threads;
-use crate::cache::{AdaptiveKvCache, KvDtype, Retention};
+use crate::cache::{AdaptiveKvCache, KvDtype, LayerCacheManager, Retention};
 use crate::error::{Error, Result};
 use crate::generate::{Sampler, SamplingOptions};
 use crate::memory;
@@ -327,7 +327,7 @@ fn waiting_bytes(variants: &[Variant<'_>]) -> usize {
 /// Kept rows of all heads as a share of all tokens seen.
 #[expect(clippy::cast_precision_loss)]
 fn kept_ratio(cache: &AdaptiveKvCache) -> f64 {
-    let heads = || cache.layers().iter().flat_map(|layer| layer.heads());
+    let heads = || cache.layers().iter().flat_map(LayerCacheManager::heads);
     let (kept, num_heads) = heads().fold((0, 0), |(kept, heads), head| (kept + head.len(), heads + 1));
     kept as f64 / (cache.seen() * num_heads).max(1) as f64
 }

@@ -4,9 +4,10 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use adaptive_kvcache::bench::{self, Observer, Plan, Row, Setting, Subject, SystemClock, write_rows};
+use adaptive_kvcache::bench::{self, Observer, Plan, Row, Setting, Subject, SystemClock, Work, write_rows};
 use adaptive_kvcache::cache::Retention;
 use adaptive_kvcache::config::AdaptiveConfig;
+use adaptive_kvcache::plot::{SpeedLine, speed};
 use adaptive_kvcache::report::megabytes;
 use adaptive_kvcache::tokenizer::Tokenizer;
 use adaptive_kvcache::{Error, Result};
@@ -81,7 +82,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
     output.printed.context(STDOUT_FAILED)?;
     measured?;
     if let Some(path) = &args.plot {
-        draw(path, &output.rows)?;
+        draw(path, &args.model, &output.rows)?;
     }
     Ok(if interrupted() { Outcome::Interrupted } else { Outcome::Done })
 }
@@ -215,6 +216,28 @@ impl Observer for Table {
     }
 }
 
-fn draw(_path: &Path, _rows: &[Row]) -> Result<()> {
-    Ok(())
+/// Draws the rows, if there are any.
+fn draw(path: &Path, model: &Path, rows: &[Row]) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let mut lines: Vec<SpeedLine> = Vec::new();
+    for row in rows {
+        let name = format!("{}, {}", row.setting, row.kv_dtype);
+        let index = lines.iter().position(|line| line.name == name && line.threads == row.threads);
+        let index = index.unwrap_or_else(|| {
+            lines.push(SpeedLine { name, threads: row.threads, ..SpeedLine::default() });
+            lines.len() - 1
+        });
+        let line = &mut lines[index];
+        let speeds = match row.work {
+            Work::Prefill => &mut line.prefill,
+            Work::Decode => &mut line.decode,
+        };
+        speeds.push((row.context, row.tokens_per_s));
+        #[expect(clippy::cast_precision_loss)]
+        line.kv_bytes.push((row.context, row.kv_bytes as f64));
+    }
+    let model = model.file_name().unwrap_or(model.as_os_str());
+    speed(path, &plain(&model.to_string_lossy()), &lines)
 }

@@ -9,7 +9,7 @@ use plotters::backend::{BitMapBackend, DrawingBackend, RGBPixel};
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color, FontTransform, RGBColor, TextStyle};
 
-use super::color::Rgb;
+use super::color::{Rgb, mix};
 use super::text::{self, Size};
 use crate::error::{Error, Result};
 
@@ -72,6 +72,30 @@ impl Canvas {
         self.fill((x - 1, y + height), (width + 2, 1), color);
         self.fill((x - 1, y), (1, height), color);
         self.fill((x + width, y), (1, height), color);
+    }
+
+    /// Draws a straight line with round ends; coordinates are those of pixel corners, and edges are smooth.
+    pub(super) fn line(&mut self, from: (f64, f64), to: (f64, f64), width: f64, color: Rgb) {
+        let (dx, dy) = (to.0 - from.0, to.1 - from.1);
+        let squared = (dx * dx + dy * dy).max(f64::MIN_POSITIVE);
+        let reach = width / 2.0 + 1.0;
+        let pixels = |low: f64, high: f64, side: u32| {
+            (low - reach).floor().clamp(0.0, f64::from(side)) as u32
+                ..(high + reach).ceil().clamp(0.0, f64::from(side)) as u32
+        };
+        for row in pixels(from.1.min(to.1), from.1.max(to.1), self.size.1) {
+            for column in pixels(from.0.min(to.0), from.0.max(to.0), self.size.0) {
+                let (x, y) = (f64::from(column) + 0.5 - from.0, f64::from(row) + 0.5 - from.1);
+                let along = ((x * dx + y * dy) / squared).clamp(0.0, 1.0);
+                let distance = (x - along * dx).hypot(y - along * dy);
+                let cover = (width / 2.0 + 0.5 - distance).clamp(0.0, 1.0) as f32;
+                let at = (row as usize * self.size.0 as usize + column as usize) * 3;
+                if let Some(pixel) = self.pixels.get_mut(at..at + 3) {
+                    let paper = [pixel[0], pixel[1], pixel[2]];
+                    pixel.copy_from_slice(&mix(paper, color, cover));
+                }
+            }
+        }
     }
 
     /// Copies a block of pixels, `[height, width, 3]`; one that does not lie inside the picture counts as a failure.
@@ -173,6 +197,19 @@ mod tests {
         let (left, right) = (dark.iter().map(|i| i % 60).min().unwrap(), dark.iter().map(|i| i % 60).max().unwrap());
         assert_eq!((dark[0] / 60, dark[dark.len() - 1] / 60), (40 - Size::Title.digit() as usize, 39));
         assert!(left.abs_diff(60 - right) <= 2, "{left}..={right}");
+    }
+
+    #[test]
+    fn a_line_has_its_width_and_smooth_edges() {
+        let mut canvas = Canvas::new(20, 10).unwrap();
+        canvas.line((3.0, 5.0), (30.0, 5.0), 2.0, [0, 0, 0]);
+        let column = |x: usize| (0..10).map(|y| canvas.pixels[(y * 20 + x) * 3]).collect::<Vec<u8>>();
+        assert_eq!(column(10), [255, 255, 255, 255, 0, 0, 255, 255, 255, 255]);
+        assert_eq!(column(0), [255; 10]);
+        let mut canvas = Canvas::new(10, 10).unwrap();
+        canvas.line((5.0, 5.0), (5.0, 5.0), 6.0, [0, 0, 0]); // a point becomes a disc
+        let ink: f64 = canvas.pixels.chunks(3).map(|pixel| 1.0 - f64::from(pixel[0]) / 255.0).sum();
+        assert!((ink - 9.0 * std::f64::consts::PI).abs() < 1.0, "{ink}");
     }
 
     #[test]

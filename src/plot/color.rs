@@ -76,7 +76,7 @@ fn luminance(color: Rgb) -> f32 {
 }
 
 /// The colour a fraction `share` in 0..=1 of the way from `from` to `to`.
-fn mix(from: Rgb, to: Rgb, share: f32) -> Rgb {
+pub(super) fn mix(from: Rgb, to: Rgb, share: f32) -> Rgb {
     std::array::from_fn(|channel| {
         let (start, end) = (f32::from(from[channel]), f32::from(to[channel]));
         (start + (end - start) * share).round() as u8

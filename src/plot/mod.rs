@@ -1,4 +1,5 @@
-//! Pictures of a run as PNG files: attention maps per layer, the policy of every KV head, KV memory per layer.
+//! Pictures of a run as PNG files: attention maps per layer, the policy of every KV head, KV memory per layer; and of
+//! measurements: speed and memory against the prompt's length.
 //!
 //! All inputs are plain slices, so that nothing here depends on the model or the cache; collecting attention rows while
 //! a prompt is read is [`crate::attention::map::MapAccumulator`]'s work. Not for measuring anything, and not for other
@@ -22,12 +23,14 @@ mod canvas;
 mod color;
 mod memory;
 mod policy;
+mod speed;
 mod text;
 
 pub use attention::{HeadMap, layer_attention};
 
 pub use memory::kv_memory;
 pub use policy::{PolicyGrid, policies};
+pub use speed::{SpeedLine, speed};
 
 #[cfg(test)]
 mod test_png {

@@ -3,6 +3,7 @@
 //! Not for: what the numbers should be (see `golden` and `attention`).
 
 mod batch;
+mod bench;
 mod chat;
 mod errors;
 mod hostile;
