@@ -164,16 +164,18 @@ def table(arguments):
     backend = next(row["backend"] for row in rows if "backend" in row)
     print(f"llama.cpp {arguments.version}, CPU library `{backend}`; {machine()}")
     for threads in sorted({row["threads"] for row in rows}):
-        print(f"\n{threads} thread{'s' if threads > 1 else ''}, tokens/s, medians of {rounds} rounds; in brackets, of llama.cpp's\n")
+        plural = "s" if threads > 1 else ""
+        print(f"\n{threads} thread{plural}, tokens/s, median over rounds ({rounds}); in brackets, the ratio to llama.cpp\n")
         print("| work | llama.cpp | " + " | ".join(cache.replace(":", ", ") for cache in caches) + " |")
         print("|---|---|" + "---|" * len(caches))
         for work, context in sorted({(row["work"], row["context"]) for row in rows}):
-            peers = {key[3]: value for key, value in medians.items() if key[:3] == (threads, work, context) and "llama.cpp" in key[3]}
+            case = {key[3]: value for key, value in medians.items() if key[:3] == (threads, work, context)}
+            peers = {name: value for name, value in case.items() if name.startswith("llama.cpp")}
             best = max(peers, key=peers.get)
             flash = "on" if "attention on" in best else "off"
             cells = [f"{peers[best]:.1f} (flash attention {flash})"]
             for cache in caches:
-                value = medians.get((threads, work, context, cache))
+                value = case.get(cache)
                 cells.append("" if value is None else f"{value:.1f} ({value / peers[best]:.2f})")
             name = f"decode after {context}" if work == "decode" else f"prefill of {context}"
             print(f"| {name} | " + " | ".join(cells) + " |")
