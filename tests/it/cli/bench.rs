@@ -1,5 +1,6 @@
 //! `bench`: rows and their file, and what is refused.
 
+use std::io::{BufRead, BufReader};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -163,12 +164,11 @@ fn an_interrupt_leaves_the_rows_that_are_complete() {
     file.set("llama.context_length", Meta::U32(100_000));
     lab.write("tiny.gguf", file.bytes());
     let args = ["--contexts", "3", "-n", "20", "--runs", "1000000", "--json", "b.json", "--threads", "1,2"];
-    let child = lab.command(&[&BASE[..], &args].concat()).spawn().unwrap();
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
-    while !lab.path("b.json").is_file() && std::time::Instant::now() < until {
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    std::thread::sleep(std::time::Duration::from_secs(3));
+    let mut child = lab.command(&[&BASE[..], &args].concat()).spawn().unwrap();
+    // Kept until the end: a closed pipe would end the program on its own.
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().starts_with("work")), "no table begins");
+    std::thread::sleep(Duration::from_secs(2)); // many runs
     let pid = child.id().to_string();
     std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap();
     let output = child.wait_with_output().unwrap();
