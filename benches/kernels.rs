@@ -21,7 +21,7 @@ use candle_core::{Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 const WEIGHT_DTYPES: [GgmlDType; 4] = [GgmlDType::Q4_1, GgmlDType::Q8_0, GgmlDType::Q4_0, GgmlDType::F16];
-const KV_DTYPES: [KvDtype; 2] = [KvDtype::F16, KvDtype::F32];
+const KV_DTYPES: [KvDtype; 4] = KvDtype::ALL;
 
 /// Output and input features: a layer of SmolLM2-135M, which fits in a core's cache, and one of Llama-2-7B.
 const SHAPES: [(usize, usize); 2] = [(576, 1536), (4096, 4096)];
@@ -83,7 +83,7 @@ fn decode_attention(criterion: &mut Criterion) {
     let queries = numbers(ONE_HEAD.query_width());
     for dtype in KV_DTYPES {
         for len in [2048, 7680] {
-            let mut cache = AdaptiveKvCache::new(1, ONE_HEAD, dtype, Retention::Full);
+            let mut cache = AdaptiveKvCache::new(1, ONE_HEAD, dtype, Retention::Full).unwrap();
             let layer = cache.layer_mut(0).unwrap();
             let (mut keys, mut values) = layer.prompt_rows(len).unwrap();
             keys.push(&numbers(len * ONE_HEAD.kv_width())).unwrap();

@@ -4,61 +4,21 @@
 //! wait. Each range is one pass over its keys and one over its values for the whole query group; ranges of a head are
 //! merged afterwards.
 
-use half::f16;
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::{HeadLayout, expect_len};
 use crate::error::{Error, Result};
-use crate::kernels::element::Element;
-use crate::kernels::simd::InstructionSet;
-use crate::kernels::vector::{self, MAX_HEAD_DIM, PartialAttention, instruction_set};
+pub use crate::kernels::attend::HeadRows;
+use crate::kernels::attend::attend_range;
+use crate::kernels::vector::{self, MAX_HEAD_DIM, instruction_set};
 
-/// Rows of a head that one task takes at most.
+/// Rows of a head that one task takes at most; a whole number of tiles of keys.
 pub const RANGE_ROWS: usize = 512;
 
 /// Below this many rows over all heads threads cost more than they save.
 const MIN_PARALLEL_ROWS: usize = 512;
-
-/// The keys and values that one KV head keeps.
-#[derive(Debug, Clone, Copy)]
-pub enum HeadRows<'a> {
-    /// `[kept, head_dim]` each.
-    F32 { keys: &'a [f32], values: &'a [f32] },
-    /// `[kept, head_dim]` each.
-    F16 { keys: &'a [f16], values: &'a [f16] },
-}
-
-impl<'a> HeadRows<'a> {
-    /// Numbers in the keys, which must be those in the values.
-    pub(super) fn len(&self) -> Result<usize> {
-        let (keys, values) = match self {
-            Self::F32 { keys, values } => (keys.len(), values.len()),
-            Self::F16 { keys, values } => (keys.len(), values.len()),
-        };
-        if keys == values { Ok(keys) } else { Err(Error::shape("cached values", keys, values)) }
-    }
-
-    /// Adds keys and values to buffers, as f32.
-    pub(super) fn widen_to(&self, all_keys: &mut Vec<f32>, all_values: &mut Vec<f32>) {
-        match *self {
-            Self::F32 { keys, values } => {
-                all_keys.extend_from_slice(keys);
-                all_values.extend_from_slice(values);
-            }
-            Self::F16 { keys, values } => {
-                all_keys.extend(keys.iter().map(|&key| Element::widen(key)));
-                all_values.extend(values.iter().map(|&value| Element::widen(value)));
-            }
-        }
-    }
-
-    fn slice(&self, range: std::ops::Range<usize>) -> HeadRows<'a> {
-        match *self {
-            Self::F32 { keys, values } => HeadRows::F32 { keys: &keys[range.clone()], values: &values[range] },
-            Self::F16 { keys, values } => HeadRows::F16 { keys: &keys[range.clone()], values: &values[range] },
-        }
-    }
-}
 
 /// Result of attending over one range of a head's rows.
 struct Partial {
@@ -88,27 +48,27 @@ pub fn decode(layout: HeadLayout, queries: &[f32], heads: &[HeadRows<'_>]) -> Re
     if head_dim > MAX_HEAD_DIM {
         return Err(Error::unsupported(format!("a head dimension of {head_dim} (the most is {MAX_HEAD_DIM})")));
     }
-    let mut tasks: Vec<(usize, HeadRows<'_>)> = Vec::with_capacity(num_kv_heads);
+    let mut tasks: Vec<(usize, Range<usize>)> = Vec::with_capacity(num_kv_heads);
     let mut total_rows = 0;
     for (kv_head, rows) in heads.iter().enumerate() {
-        let len = rows.len()?;
-        if len == 0 || !len.is_multiple_of(head_dim) {
-            return Err(Error::shape("cached rows", format!("at least one row of {head_dim}"), len));
+        if rows.is_empty() || rows.head_dim() != head_dim {
+            let got = (rows.len(), rows.head_dim());
+            return Err(Error::shape("cached rows", format!("at least one row of {head_dim}"), got));
         }
-        total_rows += len / head_dim;
-        let step = RANGE_ROWS * head_dim;
-        tasks.extend((0..len).step_by(step).map(|start| (kv_head, rows.slice(start..(start + step).min(len)))));
+        let len = rows.len();
+        total_rows += len;
+        let starts = (0..len).step_by(RANGE_ROWS);
+        tasks.extend(starts.map(|start| (kv_head, start..(start + RANGE_ROWS).min(len))));
     }
 
     let scaled: Vec<f32> = queries.iter().map(|&value| value * layout.scale()).collect();
-    let run = |&(kv_head, rows): &(usize, HeadRows<'_>)| {
+    let run = |(kv_head, range): &(usize, Range<usize>)| {
         let start = kv_head * group_size * head_dim;
         let queries = &scaled[start..start + group_size * head_dim];
-        let (max_and_sum, out) = match rows {
-            HeadRows::F32 { keys, values } => attend(queries, keys, values, group_size, head_dim),
-            HeadRows::F16 { keys, values } => attend(queries, keys, values, group_size, head_dim),
-        };
-        Partial { kv_head, max_and_sum, out }
+        let mut out = vec![0.0; queries.len()];
+        let mut max_and_sum = vec![(0.0, 0.0); group_size];
+        attend_range(instruction_set(), heads[*kv_head], range.clone(), queries, &mut out, &mut max_and_sum);
+        Partial { kv_head: *kv_head, max_and_sum, out }
     };
     let partials: Vec<Partial> = if total_rows < MIN_PARALLEL_ROWS {
         tasks.iter().map(run).collect()
@@ -135,56 +95,4 @@ pub fn decode(layout: HeadLayout, queries: &[f32], heads: &[HeadRows<'_>]) -> Re
         }
     }
     Ok(out)
-}
-
-/// Attends over a range of one head's rows.
-///
-/// * `queries`: `[group_size, head_dim]`, already scaled
-/// * `out`: `[group_size, head_dim]`, overwritten with the unnormalised sums
-/// * `max_and_sum`: `[group_size]`, overwritten
-#[expect(clippy::too_many_arguments)]
-pub fn attend_range(
-    set: InstructionSet,
-    rows: HeadRows<'_>,
-    range: std::ops::Range<usize>,
-    head_dim: usize,
-    queries: &[f32],
-    out: &mut [f32],
-    max_and_sum: &mut [(f32, f32)],
-    scores: &mut Vec<f32>,
-) {
-    scores.resize(max_and_sum.len() * range.len(), 0.0);
-    match rows.slice(range.start * head_dim..range.end * head_dim) {
-        HeadRows::F32 { keys, values } => vector::partial_attention(
-            set,
-            PartialAttention { queries, keys, values, head_dim, scores, out, max_and_sum },
-        ),
-        HeadRows::F16 { keys, values } => vector::partial_attention(
-            set,
-            PartialAttention { queries, keys, values, head_dim, scores, out, max_and_sum },
-        ),
-    }
-}
-
-fn attend<T: Element>(
-    queries: &[f32],
-    keys: &[T],
-    values: &[T],
-    group_size: usize,
-    head_dim: usize,
-) -> (Vec<(f32, f32)>, Vec<f32>) {
-    let mut scores = vec![0.0; group_size * (keys.len() / head_dim)];
-    let mut out = vec![0.0; group_size * head_dim];
-    let mut max_and_sum = vec![(0.0, 0.0); group_size];
-    let work = PartialAttention {
-        queries,
-        keys,
-        values,
-        head_dim,
-        scores: &mut scores,
-        out: &mut out,
-        max_and_sum: &mut max_and_sum,
-    };
-    vector::partial_attention(instruction_set(), work);
-    (max_and_sum, out)
 }

@@ -10,10 +10,10 @@ use std::sync::Mutex;
 
 use rayon::prelude::*;
 
-use super::decode::HeadRows;
 use super::{HeadLayout, expect_len};
 use crate::attention::map::HeadGrid;
 use crate::error::{Error, Result};
+use crate::kernels::attend::HeadRows;
 use crate::kernels::gemm::{Matrix, MatrixMut};
 use crate::kernels::vector::{self, instruction_set};
 use crate::profile::stats::{HeadStats, LayerStats, StatsRequest, row_difference};
@@ -48,14 +48,17 @@ impl PromptRows {
     /// * `past`: `[num_kv_heads]`
     ///
     /// # Errors
-    /// [`Error::Shape`] for another number of heads.
+    /// [`Error::Shape`] for another number of heads, or heads of another dimension.
     pub fn after(layout: HeadLayout, capacity: usize, past: &[HeadRows<'_>]) -> Result<(Self, Self)> {
         if past.len() != layout.num_kv_heads {
             return Err(Error::shape("cached heads", layout.num_kv_heads, past.len()));
         }
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         for rows in past {
-            let room = rows.len()? + capacity * layout.head_dim;
+            if rows.head_dim() != layout.head_dim {
+                return Err(Error::shape("cached rows", layout.head_dim, rows.head_dim()));
+            }
+            let room = (rows.len() + capacity) * layout.head_dim;
             let (mut head_keys, mut head_values) = (Vec::with_capacity(room), Vec::with_capacity(room));
             rows.widen_to(&mut head_keys, &mut head_values);
             keys.push(head_keys);

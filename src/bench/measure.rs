@@ -197,7 +197,7 @@ impl Stage<'_> {
                 let waiting = waiting_bytes(variants);
                 let variant = &mut variants[index];
                 observer.starts(&self.describe(Work::Prefill, variant, run, warmup, runs));
-                let mut cache = self.subject.model.new_cache(variant.kv_dtype, variant.setting.retention.clone());
+                let mut cache = self.subject.model.new_cache(variant.kv_dtype, variant.setting.retention.clone())?;
                 memory::release_unused();
                 memory::reset_peak();
                 let prompt = &self.subject.prompt[..len];

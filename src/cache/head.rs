@@ -1,8 +1,8 @@
 //! One KV head's keys, values and positions.
 
 use super::storage::{KvDtype, Storage};
-use crate::attention::decode::HeadRows;
 use crate::error::{Error, Result};
+use crate::kernels::attend::HeadRows;
 
 /// A full buffer grows by this share of its rows (1/16), so that slack stays small and growth is rare.
 const GROWTH_SHIFT: u32 = 4;
@@ -15,17 +15,29 @@ const MIN_GROWTH: usize = 16;
 /// Positions are absolute and ascending: a kept key keeps the rotary phase of the position at which it was written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HeadCache {
-    keys: Storage,
-    values: Storage,
+    rows: Storage,
     positions: Vec<u32>,
     head_dim: usize,
+    dtype: KvDtype,
 }
 
 impl HeadCache {
     /// An empty head; nothing is allocated.
+    ///
+    /// # Errors
+    /// As [`KvDtype::check`]; [`Error::Shape`] if `head_dim` is 0.
+    pub fn new(head_dim: usize, dtype: KvDtype) -> Result<Self> {
+        dtype.check(head_dim)?;
+        if head_dim == 0 {
+            return Err(Error::shape("a head's dimension", "at least 1", head_dim));
+        }
+        Ok(Self { rows: Storage::new(dtype, head_dim), positions: Vec::new(), head_dim, dtype })
+    }
+
+    /// An empty head of the same kind.
     #[must_use]
-    pub fn new(head_dim: usize, dtype: KvDtype) -> Self {
-        Self { keys: Storage::new(dtype), values: Storage::new(dtype), positions: Vec::new(), head_dim }
+    pub fn emptied(&self) -> Self {
+        Self { rows: Storage::new(self.dtype, self.head_dim), positions: Vec::new(), ..*self }
     }
 
     /// Number of kept tokens.
@@ -49,24 +61,18 @@ impl HeadCache {
     /// Keys and values, for attention.
     #[must_use]
     pub fn rows(&self) -> HeadRows<'_> {
-        match (&self.keys, &self.values) {
-            (Storage::F16(keys), Storage::F16(values)) => HeadRows::F16 { keys, values },
-            (Storage::F32(keys), Storage::F32(values)) => HeadRows::F32 { keys, values },
-            // Both are made of one dtype in `new`.
-            _ => HeadRows::F32 { keys: &[], values: &[] },
-        }
+        self.rows.rows(self.head_dim, self.len())
     }
 
     /// Bytes that are allocated for keys, values and positions.
     #[must_use]
     pub fn allocated_bytes(&self) -> usize {
-        self.keys.allocated() + self.values.allocated() + self.positions.capacity() * size_of::<u32>()
+        self.rows.allocated() + self.positions.capacity() * size_of::<u32>()
     }
 
     /// Makes room for exactly `additional` tokens more.
     pub fn reserve_exact(&mut self, additional: usize) {
-        self.keys.reserve_exact(additional * self.head_dim);
-        self.values.reserve_exact(additional * self.head_dim);
+        self.rows.reserve_exact(additional);
         self.positions.reserve_exact(additional);
     }
 
@@ -75,15 +81,13 @@ impl HeadCache {
         let settled = self.positions.partition_point(|&position| position < first);
         let mut rows: Vec<usize> = (0..settled).collect();
         rows.extend((settled..self.len()).filter(|&row| kept.binary_search(&self.positions[row]).is_ok()));
-        self.keys.keep_rows(&rows, self.head_dim);
-        self.values.keep_rows(&rows, self.head_dim);
+        self.rows.keep_rows(&rows);
         self.positions = rows.into_iter().map(|row| self.positions[row]).collect();
     }
 
     /// Gives back what is allocated beyond the kept tokens.
     pub fn shrink_to_fit(&mut self) {
-        self.keys.shrink_to_fit();
-        self.values.shrink_to_fit();
+        self.rows.shrink_to_fit();
         self.positions.shrink_to_fit();
     }
 
@@ -100,11 +104,10 @@ impl HeadCache {
         if self.positions.last().is_some_and(|&last| last >= position) {
             return Err(Error::shape("a cached position", "above all earlier ones", position));
         }
-        if self.keys.spare() < self.head_dim {
+        if self.rows.spare() == 0 {
             self.reserve_exact((self.len() >> GROWTH_SHIFT).max(MIN_GROWTH));
         }
-        self.keys.push(key);
-        self.values.push(value);
+        self.rows.push(key, value);
         self.positions.push(position);
         Ok(())
     }

@@ -47,13 +47,14 @@ pub struct LayerSummary {
 }
 
 impl LayerCacheManager {
-    pub(super) fn new(layer: usize, layout: HeadLayout, dtype: KvDtype) -> Self {
-        let heads = vec![HeadCache::new(layout.head_dim, dtype); layout.num_kv_heads];
-        Self { layer, layout, dtype, heads, seen: 0, settled: 0 }
+    pub(super) fn new(layer: usize, layout: HeadLayout, dtype: KvDtype) -> Result<Self> {
+        let heads = vec![HeadCache::new(layout.head_dim, dtype)?; layout.num_kv_heads];
+        Ok(Self { layer, layout, dtype, heads, seen: 0, settled: 0 })
     }
 
     pub(super) fn emptied(&self) -> Self {
-        Self::new(self.layer, self.layout, self.dtype)
+        let heads = self.heads.iter().map(HeadCache::emptied).collect();
+        Self { heads, seen: 0, settled: 0, ..*self }
     }
 
     pub(super) fn layout(&self) -> HeadLayout {
@@ -73,7 +74,7 @@ impl LayerCacheManager {
     /// Bytes of this layer.
     #[must_use]
     pub fn bytes(&self) -> CacheBytes {
-        let token = 2 * self.layout.head_dim * self.dtype.bytes();
+        let token = 2 * self.dtype.row_bytes(self.layout.head_dim);
         CacheBytes {
             raw: self.seen * self.layout.num_kv_heads * token,
             kept: self.heads.iter().map(HeadCache::len).sum::<usize>() * token,

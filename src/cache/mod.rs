@@ -78,10 +78,13 @@ pub struct AdaptiveKvCache {
 
 impl AdaptiveKvCache {
     /// An empty cache.
-    #[must_use]
-    pub fn new(num_layers: usize, layout: HeadLayout, dtype: KvDtype, retention: Retention) -> Self {
-        let layers = (0..num_layers).map(|layer| LayerCacheManager::new(layer, layout, dtype)).collect();
-        Self { layers, retention, seen: 0, recent: Vec::new() }
+    ///
+    /// # Errors
+    /// As [`KvDtype::check`].
+    pub fn new(num_layers: usize, layout: HeadLayout, dtype: KvDtype, retention: Retention) -> Result<Self> {
+        let layers =
+            (0..num_layers).map(|layer| LayerCacheManager::new(layer, layout, dtype)).collect::<Result<_>>()?;
+        Ok(Self { layers, retention, seen: 0, recent: Vec::new() })
     }
 
     /// An empty cache of the same kind.

@@ -1,9 +1,23 @@
-//! Rows of numbers in the cache's storage format, grown with bounded slack.
+//! One head's keys and values in the cache's storage format, grown with bounded slack.
+//!
+//! Rows are rounded once, when they are written; what is kept of them later is moved as it is stored. Keys lie in tiles
+//! of 16 rows, and quantised values in pairs of rows (see [`crate::kernels::tiles`]), as attention reads them.
+//!
+//! Not for: knowing which positions the rows belong to (see [`HeadCache`](super::HeadCache)).
+
+use std::marker::PhantomData;
 
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 use serde::Serialize;
 
-use crate::kernels::element::Element;
+use crate::error::{Error, Result};
+use crate::kernels::attend::{BlockRows, FloatRows, HeadRows, Stored};
+use crate::kernels::blocks::{BLOCK, BlockFormat, Q4_0, Q8_0};
+use crate::kernels::tiles::{Tiles, place};
+
+/// Rows of a tile of keys, and of scales.
+const TILE: usize = 16;
 
 /// The format in which keys and values are stored; scores and statistics are f32 always.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -13,16 +27,37 @@ pub enum KvDtype {
     F32,
     /// 2 bytes a number; the default.
     F16,
+    /// 8 bits a number, and a scale in f16 for every 32 numbers of a row: 34 bytes a block, as ggml's `Q8_0`.
+    Q8_0,
+    /// 4 bits a number, and a scale in f16 for every 32 numbers of a row: 18 bytes a block, as ggml's `Q4_0`.
+    Q4_0,
 }
 
 impl KvDtype {
-    /// Bytes of one stored number.
+    /// All formats, from the most exact to the smallest.
+    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Q8_0, Self::Q4_0];
+
+    /// Bytes of one stored key or value of `head_dim` numbers, scales included.
     #[must_use]
-    pub fn bytes(self) -> usize {
+    pub fn row_bytes(self, head_dim: usize) -> usize {
         match self {
-            Self::F32 => 4,
-            Self::F16 => 2,
+            Self::F32 => 4 * head_dim,
+            Self::F16 => 2 * head_dim,
+            Self::Q8_0 => head_dim / BLOCK * (Q8_0::BYTES + size_of::<f16>()),
+            Self::Q4_0 => head_dim / BLOCK * (Q4_0::BYTES + size_of::<f16>()),
         }
+    }
+
+    /// Checks that rows of `head_dim` numbers can be stored.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if they are not whole blocks of a quantised format.
+    pub fn check(self, head_dim: usize) -> Result<()> {
+        if matches!(self, Self::F32 | Self::F16) || head_dim.is_multiple_of(BLOCK) {
+            return Ok(());
+        }
+        let what = format!("a {} KV cache for heads of {head_dim} numbers (not a multiple of {BLOCK})", self.name());
+        Err(Error::unsupported(what).with_hint("store this model's cache as f16"))
     }
 
     /// The name in options and reports.
@@ -31,76 +66,305 @@ impl KvDtype {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
+            Self::Q8_0 => "q8_0",
+            Self::Q4_0 => "q4_0",
         }
     }
 }
 
-/// A growing buffer of numbers in one format.
+/// A growing buffer of rows of `width` numbers in tiles of `ROWS` rows.
+#[derive(Debug, Clone, PartialEq)]
+struct Tiled<T, const ROWS: usize> {
+    numbers: Vec<T>,
+    width: usize,
+}
+
+impl<T: Copy, const ROWS: usize> Tiled<T, ROWS> {
+    fn new(width: usize) -> Self {
+        Self { numbers: Vec::new(), width }
+    }
+
+    fn view(&self) -> Tiles<'_, T, ROWS> {
+        Tiles { numbers: &self.numbers, width: self.width, len: self.len() }
+    }
+
+    fn len(&self) -> usize {
+        self.numbers.len() / self.width
+    }
+
+    fn allocated(&self) -> usize {
+        self.numbers.capacity() * size_of::<T>()
+    }
+
+    fn reserve_exact(&mut self, rows: usize) {
+        self.numbers.reserve_exact(rows * self.width);
+    }
+
+    fn shrink_to_fit(&mut self) {
+        self.numbers.shrink_to_fit();
+    }
+
+    fn spare(&self) -> usize {
+        (self.numbers.capacity() - self.numbers.len()) / self.width
+    }
+
+    /// Adds a row, which `write` writes.
+    fn push(&mut self, write: impl FnOnce(&mut [T]), zero: T) {
+        let start = self.numbers.len();
+        self.numbers.resize(start + self.width, zero);
+        write(&mut self.numbers[start..]);
+        if ROWS > 1 && self.len().is_multiple_of(ROWS) {
+            let tile = self.numbers.len() - ROWS * self.width;
+            let rows = self.numbers[tile..].to_vec();
+            for (lane, row) in rows.chunks_exact(self.width).enumerate() {
+                for (number, &value) in row.iter().enumerate() {
+                    self.numbers[tile + number * ROWS + lane] = value;
+                }
+            }
+        }
+    }
+
+    /// Keeps `rows`, ascending, and drops the others; nothing is given back yet.
+    fn keep_rows(&mut self, rows: &[usize]) {
+        let (len, width) = (self.len(), self.width);
+        let unchanged = rows.iter().enumerate().take_while(|(to, from)| to == *from).count();
+        if unchanged == len {
+            return;
+        }
+        // A tile's rows come from its own place or from behind it: tiles before the first changed one stay, and the
+        // tiles behind the one that is written still hold all that is to come.
+        let first = unchanged / ROWS * ROWS;
+        let mut scratch = Vec::with_capacity(ROWS * width);
+        for (index, rows) in rows[first..].chunks(ROWS).enumerate() {
+            let target = (first + index * ROWS) * width;
+            let places = rows.iter().map(|&row| place::<ROWS>(row, len, width));
+            scratch.clear();
+            if rows.len() == ROWS {
+                let places: Vec<_> = places.collect();
+                for number in 0..width {
+                    scratch.extend(places.iter().map(|(start, step)| self.numbers[start + number * step]));
+                }
+            } else {
+                for (start, step) in places {
+                    scratch.extend((0..width).map(|number| self.numbers[start + number * step]));
+                }
+            }
+            self.numbers[target..target + scratch.len()].copy_from_slice(&scratch);
+        }
+        self.numbers.truncate(rows.len() * width);
+    }
+}
+
+/// Numbers that are rounded one by one.
+pub(super) trait Float: Copy + Default {
+    fn round(row: &[f32], out: &mut [Self]);
+}
+
+impl Float for f32 {
+    fn round(row: &[f32], out: &mut [Self]) {
+        out.copy_from_slice(row);
+    }
+}
+
+impl Float for f16 {
+    fn round(row: &[f32], out: &mut [Self]) {
+        out.convert_from_f32_slice(row);
+    }
+}
+
+/// Keys and values as plain numbers.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Floats<T> {
+    keys: Tiled<T, TILE>,
+    values: Tiled<T, 1>,
+}
+
+impl<T: Float> Floats<T> {
+    fn new(head_dim: usize) -> Self {
+        Self { keys: Tiled::new(head_dim), values: Tiled::new(head_dim) }
+    }
+
+    fn rows(&self) -> FloatRows<'_, T> {
+        FloatRows { keys: self.keys.view(), values: self.values.view() }
+    }
+
+    fn push(&mut self, key: &[f32], value: &[f32]) {
+        self.keys.push(|out| T::round(key, out), T::default());
+        self.values.push(|out| T::round(value, out), T::default());
+    }
+
+    fn allocated(&self) -> usize {
+        self.keys.allocated() + self.values.allocated()
+    }
+
+    fn spare(&self) -> usize {
+        self.keys.spare().min(self.values.spare())
+    }
+
+    fn reserve_exact(&mut self, rows: usize) {
+        self.keys.reserve_exact(rows);
+        self.values.reserve_exact(rows);
+    }
+
+    fn keep_rows(&mut self, rows: &[usize]) {
+        self.keys.keep_rows(rows);
+        self.values.keep_rows(rows);
+    }
+
+    fn shrink_to_fit(&mut self) {
+        self.keys.shrink_to_fit();
+        self.values.shrink_to_fit();
+    }
+}
+
+/// Keys and values as quantised blocks.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Blocks<Q> {
+    keys: Tiled<[u8; 2], TILE>,
+    key_scales: Tiled<f16, TILE>,
+    values: Tiled<u8, 2>,
+    value_scales: Tiled<f16, TILE>,
+    format: PhantomData<Q>,
+}
+
+impl<Q: BlockFormat> Blocks<Q> {
+    fn new(head_dim: usize) -> Self {
+        let blocks = head_dim / BLOCK;
+        Self {
+            keys: Tiled::new(blocks * Q::BYTES / 2),
+            key_scales: Tiled::new(blocks),
+            values: Tiled::new(blocks * Q::BYTES),
+            value_scales: Tiled::new(blocks),
+            format: PhantomData,
+        }
+    }
+
+    fn rows(&self) -> BlockRows<'_, Q> {
+        BlockRows {
+            keys: self.keys.view(),
+            key_scales: self.key_scales.view(),
+            values: self.values.view(),
+            value_scales: self.value_scales.view(),
+            format: PhantomData,
+        }
+    }
+
+    fn push(&mut self, key: &[f32], value: &[f32]) {
+        // The quants are written first, and tell the scales.
+        fn push<Q: BlockFormat>(row: &[f32], scales: &mut Tiled<f16, TILE>, quants: &mut [u8]) {
+            let blocks = row.as_chunks::<BLOCK>().0.iter().zip(quants.chunks_exact_mut(Q::BYTES));
+            scales.push(
+                |scales| scales.iter_mut().zip(blocks).for_each(|(scale, (row, out))| *scale = Q::quantize(row, out)),
+                f16::ZERO,
+            );
+        }
+        self.keys.push(|out| push::<Q>(key, &mut self.key_scales, out.as_flattened_mut()), [0; 2]);
+        self.values.push(|out| push::<Q>(value, &mut self.value_scales, out), 0);
+    }
+
+    fn allocated(&self) -> usize {
+        self.keys.allocated() + self.key_scales.allocated() + self.values.allocated() + self.value_scales.allocated()
+    }
+
+    fn spare(&self) -> usize {
+        let quants = self.keys.spare().min(self.values.spare());
+        quants.min(self.key_scales.spare()).min(self.value_scales.spare())
+    }
+
+    fn reserve_exact(&mut self, rows: usize) {
+        self.keys.reserve_exact(rows);
+        self.key_scales.reserve_exact(rows);
+        self.values.reserve_exact(rows);
+        self.value_scales.reserve_exact(rows);
+    }
+
+    fn keep_rows(&mut self, rows: &[usize]) {
+        self.keys.keep_rows(rows);
+        self.key_scales.keep_rows(rows);
+        self.values.keep_rows(rows);
+        self.value_scales.keep_rows(rows);
+    }
+
+    fn shrink_to_fit(&mut self) {
+        self.keys.shrink_to_fit();
+        self.key_scales.shrink_to_fit();
+        self.values.shrink_to_fit();
+        self.value_scales.shrink_to_fit();
+    }
+}
+
+/// One head's keys and values in one format.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Storage {
-    F32(Vec<f32>),
-    F16(Vec<f16>),
+    F32(Floats<f32>),
+    F16(Floats<f16>),
+    Q8_0(Blocks<Q8_0>),
+    Q4_0(Blocks<Q4_0>),
+}
+
+/// The same call for whatever format it is.
+macro_rules! each {
+    ($storage:expr, $rows:ident => $call:expr) => {
+        match $storage {
+            Storage::F32($rows) => $call,
+            Storage::F16($rows) => $call,
+            Storage::Q8_0($rows) => $call,
+            Storage::Q4_0($rows) => $call,
+        }
+    };
 }
 
 impl Storage {
-    pub(super) fn new(dtype: KvDtype) -> Self {
+    /// Storage of rows of `head_dim` numbers, which the format must be able to hold ([`KvDtype::check`]).
+    pub(super) fn new(dtype: KvDtype, head_dim: usize) -> Self {
         match dtype {
-            KvDtype::F32 => Self::F32(Vec::new()),
-            KvDtype::F16 => Self::F16(Vec::new()),
+            KvDtype::F32 => Self::F32(Floats::new(head_dim)),
+            KvDtype::F16 => Self::F16(Floats::new(head_dim)),
+            KvDtype::Q8_0 => Self::Q8_0(Blocks::new(head_dim)),
+            KvDtype::Q4_0 => Self::Q4_0(Blocks::new(head_dim)),
         }
+    }
+
+    /// The rows, for attention.
+    pub(super) fn rows(&self, head_dim: usize, len: usize) -> HeadRows<'_> {
+        let stored = match self {
+            Self::F32(rows) => Stored::F32(rows.rows()),
+            Self::F16(rows) => Stored::F16(rows.rows()),
+            Self::Q8_0(rows) => Stored::Q8_0(rows.rows()),
+            Self::Q4_0(rows) => Stored::Q4_0(rows.rows()),
+        };
+        HeadRows { stored, head_dim, len }
     }
 
     /// Bytes that are allocated.
     pub(super) fn allocated(&self) -> usize {
-        match self {
-            Self::F32(numbers) => numbers.capacity() * size_of::<f32>(),
-            Self::F16(numbers) => numbers.capacity() * size_of::<f16>(),
-        }
+        each!(self, rows => rows.allocated())
     }
 
-    /// Makes room for exactly `additional` numbers more.
+    /// Makes room for exactly `additional` rows more.
     pub(super) fn reserve_exact(&mut self, additional: usize) {
-        match self {
-            Self::F32(numbers) => numbers.reserve_exact(additional),
-            Self::F16(numbers) => numbers.reserve_exact(additional),
-        }
+        each!(self, rows => rows.reserve_exact(additional));
     }
 
-    /// Keeps `rows`, ascending, of the rows of `width` numbers, and drops the others; nothing is given back yet.
-    pub(super) fn keep_rows(&mut self, rows: &[usize], width: usize) {
-        fn keep<T: Copy>(numbers: &mut Vec<T>, rows: &[usize], width: usize) {
-            for (to, &from) in rows.iter().enumerate().filter(|(to, from)| to != *from) {
-                numbers.copy_within(from * width..(from + 1) * width, to * width);
-            }
-            numbers.truncate(rows.len() * width);
-        }
-        match self {
-            Self::F32(numbers) => keep(numbers, rows, width),
-            Self::F16(numbers) => keep(numbers, rows, width),
-        }
+    /// Keeps `kept`, ascending, and drops the other rows; nothing is given back yet.
+    pub(super) fn keep_rows(&mut self, kept: &[usize]) {
+        each!(self, rows => rows.keep_rows(kept));
     }
 
-    /// Gives back what is allocated beyond the stored numbers.
+    /// Gives back what is allocated beyond the stored rows.
     pub(super) fn shrink_to_fit(&mut self) {
-        match self {
-            Self::F32(numbers) => numbers.shrink_to_fit(),
-            Self::F16(numbers) => numbers.shrink_to_fit(),
-        }
+        each!(self, rows => rows.shrink_to_fit());
     }
 
-    /// Numbers that can be added before the buffer must grow.
+    /// Rows that can be added before the buffers must grow.
     pub(super) fn spare(&self) -> usize {
-        match self {
-            Self::F32(numbers) => numbers.capacity() - numbers.len(),
-            Self::F16(numbers) => numbers.capacity() - numbers.len(),
-        }
+        each!(self, rows => rows.spare())
     }
 
     /// Adds a row, rounded to the format.
-    pub(super) fn push(&mut self, row: &[f32]) {
-        match self {
-            Self::F32(numbers) => numbers.extend_from_slice(row),
-            Self::F16(numbers) => numbers.extend(row.iter().map(|&value| <f16 as Element>::narrow(value))),
-        }
+    ///
+    /// * `key`, `value`: `[head_dim]`
+    pub(super) fn push(&mut self, key: &[f32], value: &[f32]) {
+        each!(self, rows => rows.push(key, value));
     }
 }

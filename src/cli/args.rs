@@ -87,6 +87,10 @@ impl From<Dtype> for WeightDtype {
 pub enum CacheDtype {
     F16,
     F32,
+    #[value(name = "q8_0")]
+    Q8_0,
+    #[value(name = "q4_0")]
+    Q4_0,
 }
 
 impl From<CacheDtype> for KvDtype {
@@ -94,6 +98,8 @@ impl From<CacheDtype> for KvDtype {
         match dtype {
             CacheDtype::F16 => Self::F16,
             CacheDtype::F32 => Self::F32,
+            CacheDtype::Q8_0 => Self::Q8_0,
+            CacheDtype::Q4_0 => Self::Q4_0,
         }
     }
 }

@@ -94,20 +94,23 @@ fn print(checkpoint: &Checkpoint, tokenizer: &Result<Tokenizer>) -> anyhow::Resu
         line(&format!("  {format}"), format!("{tensors} tensors, {:.1} MB", megabytes(bytes)))?;
     }
 
-    let per_token = |dtype: KvDtype| 2 * config.num_layers * heads.kv_width() * dtype.bytes();
-    writeln!(out, "\nKV cache, full:     {:>10} {:>10}", "f16", "f32")?;
-    writeln!(out, "{:<20}{:>10} {:>10} bytes", "  a token", per_token(KvDtype::F16), per_token(KvDtype::F32))?;
+    // Quantised formats store whole blocks only.
+    let dtypes: Vec<KvDtype> = [KvDtype::F16, KvDtype::F32, KvDtype::Q8_0, KvDtype::Q4_0]
+        .into_iter()
+        .filter(|dtype| dtype.check(heads.head_dim).is_ok())
+        .collect();
+    let per_token = |dtype: KvDtype| 2 * config.num_layers * heads.num_kv_heads * dtype.row_bytes(heads.head_dim);
+    writeln!(out)?;
+    let mut row = |name: &str, cell: &dyn Fn(KvDtype) -> String, unit: &str| {
+        let cells: Vec<String> = dtypes.iter().map(|&dtype| format!("{:>10}", cell(dtype))).collect();
+        writeln!(out, "{name:<20}{}{unit}", cells.join(" "))
+    };
+    row("KV cache, full:", &|dtype| dtype.name().to_owned(), "")?;
+    row("  a token", &|dtype| per_token(dtype).to_string(), " bytes")?;
     let mut contexts: Vec<usize> = CONTEXTS.into_iter().filter(|&context| context < config.context_length).collect();
     contexts.push(config.context_length);
     for context in contexts {
-        let megabytes = |dtype| megabytes(context * per_token(dtype));
-        writeln!(
-            out,
-            "{:<20}{:>10.1} {:>10.1} MB",
-            format!("  {context} tokens"),
-            megabytes(KvDtype::F16),
-            megabytes(KvDtype::F32)
-        )?;
+        row(&format!("  {context} tokens"), &|dtype| format!("{:.1}", megabytes(context * per_token(dtype))), " MB")?;
     }
     Ok(())
 }

@@ -51,12 +51,9 @@ impl Session {
             bar.set_position(done as u64);
         })?;
         bar.finish_and_clear();
-        Ok(Self {
-            loaded,
-            load_time: started.elapsed(),
-            threads: rayon::current_num_threads(),
-            kv_dtype: args.kv_dtype.into(),
-        })
+        let kv_dtype = KvDtype::from(args.kv_dtype);
+        kv_dtype.check(loaded.model.config().heads.head_dim)?;
+        Ok(Self { loaded, load_time: started.elapsed(), threads: rayon::current_num_threads(), kv_dtype })
     }
 
     /// Token ids of the prompt.
@@ -113,7 +110,7 @@ impl Session {
         log: bool,
         pictures: Option<&Pictures>,
     ) -> Result<(AdaptiveKvCache, Prefill, Duration)> {
-        let mut cache = self.loaded.model.new_cache(self.kv_dtype, retention);
+        let mut cache = self.loaded.model.new_cache(self.kv_dtype, retention)?;
         let config = match cache.retention() {
             Retention::Adaptive { profiler, .. } if log => Some(profiler.config().clone()),
             _ => None,

@@ -176,7 +176,7 @@ impl<'a> Batch<'a> {
     /// Bytes of one token that all heads keep.
     fn token_bytes(&self) -> usize {
         let config = self.model.config();
-        config.num_layers * config.heads.num_kv_heads * 2 * config.heads.head_dim * self.kv_dtype.bytes()
+        config.num_layers * config.heads.num_kv_heads * 2 * self.kv_dtype.row_bytes(config.heads.head_dim)
     }
 
     /// Whether the next prompt may be taken in.
@@ -213,7 +213,7 @@ impl<'a> Batch<'a> {
     /// Prefills the next prompt; its logits, or `None` if it has to wait after all.
     fn admit<O: PrefillObserver>(&mut self, observe: &mut impl FnMut(usize) -> O) -> Result<Option<Vec<f32>>> {
         let Some((index, prompt)) = self.waiting.pop_front() else { return Ok(None) };
-        let mut cache = self.model.new_cache(self.kv_dtype, self.retention.clone());
+        let mut cache = self.model.new_cache(self.kv_dtype, self.retention.clone())?;
         let started = Instant::now();
         let prefill = self.model.prefill(&prompt, &mut cache, &mut observe(index))?;
         self.summary.prefill_time += started.elapsed();

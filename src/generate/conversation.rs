@@ -27,7 +27,7 @@ use crate::tokenizer::{ChatMessage, Tokenizer};
 /// # fn main() -> adaptive_kvcache::Result<()> {
 /// let loaded = load("model.gguf", WeightDtype::Auto, &mut |_, _| {})?;
 /// let opening = vec![ChatMessage::new("system", "You answer in one sentence.")];
-/// let mut chat = Conversation::new(&loaded.model, &loaded.tokenizer, KvDtype::F16, Retention::Full, opening);
+/// let mut chat = Conversation::new(&loaded.model, &loaded.tokenizer, KvDtype::F16, Retention::Full, opening)?;
 /// let options = GenerationOptions::default();
 /// let turn = chat.ask("Who wrote Around the World in Eighty Days?", &options, &mut (), &mut |text| {
 ///     print!("{text}");
@@ -87,17 +87,29 @@ impl<'a> Conversation<'a> {
     /// Starts a conversation; nothing is read yet.
     ///
     /// * `opening`: messages before the first question, such as the system's
-    #[must_use]
+    ///
+    /// # Errors
+    /// As [`Llama::new_cache`].
     pub fn new(
         model: &'a Llama,
         tokenizer: &'a Tokenizer,
         kv_dtype: KvDtype,
         retention: Retention,
         opening: Vec<ChatMessage>,
-    ) -> Self {
-        let cache = model.new_cache(kv_dtype, retention);
+    ) -> Result<Self> {
+        let cache = model.new_cache(kv_dtype, retention)?;
         let messages = opening.clone();
-        Self { model, tokenizer, opening, messages, cached: 0, cache, unread: None, stale: false, turns: Vec::new() }
+        Ok(Self {
+            model,
+            tokenizer,
+            opening,
+            messages,
+            cached: 0,
+            cache,
+            unread: None,
+            stale: false,
+            turns: Vec::new(),
+        })
     }
 
     /// All messages so far.

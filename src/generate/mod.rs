@@ -8,7 +8,7 @@
 //! # fn main() -> adaptive_kvcache::Result<()> {
 //! let loaded = load("model.gguf", WeightDtype::Auto, &mut |_, _| {})?;
 //! let ids = loaded.tokenizer.encode("The Reform Club was founded in")?;
-//! let mut cache = loaded.model.new_cache(KvDtype::F16, Retention::Full);
+//! let mut cache = loaded.model.new_cache(KvDtype::F16, Retention::Full)?;
 //! let prefill = loaded.model.prefill(&ids, &mut cache, &mut ())?;
 //! let options = GenerationOptions { max_new_tokens: 16, ..GenerationOptions::default() };
 //! for step in Generation::new(&loaded.model, &loaded.tokenizer, &mut cache, &ids, prefill.logits, options) {

@@ -1,11 +1,15 @@
 //! CPU arithmetic on slices: what attention and linear layers are made of.
 //!
 //! Every kernel is one portable body, compiled several times: once plainly, and once for each instruction set that is
-//! worth it, chosen when the program runs ([`simd`]). Not for: anything that knows of heads, layers or policies.
+//! worth it, chosen when the program runs ([`simd`]). Not for: anything that knows of layers or policies.
 
+pub mod attend;
+pub(crate) mod blocks;
 pub mod element;
 pub mod gemm;
+mod lanes;
 pub mod quant;
 pub mod simd;
 pub mod team;
+pub(crate) mod tiles;
 pub mod vector;

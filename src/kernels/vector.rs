@@ -236,66 +236,8 @@ fn rms_norm_body<const SIMD: bool>(x: &[f32], weight: &[f32], eps: f64, out: &mu
     }
 }
 
-/// Attention of several query rows over one stored row range: the inner loop of decoding.
-///
-/// Shapes: `queries` `[group_size, head_dim]`, already scaled; `keys` and `values` `[rows, head_dim]`; `scores` scratch
-/// of `[group_size, rows]`; `out` `[group_size, head_dim]`, overwritten with the *unnormalised* sum of
-/// `exp(score - max) * value`; `max_and_sum` `[group_size]`, overwritten with the largest score and the sum of
-/// exponentials. Ranges are merged with [`merge_partial`].
-#[derive(Debug)]
-pub struct PartialAttention<'a, T> {
-    /// `[group_size, head_dim]`
-    pub queries: &'a [f32],
-    /// `[rows, head_dim]`
-    pub keys: &'a [T],
-    /// `[rows, head_dim]`
-    pub values: &'a [T],
-    /// Numbers in a row; at most [`MAX_HEAD_DIM`].
-    pub head_dim: usize,
-    /// `[group_size, rows]`
-    pub scores: &'a mut [f32],
-    /// `[group_size, head_dim]`
-    pub out: &'a mut [f32],
-    /// `[group_size]`
-    pub max_and_sum: &'a mut [(f32, f32)],
-}
-
 /// The largest head dimension that decoding accepts.
 pub const MAX_HEAD_DIM: usize = 512;
-
-multiversion! {
-    /// Runs [`PartialAttention`].
-    pub fn partial_attention<T: Element>(work: PartialAttention<'_, T>) = partial_attention_body;
-}
-
-#[inline(always)]
-fn partial_attention_body<const SIMD: bool, T: Element>(work: PartialAttention<'_, T>) {
-    let PartialAttention { queries, keys, values, head_dim, scores, out, max_and_sum } = work;
-    let rows = keys.len() / head_dim;
-    let mut wide = [0.0f32; MAX_HEAD_DIM];
-    let wide = &mut wide[..head_dim];
-    for (row, key) in keys.chunks_exact(head_dim).enumerate() {
-        widen_body::<SIMD, T>(key, wide);
-        for (head, query) in queries.chunks_exact(head_dim).enumerate() {
-            scores[head * rows + row] = dot_body::<SIMD>(query, wide);
-        }
-    }
-    for (head, (row, max_and_sum)) in scores.chunks_exact_mut(rows).zip(max_and_sum).enumerate() {
-        let max = max_body::<SIMD>(row);
-        let sum = exp_body::<SIMD>(row, max);
-        *max_and_sum = (max, sum);
-        out[head * head_dim..(head + 1) * head_dim].fill(0.0);
-    }
-    for (row, value) in values.chunks_exact(head_dim).enumerate() {
-        widen_body::<SIMD, T>(value, wide);
-        for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
-            let weight = scores[head * rows + row];
-            for (out, &value) in out.iter_mut().zip(wide.iter()) {
-                *out = fma::<SIMD>(weight, value, *out);
-            }
-        }
-    }
-}
 
 #[inline(always)]
 fn widen_body<const SIMD: bool, T: Element>(source: &[T], out: &mut [f32]) {

@@ -100,8 +100,10 @@ impl Llama {
     }
 
     /// An empty cache for one sequence.
-    #[must_use]
-    pub fn new_cache(&self, dtype: KvDtype, retention: Retention) -> AdaptiveKvCache {
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the heads are not whole blocks of a quantised format, see [`KvDtype::check`].
+    pub fn new_cache(&self, dtype: KvDtype, retention: Retention) -> Result<AdaptiveKvCache> {
         AdaptiveKvCache::new(self.config.num_layers, self.config.heads, dtype, retention)
     }
 

@@ -19,9 +19,10 @@ use super::host;
 use super::linear::{Embedding, Linear};
 use super::rope::Rope;
 use crate::attention::HeadLayout;
-use crate::attention::decode::{RANGE_ROWS, attend_range};
+use crate::attention::decode::RANGE_ROWS;
 use crate::cache::AdaptiveKvCache;
 use crate::error::{Error, Result};
+use crate::kernels::attend::attend_range;
 use crate::kernels::quant::{Activations, WeightMatrix};
 use crate::kernels::simd::InstructionSet;
 use crate::kernels::team::{SharedSlice, Team, Worker};
@@ -119,7 +120,6 @@ struct Own {
     prepared: Vec<Prepared>,
     products: Vec<f32>,
     more_products: Vec<f32>,
-    scores: Vec<f32>,
     merged: Vec<(f32, f32)>,
 }
 
@@ -325,7 +325,7 @@ impl Step<'_, '_> {
         for (index, layer) in self.model.layers.iter().enumerate() {
             self.project(set, layer, worker, own);
             worker.phase(self.batch, |sequence| self.rotate_and_append(index, sequence));
-            self.attend(set, index, worker, own);
+            self.attend(set, index, worker);
             own.start_rows();
             each_chunk(worker, &layer.output, |rows| {
                 own.with_rows(|own| self.merge(index, own));
@@ -430,7 +430,7 @@ impl Step<'_, '_> {
     }
 
     /// Every head's range results.
-    fn attend(&self, set: InstructionSet, layer: usize, worker: &mut Worker<'_>, own: &mut Own) {
+    fn attend(&self, set: InstructionSet, layer: usize, worker: &mut Worker<'_>) {
         let HeadLayout { head_dim, .. } = self.layout;
         let group_size = self.layout.group_size();
         let group = group_size * head_dim;
@@ -450,7 +450,7 @@ impl Step<'_, '_> {
                 )
             };
             let head = cache.layers()[layer].heads()[kv_head].rows();
-            attend_range(set, head, rows, head_dim, queries, out, max_and_sum, &mut own.scores);
+            attend_range(set, head, rows, queries, out, max_and_sum);
         });
     }
 

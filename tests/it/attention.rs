@@ -4,9 +4,10 @@
 
 use adaptive_kvcache::Error;
 use adaptive_kvcache::attention::HeadLayout;
-use adaptive_kvcache::attention::decode::{HeadRows, decode};
+use adaptive_kvcache::attention::decode::decode;
 use adaptive_kvcache::attention::map::MapAccumulator;
 use adaptive_kvcache::attention::prefill::{PromptRows, QueryBlock, largest_differences, prefill};
+use adaptive_kvcache::cache::{HeadCache, KvDtype};
 use adaptive_kvcache::profile::stats::MassRequest;
 use adaptive_kvcache::profile::{LayerStats, StatsRequest};
 use half::f16;
@@ -252,14 +253,18 @@ fn the_number_of_threads_changes_no_bit() {
         masks: prompt.masks().iter().map(|mask| as_numbers(mask)).collect(),
         recent: 0,
     };
-    let cache: Vec<Vec<f32>> =
-        (0..2).map(|head| uniform(&mut seeded(head), (3000 + head as usize) * 64, 1.0)).collect();
+    let cache: Vec<HeadCache> = (0..2)
+        .map(|head| {
+            let rows = uniform(&mut seeded(head), (3000 + head as usize) * 64, 1.0);
+            cached(KvDtype::F32, 64, &rows, &rows)
+        })
+        .collect();
     let run = |threads| {
         ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
             let results = prompt.run(&request, 128);
             let pending = [(1, request.masks.clone()), (0, request.masks.clone())];
             let second = largest_differences(prompt.layout, prompt.whole(), &results.keys, &pending).unwrap();
-            let heads: Vec<_> = cache.iter().map(|rows| HeadRows::F32 { keys: rows, values: rows }).collect();
+            let heads: Vec<_> = cache.iter().map(HeadCache::rows).collect();
             let decoded = decode(prompt.layout, &prompt.queries[..prompt.layout.query_width()], &heads).unwrap();
             let maps: Vec<f32> = (0..6).flat_map(|head| results.maps.cells(head).to_vec()).collect();
             (results.out, results.stats, maps, second, decoded)
@@ -317,6 +322,15 @@ struct CachedHead {
     values: Vec<f32>,
 }
 
+/// Puts rows `[kept, head_dim]` into a cache.
+fn cached(dtype: KvDtype, head_dim: usize, keys: &[f32], values: &[f32]) -> HeadCache {
+    let mut head = HeadCache::new(head_dim, dtype).unwrap();
+    for (row, (key, value)) in keys.chunks(head_dim).zip(values.chunks(head_dim)).enumerate() {
+        head.push(key, value, row as u32).unwrap();
+    }
+    head
+}
+
 /// Dense attention in f64 from one token over every head's rows, `[num_heads, head_dim]`.
 fn naive_decode(layout: HeadLayout, queries: &[f32], heads: &[CachedHead]) -> Vec<f64> {
     let scale = 1.0 / (layout.head_dim as f64).sqrt();
@@ -352,17 +366,14 @@ fn decode_equals_dense_attention_over_ragged_heads() {
                 };
                 let heads: Vec<_> = lens.iter().map(|&len| CachedHead { keys: rows(len), values: rows(len) }).collect();
                 let expected = naive_decode(layout, &queries, &heads);
-                let case = |dtype| format!("{dtype}, {lens:?} rows, {layout:?}");
-
-                let f32_rows: Vec<_> =
-                    heads.iter().map(|head| HeadRows::F32 { keys: &head.keys, values: &head.values }).collect();
                 let tolerance = WEIGHT_TOLERANCE * f64::from(query_scale / QUERY_SCALE); // scores grow as queries do
-                assert_close(&case("f32"), &decode(layout, &queries, &f32_rows).unwrap(), &expected, tolerance);
-
-                let half = |numbers: &[f32]| -> Vec<f16> { numbers.iter().map(|&n| f16::from_f32(n)).collect() };
-                let halves: Vec<_> = heads.iter().map(|head| (half(&head.keys), half(&head.values))).collect();
-                let f16_rows: Vec<_> = halves.iter().map(|(keys, values)| HeadRows::F16 { keys, values }).collect();
-                assert_close(&case("f16"), &decode(layout, &queries, &f16_rows).unwrap(), &expected, tolerance);
+                for dtype in [KvDtype::F32, KvDtype::F16] {
+                    let caches: Vec<_> =
+                        heads.iter().map(|head| cached(dtype, head_dim, &head.keys, &head.values)).collect();
+                    let rows: Vec<_> = caches.iter().map(HeadCache::rows).collect();
+                    let case = format!("{dtype:?}, {lens:?} rows, {layout:?}");
+                    assert_close(&case, &decode(layout, &queries, &rows).unwrap(), &expected, tolerance);
+                }
             }
         }
     }
@@ -380,7 +391,8 @@ fn decode_over_everything_equals_the_last_row_of_prefill() {
     for (kv, (keys, _)) in heads.iter().enumerate() {
         assert_eq!(results.keys.head(kv), keys);
     }
-    let rows: Vec<_> = heads.iter().map(|(keys, values)| HeadRows::F32 { keys, values }).collect();
+    let caches: Vec<_> = heads.iter().map(|(keys, values)| cached(KvDtype::F32, 16, keys, values)).collect();
+    let rows: Vec<_> = caches.iter().map(HeadCache::rows).collect();
     let width = prompt.layout.query_width();
     let decoded = decode(prompt.layout, &prompt.queries[129 * width..], &rows).unwrap();
     let last_row: Vec<f64> = results.out[129 * width..].iter().map(|&number| f64::from(number)).collect();
@@ -390,16 +402,13 @@ fn decode_over_everything_equals_the_last_row_of_prefill() {
 #[test]
 fn decode_refuses_what_does_not_fit() {
     let layout = layout(2, 1, 4);
-    let rows = |numbers| HeadRows::F32 { keys: numbers, values: numbers };
-    let good = rows(&[0.5; 8]);
-    assert_eq!(
-        decode(layout, &[1.0; 8], &[good, rows(&[0.25; 4])]).unwrap(),
-        [0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25]
-    );
+    let head = |head_dim, numbers: &[f32]| cached(KvDtype::F32, head_dim, numbers, numbers);
+    let (two, one, none, other) = (head(4, &[0.5; 8]), head(4, &[0.25; 4]), head(4, &[]), head(2, &[0.5; 8]));
+    let good = two.rows();
+    assert_eq!(decode(layout, &[1.0; 8], &[good, one.rows()]).unwrap(), [0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25]);
     for (what, queries, heads) in [
-        ("a head that keeps nothing", &[1.0; 8][..], &[good, rows(&[])][..]),
-        ("half a row", &[1.0; 8], &[good, rows(&[0.5; 6])]),
-        ("fewer values than keys", &[1.0; 8], &[good, HeadRows::F32 { keys: &[0.5; 8], values: &[0.5; 4] }]),
+        ("a head that keeps nothing", &[1.0; 8][..], &[good, none.rows()][..]),
+        ("rows of another dimension", &[1.0; 8], &[good, other.rows()]),
         ("a head too few", &[1.0; 8], &[good]),
         ("a head too many", &[1.0; 8], &[good, good, good]),
         ("a query too few", &[1.0; 4], &[good, good]),
@@ -408,5 +417,6 @@ fn decode_refuses_what_does_not_fit() {
     }
     let wide = HeadLayout { num_heads: 1, num_kv_heads: 1, head_dim: 1024 };
     let numbers = vec![0.0; 1024];
-    assert!(matches!(decode(wide, &numbers, &[rows(&numbers)]), Err(Error::Unsupported { .. })));
+    let head = head(1024, &numbers);
+    assert!(matches!(decode(wide, &numbers, &[head.rows()]), Err(Error::Unsupported { .. })));
 }

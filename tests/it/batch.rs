@@ -53,7 +53,7 @@ fn each_text_is_what_it_would_be_alone() {
         let expected: Vec<(Vec<u32>, String, usize)> = prompts(&loaded)
             .iter()
             .map(|prompt| {
-                let mut cache = loaded.model.new_cache(KvDtype::F16, retention.clone());
+                let mut cache = loaded.model.new_cache(KvDtype::F16, retention.clone()).unwrap();
                 let logits = loaded.model.prefill(prompt, &mut cache, &mut ()).unwrap().logits;
                 let kept = cache.bytes().kept;
                 let mut generation =

@@ -4,10 +4,15 @@
 
 use adaptive_kvcache::Error;
 use adaptive_kvcache::attention::HeadLayout;
-use adaptive_kvcache::attention::decode::HeadRows;
 use adaptive_kvcache::attention::prefill::PromptRows;
 use adaptive_kvcache::cache::{AdaptiveKvCache, HeadCache, KvDtype, LayerCacheManager, Retention};
 use adaptive_kvcache::profile::HeadChoice;
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+use half::f16;
+use proptest::prelude::*;
+
+use crate::numbers::{seeded, uniform};
 
 /// Bytes of a stored position.
 const POSITION_BYTES: usize = 4;
@@ -21,7 +26,7 @@ const LLAMA_2_7B: HeadLayout = HeadLayout { num_heads: 32, num_kv_heads: 32, hea
 const SMALL: HeadLayout = HeadLayout { num_heads: 4, num_kv_heads: 2, head_dim: 4 };
 
 fn cache(layout: HeadLayout, dtype: KvDtype) -> AdaptiveKvCache {
-    AdaptiveKvCache::new(1, layout, dtype, Retention::Full)
+    AdaptiveKvCache::new(1, layout, dtype, Retention::Full).unwrap()
 }
 
 /// A number that says which head and position it belongs to, and that f16 holds exactly.
@@ -55,12 +60,15 @@ fn choices(positions: &[&[u32]]) -> Vec<HeadChoice> {
 
 /// First number of each kept key and value.
 fn first_numbers(head: &HeadCache, head_dim: usize) -> Vec<(f32, f32)> {
-    match head.rows() {
-        HeadRows::F32 { keys, values } => keys.iter().zip(values).step_by(head_dim).map(|(k, v)| (*k, *v)).collect(),
-        HeadRows::F16 { keys, values } => {
-            keys.iter().zip(values).step_by(head_dim).map(|(k, v)| (k.to_f32(), v.to_f32())).collect()
-        }
-    }
+    let (keys, values) = rows(head);
+    keys.into_iter().zip(values).step_by(head_dim).collect()
+}
+
+/// All keys and all values, `[kept, head_dim]` each.
+fn rows(head: &HeadCache) -> (Vec<f32>, Vec<f32>) {
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
+    head.rows().widen_to(&mut keys, &mut values);
+    (keys, values)
 }
 
 /// Asserts that every head holds the rows of its positions.
@@ -101,7 +109,7 @@ fn the_memory_of_the_originals_published_run() {
 #[test]
 fn storing_a_prompt_allocates_exactly_what_is_kept() {
     let layout = HeadLayout { num_heads: 3, num_kv_heads: 3, head_dim: 128 };
-    for dtype in [KvDtype::F16, KvDtype::F32] {
+    for dtype in KvDtype::ALL {
         for len in [1_usize, 18, 1000] {
             let (keys, values) = prompt(layout, len);
             let everything: Vec<u32> = (0..len as u32).collect();
@@ -111,8 +119,8 @@ fn storing_a_prompt_allocates_exactly_what_is_kept() {
             let kept = choices(&[&everything, &odd, &[len as u32 - 1]]);
             let bytes = layer.store_prompt(&keys, &values, Some(kept)).unwrap().bytes;
             let rows = len + len / 2 + 1;
-            assert_eq!(bytes.kept, rows * 2 * 128 * dtype.bytes());
-            assert_eq!(bytes.raw, 3 * len * 2 * 128 * dtype.bytes());
+            assert_eq!(bytes.kept, rows * 2 * dtype.row_bytes(128));
+            assert_eq!(bytes.raw, 3 * len * 2 * dtype.row_bytes(128));
             assert_eq!(bytes.allocated, bytes.kept + rows * POSITION_BYTES, "{dtype:?}, {len} tokens");
             assert!((bytes.allocated - bytes.kept) as f64 <= MAX_SLACK_RATIO * bytes.kept as f64);
             assert_eq!(layer.bytes(), bytes);
@@ -136,7 +144,7 @@ fn every_head_keeps_the_rows_of_its_positions_and_new_ones() {
             layer.append(&token(SMALL, position, 1.0), &token(SMALL, position, -1.0), position).unwrap();
             let new: Vec<u32> = (10..=position as u32).collect();
             assert_holds(layer, SMALL, &[[&[0, 3, 9], &new[..]].concat(), new]);
-            let row_bytes = 2 * SMALL.head_dim * dtype.bytes();
+            let row_bytes = 2 * dtype.row_bytes(SMALL.head_dim);
             let seen = position + 1;
             assert_eq!(
                 (layer.bytes().raw, layer.bytes().kept),
@@ -160,10 +168,10 @@ fn without_choices_everything_is_kept() {
 /// The buffer may grow by a sixteenth, and by 16 rows at least.
 #[test]
 fn slack_of_a_growing_head_is_bounded_and_growth_is_rare() {
-    for dtype in [KvDtype::F16, KvDtype::F32] {
-        for head_dim in [1, 80, 128] {
-            let row_bytes = 2 * head_dim * dtype.bytes() + POSITION_BYTES;
-            let mut head = HeadCache::new(head_dim, dtype);
+    for dtype in KvDtype::ALL {
+        for head_dim in [1, 80, 128].into_iter().filter(|&head_dim| dtype.check(head_dim).is_ok()) {
+            let row_bytes = 2 * dtype.row_bytes(head_dim) + POSITION_BYTES;
+            let mut head = HeadCache::new(head_dim, dtype).unwrap();
             assert_eq!(head.allocated_bytes(), 0);
             let row = vec![1.0; head_dim];
             let mut growths = 0;
@@ -198,7 +206,7 @@ fn a_fork_does_not_see_what_the_other_appends() {
 
 #[test]
 fn positions_must_ascend() {
-    let mut head = HeadCache::new(2, KvDtype::F32);
+    let mut head = HeadCache::new(2, KvDtype::F32).unwrap();
     head.push(&[1.0, 2.0], &[3.0, 4.0], 5).unwrap();
     for position in [0, 4, 5] {
         assert!(matches!(head.push(&[0.0; 2], &[0.0; 2], position), Err(Error::Shape { .. })), "{position} after 5");
@@ -206,7 +214,7 @@ fn positions_must_ascend() {
     assert!(matches!(head.push(&[0.0; 3], &[0.0; 2], 6), Err(Error::Shape { .. })), "a key too long");
     assert!(matches!(head.push(&[0.0; 2], &[0.0; 1], 6), Err(Error::Shape { .. })), "a value too short");
     assert_eq!(head.positions(), [5], "what is refused leaves no trace");
-    assert_eq!(first_numbers(&head, 1), [(1.0, 3.0), (2.0, 4.0)]);
+    assert_eq!(rows(&head), (vec![1.0, 2.0], vec![3.0, 4.0]));
     head.push(&[0.0; 2], &[0.0; 2], 6).unwrap();
     assert_eq!(head.positions(), [5, 6]);
 }
@@ -285,4 +293,114 @@ fn a_new_tokens_position_is_the_number_of_tokens_seen() {
     assert_holds(layer, SMALL, &[vec![0], vec![1, 2]]);
     layer.append(&token(SMALL, 5, 1.0), &token(SMALL, 5, -1.0), 5).unwrap();
     assert_holds(layer, SMALL, &[vec![0, 5], vec![1, 2, 5]]);
+}
+
+/// Rows in ggml's blocks: candle's own quantisation.
+fn rounded(dtype: KvDtype, row: &[f32]) -> Vec<f32> {
+    let format = match dtype {
+        KvDtype::F32 => return row.to_vec(),
+        KvDtype::F16 => return row.iter().map(|&number| f16::from_f32(number).to_f32()).collect(),
+        KvDtype::Q8_0 => GgmlDType::Q8_0,
+        KvDtype::Q4_0 => GgmlDType::Q4_0,
+    };
+    let row = Tensor::new(row, &Device::Cpu).unwrap();
+    QTensor::quantize(&row, format).unwrap().dequantize(&Device::Cpu).unwrap().to_vec1().unwrap()
+}
+
+/// What may happen to a head.
+#[derive(Debug, Clone)]
+enum Step {
+    /// So many tokens more.
+    Push(usize),
+    /// From this percentage of the positions on, only every so many-th stays.
+    Evict {
+        from_percent: u32,
+        every: usize,
+        offset: usize,
+    },
+    Shrink,
+    Reserve(usize),
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (0..50_usize).prop_map(Step::Push),
+        (0..100_u32, 1..5_usize, 0..5_usize).prop_map(|(from_percent, every, offset)| Step::Evict {
+            from_percent,
+            every,
+            offset
+        }),
+        Just(Step::Shrink),
+        (0..40_usize).prop_map(Step::Reserve),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Tiles, pairs of rows and what is left over of both hold, after whatever happened, the rows that a plain list of
+    /// rows holds; nothing is rounded twice.
+    #[test]
+    fn a_head_holds_what_a_list_of_rows_holds(
+        dtype in prop::sample::select(&KvDtype::ALL[..]),
+        blocks in 1..4_usize,
+        steps in prop::collection::vec(any_step(), 1..12),
+        seed in 0..1000_u64,
+    ) {
+        let head_dim = 32 * blocks;
+        let mut head = HeadCache::new(head_dim, dtype).unwrap();
+        let mut expected: Vec<(u32, Vec<f32>, Vec<f32>)> = Vec::new();
+        let (mut rng, mut position) = (seeded(seed), 0);
+        for step in steps {
+            match step {
+                Step::Push(count) => {
+                    for _ in 0..count {
+                        let (key, value) = (uniform(&mut rng, head_dim, 3.0), uniform(&mut rng, head_dim, 0.1));
+                        head.push(&key, &value, position).unwrap();
+                        expected.push((position, rounded(dtype, &key), rounded(dtype, &value)));
+                        position += 2;
+                    }
+                }
+                Step::Evict { from_percent, every, offset } => {
+                    let first = position * from_percent / 100;
+                    let kept: Vec<u32> =
+                        (0..position).filter(|at| (*at as usize / 2 + offset).is_multiple_of(every)).collect();
+                    head.evict_from(first, &kept);
+                    expected.retain(|(at, ..)| *at < first || kept.contains(at));
+                }
+                Step::Shrink => head.shrink_to_fit(),
+                Step::Reserve(rows) => head.reserve_exact(rows),
+            }
+            let (keys, values) = rows(&head);
+            prop_assert_eq!(head.len(), expected.len());
+            prop_assert_eq!(head.positions(), expected.iter().map(|(at, ..)| *at).collect::<Vec<_>>());
+            prop_assert!(keys == expected.iter().flat_map(|(_, key, _)| key.clone()).collect::<Vec<_>>());
+            prop_assert!(values == expected.iter().flat_map(|(.., value)| value.clone()).collect::<Vec<_>>());
+        }
+        head.shrink_to_fit();
+        prop_assert_eq!(head.allocated_bytes(), head.len() * (2 * dtype.row_bytes(head_dim) + POSITION_BYTES));
+    }
+}
+
+/// Blocks are whole: llama.cpp refuses other heads as well.
+#[test]
+fn quantised_caches_need_heads_of_whole_blocks() {
+    assert_eq!(KvDtype::ALL.map(|dtype| dtype.row_bytes(64)), [256, 128, 68, 36]);
+    for (dtype, head_dim, fits) in [
+        (KvDtype::F16, 80, true),
+        (KvDtype::Q8_0, 80, false),
+        (KvDtype::Q4_0, 16, false),
+        (KvDtype::Q8_0, 96, true),
+        (KvDtype::Q4_0, 32, true),
+    ] {
+        let layout = HeadLayout { num_heads: 1, num_kv_heads: 1, head_dim };
+        let made = AdaptiveKvCache::new(1, layout, dtype, Retention::Full);
+        assert_eq!(made.is_ok(), fits, "{dtype:?} of {head_dim}");
+        if let Err(error) = made {
+            assert!(matches!(error, Error::Unsupported { .. }));
+            assert!(error.to_string().contains(dtype.name()) && error.to_string().contains(&head_dim.to_string()));
+            assert!(error.hint().is_some_and(|hint| hint.contains("f16")));
+        }
+    }
+    assert!(matches!(HeadCache::new(0, KvDtype::F16), Err(Error::Shape { .. })));
 }

@@ -70,7 +70,7 @@ fn model(path: impl AsRef<Path>, dtype: WeightDtype) -> Llama {
 
 /// Logits after a prompt and after each of some further tokens, one after the other.
 fn logits(model: &Llama, prompt: &[u32], further: &[u32]) -> Vec<f32> {
-    let mut cache = model.new_cache(KvDtype::F32, Retention::Full);
+    let mut cache = model.new_cache(KvDtype::F32, Retention::Full).unwrap();
     let mut rows = model.prefill(prompt, &mut cache, &mut ()).unwrap().logits;
     for &id in further {
         rows.extend(model.decode(id, &mut cache).unwrap());
@@ -761,7 +761,7 @@ fn random_damage_of_safetensors_never_panics() {
         std::fs::write(&path, &bytes).unwrap();
         let result = catch_unwind(AssertUnwindSafe(|| {
             let model = checkpoint::open(folder.path())?.model(WeightDtype::Auto, &mut |_, _| {})?;
-            let mut cache = model.new_cache(KvDtype::F16, Retention::Full);
+            let mut cache = model.new_cache(KvDtype::F16, Retention::Full).unwrap();
             model.prefill(&[1, 2, 3], &mut cache, &mut ())
         }));
         match result.unwrap_or_else(|_| panic!("round {round} panicked; damaged at{log}")) {

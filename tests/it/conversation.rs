@@ -12,7 +12,7 @@ use crate::support::{adaptive, data, smollm2};
 
 fn new(retention: Retention) -> Conversation<'static> {
     let loaded = smollm2();
-    Conversation::new(&loaded.model, &loaded.tokenizer, KvDtype::F16, retention, Vec::new())
+    Conversation::new(&loaded.model, &loaded.tokenizer, KvDtype::F16, retention, Vec::new()).unwrap()
 }
 
 fn options(max_new_tokens: usize) -> GenerationOptions {
@@ -76,7 +76,8 @@ fn turns_read_what_the_template_makes_of_the_whole() {
     assert_eq!(seen + conversation.turns()[2].prompt_tokens, ids.len(), "{:?}", loaded.tokenizer.render_chat(messages));
 
     let mut anew =
-        Conversation::new(&loaded.model, &loaded.tokenizer, KvDtype::F16, Retention::Full, messages[..4].to_vec());
+        Conversation::new(&loaded.model, &loaded.tokenizer, KvDtype::F16, Retention::Full, messages[..4].to_vec())
+            .unwrap();
     assert_eq!(ask(&mut anew, "Which one is bigger?", 12), answer);
 }
 

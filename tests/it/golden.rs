@@ -26,7 +26,7 @@ fn ids_logprobs_and_greedy_tokens_are_equal() {
         let name = &case["name"];
         let prompt = loaded.tokenizer.encode(case["text"].as_str().unwrap()).unwrap();
         assert_eq!(prompt, ids(&case["ids"]), "{name}");
-        let mut cache = loaded.model.new_cache(KvDtype::F32, Retention::Full);
+        let mut cache = loaded.model.new_cache(KvDtype::F32, Retention::Full).unwrap();
         let prefill = loaded.model.prefill(&prompt, &mut cache, &mut ()).unwrap();
         let expected = case["top10_logprobs"].as_array().unwrap();
         for ((id, logprob), expected) in top_logprobs(&prefill.logits, 10).into_iter().zip(expected) {
@@ -54,7 +54,7 @@ fn every_heads_level_and_kept_count_are_equal() {
             let threshold = config["recovery_threshold"].as_f64().unwrap();
             let max_abs = config["criterion"] == "max_abs";
             let mut cache =
-                loaded.model.new_cache(KvDtype::F32, adaptive(&loaded.tokenizer, &config.take().to_string()));
+                loaded.model.new_cache(KvDtype::F32, adaptive(&loaded.tokenizer, &config.take().to_string())).unwrap();
             let prefill = loaded.model.prefill(&prompt, &mut cache, &mut ()).unwrap();
             for expected in profile["heads"].as_array().unwrap() {
                 let index = |key: &str| usize::try_from(expected[key].as_u64().unwrap()).unwrap();

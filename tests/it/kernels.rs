@@ -8,7 +8,7 @@ use adaptive_kvcache::Error;
 use adaptive_kvcache::kernels::element::Element;
 use adaptive_kvcache::kernels::quant::{SharedBytes, WeightMatrix};
 use adaptive_kvcache::kernels::simd::InstructionSet;
-use adaptive_kvcache::kernels::vector::{self, PartialAttention};
+use adaptive_kvcache::kernels::vector;
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use half::{bf16, f16};
@@ -237,98 +237,6 @@ fn the_gated_activation_of_ordinary_and_extreme_gates() {
         vector::silu_mul(set, &gates, &mut got);
         assert_close(&format!("{set:?}, extremes"), &got, &gates.map(silu), WEIGHT_TOLERANCE);
         assert!(got.iter().all(|value| value.is_finite()), "{set:?}: {got:?}");
-    });
-}
-
-/// Attention of one range, normalised: `[group_size, head_dim]`; and the largest score and the sum of each head.
-fn run_partial<T: Element>(
-    set: InstructionSet,
-    queries: &[f32],
-    keys: &[T],
-    values: &[T],
-    head_dim: usize,
-) -> (Vec<f32>, Vec<(f32, f32)>) {
-    let (group_size, rows) = (queries.len() / head_dim, keys.len() / head_dim);
-    // What is there before must not matter.
-    let (mut scores, mut out) = (vec![f32::NAN; group_size * rows], vec![f32::NAN; group_size * head_dim]);
-    let mut max_and_sum = vec![(f32::NAN, f32::NAN); group_size];
-    let work = PartialAttention {
-        queries,
-        keys,
-        values,
-        head_dim,
-        scores: &mut scores,
-        out: &mut out,
-        max_and_sum: &mut max_and_sum,
-    };
-    vector::partial_attention(set, work);
-    (out, max_and_sum)
-}
-
-/// What a range's attention must be: unnormalised sums, largest scores, sums of exponentials.
-fn naive_partial(queries: &[f32], keys: &[f32], values: &[f32], head_dim: usize) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
-    let (mut out, mut maxima, mut sums) = (Vec::new(), Vec::new(), Vec::new());
-    for query in queries.chunks(head_dim) {
-        let scores: Vec<f64> = keys.chunks(head_dim).map(|key| dot(query, key)).collect();
-        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let powers: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
-        out.extend((0..head_dim).map(|number| {
-            let value = |row: usize| f64::from(values[row * head_dim + number]);
-            powers.iter().enumerate().map(|(row, power)| power * value(row)).sum::<f64>()
-        }));
-        maxima.push(max);
-        sums.push(powers.iter().sum());
-    }
-    (out, maxima, sums)
-}
-
-#[test]
-fn partial_attention_in_both_formats_and_its_merging() {
-    for_every_set(|set| {
-        for head_dim in [1, 8, 31, 64, 80, vector::MAX_HEAD_DIM] {
-            for rows in [1, 7, 33, 100] {
-                let rng = &mut seeded((head_dim * 1000 + rows) as u64);
-                let queries = uniform(rng, 3 * head_dim, 3.0 / (head_dim as f32).sqrt());
-                let halves = |rng: &mut StdRng| -> Vec<f16> {
-                    uniform(rng, rows * head_dim, 2.0).into_iter().map(f16::from_f32).collect()
-                };
-                let (half_keys, half_values) = (halves(rng), halves(rng));
-                let wide = |halves: &[f16]| -> Vec<f32> { halves.iter().map(|half| half.to_f32()).collect() };
-                let (keys, values) = (wide(&half_keys), wide(&half_values));
-                let (out, maxima, sums) = naive_partial(&queries, &keys, &values, head_dim);
-
-                for (dtype, (got, max_and_sum)) in [
-                    ("f32", run_partial(set, &queries, &keys, &values, head_dim)),
-                    ("f16", run_partial(set, &queries, &half_keys, &half_values, head_dim)),
-                ] {
-                    let case = format!("{set:?}, {dtype}, {rows} rows of {head_dim}");
-                    let (got_maxima, got_sums): (Vec<_>, Vec<_>) = max_and_sum.into_iter().unzip();
-                    assert_close(&case, &got, &out, SUM_TOLERANCE);
-                    assert_close(&case, &got_maxima, &maxima, SUM_TOLERANCE);
-                    assert_close(&case, &got_sums, &sums, SUM_TOLERANCE);
-                }
-
-                // The parts of any cut, merged in either order, are the whole, up to the common factor.
-                for cut in [1, rows / 2].into_iter().filter(|&cut| cut > 0 && cut < rows) {
-                    let at = cut * head_dim;
-                    let (a_out, a) = run_partial(set, &queries, &keys[..at], &values[..at], head_dim);
-                    let (b_out, b) = run_partial(set, &queries, &keys[at..], &values[at..], head_dim);
-                    for (mut left, mut left_out, right, right_out) in
-                        [(a.clone(), a_out.clone(), &b, &b_out), (b.clone(), b_out.clone(), &a, &a_out)]
-                    {
-                        for (head, out) in left_out.chunks_mut(head_dim).enumerate() {
-                            let right_out = &right_out[head * head_dim..(head + 1) * head_dim];
-                            vector::merge_partial(&mut left[head], out, right[head], right_out);
-                        }
-                        let case = format!("{set:?}, {rows} rows of {head_dim} cut at {cut}");
-                        let (got_maxima, got_sums): (Vec<_>, Vec<_>) = left.into_iter().unzip();
-                        assert_close(&case, &left_out, &out, SUM_TOLERANCE);
-                        assert_close(&case, &got_maxima, &maxima, SUM_TOLERANCE);
-                        assert_close(&case, &got_sums, &sums, SUM_TOLERANCE);
-                    }
-                }
-            }
-        }
     });
 }
 

@@ -5,6 +5,7 @@
     reason = "tests compute with small known numbers"
 )]
 
+mod attend;
 mod attention;
 mod batch;
 mod cache;

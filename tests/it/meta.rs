@@ -43,14 +43,14 @@ fn load_f32(path: &Path) -> Loaded {
 }
 
 fn logits(loaded: &Loaded, ids: &[u32]) -> Vec<f32> {
-    let mut cache = loaded.model.new_cache(KvDtype::F32, Retention::Full);
+    let mut cache = loaded.model.new_cache(KvDtype::F32, Retention::Full).unwrap();
     loaded.model.prefill(ids, &mut cache, &mut ()).unwrap().logits
 }
 
 /// Greedy text of 24 tokens.
 fn text(loaded: &Loaded, prompt: &str) -> String {
     let ids = loaded.tokenizer.encode(prompt).unwrap();
-    let mut cache = loaded.model.new_cache(KvDtype::F32, Retention::Full);
+    let mut cache = loaded.model.new_cache(KvDtype::F32, Retention::Full).unwrap();
     let logits = loaded.model.prefill(&ids, &mut cache, &mut ()).unwrap().logits;
     let options = GenerationOptions { max_new_tokens: 24, ignore_eos: true, ..GenerationOptions::default() };
     let generation = Generation::new(&loaded.model, &loaded.tokenizer, &mut cache, &ids, logits, options);

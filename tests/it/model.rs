@@ -34,7 +34,7 @@ fn logits_and_greedy_tokens_equal_transformers() {
             for case in fixture.expected.as_array().unwrap() {
                 let prompt = ids(&case["ids"]);
                 assert_eq!(loaded.tokenizer.encode(case["text"].as_str().unwrap()).unwrap(), prompt, "{name}");
-                let mut cache = loaded.model.new_cache(KvDtype::F32, Retention::Full);
+                let mut cache = loaded.model.new_cache(KvDtype::F32, Retention::Full).unwrap();
                 let mut logits = loaded.model.prefill(&prompt, &mut cache, &mut ()).unwrap().logits;
                 let expected: Vec<f32> =
                     case["last_logits"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect();
@@ -78,7 +78,7 @@ fn full_cache_logits_equal_candles_llama() {
         let reference = llama::Llama::load(variables, &config).unwrap();
         for prompt in prompts(&fixture) {
             let mut reference_cache = llama::Cache::new(true, DType::F32, &config, &Device::Cpu).unwrap();
-            let mut cache = loaded.model.new_cache(KvDtype::F32, Retention::Full);
+            let mut cache = loaded.model.new_cache(KvDtype::F32, Retention::Full).unwrap();
             let mut logits = loaded.model.prefill(&prompt, &mut cache, &mut ()).unwrap().logits;
             let mut input = Tensor::new(&prompt[..], &Device::Cpu).unwrap().unsqueeze(0).unwrap();
             for step in 0..64 {
@@ -111,7 +111,7 @@ fn adaptive_decoding_equals_dense_attention_with_evicted_columns_masked() {
         ] {
             let text = "The Reform Club was founded in 1836, and its members: gentlemen; dined there every day.";
             let prompt = loaded.tokenizer.encode(text).unwrap();
-            let mut cache = loaded.model.new_cache(KvDtype::F32, adaptive(&loaded.tokenizer, config));
+            let mut cache = loaded.model.new_cache(KvDtype::F32, adaptive(&loaded.tokenizer, config)).unwrap();
             let prefill = loaded.model.prefill(&prompt, &mut cache, &mut ()).unwrap();
             let kept: Vec<Vec<Vec<u32>>> = prefill
                 .layers
@@ -147,6 +147,45 @@ fn adaptive_decoding_equals_dense_attention_with_evicted_columns_masked() {
     }
 }
 
+/// As above over quantised rows: a prompt's own rows see what it wrote exactly, all later ones see it as it is stored.
+#[test]
+fn quantised_caches_equal_dense_attention_over_dequantised_rows() {
+    const STEPS: usize = 40;
+    // A number that lies halfway between two quants may be rounded to either of them, here and in the reference.
+    const STEP_TOLERANCE: [(KvDtype, GgmlDType, f32); 2] =
+        [(KvDtype::Q8_0, GgmlDType::Q8_0, 1e-2), (KvDtype::Q4_0, GgmlDType::Q4_0, 5e-2)];
+    // Its heads are whole blocks of 32.
+    let fixture = Fixture::read("head-dim");
+    let loaded = fixture.load(GgmlDType::F32, WeightDtype::F32);
+    let config = r#"{"criterion": "mass", "frequency_ratio": 0.3, "locality_ratio": 0.3, "recovery_threshold": 0.6}"#;
+    let prompt = loaded.tokenizer.encode("The Reform Club was founded in 1836, and its members: gentlemen.").unwrap();
+    let text: Vec<u32> = (0..STEPS as u32).map(|step| 17 + (step * 37) % 900).collect();
+    let all: Vec<u32> = prompt.iter().chain(&text).copied().collect();
+    for (dtype, format, tolerance) in STEP_TOLERANCE {
+        let mut cache = loaded.model.new_cache(dtype, adaptive(&loaded.tokenizer, config)).unwrap();
+        let prefill = loaded.model.prefill(&prompt, &mut cache, &mut ()).unwrap();
+        assert!(cache.bytes().kept < cache.bytes().raw, "nothing was evicted");
+        assert_eq!(cache.bytes().raw, 2 * prompt.len() * 2 * 4 * dtype.row_bytes(32));
+        let kept = prefill.layers.iter().map(|l| l.heads.iter().map(|head| head.positions.clone()).collect());
+        let decision = Decision { segment: 0..prompt.len(), kept: kept.collect() };
+        let exact = fixture.dense_logits(&all, std::slice::from_ref(&decision));
+        let expected = fixture.dense_logits_over(&all, &[decision], prompt.len(), format);
+        let mut rounding_effect = 0.0_f32;
+        let mut logits = prefill.logits;
+        for step in 0..=STEPS {
+            let expected: Vec<f32> = expected.i(prompt.len() + step - 1).unwrap().to_vec1().unwrap();
+            let difference = max_difference(&logits, &expected);
+            let exact: Vec<f32> = exact.i(prompt.len() + step - 1).unwrap().to_vec1().unwrap();
+            rounding_effect = rounding_effect.max(max_difference(&exact, &expected));
+            assert!(difference < tolerance, "{dtype:?}, step {step}: {difference}");
+            if let Some(&id) = text.get(step) {
+                logits = loaded.model.decode(id, &mut cache).unwrap();
+            }
+        }
+        assert!(rounding_effect > tolerance, "{dtype:?}: a test that could not see rounding");
+    }
+}
+
 /// Several turns: each prompt sees what every head kept of the turns before, all that was decoded since, and itself; then
 /// heads are profiled again. Positions are compared after every turn, logits after every token.
 #[test]
@@ -163,7 +202,7 @@ fn turns_on_a_compressed_cache_equal_dense_attention_with_evicted_columns_masked
         ] {
             let texts =
                 ["The Reform Club was founded in 1836, and its members dined there.", "When?", "And why; who knows!"];
-            let mut cache = loaded.model.new_cache(KvDtype::F32, adaptive(&loaded.tokenizer, config));
+            let mut cache = loaded.model.new_cache(KvDtype::F32, adaptive(&loaded.tokenizer, config)).unwrap();
             let mut all: Vec<u32> = Vec::new();
             let mut decisions: Vec<Decision> = Vec::new();
             let mut outputs: Vec<(usize, Vec<f32>)> = Vec::new(); // row, its logits
@@ -206,9 +245,9 @@ fn turns_on_a_full_cache_equal_one_prompt() {
     let fixture = Fixture::read("gqa-tied");
     let loaded = fixture.load(GgmlDType::F32, WeightDtype::F32);
     let ids = &prompts(&fixture)[0];
-    let mut whole = loaded.model.new_cache(KvDtype::F32, Retention::Full);
+    let mut whole = loaded.model.new_cache(KvDtype::F32, Retention::Full).unwrap();
     let expected = loaded.model.prefill(ids, &mut whole, &mut ()).unwrap().logits;
-    let (mut cache, mut logits) = (loaded.model.new_cache(KvDtype::F32, Retention::Full), Vec::new());
+    let (mut cache, mut logits) = (loaded.model.new_cache(KvDtype::F32, Retention::Full).unwrap(), Vec::new());
     for part in ids.chunks(ids.len() / 3) {
         logits = loaded.model.prefill(part, &mut cache, &mut ()).unwrap().logits;
     }
@@ -239,7 +278,7 @@ fn every_block_format_computes_what_its_widened_weights_compute() {
 fn check_formats(fixture: &Fixture, prompt: &[u32], dtype: GgmlDType) {
     let run = |weights| {
         let loaded = fixture.load(dtype, weights);
-        let mut cache = loaded.model.new_cache(KvDtype::F32, Retention::Full);
+        let mut cache = loaded.model.new_cache(KvDtype::F32, Retention::Full).unwrap();
         let mut rows = vec![loaded.model.prefill(prompt, &mut cache, &mut ()).unwrap().logits];
         rows.extend((20..30).map(|id| loaded.model.decode(id, &mut cache).unwrap()));
         rows.concat()
@@ -252,7 +291,7 @@ fn check_formats(fixture: &Fixture, prompt: &[u32], dtype: GgmlDType) {
 fn prompts_that_cannot_be_used_are_refused() {
     let loaded = Fixture::read("mha").load(GgmlDType::F32, WeightDtype::Auto);
     let prefill = |ids: &[u32]| {
-        let mut cache = loaded.model.new_cache(KvDtype::F16, Retention::Full);
+        let mut cache = loaded.model.new_cache(KvDtype::F16, Retention::Full).unwrap();
         loaded.model.prefill(ids, &mut cache, &mut ()).map(|_| ()).unwrap_err().to_string()
     };
     assert!(prefill(&[]).contains("the prompt is empty"));
@@ -275,7 +314,7 @@ fn generation_goes_on_until_the_context_is_full() {
     let loaded = Fixture::read("mha").load(GgmlDType::F32, WeightDtype::Auto);
     let context = loaded.model.config().context_length;
     let prompt = vec![5; context - 2];
-    let mut cache = loaded.model.new_cache(KvDtype::F16, Retention::Full);
+    let mut cache = loaded.model.new_cache(KvDtype::F16, Retention::Full).unwrap();
     let logits = loaded.model.prefill(&prompt, &mut cache, &mut ()).unwrap().logits;
     let options = GenerationOptions { max_new_tokens: 10, ignore_eos: true, ..GenerationOptions::default() };
     let mut generation = Generation::new(&loaded.model, &loaded.tokenizer, &mut cache, &prompt, logits, options);
@@ -296,7 +335,7 @@ fn batch_caches(loaded: &Loaded, dtype: KvDtype) -> Vec<AdaptiveKvCache> {
     (0..5)
         .map(|index| {
             let retention = if index % 2 == 0 { adaptive(&loaded.tokenizer, config) } else { Retention::Full };
-            let mut cache = loaded.model.new_cache(dtype, retention);
+            let mut cache = loaded.model.new_cache(dtype, retention).unwrap();
             loaded.model.prefill(&prompt[..prompt.len() - 3 * index], &mut cache, &mut ()).unwrap();
             cache
         })
@@ -352,7 +391,7 @@ fn a_batch_that_does_not_fit_leaves_its_caches_as_they_were() {
     let mut caches = batch_caches(&loaded, KvDtype::F32);
     let seen: Vec<usize> = caches.iter().map(AdaptiveKvCache::seen).collect();
     let mut logits = Vec::new();
-    let mut foreign = other.model.new_cache(KvDtype::F32, Retention::Full);
+    let mut foreign = other.model.new_cache(KvDtype::F32, Retention::Full).unwrap();
     {
         let [first, second, ..] = &mut caches[..] else { unreachable!() };
         let model = &loaded.model;

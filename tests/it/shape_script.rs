@@ -26,7 +26,7 @@ fn both_formats_load_and_compute() {
         assert_eq!((config.num_layers, config.heads.num_heads, config.heads.num_kv_heads), (2, 2, 2));
         let ids = loaded.tokenizer.encode("The Reform Club was founded in 1836.!").unwrap();
         assert_eq!(ids.len(), 18, "the original's published run had 18 tokens");
-        let mut cache = loaded.model.new_cache(KvDtype::F16, Retention::Full);
+        let mut cache = loaded.model.new_cache(KvDtype::F16, Retention::Full).unwrap();
         let logits = loaded.model.prefill(&ids, &mut cache, &mut ()).unwrap().logits;
         assert_eq!(logits.len(), loaded.tokenizer.vocab_size());
         assert!(logits.iter().all(|logit| logit.is_finite()));

@@ -255,7 +255,7 @@ fn try_out(path: &Path) -> adaptive_kvcache::Result<()> {
     let ids = loaded.tokenizer.encode("ab ab c")?;
     let classifier = TokenClassifier::new(loaded.tokenizer.special_ids().to_vec(), []);
     let retention = Retention::Adaptive { profiler: Profiler::new(Arc::new(AdaptiveConfig::default())), classifier };
-    let mut cache = loaded.model.new_cache(KvDtype::F16, retention);
+    let mut cache = loaded.model.new_cache(KvDtype::F16, retention).unwrap();
     loaded.model.prefill(&ids, &mut cache, &mut ())?;
     loaded.model.decode(0, &mut cache)?;
     Ok(())

@@ -335,8 +335,8 @@ fn inspect_shows_what_is_known_of_the_model() {
         ("head dimension", "64"),
         ("context", "8192"),
         ("output layer", "tied to the embedding"),
-        ("  a token", "23040      46080 bytes"),
-        ("  8192 tokens", "180.0      360.0 MB"),
+        ("  a token", "23040      46080      12240       6480 bytes"),
+        ("  8192 tokens", "180.0      360.0       95.6       50.6 MB"),
     ] {
         let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
         assert_eq!(line.map(str::trim), Some(value), "{name} in:\n{text}");

@@ -154,6 +154,18 @@ impl Fixture {
     ///
     /// * `decisions`: what rows may no longer see; everything earlier is seen without them
     pub fn dense_logits(&self, ids: &[u32], decisions: &[Decision]) -> Tensor {
+        self.dense_logits_over(ids, decisions, ids.len(), GgmlDType::F32)
+    }
+
+    /// As [`dense_logits`](Self::dense_logits), where rows from `first_rounded` on see keys and values rounded to a
+    /// format.
+    pub fn dense_logits_over(
+        &self,
+        ids: &[u32],
+        decisions: &[Decision],
+        first_rounded: usize,
+        format: GgmlDType,
+    ) -> Tensor {
         let (heads, kv_heads) = (self.size("num_attention_heads"), self.size("num_key_value_heads"));
         let (head_dim, len) = (self.size("head_dim"), ids.len());
         let eps = self.config["rms_norm_eps"].as_f64().unwrap();
@@ -170,6 +182,17 @@ impl Fixture {
             candle_nn::rotary_emb::rope(&x, &cos, &sin).unwrap().squeeze(0).unwrap() // [heads, len, head_dim]
         };
 
+        // `exact` for the first rows, `rounded` for the others.
+        let by_row = |exact: Tensor, rounded: Tensor| {
+            let rounded = rounded.narrow(0, first_rounded, len - first_rounded).unwrap();
+            Tensor::cat(&[exact.narrow(0, 0, first_rounded).unwrap(), rounded], 0).unwrap()
+        };
+        let round = |x: &Tensor| {
+            // Quantisation takes all of a tensor's storage, whatever part of it the tensor is.
+            let blocks = QTensor::quantize(&x.force_contiguous().unwrap(), format).unwrap();
+            blocks.dequantize(&Device::Cpu).unwrap()
+        };
+
         let ids = Tensor::new(ids, &Device::Cpu).unwrap();
         let mut x = weight("model.embed_tokens.weight").index_select(&ids, 0).unwrap();
         for layer in 0..self.size("num_hidden_layers") {
@@ -182,7 +205,10 @@ impl Fixture {
             for head in 0..heads {
                 let kv_head = head / (heads / kv_heads);
                 let scale = 1.0 / (head_dim as f64).sqrt();
-                let scores = (q.i(head).unwrap().matmul(&k.i(kv_head).unwrap().t().unwrap()).unwrap() * scale).unwrap();
+                let (q, k) = (q.i(head).unwrap(), k.i(kv_head).unwrap());
+                let v = v.i((.., kv_head)).unwrap().contiguous().unwrap();
+                let product = |k: Tensor| (q.matmul(&k.t().unwrap()).unwrap() * scale).unwrap();
+                let scores = by_row(product(k.clone()), product(round(&k)));
                 let visible = |row: usize, column: usize| {
                     let sees = |decision: &Decision| {
                         let decided = decision.segment.contains(&column) && row >= decision.segment.end;
@@ -195,7 +221,7 @@ impl Fixture {
                     .collect();
                 let scores = (scores + Tensor::from_vec(mask, (len, len), &Device::Cpu).unwrap()).unwrap();
                 let weights = candle_nn::ops::softmax(&scores, D::Minus1).unwrap();
-                outs.push(weights.matmul(&v.i((.., kv_head)).unwrap().contiguous().unwrap()).unwrap());
+                outs.push(by_row(weights.matmul(&v).unwrap(), weights.matmul(&round(&v)).unwrap()));
             }
             let attended = Tensor::cat(&outs, 1).unwrap(); // [len, heads * head_dim]
             x = (x + linear(&attended, &name("self_attn.o_proj"))).unwrap();
