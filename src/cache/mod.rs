@@ -115,9 +115,7 @@ impl AdaptiveKvCache {
             return Err(Error::shape("cache layers", num_layers, self.layers.len()));
         }
         match self.layers.iter().find(|layer| layer.layout() != layout || layer.seen() != self.seen) {
-            Some(layer) => {
-                Err(Error::shape("a cache's layer", (layout, self.seen), (layer.layout(), layer.seen())))
-            }
+            Some(layer) => Err(Error::shape("a cache's layer", (layout, self.seen), (layer.layout(), layer.seen()))),
             None => Ok(()),
         }
     }

@@ -195,12 +195,7 @@ impl Llama {
     /// # Errors
     /// [`Error::Input`] if a context is full or an id is unknown, [`Error::Shape`] if there are not as many caches as ids
     /// or one is of another model: the caches are then as they were.
-    pub fn decode_batch(
-        &self,
-        ids: &[u32],
-        caches: &mut [&mut AdaptiveKvCache],
-        logits: &mut Vec<f32>,
-    ) -> Result<()> {
+    pub fn decode_batch(&self, ids: &[u32], caches: &mut [&mut AdaptiveKvCache], logits: &mut Vec<f32>) -> Result<()> {
         if ids.len() != caches.len() {
             return Err(Error::shape("a batch's caches", ids.len(), caches.len()));
         }

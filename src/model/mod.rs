@@ -7,8 +7,8 @@ mod host;
 mod linear;
 mod llama;
 mod rope;
-mod step;
 pub mod rope_scaling;
+mod step;
 
 pub use block::Block;
 pub use config::{DynamicNtk, LlamaConfig, RopeLayout, RopeSettings};

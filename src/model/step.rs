@@ -422,8 +422,7 @@ impl Step<'_, '_> {
         for query in queries {
             *query *= scale;
         }
-        let appended =
-            cache.layer_mut(layer).and_then(|layer| layer.append(keys, values, self.positions[sequence]));
+        let appended = cache.layer_mut(layer).and_then(|layer| layer.append(keys, values, self.positions[sequence]));
         if let Err(error) = appended {
             self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         }

@@ -6,7 +6,9 @@ mod json;
 mod log_lines;
 mod table;
 
-pub use json::{BatchReport, BatchTextReport, KvReport, LayerReport, MemoryReport, ModelReport, Report, Timings, head_policies};
+pub use json::{
+    BatchReport, BatchTextReport, KvReport, LayerReport, MemoryReport, ModelReport, Report, Timings, head_policies,
+};
 pub use log_lines::log_lines;
 pub use table::memory_table;
 

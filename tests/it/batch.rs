@@ -99,7 +99,10 @@ fn what_can_never_fit_is_refused_and_an_interrupted_batch_gives_what_it_has() {
     for retention in [Retention::Full, adaptive(&loaded.tokenizer, CONFIG)] {
         let limits = BatchLimits { sequences: 2, kv_bytes: Some(9 * token_bytes(&loaded)) };
         let error = run(&loaded, retention, limits).unwrap_err();
-        assert!(matches!(&error, Error::Input { .. }) && error.to_string().starts_with("prompt 1 and the 9"), "{error}");
+        assert!(
+            matches!(&error, Error::Input { .. }) && error.to_string().starts_with("prompt 1 and the 9"),
+            "{error}"
+        );
     }
     assert!(run(&loaded, Retention::Full, BatchLimits { sequences: 0, kv_bytes: None }).is_err());
 

@@ -399,7 +399,10 @@ fn a_batch_that_does_not_fit_leaves_its_caches_as_they_were() {
         let unknown = fixture.size("vocab_size") as u32;
         let error = model.decode_batch(&[3, unknown], &mut [first, second], &mut logits).unwrap_err();
         assert!(error.to_string().contains(&format!("token id `{unknown}`")), "{error}");
-        assert!(matches!(model.decode_batch(&[3, 4], &mut [first, &mut foreign], &mut logits), Err(Error::Shape { .. })));
+        assert!(matches!(
+            model.decode_batch(&[3, 4], &mut [first, &mut foreign], &mut logits),
+            Err(Error::Shape { .. })
+        ));
         model.decode_batch(&[], &mut [], &mut logits).unwrap();
         assert!(logits.is_empty());
     }

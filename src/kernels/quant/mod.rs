@@ -198,10 +198,8 @@ impl WeightMatrix {
         let set = instruction_set();
         let mut activations = Activations::default();
         activations.prepare(self.dtype, x, self.cols);
-        let tasks: Vec<Range<usize>> = (0..self.rows)
-            .step_by(ROWS_PER_TASK)
-            .map(|first| first..(first + ROWS_PER_TASK).min(self.rows))
-            .collect();
+        let tasks: Vec<Range<usize>> =
+            (0..self.rows).step_by(ROWS_PER_TASK).map(|first| first..(first + ROWS_PER_TASK).min(self.rows)).collect();
         let products = |rows: &Range<usize>| {
             let mut out = vec![0.0; activations.count() * rows.len()];
             self.dot_rows(set, rows.clone(), &activations, &mut out);
@@ -256,4 +254,3 @@ fn dequantize(dtype: GgmlDType, data: &[u8], out: &mut [f32]) {
         GgmlDType::Q8K => BlockQ8K::to_float(blocks_of(data), out),
     }
 }
-

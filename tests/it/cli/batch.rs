@@ -24,7 +24,8 @@ fn prompts_of_every_form_are_answered_in_order_as_alone() {
         assert!(figures.contains(part), "expected `{part}` in:\n{figures}");
     }
     assert_eq!(answers.iter().map(|answer| answer["index"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
-    for (index, prompt) in ["The capital of France is", "The capital of\tItaly is", "One, two, three,"].iter().enumerate()
+    for (index, prompt) in
+        ["The capital of France is", "The capital of\tItaly is", "One, two, three,"].iter().enumerate()
     {
         lab.generate(&["--prompt", prompt, "-n", "6", "--report", "single.json"]);
         let single = lab.json("single.json");
