@@ -1,10 +1,12 @@
 //! Options of all commands, as the user writes them.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::checkpoint::WeightDtype;
 use adaptive_kvcache::generate::{GenerationOptions, SamplingOptions};
+use adaptive_kvcache::model::PrefillOptions;
 use adaptive_kvcache::policy::POLICIES;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -62,6 +64,9 @@ pub struct ModelArgs {
     /// Threads to compute with [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    /// The most prompt rows that go through a layer at a time: fewer need less memory, more are faster
+    #[arg(long, value_name = "N", default_value_t = PrefillOptions::DEFAULT_CHUNK)]
+    pub prefill_chunk: NonZeroUsize,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

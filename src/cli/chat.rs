@@ -75,7 +75,8 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
     session.announce_chat_format()?;
     let logged = args.cache.use_adakv.then_some(&config);
     let loaded = &session.loaded;
-    let mut conversation = Conversation::new(&loaded.model, &loaded.tokenizer, session.kv_dtype, retention, opening)?;
+    let mut conversation = Conversation::new(&loaded.model, &loaded.tokenizer, session.kv_dtype, retention, opening)?
+        .with_prefill_options(session.prefill_options);
     let options = args.sampling.options(usize::MAX);
 
     let mut input = Input::open()?;

@@ -102,6 +102,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
             model: ModelReport::new(&args.run.model.model, &session.loaded),
             device: "cpu".to_owned(),
             threads: session.threads,
+            prefill_chunk: session.prefill_options.chunk.get(),
             kv_dtype: session.kv_dtype.name(),
             adaptive: args.cache.use_adakv,
             layers: heads.collect(),

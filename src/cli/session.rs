@@ -10,7 +10,7 @@ use adaptive_kvcache::attention::map::MapAccumulator;
 use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
 use adaptive_kvcache::checkpoint::{self, Loaded};
 use adaptive_kvcache::config::{AdaptiveConfig, TokenIds};
-use adaptive_kvcache::model::{Prefill, PrefillObserver};
+use adaptive_kvcache::model::{Prefill, PrefillObserver, PrefillOptions};
 use adaptive_kvcache::profile::Profiler;
 use adaptive_kvcache::report::log_lines;
 use adaptive_kvcache::tokenizer::{ChatFormat, ChatMessage, Tokenizer, messages_from_json};
@@ -32,6 +32,7 @@ pub struct Session {
     pub load_time: Duration,
     pub threads: usize,
     pub kv_dtype: KvDtype,
+    pub prefill_options: PrefillOptions,
 }
 
 impl Session {
@@ -53,7 +54,13 @@ impl Session {
         bar.finish_and_clear();
         let kv_dtype = KvDtype::from(args.kv_dtype);
         kv_dtype.check(loaded.model.config().heads.head_dim)?;
-        Ok(Self { loaded, load_time: started.elapsed(), threads: rayon::current_num_threads(), kv_dtype })
+        Ok(Self {
+            loaded,
+            load_time: started.elapsed(),
+            threads: rayon::current_num_threads(),
+            kv_dtype,
+            prefill_options: PrefillOptions { chunk: args.prefill_chunk },
+        })
     }
 
     /// Token ids of the prompt.
@@ -117,7 +124,7 @@ impl Session {
         };
         let mut observer = Observer::new(config, pictures);
         let started = Instant::now();
-        let prefill = self.loaded.model.prefill(ids, &mut cache, &mut observer);
+        let prefill = self.loaded.model.prefill_with(ids, &mut cache, self.prefill_options, &mut observer);
         let time = started.elapsed();
         observer.finish();
         Ok((cache, prefill?, time))

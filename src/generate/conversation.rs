@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::{FinishReason, Generation, GenerationOptions};
 use crate::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
 use crate::error::{Error, Result};
-use crate::model::{Llama, PrefillObserver};
+use crate::model::{Llama, PrefillObserver, PrefillOptions};
 use crate::tokenizer::{ChatMessage, Tokenizer};
 
 /// A conversation: the messages so far, and the cache that holds them.
@@ -46,6 +46,7 @@ pub struct Conversation<'a> {
     /// How many of the messages the cache holds; none, if it has to be filled anew.
     cached: usize,
     cache: AdaptiveKvCache,
+    prefill_options: PrefillOptions,
     /// The token with which the last answer broke off: it is part of the text, and the cache has not got it.
     unread: Option<u32>,
     /// The cache holds tokens that are not part of the messages: those of a stop text.
@@ -106,10 +107,18 @@ impl<'a> Conversation<'a> {
             messages,
             cached: 0,
             cache,
+            prefill_options: PrefillOptions::default(),
             unread: None,
             stale: false,
             turns: Vec::new(),
         })
+    }
+
+    /// Sets how turns are read.
+    #[must_use]
+    pub fn with_prefill_options(mut self, options: PrefillOptions) -> Self {
+        self.prefill_options = options;
+        self
     }
 
     /// All messages so far.
@@ -214,7 +223,7 @@ impl<'a> Conversation<'a> {
     ) -> Result<Turn> {
         let (ids, reread) = self.new_ids()?;
         let started = Instant::now();
-        let prefill = self.model.prefill(&ids, &mut self.cache, observer)?;
+        let prefill = self.model.prefill_with(&ids, &mut self.cache, self.prefill_options, observer)?;
         let prefill_time = started.elapsed();
 
         let started = Instant::now();

@@ -1,5 +1,6 @@
 //! The whole model: prefill of a prompt with profiling, and decoding of one token.
 
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 
 use candle_core::Tensor;
@@ -19,9 +20,6 @@ use crate::error::{Error, Result};
 use crate::memory;
 use crate::profile::{HeadChoice, LayerStats, Profiler, Segment};
 
-/// Prompt rows that go through a layer at a time: bounds scratch, and is enough to keep matrix products busy.
-const PREFILL_BLOCK: usize = 512;
-
 /// A LLaMA model's weights. It holds no state: every call is given the cache that it reads and writes.
 #[derive(Debug, Clone)]
 pub struct Llama {
@@ -33,6 +31,32 @@ pub struct Llama {
     rope: Rope,
     /// For decoding; `None` if weights are dense.
     step: Option<StepModel>,
+}
+
+/// How a prompt is processed. Nothing here changes what is computed, only when, and so speed and scratch memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PrefillOptions {
+    /// The most prompt rows that go through a layer at a time; default [`DEFAULT_CHUNK`](Self::DEFAULT_CHUNK). Scratch
+    /// grows with it; small chunks keep matrix products less busy, and widen the weights more often.
+    pub chunk: NonZeroUsize,
+}
+
+impl PrefillOptions {
+    /// Rows that keep matrix products busy.
+    pub const DEFAULT_CHUNK: NonZeroUsize = NonZeroUsize::new(512).unwrap();
+
+    /// Rows of each chunk of a prompt but the last, which may be shorter: as many chunks as it takes, and about equally
+    /// long, since a few rows left over would cost nearly as much as many.
+    fn rows(self, prompt_len: usize) -> usize {
+        let chunks = prompt_len.div_ceil(self.chunk.get()).max(1);
+        prompt_len.div_ceil(chunks).max(1)
+    }
+}
+
+impl Default for PrefillOptions {
+    fn default() -> Self {
+        Self { chunk: Self::DEFAULT_CHUNK }
+    }
 }
 
 /// What a prompt left behind.
@@ -50,7 +74,7 @@ pub struct Prefill {
 ///
 /// Every method does nothing by default.
 pub trait PrefillObserver {
-    /// Called after each block of each layer; `done` goes up to `total` (prompt rows times layers). Breaking ends the
+    /// Called after each chunk of each layer; `done` goes up to `total` (prompt rows times layers). Breaking ends the
     /// prefill with [`Error::Interrupted`].
     fn progress(&mut self, _done: usize, _total: usize) -> ControlFlow<()> {
         ControlFlow::Continue(())
@@ -107,10 +131,24 @@ impl Llama {
         AdaptiveKvCache::new(self.config.num_layers, self.config.heads, dtype, retention)
     }
 
+    /// Processes a prompt as [`prefill_with`](Self::prefill_with) does, with the default options.
+    ///
+    /// # Errors
+    /// As [`prefill_with`](Self::prefill_with).
+    pub fn prefill(
+        &self,
+        ids: &[u32],
+        cache: &mut AdaptiveKvCache,
+        observer: &mut dyn PrefillObserver,
+    ) -> Result<Prefill> {
+        self.prefill_with(ids, cache, PrefillOptions::default(), observer)
+    }
+
     /// Processes a prompt, fills the cache with what its heads keep, and returns the logits of the next token.
     ///
-    /// Layers are processed one after the other over the whole prompt, in blocks of rows; a layer's full keys and values
-    /// are dropped before the next layer starts.
+    /// Layers are processed one after the other over the whole prompt, in chunks of rows; a layer's full keys and values
+    /// are dropped before the next layer starts. So beside what is kept, at any time one layer's full keys and values
+    /// exist; were the chunks processed one after the other through all layers, all layers' would, until the last chunk.
     ///
     /// On top of a filled cache (a further turn of a conversation), the prompt's tokens get the positions that follow and
     /// attend to all that each head keeps, and to each other. Each head is then profiled again, for the prompt and what
@@ -118,15 +156,17 @@ impl Llama {
     ///
     /// * `ids`: at least one token; with what the cache has seen at most the context length
     /// * `cache`: from [`new_cache`](Self::new_cache)
+    /// * `options`: results do not depend on them, up to the order of additions
     ///
     /// # Errors
     /// [`Error::Input`] for an empty or too long prompt, or an unknown id; [`Error::Unsupported`] if maps are wanted of a
     /// further prompt; [`Error::Interrupted`] if the observer says so; whatever the observer fails with. After an error
     /// some layers may hold the prompt: drop the cache and start from a new one.
-    pub fn prefill(
+    pub fn prefill_with(
         &self,
         ids: &[u32],
         cache: &mut AdaptiveKvCache,
+        options: PrefillOptions,
         observer: &mut dyn PrefillObserver,
     ) -> Result<Prefill> {
         let seen = cache.seen();
@@ -141,8 +181,9 @@ impl Llama {
         let classes = cache.segment_classes(ids);
         let recent = classes.len().saturating_sub(ids.len());
         let segment = Segment { first_position: seen - recent, classes: &classes, recent };
+        let chunk_rows = options.rows(ids.len());
         let mut hidden: Vec<Tensor> =
-            ids.chunks(PREFILL_BLOCK).map(|ids| self.embed_tokens.forward(ids)).collect::<Result<_>>()?;
+            ids.chunks(chunk_rows).map(|ids| self.embed_tokens.forward(ids)).collect::<Result<_>>()?;
         let angles = self.rope.angles(seen, ids.len());
         let total = ids.len() * self.config.num_layers;
         let mut layers = Vec::with_capacity(self.config.num_layers);
@@ -151,9 +192,9 @@ impl Llama {
             let layer = cache.layer_mut(index)?;
             let profile = profiler.as_ref().map(|profiler| (profiler, segment));
             let mut pass = LayerPass::new(self.config.heads, layer, profile, ids.len(), observer.map_side())?;
-            for (block_index, rows) in hidden.iter_mut().enumerate() {
-                let first_row = block_index * PREFILL_BLOCK;
-                *rows = pass.block(block, rows, first_row, self.context(&angles, first_row, rows.dim(0)?))?;
+            for (chunk_index, rows) in hidden.iter_mut().enumerate() {
+                let first_row = chunk_index * chunk_rows;
+                *rows = pass.chunk(block, rows, first_row, self.context(&angles, first_row, rows.dim(0)?))?;
                 let done = index * ids.len() + pass.keys.len();
                 if observer.progress(done, total).is_break() {
                     return Err(Error::Interrupted);
@@ -309,8 +350,8 @@ impl<'a> LayerPass<'a> {
         Ok(Self { keys, values, profile, maps, layout })
     }
 
-    /// Runs one block of rows `[seq_len, hidden_size]` through the layer.
-    fn block(&mut self, block: &Block, hidden: &Tensor, first_row: usize, context: BlockContext<'_>) -> Result<Tensor> {
+    /// Runs one chunk of rows `[seq_len, hidden_size]` through the layer.
+    fn chunk(&mut self, block: &Block, hidden: &Tensor, first_row: usize, context: BlockContext<'_>) -> Result<Tensor> {
         let projected = block.project(hidden, context)?;
         self.keys.push(&projected.keys)?;
         self.values.push(&projected.values)?;

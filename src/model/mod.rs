@@ -13,5 +13,5 @@ mod step;
 pub use block::Block;
 pub use config::{DynamicNtk, LlamaConfig, RopeLayout, RopeSettings};
 pub use linear::{Embedding, Linear};
-pub use llama::{Llama, Prefill, PrefillObserver};
+pub use llama::{Llama, Prefill, PrefillObserver, PrefillOptions};
 pub use rope::Rope;

@@ -18,6 +18,8 @@ pub struct Report {
     pub model: ModelReport,
     pub device: String,
     pub threads: usize,
+    /// The most prompt rows that went through a layer at a time.
+    pub prefill_chunk: usize,
     pub kv_dtype: &'static str,
     pub adaptive: bool,
     /// The configuration as used, every default spelt out; `null` for a full cache.

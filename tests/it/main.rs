@@ -10,6 +10,7 @@ mod attention;
 mod batch;
 mod cache;
 mod checkpoint;
+mod chunks;
 mod cli;
 mod conversation;
 mod golden;

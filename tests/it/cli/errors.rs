@@ -131,6 +131,8 @@ fn an_option_out_of_range_is_refused_by_name() {
     for (option, value) in [
         ("--threads", "0"),
         ("--threads", "99999"),
+        ("--prefill-chunk", "0"),
+        ("--prefill-chunk", "-1"),
         ("--temperature", "-1"),
         ("--temperature", "nan"),
         ("--top-p", "2"),
