@@ -4,7 +4,9 @@
 //! then the first of its keys, and every row of the prompt sees all of them.
 //!
 //! Query rows are taken in tiles. A tile's scores are complete rows, so its softmax, its output and its statistics come
-//! out of one pass; scratch is O(tile x n) for each thread, and no map of the prompt is ever stored.
+//! out of one pass; scratch is O(tile x n) for each thread, and no map of the prompt is ever stored. Weights are not
+//! divided by their rows' sums: outputs and statistics, which are fewer numbers, are. Tiles are taken in strips, which
+//! threads share out among themselves.
 
 use std::sync::Mutex;
 
@@ -16,31 +18,103 @@ use crate::error::{Error, Result};
 use crate::kernels::attend::HeadRows;
 use crate::kernels::gemm::{Matrix, MatrixMut};
 use crate::kernels::vector::{self, instruction_set};
-use crate::profile::stats::{HeadStats, LayerStats, StatsRequest, row_difference};
+use crate::profile::stats::{HeadStats, LayerStats, StatsRequest, UnscaledRows, unscaled_row_difference};
 
 /// Scores that a tile may hold: they should stay in a core's cache between the two products.
 const TILE_SCORES: usize = 192 * 1024;
 
-/// Query rows of a tile, at least and at most.
-const TILE_ROWS: std::ops::RangeInclusive<usize> = 8..=64;
+/// Query rows of a tile, at least and at most. Multiples of [`ROW_STEP`].
+const TILE_ROWS: std::ops::RangeInclusive<usize> = 6..=60;
+
+/// The product of matrices takes so many rows at a time.
+const ROW_STEP: usize = 6;
+
+/// Numbers in a cache line.
+const CACHE_LINE: usize = 16;
+
+/// Query rows of a strip, at least (a prompt's last may have fewer): its tiles share one set of statistics.
+const STRIP_ROWS: usize = 60;
 
 /// One layer's keys or values while a prompt is processed: for each KV head `[past_len + len, head_dim]`, the rows that it
 /// kept of earlier tokens and then the prompt's.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PromptRows {
-    /// `[num_kv_heads]` buffers.
-    heads: Vec<Vec<f32>>,
+    /// `[num_kv_heads]`
+    heads: Vec<HeadNumbers>,
     layout: HeadLayout,
     capacity: usize,
     len: usize,
+}
+
+/// The order in which a head's numbers lie in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// Row after row: what sums of rows (values) are fastest with.
+    Rows,
+    /// Column after column: what products of queries with all rows (keys) are fastest with.
+    Columns {
+        /// Numbers from one column to the next.
+        stride: usize,
+    },
+}
+
+/// One KV head's part of [`PromptRows`].
+#[derive(Debug, Clone, PartialEq)]
+struct HeadNumbers {
+    /// Room for all rows; 0 where there is none yet.
+    numbers: Vec<f32>,
+    order: Order,
+    past_len: usize,
+}
+
+impl HeadNumbers {
+    /// * `past`: `[past_len, head_dim]`
+    fn by_rows(mut past: Vec<f32>, head_dim: usize, capacity: usize) -> Self {
+        let past_len = past.len() / head_dim;
+        past.resize((past_len + capacity) * head_dim, 0.0);
+        Self { numbers: past, order: Order::Rows, past_len }
+    }
+
+    /// * `past`: `[past_len, head_dim]`
+    fn by_columns(past: &[f32], head_dim: usize, capacity: usize) -> Self {
+        let past_len = past.len() / head_dim;
+        // Whole cache lines, and an odd number of them: columns that are a power of two apart would share few places of
+        // the cache.
+        let stride = ((past_len + capacity).div_ceil(CACHE_LINE) | 1) * CACHE_LINE;
+        let order = Order::Columns { stride };
+        let mut head = Self { numbers: vec![0.0; stride * head_dim], order, past_len };
+        head.set(0, past, head_dim, head_dim);
+        head
+    }
+
+    /// Writes rows from index `first` on.
+    ///
+    /// * `rows`: `[num_rows, head_dim]`, with `row_stride` numbers from one to the next
+    fn set(&mut self, first: usize, rows: &[f32], row_stride: usize, head_dim: usize) {
+        match self.order {
+            Order::Rows => {
+                let own = self.numbers[first * head_dim..].chunks_exact_mut(head_dim);
+                for (own, row) in own.zip(rows.chunks(row_stride)) {
+                    own.copy_from_slice(&row[..head_dim]);
+                }
+            }
+            Order::Columns { stride } => {
+                for (column, own) in self.numbers.chunks_exact_mut(stride).enumerate() {
+                    for (own, row) in own[first..].iter_mut().zip(rows.chunks(row_stride)) {
+                        *own = row[column];
+                    }
+                }
+            }
+        }
+    }
 }
 
 impl PromptRows {
     /// Room for a prompt of `capacity` tokens with nothing before it.
     #[must_use]
     pub fn with_capacity(layout: HeadLayout, capacity: usize) -> Self {
-        let heads = (0..layout.num_kv_heads).map(|_| Vec::with_capacity(capacity * layout.head_dim)).collect();
-        Self { heads, layout, capacity, len: 0 }
+        let head = HeadNumbers::by_rows(Vec::new(), layout.head_dim, capacity);
+        Self { heads: vec![head; layout.num_kv_heads], layout, capacity, len: 0 }
     }
 
     /// Keys and values, with room for a prompt of `capacity` tokens behind what each head keeps already.
@@ -53,16 +127,18 @@ impl PromptRows {
         if past.len() != layout.num_kv_heads {
             return Err(Error::shape("cached heads", layout.num_kv_heads, past.len()));
         }
+        let head_dim = layout.head_dim;
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         for rows in past {
-            if rows.head_dim() != layout.head_dim {
-                return Err(Error::shape("cached rows", layout.head_dim, rows.head_dim()));
+            if rows.head_dim() != head_dim {
+                return Err(Error::shape("cached rows", head_dim, rows.head_dim()));
             }
-            let room = (rows.len() + capacity) * layout.head_dim;
-            let (mut head_keys, mut head_values) = (Vec::with_capacity(room), Vec::with_capacity(room));
+            let past = rows.len() * head_dim;
+            let mut head_keys = Vec::with_capacity(past);
+            let mut head_values = Vec::with_capacity(past + capacity * head_dim);
             rows.widen_to(&mut head_keys, &mut head_values);
-            keys.push(head_keys);
-            values.push(head_values);
+            keys.push(HeadNumbers::by_columns(&head_keys, head_dim, capacity));
+            values.push(HeadNumbers::by_rows(head_values, head_dim, capacity));
         }
         let rows = |heads| Self { heads, layout, capacity, len: 0 };
         Ok((rows(keys), rows(values)))
@@ -83,7 +159,7 @@ impl PromptRows {
     /// Rows of a KV head before the prompt's first.
     #[must_use]
     pub fn past_len(&self, kv_head: usize) -> usize {
-        self.heads[kv_head].len() / self.layout.head_dim - self.len
+        self.heads[kv_head].past_len
     }
 
     /// Adds tokens of the prompt.
@@ -103,19 +179,37 @@ impl PromptRows {
                 rows.len(),
             ));
         }
-        for row in rows.chunks_exact(width) {
-            for (head, row) in self.heads.iter_mut().zip(row.chunks_exact(head_dim)) {
-                head.extend_from_slice(row);
-            }
+        for (index, head) in self.heads.iter_mut().enumerate() {
+            head.set(head.past_len + self.len, rows.get(index * head_dim..).unwrap_or_default(), width, head_dim);
         }
         self.len += seq_len;
         Ok(())
     }
 
-    /// The rows of one head, `[past_len + len, head_dim]`.
-    #[must_use]
-    pub fn head(&self, kv_head: usize) -> &[f32] {
-        &self.heads[kv_head]
+    /// Writes one row of a KV head to `out`, `[head_dim]`; those before the prompt's first count.
+    ///
+    /// # Panics
+    /// If there is no such row, or `out` has another size.
+    pub fn copy_row(&self, kv_head: usize, row: usize, out: &mut [f32]) {
+        let (head, head_dim) = (&self.heads[kv_head], self.layout.head_dim);
+        assert!(row < head.past_len + self.len && out.len() == head_dim, "row {row} of a prompt's rows");
+        match head.order {
+            Order::Rows => out.copy_from_slice(&head.numbers[row * head_dim..(row + 1) * head_dim]),
+            Order::Columns { stride } => {
+                for (out, column) in out.iter_mut().zip(head.numbers.chunks_exact(stride)) {
+                    *out = column[row];
+                }
+            }
+        }
+    }
+
+    /// The first rows of one head, `[num_rows, head_dim]`.
+    fn matrix(&self, kv_head: usize, num_rows: usize) -> Matrix<'_> {
+        let (head, head_dim) = (&self.heads[kv_head], self.layout.head_dim);
+        match head.order {
+            Order::Rows => Matrix::new(&head.numbers, num_rows, head_dim, head_dim),
+            Order::Columns { stride } => Matrix::new(&head.numbers, head_dim, num_rows, stride).transposed(),
+        }
     }
 }
 
@@ -143,10 +237,10 @@ pub fn prefill(
     block: QueryBlock<'_>,
     keys: &PromptRows,
     values: &PromptRows,
-    mut stats: Option<&mut LayerStats>,
+    stats: Option<&mut LayerStats>,
     maps: Option<&mut [HeadGrid]>,
 ) -> Result<Vec<f32>> {
-    let tiles = Tiles::new(layout, block, keys)?;
+    let strips = Strips::new(layout, block, keys)?;
     if values.len() != keys.len() {
         return Err(Error::shape("prompt values", keys.len(), values.len()));
     }
@@ -165,44 +259,63 @@ pub fn prefill(
 
     let group_size = layout.group_size();
     let head_dim = layout.head_dim;
-    let results: Vec<Result<(Vec<f32>, Vec<HeadStats>)>> = tiles.map(|tile| {
-        let mut head_stats =
-            if collect { vec![HeadStats::new(request, tile.num_keys); group_size] } else { Vec::new() };
-        for (head, row, weights) in tile.rows() {
-            if let Some(head_stats) = head_stats.get_mut(head) {
-                head_stats.add_row(request, row, weights);
+    let attend = |strip: Strip, scratch: &mut Scratch| {
+        let num_keys = strips.num_keys(strip);
+        let mut head_stats = if collect { vec![HeadStats::new(request, num_keys); group_size] } else { Vec::new() };
+        let mut out = vec![0.0; strip.num_rows * group_size * head_dim]; // [num_rows, group_size, head_dim]
+        let Scratch { queries, weights, scales, products } = scratch;
+        for tile in strips.tiles(strip) {
+            let map = strips.map(tile, queries, weights, scales);
+            for (head, stats) in head_stats.iter_mut().enumerate() {
+                stats.add_rows(request, map.head(head));
             }
             if let Some(maps) = &maps {
-                let mut map =
-                    maps[tile.kv_head * group_size + head].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                map.add_row(row, weights)?;
+                for head in 0..group_size {
+                    let grid = &maps[tile.kv_head * group_size + head];
+                    let mut grid = grid.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    for (row, scale, weights) in map.head(head).rows() {
+                        let weights: Vec<f32> = weights.iter().map(|weight| weight * scale).collect();
+                        grid.add_row(row, &weights)?;
+                    }
+                }
+            }
+            let rows = group_size * tile.num_rows;
+            products.resize(rows * head_dim, 0.0);
+            MatrixMut::new(products, rows, head_dim, head_dim).set_product(
+                Matrix::new(map.weights, rows, map.num_keys, map.num_keys),
+                values.matrix(tile.kv_head, map.num_keys),
+                1.0,
+            );
+            let first = tile.first_row - strip.first_row;
+            for (index, (row, &scale)) in products.chunks_exact(head_dim).zip(map.scales).enumerate() {
+                let (head, token) = (index / tile.num_rows, first + index % tile.num_rows);
+                let start = (token * group_size + head) * head_dim;
+                for (out, &number) in out[start..start + head_dim].iter_mut().zip(row) {
+                    *out = number * scale;
+                }
             }
         }
-        let rows = group_size * tile.num_rows;
-        let mut out = vec![0.0; rows * head_dim];
-        MatrixMut::new(&mut out, rows, head_dim, head_dim).set_product(
-            Matrix::new(tile.weights, rows, tile.num_keys, tile.num_keys),
-            Matrix::new(values.head(tile.kv_head), tile.num_keys, head_dim, head_dim),
-            1.0,
-        );
         Ok((out, head_stats))
-    });
+    };
+    let results: Vec<(Vec<f32>, Vec<HeadStats>)> = strips.for_all(attend).into_iter().collect::<Result<_>>()?;
 
     let mut out = vec![0.0; block.queries.len()];
-    for (tile, result) in tiles.list.iter().zip(results) {
-        let (tile_out, tile_stats) = result?;
-        for (index, row) in tile_out.chunks_exact(head_dim).enumerate() {
-            let (head, token) =
-                (tile.kv_head * group_size + index / tile.num_rows, tile.first_row + index % tile.num_rows);
-            let start = (token * layout.num_heads + head) * head_dim;
-            out[start..start + head_dim].copy_from_slice(row);
-        }
-        if let Some(stats) = stats.as_deref_mut() {
-            let heads = &mut stats.heads[tile.kv_head * group_size..];
-            for (head, tile_stats) in heads.iter_mut().zip(&tile_stats) {
-                head.merge(tile_stats);
+    let (query_width, group_width) = (layout.query_width(), group_size * head_dim);
+    // Strips with the same rows, one for each KV head, stand together.
+    let rows = results.par_chunks(layout.num_kv_heads).zip(out.par_chunks_mut(strips.strip_rows * query_width));
+    rows.for_each(|(results, out)| {
+        for (kv_head, (strip_out, _)) in results.iter().enumerate() {
+            for (out, row) in out.chunks_exact_mut(query_width).zip(strip_out.chunks_exact(group_width)) {
+                out[kv_head * group_width..(kv_head + 1) * group_width].copy_from_slice(row);
             }
         }
+    });
+    if let Some(stats) = stats {
+        stats.heads.par_iter_mut().enumerate().for_each(|(head, stats)| {
+            for (_, strip_stats) in results.iter().skip(head / group_size).step_by(layout.num_kv_heads) {
+                stats.merge(&strip_stats[head % group_size]);
+            }
+        });
     }
     Ok(out)
 }
@@ -222,9 +335,9 @@ pub fn largest_differences(
     keys: &PromptRows,
     pending: &[(usize, Vec<Vec<f32>>)],
 ) -> Result<Vec<Vec<f32>>> {
-    let mut tiles = Tiles::new(layout, block, keys)?;
+    let mut strips = Strips::new(layout, block, keys)?;
     let slot = |kv_head: usize| pending.iter().position(|(head, _)| *head == kv_head);
-    tiles.list.retain(|tile| slot(tile.kv_head).is_some());
+    strips.list.retain(|strip| slot(strip.kv_head).is_some());
     let masks = |kv_head: usize| slot(kv_head).map_or(&[][..], |slot| &pending[slot].1);
     for (kv_head, masks) in pending {
         let num_keys = keys.past_len(*kv_head) + keys.len();
@@ -232,20 +345,23 @@ pub fn largest_differences(
             return Err(Error::shape("a mask of keys", format!("at most {num_keys}"), mask.len()));
         }
     }
-    let results: Vec<Vec<f32>> = tiles.map(|tile| {
-        let masks = masks(tile.kv_head);
-        let num_keys = keys.past_len(tile.kv_head) + keys.len();
+    let results = strips.for_all(|strip, Scratch { queries, weights, scales, .. }| {
+        let masks = masks(strip.kv_head);
+        let num_keys = keys.past_len(strip.kv_head) + keys.len();
         let mut worst = vec![0.0f32; masks.len()];
-        for (_, _, weights) in tile.rows() {
-            for (worst, mask) in worst.iter_mut().zip(masks) {
-                *worst = worst.max(row_difference(num_keys - mask.len(), weights, mask));
+        for tile in strips.tiles(strip) {
+            let map = strips.map(tile, queries, weights, scales);
+            for (_, scale, weights) in (0..layout.group_size()).flat_map(|head| map.head(head).rows()) {
+                for (worst, mask) in worst.iter_mut().zip(masks) {
+                    *worst = worst.max(unscaled_row_difference(num_keys - mask.len(), weights, scale, mask));
+                }
             }
         }
         worst
     });
     let mut worst: Vec<Vec<f32>> = pending.iter().map(|(_, masks)| vec![0.0; masks.len()]).collect();
-    for (tile, result) in tiles.list.iter().zip(results) {
-        if let Some(slot) = slot(tile.kv_head) {
+    for (strip, result) in strips.list.iter().zip(results) {
+        if let Some(slot) = slot(strip.kv_head) {
             for (worst, value) in worst[slot].iter_mut().zip(result) {
                 *worst = worst.max(value);
             }
@@ -254,47 +370,63 @@ pub fn largest_differences(
     Ok(worst)
 }
 
-/// Query rows of one KV head that are processed together.
+/// Query rows of one KV head: a strip, which one thread works on, or a tile of it, whose scores exist at the same time.
 #[derive(Debug, Clone, Copy)]
-struct Tile {
+struct Strip {
     kv_head: usize,
     /// Row of the block, and number of rows.
     first_row: usize,
     num_rows: usize,
 }
 
-/// All tiles of a block, in the order in which their results are merged; it does not depend on the number of threads.
-struct Tiles<'a> {
+/// All strips of a block, in the order in which their results are merged; it does not depend on the number of threads.
+struct Strips<'a> {
     layout: HeadLayout,
     block: QueryBlock<'a>,
     keys: &'a PromptRows,
-    list: Vec<Tile>,
+    tile_rows: usize,
+    strip_rows: usize,
+    /// Strip after strip of rows, each for all KV heads.
+    list: Vec<Strip>,
+    /// Buffers that no thread uses at the moment.
+    scratch: Mutex<Vec<Scratch>>,
 }
 
-/// A tile with its attention weights.
-struct TileWeights<'a> {
-    kv_head: usize,
+/// One thread's buffers, reused from tile to tile.
+#[derive(Default)]
+struct Scratch {
+    queries: Vec<f32>,
+    weights: Vec<f32>,
+    scales: Vec<f32>,
+    products: Vec<f32>,
+}
+
+/// A tile's rows of the attention maps of a query group, not yet divided by their sums.
+struct TileMap<'a> {
     num_rows: usize,
     /// Index of the first row in the prompt.
     first_row: usize,
     /// Keys that the last row sees.
     num_keys: usize,
-    /// `[group_size * num_rows, num_keys]`, query head after query head; 0 beyond each row's own key.
+    /// `[group_size, num_rows, num_keys]`; 0 beyond each row's own key.
     weights: &'a [f32],
+    /// `[group_size, num_rows]`
+    scales: &'a [f32],
 }
 
-impl<'a> TileWeights<'a> {
-    /// Each row: query head in the group, index in the prompt, and weights of the keys up to its own.
-    fn rows(&self) -> impl Iterator<Item = (usize, usize, &'a [f32])> {
-        let (num_rows, first_row, num_keys) = (self.num_rows, self.first_row, self.num_keys);
-        self.weights.chunks_exact(num_keys).enumerate().map(move |(index, weights)| {
-            let row = index % num_rows;
-            (index / num_rows, first_row + row, &weights[..=num_keys - num_rows + row])
-        })
+impl<'a> TileMap<'a> {
+    /// The rows of one query head of the group.
+    fn head(&self, head: usize) -> UnscaledRows<'a> {
+        let rows = head * self.num_rows..(head + 1) * self.num_rows;
+        UnscaledRows {
+            first_row: self.first_row,
+            weights: &self.weights[rows.start * self.num_keys..rows.end * self.num_keys],
+            scales: &self.scales[rows],
+        }
     }
 }
 
-impl<'a> Tiles<'a> {
+impl<'a> Strips<'a> {
     fn new(layout: HeadLayout, block: QueryBlock<'a>, keys: &'a PromptRows) -> Result<Self> {
         let seq_len = block.queries.len() / layout.query_width();
         expect_len("queries", block.queries, &[seq_len, layout.num_heads, layout.head_dim])?;
@@ -304,30 +436,53 @@ impl<'a> Tiles<'a> {
         }
         let longest_past = (0..layout.num_kv_heads).map(|kv_head| keys.past_len(kv_head)).max().unwrap_or(0);
         let num_keys = longest_past + prompt_keys;
-        let tile_rows =
-            (TILE_SCORES / (layout.group_size() * num_keys.max(1))).clamp(*TILE_ROWS.start(), *TILE_ROWS.end());
-        let list = (0..layout.num_kv_heads)
-            .flat_map(|kv_head| {
-                (0..seq_len).step_by(tile_rows).map(move |first_row| Tile {
-                    kv_head,
-                    first_row,
-                    num_rows: tile_rows.min(seq_len - first_row),
-                })
+        let tile_rows = TILE_SCORES / (layout.group_size() * num_keys.max(1));
+        let tile_rows = (tile_rows / ROW_STEP * ROW_STEP).clamp(*TILE_ROWS.start(), *TILE_ROWS.end());
+        let strip_rows = STRIP_ROWS.next_multiple_of(tile_rows);
+        let list = (0..seq_len)
+            .step_by(strip_rows)
+            .flat_map(|first_row| {
+                let num_rows = strip_rows.min(seq_len - first_row);
+                (0..layout.num_kv_heads).map(move |kv_head| Strip { kv_head, first_row, num_rows })
             })
             .collect();
-        Ok(Self { layout, block, keys, list })
+        Ok(Self { layout, block, keys, tile_rows, strip_rows, list, scratch: Mutex::default() })
     }
 
-    /// Computes the weights of every tile, over threads, and what `consume` makes of them, in order.
-    fn map<T: Send>(&self, consume: impl Fn(&TileWeights<'_>) -> T + Sync) -> Vec<T> {
-        let compute = |scratch: &mut (Vec<f32>, Vec<f32>), tile: &Tile| {
-            let (queries, weights) = scratch;
-            consume(&self.weights(*tile, queries, weights))
+    /// What `work` makes of every strip, over threads, in order.
+    fn for_all<T: Send>(&self, work: impl Fn(Strip, &mut Scratch) -> T + Sync) -> Vec<T> {
+        let idle = || self.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let compute = |&strip: &Strip| {
+            let mut scratch = idle().pop().unwrap_or_default();
+            let result = work(strip, &mut scratch);
+            idle().push(scratch);
+            result
         };
-        self.list.par_iter().map_init(Default::default, compute).collect()
+        self.list.par_iter().with_max_len(1).map(compute).collect()
     }
 
-    fn weights<'s>(&self, tile: Tile, queries: &mut Vec<f32>, weights: &'s mut Vec<f32>) -> TileWeights<'s> {
+    fn tiles(&self, strip: Strip) -> impl Iterator<Item = Strip> {
+        let tile_rows = self.tile_rows;
+        (0..strip.num_rows).step_by(tile_rows).map(move |row| Strip {
+            first_row: strip.first_row + row,
+            num_rows: tile_rows.min(strip.num_rows - row),
+            ..strip
+        })
+    }
+
+    /// Keys that a strip's last row sees.
+    fn num_keys(&self, strip: Strip) -> usize {
+        self.keys.past_len(strip.kv_head) + self.block.first_row + strip.first_row + strip.num_rows
+    }
+
+    /// Computes a tile's rows of the attention maps.
+    fn map<'s>(
+        &self,
+        tile: Strip,
+        queries: &mut Vec<f32>,
+        weights: &'s mut Vec<f32>,
+        scales: &'s mut Vec<f32>,
+    ) -> TileMap<'s> {
         let HeadLayout { num_heads, head_dim, .. } = self.layout;
         let group_size = self.layout.group_size();
         queries.clear();
@@ -337,23 +492,23 @@ impl<'a> Tiles<'a> {
                 queries.extend_from_slice(&self.block.queries[start..start + head_dim]);
             }
         }
-        let first_row = self.block.first_row + tile.first_row;
-        let first_key = self.keys.past_len(tile.kv_head) + first_row; // the first row's own
-        let num_keys = first_key + tile.num_rows;
+        let num_keys = self.num_keys(tile);
         let rows = group_size * tile.num_rows;
+        // What a tile before left is overwritten.
         weights.resize(rows * num_keys, 0.0);
-        let keys = Matrix::new(self.keys.head(tile.kv_head), num_keys, head_dim, head_dim).transposed();
         MatrixMut::new(weights, rows, num_keys, num_keys).set_product(
             Matrix::new(queries, rows, head_dim, head_dim),
-            keys,
+            self.keys.matrix(tile.kv_head, num_keys).transposed(),
             self.layout.scale(),
         );
         let set = instruction_set();
+        scales.clear();
         for (index, row) in weights.chunks_exact_mut(num_keys).enumerate() {
-            let (seen, hidden) = row.split_at_mut(first_key + index % tile.num_rows + 1);
-            vector::softmax(set, seen);
+            let (seen, hidden) = row.split_at_mut(num_keys - (tile.num_rows - 1 - index % tile.num_rows));
+            let max = vector::max(set, seen);
+            scales.push(1.0 / vector::exp_minus_max(set, seen, max));
             hidden.fill(0.0);
         }
-        TileWeights { kv_head: tile.kv_head, num_rows: tile.num_rows, first_row, num_keys, weights }
+        TileMap { num_rows: tile.num_rows, first_row: self.block.first_row + tile.first_row, num_keys, weights, scales }
     }
 }

@@ -8,7 +8,7 @@ use crate::cache::{AdaptiveKvCache, KvDtype, LayerCacheManager, Retention};
 use crate::error::{Error, Result};
 use crate::generate::{Sampler, SamplingOptions};
 use crate::memory;
-use crate::model::Llama;
+use crate::model::{Llama, PrefillOptions};
 
 /// Prompt tokens of a prefill that only warms up: what a first run pays for (weights read from disk, threads started) it
 /// pays within so many.
@@ -22,6 +22,8 @@ pub struct Subject<'a> {
     pub prompt: &'a [u32],
     /// Bytes of the weights that decoding one token reads.
     pub decode_bytes: usize,
+    /// How prompts are read.
+    pub prefill_options: PrefillOptions,
 }
 
 /// One way to keep a cache.
@@ -201,7 +203,9 @@ impl Stage<'_> {
                 memory::release_unused();
                 memory::reset_peak();
                 let prompt = &self.subject.prompt[..len];
-                let (prefill, time_ms) = timed(self.clock, || self.subject.model.prefill(prompt, &mut cache, &mut ()));
+                let Subject { model, prefill_options, .. } = self.subject;
+                let (prefill, time_ms) =
+                    timed(self.clock, || model.prefill_with(prompt, &mut cache, prefill_options, &mut ()));
                 let logits = prefill?.logits;
                 if is_warm_up {
                     continue;

@@ -139,17 +139,18 @@ impl LayerCacheManager {
         if !summaries.iter().all(|head| head.positions.is_sorted_by(|a, b| a < b)) {
             return Err(Error::shape("kept positions", "ascending", "another order"));
         }
-        let head_dim = self.layout.head_dim;
+        let mut key = vec![0.0; self.layout.head_dim];
+        let mut value = vec![0.0; self.layout.head_dim];
         for (head, summary) in self.heads.iter_mut().zip(&summaries) {
-            let (keys, values) = (keys.head(summary.kv_head), values.head(summary.kv_head));
             let past = head.len();
             head.evict_from(first, &summary.positions);
             let from_prompt = &summary.positions[summary.positions.partition_point(|&position| position < new)..];
             head.reserve_exact(from_prompt.len());
             for &position in from_prompt {
                 let row = past + (position - new) as usize;
-                let row = row * head_dim..(row + 1) * head_dim;
-                head.push(&keys[row.clone()], &values[row], position)?;
+                keys.copy_row(summary.kv_head, row, &mut key);
+                values.copy_row(summary.kv_head, row, &mut value);
+                head.push(&key, &value, position)?;
             }
             head.shrink_to_fit();
         }

@@ -359,6 +359,9 @@ pub struct BenchArgs {
     /// Runs before them that are not timed; a prefill warms up on at most 512 tokens
     #[arg(long, default_value_t = 1, value_name = "W")]
     pub warmup: u32,
+    /// The most prompt rows that go through a layer at a time: fewer need less memory, more are faster
+    #[arg(long, value_name = "N", default_value_t = PrefillOptions::DEFAULT_CHUNK)]
+    pub prefill_chunk: NonZeroUsize,
     /// Write the rows to a JSON file, anew after each case
     #[arg(long, value_name = "PATH")]
     pub json: Option<PathBuf>,

@@ -50,6 +50,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
         kv_dtype: args.kv_dtype[0],
         device: "auto".to_owned(),
         threads: args.threads.iter().copied().max(),
+        prefill_chunk: args.prefill_chunk,
     })?;
     let settings = args.settings.iter().zip(configs).map(|(name, config)| Setting {
         name: name.clone(),
@@ -75,7 +76,12 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
     let longest = plan.lengths().last().copied().unwrap_or(0);
     let prompt = first_tokens(&session.loaded.tokenizer, text, longest)?;
 
-    let subject = Subject { model, prompt: &prompt, decode_bytes: session.loaded.decode_bytes };
+    let subject = Subject {
+        model,
+        prompt: &prompt,
+        decode_bytes: session.loaded.decode_bytes,
+        prefill_options: session.prefill_options,
+    };
     let mut output = Table::new(args.json.clone(), &args.settings)?;
     let measured = bench::run(subject, &plan, &SystemClock::start(), &mut output);
     output.spinner.finish_and_clear();

@@ -14,7 +14,7 @@ use super::sequence::Sequence;
 use super::{FinishReason, GenerationOptions};
 use crate::cache::{AdaptiveKvCache, CacheBytes, KvDtype, Retention};
 use crate::error::{Error, Result};
-use crate::model::{Llama, PrefillObserver};
+use crate::model::{Llama, PrefillObserver, PrefillOptions};
 use crate::tokenizer::Tokenizer;
 
 /// How many sequences may be under way.
@@ -72,6 +72,7 @@ pub struct Batch<'a> {
     retention: Retention,
     options: GenerationOptions,
     limits: BatchLimits,
+    prefill_options: PrefillOptions,
     waiting: VecDeque<(usize, Vec<u32>)>,
     active: Vec<Active<'a>>,
     /// The largest share of a prompt that a cache was seen to keep: what is expected of the next.
@@ -121,11 +122,19 @@ impl<'a> Batch<'a> {
             retention,
             options,
             limits,
+            prefill_options: PrefillOptions::default(),
             waiting: prompts.into_iter().enumerate().collect(),
             active: Vec::new(),
             expected_ratio,
             summary: BatchSummary::default(),
         })
+    }
+
+    /// Sets how prompts are read.
+    #[must_use]
+    pub fn with_prefill_options(mut self, options: PrefillOptions) -> Self {
+        self.prefill_options = options;
+        self
     }
 
     /// Generates all texts.
@@ -215,7 +224,7 @@ impl<'a> Batch<'a> {
         let Some((index, prompt)) = self.waiting.pop_front() else { return Ok(None) };
         let mut cache = self.model.new_cache(self.kv_dtype, self.retention.clone())?;
         let started = Instant::now();
-        let prefill = self.model.prefill(&prompt, &mut cache, &mut observe(index))?;
+        let prefill = self.model.prefill_with(&prompt, &mut cache, self.prefill_options, &mut observe(index))?;
         self.summary.prefill_time += started.elapsed();
         self.summary.prompt_tokens += prompt.len();
         let kv = cache.bytes();

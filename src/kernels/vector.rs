@@ -207,6 +207,21 @@ fn masked_sum_and_max_body<const SIMD: bool>(row: &[f32], mask: &[f32]) -> (f32,
 }
 
 multiversion! {
+    /// `row[i] *= weight[i] / sqrt(mean(row^2) + eps)`, in place: the root-mean-square norm. An empty row stays empty.
+    pub fn rms_norm(row: &mut [f32], weight: &[f32], eps: f32) = rms_norm_body;
+}
+
+#[inline(always)]
+fn rms_norm_body<const SIMD: bool>(row: &mut [f32], weight: &[f32], eps: f32) {
+    #[expect(clippy::cast_precision_loss)]
+    let mean = dot_body::<SIMD>(row, row) / row.len() as f32;
+    let scale = 1.0 / (mean + eps).sqrt();
+    for (value, &weight) in row.iter_mut().zip(weight) {
+        *value *= scale * weight;
+    }
+}
+
+multiversion! {
     /// `up[i] *= silu(gate[i])`: the gated activation of LLaMA's MLP, in place.
     pub fn silu_mul(gate: &[f32], up: &mut [f32]) = silu_mul_body;
 }
@@ -222,17 +237,60 @@ fn silu_mul_body<const SIMD: bool>(gate: &[f32], up: &mut [f32]) {
 }
 
 multiversion! {
-    /// Root-mean-square norm: `out = x / sqrt(mean(x^2) + eps) * weight`; all of one length, a longer one is cut.
-    pub fn rms_norm(x: &[f32], weight: &[f32], eps: f64, out: &mut [f32]) = rms_norm_body;
+    /// The sum and the largest value of a row; entries must not be negative, and the largest of none is 0.
+    pub fn sum_and_max(row: &[f32]) -> (f32, f32) = sum_and_max_body;
 }
 
 #[inline(always)]
-#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
-fn rms_norm_body<const SIMD: bool>(x: &[f32], weight: &[f32], eps: f64, out: &mut [f32]) {
-    let mean = f64::from(dot_body::<SIMD>(x, x)) / x.len() as f64;
-    let scale = (1.0 / (mean + eps).sqrt()) as f32;
-    for ((out, &x), &weight) in out.iter_mut().zip(x).zip(weight) {
-        *out = x * scale * weight;
+fn sum_and_max_body<const SIMD: bool>(row: &[f32]) -> (f32, f32) {
+    let mut sums = [0.0f32; LANES];
+    let mut best = [0.0f32; LANES];
+    let mut step = |lane: usize, value: f32| {
+        sums[lane] += value;
+        best[lane] = if value > best[lane] { value } else { best[lane] };
+    };
+    let (chunks, rest) = row.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, &value) in chunk.iter().enumerate() {
+            step(lane, value);
+        }
+    }
+    for (lane, &value) in rest.iter().enumerate() {
+        step(lane, value);
+    }
+    (sum_lanes(sums), best.iter().fold(0.0, |best, &value| if value > best { value } else { best }))
+}
+
+multiversion! {
+    /// `out[j] = scales[0] * rows[j] + scales[1] * rows[stride + j] + ..`: the sums of the columns of a matrix whose rows
+    /// are scaled. Each sum is written once, whatever the number of rows.
+    ///
+    /// # Panics
+    /// If `rows` ends before the last row's last number.
+    pub fn scaled_column_sums(rows: &[f32], stride: usize, scales: &[f32], out: &mut [f32]) = scaled_column_sums_body;
+}
+
+#[inline(always)]
+fn scaled_column_sums_body<const SIMD: bool>(rows: &[f32], stride: usize, scales: &[f32], out: &mut [f32]) {
+    let (chunks, rest) = out.as_chunks_mut::<LANES>();
+    let first_of_rest = chunks.len() * LANES;
+    for (index, out) in chunks.iter_mut().enumerate() {
+        let mut sums = [0.0f32; LANES];
+        for (row, &scale) in scales.iter().enumerate() {
+            let start = row * stride + index * LANES;
+            let row = &rows[start..start + LANES];
+            for lane in 0..LANES {
+                sums[lane] = fma::<SIMD>(scale, row[lane], sums[lane]);
+            }
+        }
+        *out = sums;
+    }
+    rest.fill(0.0);
+    for (row, &scale) in scales.iter().enumerate() {
+        let start = row * stride + first_of_rest;
+        for (sum, &value) in rest.iter_mut().zip(&rows[start..]) {
+            *sum = fma::<SIMD>(scale, value, *sum);
+        }
     }
 }
 

@@ -205,10 +205,12 @@ impl StepModel {
             }
             logits.resize(batch * self.lm_head.rows(), 0.0);
             let positions: Vec<usize> = caches.iter().map(|cache| cache.seen()).collect();
+            #[expect(clippy::cast_possible_truncation)]
+            let eps = config.rms_norm_eps as f32;
             let step = Step {
                 model: self,
                 layout,
-                eps: config.rms_norm_eps,
+                eps,
                 rope,
                 batch,
                 positions: &positions,
@@ -288,7 +290,7 @@ fn cut_ranges(caches: &[&mut AdaptiveKvCache], layer: usize, ranges: &mut Vec<Ca
 struct Step<'a, 'c> {
     model: &'a StepModel,
     layout: HeadLayout,
-    eps: f64,
+    eps: f32,
     rope: &'a Rope,
     batch: usize,
     /// `[batch]`
@@ -367,12 +369,10 @@ impl Step<'_, '_> {
 
     /// The hidden states, normalised, to the thread's own rows.
     fn norm_rows(&self, set: InstructionSet, weight: &[f32], own: &mut Own) {
-        own.rows.resize(self.hidden.len(), 0.0);
         // SAFETY: nobody writes hidden states in phases that read them so.
-        let hidden = unsafe { self.hidden.read(0..self.hidden.len()) };
-        let len = weight.len();
-        for (row, out) in hidden.chunks_exact(len).zip(own.rows.chunks_exact_mut(len)) {
-            vector::rms_norm(set, row, weight, self.eps, out);
+        unsafe { self.hidden.read(0..self.hidden.len()) }.clone_into(&mut own.rows);
+        for row in own.rows.chunks_exact_mut(weight.len()) {
+            vector::rms_norm(set, row, weight, self.eps);
         }
     }
 

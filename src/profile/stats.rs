@@ -10,6 +10,9 @@
 
 use crate::kernels::vector::{self, instruction_set};
 
+/// Columns whose sums are made at a time: few enough to stay in a core's first cache.
+const COLUMNS: usize = 512;
+
 /// What [`LayerStats`] must collect for a search.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct StatsRequest {
@@ -31,6 +34,31 @@ pub struct MassRequest {
     pub first_row: usize,
     /// Width of the sliding window, in positions, if a policy has one.
     pub window: Option<usize>,
+}
+
+/// Consecutive rows of one query head's attention map, not yet divided by their sums.
+#[derive(Debug, Clone, Copy)]
+pub struct UnscaledRows<'a> {
+    /// Index of the first query row in the prompt.
+    pub first_row: usize,
+    /// `[num_rows, num_keys]` with the keys that the last row sees; 0 beyond each row's own key.
+    pub weights: &'a [f32],
+    /// `[num_rows]` what makes each row add up to 1.
+    pub scales: &'a [f32],
+}
+
+impl<'a> UnscaledRows<'a> {
+    /// Keys that the last row sees.
+    fn num_keys(&self) -> usize {
+        self.weights.len() / self.scales.len().max(1)
+    }
+
+    /// Each row: its index in the prompt, what scales it, and its weights up to its own key.
+    pub fn rows(self) -> impl Iterator<Item = (usize, f32, &'a [f32])> {
+        let (num_rows, num_keys, first_row) = (self.scales.len(), self.num_keys(), self.first_row);
+        let rows = self.weights.chunks_exact(num_keys.max(1)).zip(self.scales).enumerate();
+        rows.map(move |(index, (row, &scale))| (first_row + index, scale, &row[..num_keys - (num_rows - 1 - index)]))
+    }
 }
 
 /// Statistics of one query head over rows of its attention map, or over all of them. `num_keys` counts settled, recent
@@ -62,7 +90,60 @@ impl HeadStats {
         }
     }
 
-    /// Takes in one row of the attention map.
+    /// Takes in rows of the attention map: the same as [`add_row`](Self::add_row) for each of them, up to the order of
+    /// additions, in fewer passes over memory.
+    pub fn add_rows(&mut self, request: &StatsRequest, rows: UnscaledRows<'_>) {
+        if !request.masks.is_empty() {
+            for (row, scale, weights) in rows.rows() {
+                let settled = weights.len().saturating_sub(request.recent + row + 1);
+                for (worst, mask) in self.differences.iter_mut().zip(&request.masks) {
+                    *worst = worst.max(unscaled_row_difference(settled, weights, scale, mask));
+                }
+            }
+        }
+        if self.column_sums.is_empty() && self.profiled_sums.is_empty() {
+            return;
+        }
+        let UnscaledRows { first_row, weights, scales } = rows;
+        let (num_rows, num_keys) = (scales.len(), rows.num_keys());
+        let unprofiled = request.mass.map_or(0, |mass| mass.first_row.saturating_sub(first_row).min(num_rows));
+        let window = request.mass.and_then(|mass| mass.window);
+        // From here on the window of every row holds the column; before, later rows' windows have moved on.
+        let in_all_windows = window.map_or(num_keys, |window| num_keys.saturating_sub(window));
+        if let Some(window) = window {
+            for (_, scale, weights) in rows.rows().skip(unprofiled) {
+                let start = weights.len().saturating_sub(window);
+                let end = in_all_windows.min(weights.len());
+                for (sum, &weight) in self.window_sums[start..end.max(start)].iter_mut().zip(&weights[start..]) {
+                    *sum += scale * weight;
+                }
+            }
+        }
+        let set = instruction_set();
+        let mut buffer = [0.0; COLUMNS];
+        for start in (0..num_keys).step_by(COLUMNS) {
+            let end = (start + COLUMNS).min(num_keys);
+            let sums = &mut buffer[..end - start];
+            let columns = |row: usize| weights.get(row * num_keys + start..).unwrap_or_default();
+            vector::scaled_column_sums(set, columns(unprofiled), num_keys, &scales[unprofiled..], sums);
+            if !self.profiled_sums.is_empty() {
+                vector::add_assign(set, &mut self.profiled_sums[start..end], sums);
+            }
+            if window.is_some() && in_all_windows < end {
+                let first = in_all_windows.max(start);
+                vector::add_assign(set, &mut self.window_sums[first..end], &sums[first - start..]);
+            }
+            if !self.column_sums.is_empty() {
+                vector::add_assign(set, &mut self.column_sums[start..end], sums);
+                if unprofiled > 0 {
+                    vector::scaled_column_sums(set, columns(0), num_keys, &scales[..unprofiled], sums);
+                    vector::add_assign(set, &mut self.column_sums[start..end], sums);
+                }
+            }
+        }
+    }
+
+    /// Takes in one row of the attention map: the plain form of [`add_rows`](Self::add_rows).
     ///
     /// * `row`: index of the query row in the prompt
     /// * `weights`: `[settled + recent + row + 1]`, its softmax over the keys up to its own
@@ -110,13 +191,20 @@ impl HeadStats {
 /// * `mask`: for the keys behind the settled ones, and at least as long; 1 where the key is kept, else 0
 #[must_use]
 pub fn row_difference(settled: usize, weights: &[f32], mask: &[f32]) -> f32 {
+    unscaled_row_difference(settled, weights, 1.0, mask)
+}
+
+/// [`row_difference`] of weights that add up to `1 / scale`.
+#[must_use]
+pub fn unscaled_row_difference(settled: usize, weights: &[f32], scale: f32, mask: &[f32]) -> f32 {
+    let set = instruction_set();
     let (settled, weights) = weights.split_at(settled.min(weights.len()));
-    let (mut kept_mass, mut largest) = vector::masked_sum_and_max(instruction_set(), weights, mask);
-    for &weight in settled {
-        kept_mass += weight;
-        largest = largest.max(weight);
+    let (mut kept, mut largest) = vector::masked_sum_and_max(set, weights, mask);
+    if !settled.is_empty() {
+        let (sum, max) = vector::sum_and_max(set, settled);
+        (kept, largest) = (kept + sum, largest.max(max));
     }
-    if kept_mass > 0.0 { (largest / kept_mass - largest).max(0.0) } else { 0.0 }
+    if kept > 0.0 { (largest / kept - largest * scale).max(0.0) } else { 0.0 }
 }
 
 /// Statistics of all query heads of one layer.

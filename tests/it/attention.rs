@@ -97,8 +97,9 @@ impl Prompt {
     /// Runs the prompt through `prefill` in blocks of `block_len` rows.
     fn run(&self, request: &StatsRequest, block_len: usize) -> Results {
         let (query_width, kv_width) = (self.layout.query_width(), self.layout.kv_width());
-        let mut keys = PromptRows::with_capacity(self.layout, self.len);
-        let mut values = PromptRows::with_capacity(self.layout, self.len);
+        let nothing = HeadCache::new(self.layout.head_dim, KvDtype::F32).unwrap();
+        let past = vec![nothing.rows(); self.layout.num_kv_heads];
+        let (mut keys, mut values) = PromptRows::after(self.layout, self.len, &past).unwrap();
         let mut stats = LayerStats::new(request.clone(), vec![self.len; self.layout.num_heads]);
         let mut maps = MapAccumulator::new(self.layout.num_heads, self.len, MAP_SIDE);
         let mut out = Vec::new();
@@ -215,6 +216,30 @@ fn prefill_equals_naive_attention_for_every_shape_and_block_size() {
                 check_prompt(&prompt, block_lens);
             }
         }
+    }
+}
+
+/// Keys and values come back as they were given, behind those of the past, in either order of memory.
+#[test]
+fn rows_of_a_prompt_are_where_they_were_put() {
+    let layout = layout(2, 1, 3);
+    let numbers = |len: usize, first: usize| -> Vec<f32> { (first..first + len).map(|n| n as f32).collect() };
+    let past = [numbers(6, 1000), numbers(15, 2000)];
+    let held = past.each_ref().map(|rows| cached(KvDtype::F32, 3, rows, rows));
+    let held = held.each_ref().map(HeadCache::rows);
+    let (keys, values) = PromptRows::after(layout, 17, &held).unwrap();
+    for mut rows in [keys, values] {
+        rows.push(&numbers(5 * 6, 0)).unwrap();
+        rows.push(&numbers(6, 30)).unwrap();
+        assert_eq!((rows.len(), rows.past_len(0), rows.past_len(1)), (6, 2, 5));
+        for (kv_head, past) in past.iter().enumerate() {
+            let prompt = (0..6).flat_map(|token| numbers(3, token * 6 + kv_head * 3));
+            let expected: Vec<f32> = past.iter().copied().chain(prompt).collect();
+            let mut got = vec![0.0; expected.len()];
+            got.chunks_mut(3).enumerate().for_each(|(row, out)| rows.copy_row(kv_head, row, out));
+            assert_eq!(got, expected);
+        }
+        assert!(rows.push(&numbers(12 * 6, 0)).is_err(), "room is for 17");
     }
 }
 
@@ -389,7 +414,11 @@ fn decode_over_everything_equals_the_last_row_of_prefill() {
     };
     let heads: Vec<_> = (0..2).map(|kv| (head(&prompt.keys, kv), head(&prompt.values, kv))).collect();
     for (kv, (keys, _)) in heads.iter().enumerate() {
-        assert_eq!(results.keys.head(kv), keys);
+        let mut row = [0.0; 16];
+        for (index, key) in keys.chunks(16).enumerate() {
+            results.keys.copy_row(kv, index, &mut row);
+            assert_eq!(row, key);
+        }
     }
     let caches: Vec<_> = heads.iter().map(|(keys, values)| cached(KvDtype::F32, 16, keys, values)).collect();
     let rows: Vec<_> = caches.iter().map(HeadCache::rows).collect();

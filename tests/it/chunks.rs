@@ -42,7 +42,7 @@ struct Turns {
 }
 
 fn two_turns(loaded: &Loaded, retention: Retention, ids: &[u32], chunk: usize) -> Turns {
-    let mut cache = loaded.model.new_cache(KvDtype::F32, retention);
+    let mut cache = loaded.model.new_cache(KvDtype::F32, retention).unwrap();
     let (mut logits, mut layers) = (Vec::new(), Vec::new());
     for prompt in [&ids[..FIRST], &ids[FIRST..FIRST + SECOND]] {
         let prefill = loaded.model.prefill_with(prompt, &mut cache, options(chunk), &mut ()).unwrap();
@@ -100,6 +100,7 @@ fn a_conversation_is_the_same_in_any_chunks() {
     let talk = |options: PrefillOptions| {
         let retention = adaptive(&loaded.tokenizer, r#"{"criterion": "mass"}"#);
         let mut conversation = Conversation::new(&loaded.model, &loaded.tokenizer, KvDtype::F16, retention, Vec::new())
+            .unwrap()
             .with_prefill_options(options);
         let generation = GenerationOptions { max_new_tokens: 8, ..GenerationOptions::default() };
         for question in ["What is the capital of France?", "And of Italy?"] {

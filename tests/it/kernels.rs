@@ -135,6 +135,9 @@ fn sums_and_maxima() {
                 vec![1.0; len],
                 other.iter().map(|&value| if value > 0.0 { 1.0 } else { 0.0 }).collect(),
             ];
+            let (sum, largest) = vector::sum_and_max(set, &weights);
+            assert_close(&case, &[sum], &[widen(&weights).iter().sum()], SUM_TOLERANCE);
+            assert_eq!(largest, weights.iter().copied().fold(0.0, f32::max), "{case}");
             for mask in &masks {
                 let kept: Vec<f32> = weights.iter().zip(mask).filter(|(_, m)| **m == 1.0).map(|(w, _)| *w).collect();
                 let longer = [&mask[..], &[1.0; 35]].concat();
@@ -143,6 +146,46 @@ fn sums_and_maxima() {
                     assert_close(&case, &[sum], &[widen(&kept).iter().sum()], SUM_TOLERANCE);
                     assert_eq!(largest, kept.iter().copied().fold(0.0, f32::max), "{case}");
                 }
+            }
+        }
+    });
+}
+
+#[test]
+fn sums_of_scaled_rows() {
+    for_every_set(|set| {
+        for len in LENS {
+            for (num_rows, stride) in [(0, len), (1, len), (3, len + 5), (9, len + 32)] {
+                let rng = &mut seeded(len as u64);
+                let (rows, scales) = (uniform(rng, num_rows * stride, 1.0), uniform(rng, num_rows, 1.0));
+                let mut got = vec![f32::NAN; len];
+                vector::scaled_column_sums(set, &rows, stride, &scales, &mut got);
+                let sum = |column: usize| {
+                    let terms =
+                        (0..num_rows).map(|row| f64::from(rows[row * stride + column]) * f64::from(scales[row]));
+                    terms.sum::<f64>()
+                };
+                let expected: Vec<f64> = (0..len).map(sum).collect();
+                assert_close(&format!("{set:?}, {num_rows} x {len}"), &got, &expected, SUM_TOLERANCE);
+            }
+        }
+    });
+}
+
+#[test]
+fn the_root_mean_square_norm() {
+    for_every_set(|set| {
+        for len in LENS {
+            for (scale, eps) in [(1.0, 1e-5), (1e-4, 1e-5), (100.0, 1e-6), (0.0, 1e-5)] {
+                let rng = &mut seeded(len as u64);
+                let row: Vec<f32> = uniform(rng, len, 1.0).iter().map(|value| value * scale).collect();
+                let weight = uniform(rng, len, 2.0);
+                let mut got = row.clone();
+                vector::rms_norm(set, &mut got, &weight, eps);
+                let root = (dot(&row, &row) / len as f64 + f64::from(eps)).sqrt();
+                let expected: Vec<f64> =
+                    row.iter().zip(&weight).map(|(&x, &w)| f64::from(x) * f64::from(w) / root).collect();
+                assert_close(&format!("{set:?}, {len} of {scale}"), &got, &expected, SUM_TOLERANCE);
             }
         }
     });

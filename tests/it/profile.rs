@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use adaptive_kvcache::config::{AdaptiveConfig, Criterion, GroupReduction, ProfileRows};
 use adaptive_kvcache::policy::ratio_count;
-use adaptive_kvcache::profile::stats::row_difference;
-use adaptive_kvcache::profile::{HeadChoice, LayerStats, Profiler, Segment};
+use adaptive_kvcache::profile::stats::{HeadStats, MassRequest, UnscaledRows, row_difference};
+use adaptive_kvcache::profile::{HeadChoice, LayerStats, Profiler, Segment, StatsRequest};
 use adaptive_kvcache::tokens::TokenClass;
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use crate::numbers::{column_sums, largest_difference, seeded, softmax};
+use crate::numbers::{assert_close, column_sums, largest_difference, seeded, softmax, widen};
 
 /// Values are means and differences of weights in 0..=1, summed up in f32 over at most 100 rows.
 const VALUE_TOLERANCE: f64 = 1e-5;
@@ -388,6 +388,59 @@ fn a_tiny_kept_mass_gives_no_infinite_difference() {
         assert!((difference - 1.0).abs() < 1e-6, "kept {kept:e}: {difference}");
         let halves = row_difference(0, &[1.0, kept, kept], &[0.0, 1.0, 1.0]);
         assert!((halves - 0.5).abs() < 1e-6, "kept twice {kept:e}: {halves}");
+    }
+}
+
+/// Rows taken in together, unscaled, against the same rows one by one: every combination of what may be requested.
+#[test]
+fn statistics_of_several_rows_are_those_of_each() {
+    const ROWS: usize = 67;
+    for (settled, recent) in [(0, 0), (600, 3)] {
+        let num_keys = settled + recent + ROWS;
+        let mut rng = seeded(7);
+        let map: Vec<Vec<f32>> = (0..ROWS)
+            .map(|row| {
+                let scores: Vec<f64> = (0..num_keys - (ROWS - 1 - row)).map(|_| rng.random_range(-3.0..3.0)).collect();
+                softmax(&scores).into_iter().map(|weight| weight as f32).collect()
+            })
+            .collect();
+        let mask = |rng: &mut StdRng| (0..recent + ROWS).map(|_| f32::from(rng.random_range(0..2_u8))).collect();
+        let masks: Vec<Vec<f32>> = vec![mask(&mut rng), vec![0.0; recent + ROWS], mask(&mut rng)];
+        for column_sums in [false, true] {
+            for first_row in [0, 1, 30, ROWS - 1] {
+                for window in [None, Some(0), Some(1), Some(20), Some(ROWS), Some(num_keys), Some(10_000)] {
+                    let mass = Some(MassRequest { first_row, window });
+                    for mass in [mass, None] {
+                        let request = StatsRequest { column_sums, mass, masks: masks.clone(), recent };
+                        let mut plain = HeadStats::new(&request, num_keys);
+                        map.iter().enumerate().for_each(|(row, weights)| plain.add_row(&request, row, weights));
+                        for step in [1, 13, ROWS] {
+                            let case = format!("{settled} settled, steps of {step}, {column_sums}, {mass:?}");
+                            let mut fused = HeadStats::new(&request, num_keys);
+                            for (index, rows) in map.chunks(step).enumerate() {
+                                let len = rows.last().unwrap().len();
+                                // Twice as large weights, half the scale, in every other row.
+                                let factor = |row: usize| if row.is_multiple_of(2) { 1.0 } else { 2.0 };
+                                let mut weights = vec![0.0; rows.len() * len];
+                                for (row, out) in weights.chunks_mut(len).enumerate() {
+                                    out.iter_mut().zip(&rows[row]).for_each(|(out, w)| *out = w * factor(row));
+                                }
+                                let scales: Vec<f32> = (0..rows.len()).map(|row| 1.0 / factor(row)).collect();
+                                let rows = UnscaledRows { first_row: index * step, weights: &weights, scales: &scales };
+                                fused.add_rows(&request, rows);
+                            }
+                            let close = |what: &str, fused: &[f32], plain: &[f32]| {
+                                assert_close(&format!("{what}, {case}"), fused, &widen(plain), VALUE_TOLERANCE);
+                            };
+                            close("column sums", &fused.column_sums, &plain.column_sums);
+                            close("profiled sums", &fused.profiled_sums, &plain.profiled_sums);
+                            close("window sums", &fused.window_sums, &plain.window_sums);
+                            close("differences", &fused.differences, &plain.differences);
+                        }
+                    }
+                }
+            }
+        }
     }
 }
 

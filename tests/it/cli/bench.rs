@@ -8,6 +8,7 @@ use adaptive_kvcache::Result;
 use adaptive_kvcache::bench::{Clock, Observer, Plan, Row, Setting, Subject, run};
 use adaptive_kvcache::cache::{KvDtype, Retention};
 use adaptive_kvcache::checkpoint::{WeightDtype, load};
+use adaptive_kvcache::model::PrefillOptions;
 use serde_json::Value;
 
 use super::tiny_gguf::{Meta, TinyGguf};
@@ -221,7 +222,12 @@ fn settings_take_turns_and_a_prompt_is_processed_no_more_than_needed() {
         runs: 2,
         warmup: 1,
     };
-    let subject = Subject { model: &loaded.model, prompt: &[1, 2, 3, 4, 1, 2], decode_bytes: 6_000 };
+    let subject = Subject {
+        model: &loaded.model,
+        prompt: &[1, 2, 3, 4, 1, 2],
+        decode_bytes: 6_000,
+        prefill_options: PrefillOptions::default(),
+    };
     let mut recorder = Recorder::default();
     run(subject, &plan, &Steps::default(), &mut recorder).unwrap();
 
