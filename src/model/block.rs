@@ -7,7 +7,7 @@ use super::host;
 use super::linear::Linear;
 use super::rope::Rope;
 use crate::attention::HeadLayout;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::vector::{self, instruction_set};
 
 /// Numbers that one thread takes at a time in elementwise work.
@@ -63,10 +63,11 @@ impl Block {
     /// * `hidden`: `[seq_len, hidden_size]`
     pub(super) fn project(&self, hidden: &Tensor, context: BlockContext<'_>) -> Result<Projected> {
         let BlockContext { layout, rope, angles, .. } = context;
-        let normed = norm(hidden, &self.input_layernorm, context.rms_norm_eps)?;
-        let mut queries = host::to_vec(&self.q_proj.forward(&normed)?)?;
-        let mut keys = host::to_vec(&self.k_proj.forward(&normed)?)?;
-        let values = host::to_vec(&self.v_proj.forward(&normed)?)?;
+        let seq_len = hidden.dim(0)?;
+        let normed = host::with_slice(hidden, |hidden| norm_rows(hidden, &self.input_layernorm, context.rms_norm_eps))?;
+        let mut queries = self.q_proj.apply(&normed, seq_len)?;
+        let mut keys = self.k_proj.apply(&normed, seq_len)?;
+        let values = self.v_proj.apply(&normed, seq_len)?;
         rope.rotate(&mut queries, layout.query_width(), layout.head_dim, angles);
         rope.rotate(&mut keys, layout.kv_width(), layout.head_dim, angles);
         Ok(Projected { queries, keys, values })
@@ -79,30 +80,58 @@ impl Block {
     ///
     /// Returns `[seq_len, hidden_size]`.
     pub(super) fn finish(&self, hidden: &Tensor, attended: Vec<f32>, context: BlockContext<'_>) -> Result<Tensor> {
-        let attended = host::matrix(attended, hidden.dim(0)?, context.layout.query_width())?;
-        let hidden = (hidden + self.o_proj.forward(&attended)?)?;
-        let normed = norm(&hidden, &self.post_attention_layernorm, context.rms_norm_eps)?;
-        let activated = silu_mul(&self.gate_proj.forward(&normed)?, &self.up_proj.forward(&normed)?)?;
-        Ok((hidden + self.down_proj.forward(&activated)?)?)
+        let (seq_len, hidden_size) = hidden.dims2()?;
+        let mut residual = self.o_proj.apply(&attended, seq_len)?;
+        drop(attended);
+        host::with_slice(hidden, |hidden| add(&mut residual, hidden))?;
+        let normed = norm_rows(&residual, &self.post_attention_layernorm, context.rms_norm_eps)?;
+        let mut activated = self.up_proj.apply(&normed, seq_len)?;
+        silu_mul(&self.gate_proj.apply(&normed, seq_len)?, &mut activated);
+        add(&mut residual, &self.down_proj.apply(&activated, seq_len)?)?;
+        host::matrix(residual, seq_len, hidden_size)
     }
 }
 
-/// Root-mean-square norm over the last dimension.
+/// Root-mean-square norm over the last dimension of `[seq_len, hidden_size]`.
 pub(super) fn norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    #[expect(clippy::cast_possible_truncation)]
-    let eps = eps as f32;
-    Ok(candle_nn::ops::rms_norm(&x.contiguous()?, weight, eps)?)
+    let (seq_len, hidden_size) = x.dims2()?;
+    host::matrix(host::with_slice(x, |x| norm_rows(x, weight, eps))?, seq_len, hidden_size)
 }
 
-/// `silu(gate) * up`, over threads.
-fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    let (rows, cols) = up.dims2()?;
-    let mut out = host::to_vec(up)?;
-    host::with_slice(gate, |gate| {
+/// [`norm`] of numbers in memory, over threads.
+fn norm_rows(x: &[f32], weight: &Tensor, eps: f64) -> Result<Vec<f32>> {
+    #[expect(clippy::cast_possible_truncation)]
+    let eps = eps as f32;
+    let mut out = x.to_vec();
+    host::with_slice(weight, |weight| {
         let set = instruction_set();
-        let chunks = out.par_chunks_mut(ELEMENTS_PER_TASK).zip(gate.par_chunks(ELEMENTS_PER_TASK));
-        chunks.for_each(|(up, gate)| vector::silu_mul(set, gate, up));
+        let width = weight.len().max(1);
+        if !x.len().is_multiple_of(width) {
+            return Err(Error::shape("a norm's input", format!("rows of {width}"), x.len()));
+        }
+        let rows_per_task = (ELEMENTS_PER_TASK / width).max(1);
+        out.par_chunks_mut(rows_per_task * width).for_each(|rows| {
+            rows.chunks_exact_mut(width).for_each(|row| vector::rms_norm(set, row, weight, eps));
+        });
         Ok(())
     })?;
-    host::matrix(out, rows, cols)
+    Ok(out)
+}
+
+/// `sums += numbers`, over threads.
+fn add(sums: &mut [f32], numbers: &[f32]) -> Result<()> {
+    if sums.len() != numbers.len() {
+        return Err(Error::shape("a residual", numbers.len(), sums.len()));
+    }
+    let set = instruction_set();
+    let chunks = sums.par_chunks_mut(ELEMENTS_PER_TASK).zip(numbers.par_chunks(ELEMENTS_PER_TASK));
+    chunks.for_each(|(sums, numbers)| vector::add_assign(set, sums, numbers));
+    Ok(())
+}
+
+/// `up *= silu(gate)`, over threads.
+fn silu_mul(gate: &[f32], up: &mut [f32]) {
+    let set = instruction_set();
+    let chunks = up.par_chunks_mut(ELEMENTS_PER_TASK).zip(gate.par_chunks(ELEMENTS_PER_TASK));
+    chunks.for_each(|(up, gate)| vector::silu_mul(set, gate, up));
 }

@@ -7,6 +7,7 @@ use candle_core::{DType, Tensor};
 use super::host;
 use crate::error::{Error, Result};
 use crate::kernels::quant::WeightMatrix;
+use crate::kernels::vector::{self, instruction_set};
 
 /// Weights `[out_features, in_features]`.
 #[derive(Debug, Clone)]
@@ -59,25 +60,47 @@ impl Linear {
     /// # Errors
     /// [`Error::Shape`] or [`Error::Tensor`] if the shapes do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = match &self.weights {
-            Weights::Dense(weight) => x.matmul(&weight.t()?)?,
+        let seq_len = x.dim(0)?;
+        let y = host::with_slice(x, |x| self.apply(x, seq_len))?;
+        let out_features = y.len() / seq_len.max(1);
+        host::matrix(y, seq_len, out_features)
+    }
+
+    /// Applies the layer to numbers in memory.
+    ///
+    /// * `x`: `[seq_len, in_features]`
+    ///
+    /// Returns `[seq_len, out_features]`.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub(super) fn apply(&self, x: &[f32], seq_len: usize) -> Result<Vec<f32>> {
+        let mut y = match &self.weights {
+            Weights::Dense(weight) => {
+                let x = host::matrix(x.to_vec(), seq_len, x.len() / seq_len.max(1))?;
+                host::to_vec(&x.matmul(&weight.t()?)?)?
+            }
             Weights::Stored(weight) => {
-                let (seq_len, cols) = x.dims2()?;
-                if cols != weight.cols() {
-                    return Err(Error::shape("a linear layer's input", weight.cols(), cols));
+                if x.len() != seq_len * weight.cols() {
+                    return Err(Error::shape("a linear layer's input", seq_len * weight.cols(), x.len()));
                 }
-                let mut out = vec![0.0; seq_len * weight.rows()];
-                host::with_slice(x, |x| {
-                    weight.matmul(x, seq_len, &mut out);
-                    Ok(())
-                })?;
-                host::matrix(out, seq_len, weight.rows())?
+                let mut y = vec![0.0; seq_len * weight.rows()];
+                weight.matmul(x, seq_len, &mut y);
+                y
             }
         };
-        match &self.bias {
-            Some(bias) => Ok(y.broadcast_add(bias)?),
-            None => Ok(y),
+        if let Some(bias) = &self.bias {
+            host::with_slice(bias, |bias| {
+                if y.len() != seq_len * bias.len() {
+                    return Err(Error::shape("a linear layer's bias", y.len() / seq_len.max(1), bias.len()));
+                }
+                for row in y.chunks_exact_mut(bias.len().max(1)) {
+                    vector::add_assign(instruction_set(), row, bias);
+                }
+                Ok(())
+            })?;
         }
+        Ok(y)
     }
 }
 
