@@ -31,6 +31,9 @@ use crate::error::{Error, Result};
 /// How many f32 a dequantised panel may hold: it should stay in a core's cache while it is used.
 const PANEL_NUMBERS: usize = 96 * 1024;
 
+/// Rows of weights that the product's kernel takes in step.
+const STRIP_ROWS: usize = 64;
+
 /// Up to so many rows of activations go through block products, which unpack each block once for four of them.
 const FEW_ROWS: usize = 16;
 
@@ -214,7 +217,9 @@ impl WeightMatrix {
     }
 
     fn matmul_panels(&self, x: &[f32], seq_len: usize, out: &mut [f32]) {
-        let panel_rows = (PANEL_NUMBERS / self.cols).clamp(8, self.rows.max(8));
+        let most = PANEL_NUMBERS / self.cols;
+        // Whole strips of the product's own kernel leave no narrow rest.
+        let panel_rows = if most > STRIP_ROWS { most - most % STRIP_ROWS } else { most.max(8) };
         let x = Matrix::new(x, seq_len, self.cols, self.cols);
         let views = MatrixMut::new(out, seq_len, self.rows, self.rows).split_columns(panel_rows);
         views.into_par_iter().enumerate().for_each_init(Vec::new, |panel: &mut Vec<f32>, (index, mut view)| {
