@@ -3,7 +3,7 @@
 //! Decoding one token is some hundred small phases of a few microseconds. Handing each to a general thread pool costs as
 //! much as the work itself; here the threads stay together for the whole token, and the end of a phase is a change of one
 //! number. A phase is over when all of its chunks are done, whoever did them: a thread whose core was taken away between
-//! chunks keeps nobody waiting, and catches up later. Threads that wait spin first, then give their core away; between
+//! chunks keeps nobody waiting before the end of the job, and catches up later. Threads that wait spin first, then give their core away; between
 //! jobs they sleep.
 //!
 //! Not for: work in large pieces (prefill), which rayon spreads as well.
@@ -177,9 +177,12 @@ impl Shared {
             if !self.gate.enter() {
                 continue; // it was over sooner
             }
-            // Inside, the job stays: the lock is held by nobody for long.
-            let job = *lock(&self.job);
-            seen = self.generation.load(Ordering::Acquire);
+            // Inside, the job stays.
+            let job = {
+                let job = lock(&self.job);
+                seen = self.generation.load(Ordering::Acquire);
+                *job
+            };
             if let Some(job) = job {
                 let mut worker = Worker { progress: &self.progress, phase: 0, size: self.size };
                 // SAFETY: `Team::try_run` closes the gate, and waits until everybody has left, before it lets the job go.
@@ -283,7 +286,10 @@ impl Team {
         {
             // SAFETY: only the lifetime changes; the gate is closed below before this function returns.
             let job = unsafe { std::mem::transmute::<*const Job<'_>, *const Job<'static>>(std::ptr::from_ref(job)) };
-            *lock(&shared.job) = Some(JobPointer(job));
+            // All under the lock: a thread about to sleep sees the new number or gets the call, and one that slips in early
+            // waits here for its number.
+            let mut current = lock(&shared.job);
+            *current = Some(JobPointer(job));
             shared.gate.open();
             shared.generation.fetch_add(1, Ordering::Release);
         }
