@@ -404,8 +404,8 @@ mod x86 {
         /// # Safety
         /// As [`add_block`](Self::add_block).
         unsafe fn no_offsets() -> Self::Offsets;
-        /// Adds the products of a block with `N` rows of activations. Every other block of a row gets the two sets of
-        /// sums swapped: two hide the latency of additions.
+        /// Adds the products of a block with `N` rows of activations. Block `n` of a row adds to `sums` first, block
+        /// `n + 1` gets them swapped: two sets hide the latency of additions.
         ///
         /// A function of its own, not a closure, which the compiler might not inline into one that has the instructions.
         ///
@@ -505,8 +505,8 @@ mod x86 {
                 // SAFETY: the caller's promise.
                 unsafe {
                     let group = L::scaled(B::group::<G>(block), scales[G]);
-                    for (n, sums) in sums.iter_mut().enumerate() {
-                        *sums = L::add_group(group, columns.x.add(n * columns.cols + G * GROUP), *sums);
+                    for n in 0..N {
+                        sums[n] = L::add_group(group, columns.x.add(n * columns.cols + G * GROUP), sums[n]);
                     }
                 }
             }
@@ -520,8 +520,8 @@ mod x86 {
                         Some(_) => scales,
                         None => L::scaled(_mm_loadu_si128(factors.offsets.as_ptr().cast()), factors.offset),
                     };
-                    for (n, even) in even.iter_mut().enumerate() {
-                        *even = L::add_group(offsets, columns.sums.add(n * columns.num_groups), *even);
+                    for n in 0..N {
+                        even[n] = L::add_group(offsets, columns.sums.add(n * columns.num_groups), even[n]);
                     }
                 }
                 let scales = L::store_group(scales);

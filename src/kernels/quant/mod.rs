@@ -90,8 +90,8 @@ impl WeightMatrix {
         Ok(Self { owner, range, dtype, rows, cols })
     }
 
-    /// A multiple of this, in bytes, is where the bytes of a matrix must begin in memory: plain floats are read
-    /// in place, and blocks hold f16, or f32 in `Q8_K`.
+    /// A multiple of this, in bytes, is where the bytes of a matrix must begin in memory: floats are read in place as their
+    /// own type, and so is what a block begins with.
     #[must_use]
     pub fn alignment(dtype: GgmlDType) -> usize {
         if matches!(dtype, GgmlDType::F32 | GgmlDType::Q8K) { 4 } else { 2 }
