@@ -81,25 +81,10 @@ fn six_bit_factors(packed: &[u8]) -> [[i8; GROUP]; 2] {
     let [a, b, c] = words(packed);
     let scales = [a & 0x3f3f_3f3f, (c & 0x0f0f_0f0f) | ((a >> 2) & 0x3030_3030)];
     let offsets = [b & 0x3f3f_3f3f, ((c >> 4) & 0x0f0f_0f0f) | ((b >> 2) & 0x3030_3030)];
-    [scales, offsets].map(|[low, high]| twice((u64::from(high) << 32) | u64::from(low)))
-}
-
-/// Each of 8 bytes, lowest first, two times.
-#[inline(always)]
-fn twice(bytes: u64) -> [i8; GROUP] {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_mm_cvtsi64_si128, _mm_storeu_si128, _mm_unpacklo_epi8};
-        let mut out = [0; GROUP];
-        // SAFETY: the baseline instruction set; 16 bytes are written to as many.
-        unsafe {
-            let bytes = _mm_cvtsi64_si128(bytes.cast_signed());
-            _mm_storeu_si128(out.as_mut_ptr().cast(), _mm_unpacklo_epi8(bytes, bytes));
-        }
-        out
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    std::array::from_fn(|group| bytes.to_le_bytes()[group / 2].cast_signed())
+    [scales, offsets].map(|[low, high]| {
+        let bytes = ((u64::from(high) << 32) | u64::from(low)).to_le_bytes();
+        std::array::from_fn(|group| bytes[group / 2].cast_signed())
+    })
 }
 
 /// The 16 scales of `Q3_K`, 6 bits each in 12 bytes: the low four are the nibbles of bytes 0..8, low ones first; of the
