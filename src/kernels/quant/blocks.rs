@@ -51,7 +51,7 @@ pub(super) struct Q8_0;
 
 /// The f16 at `bytes[at..at + 2]`, widened.
 #[inline(always)]
-pub(super) fn half_at<const SIMD: bool>(bytes: &[u8], at: usize) -> f32 {
+fn half_at<const SIMD: bool>(bytes: &[u8], at: usize) -> f32 {
     let bits = u16::from_le_bytes([bytes[at], bytes[at + 1]]);
     #[cfg(target_arch = "x86_64")]
     if SIMD {

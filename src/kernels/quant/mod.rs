@@ -9,19 +9,19 @@
 
 mod blocks;
 mod dot;
-mod super_blocks;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::quantized::GgmlDType;
-use candle_core::quantized::k_quants::{BlockQ8_1, GgmlType};
+use candle_core::quantized::k_quants::{
+    BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8_1, BlockQ8K, GgmlType,
+};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 use blocks::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, dequantize_small};
 pub use dot::Activations;
-use super_blocks::{Q2K, Q3K, Q4K, Q5K, Q6K, Q8K, dequantize_super};
 
 use super::gemm::{Matrix, MatrixMut};
 use super::simd::InstructionSet;
@@ -36,9 +36,6 @@ const STRIP_ROWS: usize = 64;
 
 /// Up to so many rows of activations go through block products, which unpack each block once for four of them.
 const FEW_ROWS: usize = 16;
-
-/// The same for blocks of 256 numbers, the products of which cost more.
-const FEW_SUPER_ROWS: usize = 8;
 
 /// The same for plain floats, each row of which is widened for each row of activations.
 const FEW_FLOAT_ROWS: usize = 2;
@@ -90,8 +87,8 @@ impl WeightMatrix {
         Ok(Self { owner, range, dtype, rows, cols })
     }
 
-    /// A multiple of this, in bytes, is where the bytes of a matrix must begin in memory: floats are read in place as their
-    /// own type, and so is what a block begins with.
+    /// A multiple of this, in bytes, is where the bytes of a matrix must begin in memory: floats and the large blocks are
+    /// read in place as their own type.
     #[must_use]
     pub fn alignment(dtype: GgmlDType) -> usize {
         if matches!(dtype, GgmlDType::F32 | GgmlDType::Q8K) { 4 } else { 2 }
@@ -140,7 +137,7 @@ impl WeightMatrix {
     /// If `rows` is out of range or `out` has another size.
     pub fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) {
         assert_eq!(out.len(), rows.len() * self.cols, "size of the dequantised rows");
-        dequantize(instruction_set(), self.dtype, self.row_data(rows), out);
+        dequantize(self.dtype, self.row_data(rows), out);
     }
 
     /// Products of some rows with activations that were [prepared](Activations::prepare) for this matrix's format, on the
@@ -179,10 +176,7 @@ impl WeightMatrix {
         match self.dtype {
             GgmlDType::Q4_0 | GgmlDType::Q4_1 | GgmlDType::Q5_0 | GgmlDType::Q5_1 | GgmlDType::Q8_0 => FEW_ROWS,
             GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => FEW_FLOAT_ROWS,
-            GgmlDType::Q2K | GgmlDType::Q3K | GgmlDType::Q4K | GgmlDType::Q5K | GgmlDType::Q6K | GgmlDType::Q8K => {
-                FEW_SUPER_ROWS
-            }
-            GgmlDType::Q8_1 => 1,
+            _ => 1,
         }
     }
 
@@ -245,7 +239,8 @@ fn blocks_of<T>(data: &[u8]) -> &[T] {
     blocks
 }
 
-fn dequantize(set: InstructionSet, dtype: GgmlDType, data: &[u8], out: &mut [f32]) {
+fn dequantize(dtype: GgmlDType, data: &[u8], out: &mut [f32]) {
+    let set = instruction_set();
     match dtype {
         GgmlDType::F32 => out.copy_from_slice(blocks_of(data)),
         GgmlDType::F16 => vector::widen::<f16>(set, blocks_of(data), out),
@@ -256,11 +251,11 @@ fn dequantize(set: InstructionSet, dtype: GgmlDType, data: &[u8], out: &mut [f32
         GgmlDType::Q5_1 => dequantize_small::<Q5_1>(set, data, out),
         GgmlDType::Q8_0 => dequantize_small::<Q8_0>(set, data, out),
         GgmlDType::Q8_1 => BlockQ8_1::to_float(blocks_of(data), out),
-        GgmlDType::Q2K => dequantize_super::<Q2K>(set, data, out),
-        GgmlDType::Q3K => dequantize_super::<Q3K>(set, data, out),
-        GgmlDType::Q4K => dequantize_super::<Q4K>(set, data, out),
-        GgmlDType::Q5K => dequantize_super::<Q5K>(set, data, out),
-        GgmlDType::Q6K => dequantize_super::<Q6K>(set, data, out),
-        GgmlDType::Q8K => dequantize_super::<Q8K>(set, data, out),
+        GgmlDType::Q2K => BlockQ2K::to_float(blocks_of(data), out),
+        GgmlDType::Q3K => BlockQ3K::to_float(blocks_of(data), out),
+        GgmlDType::Q4K => BlockQ4K::to_float(blocks_of(data), out),
+        GgmlDType::Q5K => BlockQ5K::to_float(blocks_of(data), out),
+        GgmlDType::Q6K => BlockQ6K::to_float(blocks_of(data), out),
+        GgmlDType::Q8K => BlockQ8K::to_float(blocks_of(data), out),
     }
 }
