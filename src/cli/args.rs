@@ -266,6 +266,9 @@ pub struct CacheArgs {
 pub struct CompareArgs {
     #[command(flatten)]
     pub run: RunArgs,
+    /// Numbers of the full cache, to compare quantised caches with [default: those of --kv-dtype]
+    #[arg(long, value_enum, value_name = "KV_DTYPE")]
+    pub full_kv_dtype: Option<CacheDtype>,
     /// Configuration of the adaptive cache (JSON) [default: the original's values]
     #[arg(long, env = "CONFIG", value_name = "PATH")]
     pub config: Option<PathBuf>,

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use adaptive_kvcache::cache::{AdaptiveKvCache, CacheBytes, Retention};
+use adaptive_kvcache::cache::{AdaptiveKvCache, CacheBytes, KvDtype, Retention};
 use adaptive_kvcache::fidelity::{Agreement, log_softmax};
 use adaptive_kvcache::generate::{Generation, GenerationOptions};
 use adaptive_kvcache::memory::{process_memory, release_unused};
@@ -36,14 +36,19 @@ struct Run {
 pub fn run(args: &CompareArgs) -> anyhow::Result<Outcome> {
     let config = config(args.config.as_deref())?;
     listen()?;
-    let session = Session::open(&args.run.model)?;
+    let mut session = Session::open(&args.run.model)?;
+    let kv_dtype = session.kv_dtype;
+    let full_kv_dtype = args.full_kv_dtype.map_or(kv_dtype, KvDtype::from);
+    full_kv_dtype.check(session.loaded.model.config().heads.head_dim)?;
     let prompt = session.encode(&args.run.prompt)?;
     let options = args.run.sampling.options(DEFAULT_NEW_TOKENS);
 
     // Neither run should pay for what only a first one does: reading weights from disk, starting threads.
     let warm_up = &prompt[..prompt.len().min(WARM_UP_TOKENS)];
+    session.kv_dtype = full_kv_dtype;
     answer(&session, warm_up, Retention::Full, &GenerationOptions { max_new_tokens: 2, ..options.clone() })?;
     let (full, _) = answer(&session, &prompt, Retention::Full, &options)?;
+    session.kv_dtype = kv_dtype;
     let (adaptive, mut fork) = answer(&session, &prompt, session.adaptive(config), &options)?;
     // The adaptive cache reads the full run's text: what would it have said at each position?
     let mut forced = adaptive.logprobs[..1.min(adaptive.logprobs.len())].to_vec();

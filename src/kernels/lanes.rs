@@ -224,6 +224,7 @@ mod x86 {
 
     use half::f16;
 
+    use super::super::simd::each;
     use super::{LANES, Lanes};
 
     /// Two factors as the 32 bits that are repeated in every lane.
@@ -346,7 +347,7 @@ mod x86 {
         #[inline(always)]
         fn power_of_two(self) -> Self {
             // SAFETY: the caller has AVX2.
-            Self(self.0.map(|value| unsafe {
+            Self(each!(2 of self.0, |value| unsafe {
                 let moved = _mm256_slli_epi32::<23>(_mm256_castps_si256(value));
                 _mm256_castsi256_ps(_mm256_add_epi32(moved, _mm256_set1_epi32(0x3f80_0000)))
             }))
@@ -378,24 +379,26 @@ mod x86 {
         #[inline(always)]
         fn from_ints(ints: Self::Ints) -> Self {
             // SAFETY: the caller has AVX2.
-            Self(ints.map(|ints| unsafe { _mm256_cvtepi32_ps(ints) }))
+            Self(each!(2 of ints, |ints| unsafe { _mm256_cvtepi32_ps(ints) }))
         }
 
         #[inline(always)]
         fn pairs_i8(source: &[[u8; 2]; LANES]) -> Self::Pairs {
             // SAFETY: see the top of the module.
-            unsafe { transmute::<[[u8; 2]; LANES], [__m128i; 2]>(*source).map(|bytes| _mm256_cvtepi8_epi16(bytes)) }
+            unsafe {
+                each!(2 of transmute::<[[u8; 2]; LANES], [__m128i; 2]>(*source), |bytes| _mm256_cvtepi8_epi16(bytes))
+            }
         }
 
         #[inline(always)]
         fn pairs_u4(source: &[[u8; 2]; LANES]) -> [Self::Pairs; 2] {
             // SAFETY: see the top of the module.
             unsafe {
-                let bytes =
-                    transmute::<[[u8; 2]; LANES], [__m128i; 2]>(*source).map(|bytes| _mm256_cvtepu8_epi16(bytes));
+                let bytes = transmute::<[[u8; 2]; LANES], [__m128i; 2]>(*source);
+                let bytes = each!(2 of bytes, |bytes| _mm256_cvtepu8_epi16(bytes));
                 [
-                    bytes.map(|bytes| _mm256_and_si256(bytes, _mm256_set1_epi16(15))),
-                    bytes.map(|bytes| _mm256_srli_epi16::<4>(bytes)),
+                    each!(2 of bytes, |bytes| _mm256_and_si256(bytes, _mm256_set1_epi16(15))),
+                    each!(2 of bytes, |bytes| _mm256_srli_epi16::<4>(bytes)),
                 ]
             }
         }

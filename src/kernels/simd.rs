@@ -79,6 +79,26 @@ macro_rules! multiversion {
 }
 pub(crate) use multiversion;
 
+/// An array of an expression's value for each element of an array of two or four. No closure: the compiler leaves those of
+/// `array::map` out of line at times, where they lack the instruction set of their surroundings, and each intrinsic in
+/// them becomes a call.
+#[cfg(target_arch = "x86_64")]
+macro_rules! each {
+    ([$($element:expr),+], |$name:ident| $value:expr) => {
+        [$({ let $name = $element; $value }),+]
+    };
+    (2 of $array:expr, |$name:ident| $value:expr) => {{
+        let [a, b] = $array;
+        $crate::kernels::simd::each!([a, b], |$name| $value)
+    }};
+    (4 of $array:expr, |$name:ident| $value:expr) => {{
+        let [a, b, c, d] = $array;
+        $crate::kernels::simd::each!([a, b, c, d], |$name| $value)
+    }};
+}
+#[cfg(target_arch = "x86_64")]
+pub(crate) use each;
+
 /// `a * b + c`, fused where the instruction set has it.
 #[inline(always)]
 pub(crate) fn fma<const SIMD: bool>(a: f32, b: f32, c: f32) -> f32 {

@@ -12,6 +12,8 @@ use std::arch::x86_64::{
 
 use half::f16;
 
+#[cfg(target_arch = "x86_64")]
+use super::super::simd::each;
 use super::super::simd::{fma, multiversion};
 
 /// Numbers in a block.
@@ -96,10 +98,10 @@ fn nibbles_and_bits(bytes: &[u8], bits: &[u8]) -> [i8; BLOCK] {
 unsafe fn nibbles8(bytes: *const u8) -> [__m256i; 4] {
     // SAFETY: the caller's promise.
     unsafe {
-        let both = [0, 8].map(|at| _mm256_cvtepu8_epi32(_mm_loadl_epi64(bytes.add(at).cast())));
-        let low = both.map(|both| _mm256_and_si256(both, _mm256_set1_epi32(0x0f)));
-        let high = both.map(|both| _mm256_srli_epi32::<4>(both));
-        [low[0], low[1], high[0], high[1]]
+        let both = each!([0, 8], |at| _mm256_cvtepu8_epi32(_mm_loadl_epi64(bytes.add(at).cast())));
+        let [first, second] = each!(2 of both, |both| _mm256_and_si256(both, _mm256_set1_epi32(0x0f)));
+        let [third, fourth] = each!(2 of both, |both| _mm256_srli_epi32::<4>(both));
+        [first, second, third, fourth]
     }
 }
 
@@ -129,7 +131,7 @@ unsafe fn nibbles_and_bits8(bytes: *const u8, bits: *const u8) -> [__m256i; 4] {
         let bits = bits.cast::<i32>().read_unaligned();
         let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
         let nibbles = nibbles8(bytes);
-        std::array::from_fn(|part| {
+        each!([0, 1, 2, 3], |part| {
             let bits = _mm256_srlv_epi32(_mm256_set1_epi32(bits >> (8 * part)), lanes);
             let fifth = _mm256_slli_epi32::<4>(_mm256_and_si256(bits, _mm256_set1_epi32(1)));
             _mm256_or_si256(nibbles[part], fifth)
@@ -148,7 +150,7 @@ unsafe fn nibbles_and_bits16(bytes: *const u8, bits: *const u8) -> [__m512i; 2] 
     unsafe {
         let bits = bits.cast::<[u16; 2]>().read_unaligned();
         let nibbles = nibbles16(bytes);
-        std::array::from_fn(|part| {
+        each!([0, 1], |part| {
             _mm512_or_si512(nibbles[part], _mm512_maskz_mov_epi32(bits[part], _mm512_set1_epi32(0x10)))
         })
     }
@@ -269,14 +271,14 @@ impl SmallBlock for Q8_0 {
     #[inline(always)]
     unsafe fn quants8(block: *const u8) -> [__m256i; 4] {
         // SAFETY: the caller's promise.
-        unsafe { [2, 10, 18, 26].map(|at| _mm256_cvtepi8_epi32(_mm_loadl_epi64(block.add(at).cast()))) }
+        unsafe { each!([2, 10, 18, 26], |at| _mm256_cvtepi8_epi32(_mm_loadl_epi64(block.add(at).cast()))) }
     }
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn quants16(block: *const u8) -> [__m512i; 2] {
         // SAFETY: the caller's promise.
-        unsafe { [2, 18].map(|at| _mm512_cvtepi8_epi32(_mm_loadu_si128(block.add(at).cast()))) }
+        unsafe { each!([2, 18], |at| _mm512_cvtepi8_epi32(_mm_loadu_si128(block.add(at).cast()))) }
     }
 }
 

@@ -277,6 +277,7 @@ mod x86 {
         _mm512_mul_ps, _mm512_setzero_ps,
     };
 
+    use super::super::super::simd::each;
     use super::{BLOCK, BlockDot, SmallBlock};
 
     /// How far ahead weights are fetched, in bytes: a row or two.
@@ -314,13 +315,13 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn quants<B: SmallBlock>(block: *const u8) -> [__m256; 4] {
-            unsafe { B::quants8(block).map(|quants| _mm256_cvtepi32_ps(quants)) }
+            unsafe { each!(4 of B::quants8(block), |quants| _mm256_cvtepi32_ps(quants)) }
         }
 
         #[inline(always)]
         unsafe fn add(quants: [__m256; 4], x: *const f32, scale: __m128, sums: __m256) -> __m256 {
             unsafe {
-                let x: [__m256; 4] = std::array::from_fn(|part| _mm256_loadu_ps(x.add(8 * part)));
+                let x = each!([0, 1, 2, 3], |part| _mm256_loadu_ps(x.add(8 * part)));
                 let even = _mm256_fmadd_ps(quants[2], x[2], _mm256_mul_ps(quants[0], x[0]));
                 let odd = _mm256_fmadd_ps(quants[3], x[3], _mm256_mul_ps(quants[1], x[1]));
                 _mm256_fmadd_ps(_mm256_add_ps(even, odd), _mm256_broadcastss_ps(scale), sums)
@@ -350,7 +351,7 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn quants<B: SmallBlock>(block: *const u8) -> [__m512; 2] {
-            unsafe { B::quants16(block).map(|quants| _mm512_cvtepi32_ps(quants)) }
+            unsafe { each!(2 of B::quants16(block), |quants| _mm512_cvtepi32_ps(quants)) }
         }
 
         #[inline(always)]
@@ -398,6 +399,44 @@ mod x86 {
         }
     }
 
+    /// One block of weights, and its activations in each of `N` rows.
+    struct Place {
+        block: *const u8,
+        /// The first row's 32 activations; the next row's are `cols` further.
+        x: *const f32,
+        cols: usize,
+        /// The first row's sum; the next row's is `num_blocks` further.
+        x_sum: *const f32,
+        num_blocks: usize,
+    }
+
+    /// Adds a block's products. A function of its own, and no closure: those were left out of line, without the
+    /// instruction set of their surroundings.
+    ///
+    /// # Safety
+    /// As [`block_dot_rows`]; all of `place` lies inside of the weights and activations. Fetching ahead may leave the
+    /// matrix, which a prefetch allows.
+    #[inline(always)]
+    unsafe fn add_block<L: Lanes, const N: usize, B: SmallBlock>(
+        place: Place,
+        sums: &mut [L::Sums; N],
+        offsets: &mut [__m128; N],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(place.block.wrapping_add(AHEAD).cast());
+            // The scale, and behind it the offset or something else.
+            let stored = _mm_cvtph_ps(_mm_cvtsi32_si128(place.block.cast::<i32>().read_unaligned()));
+            let quants = L::quants::<B>(place.block);
+            for n in 0..N {
+                sums[n] = L::add(quants, place.x.add(n * place.cols), stored, sums[n]);
+                if B::OFFSET != Some(0.0) {
+                    offsets[n] = _mm_fmadd_ps(stored, _mm_set1_ps(*place.x_sum.add(n * place.num_blocks)), offsets[n]);
+                }
+            }
+        }
+    }
+
     /// `N` rows of activations at a time, so that each block is unpacked once for all of them. The result for each does
     /// not depend on `N`.
     ///
@@ -420,27 +459,20 @@ mod x86 {
                 // Two sets of sums hide the latency of the multiply-add.
                 let mut sums = [[L::zero(); N]; 2];
                 let mut offsets = [_mm_setzero_ps(); N];
-                let step = |block: usize, sums: &mut [L::Sums; N], offsets: &mut [__m128; N]| {
-                    let bytes = row.as_ptr().add(block * B::BYTES);
-                    _mm_prefetch::<_MM_HINT_T0>(bytes.wrapping_add(AHEAD).cast());
-                    // The scale, and behind it the offset or something else.
-                    let stored = _mm_cvtph_ps(_mm_cvtsi32_si128(bytes.cast::<i32>().read_unaligned()));
-                    let quants = L::quants::<B>(bytes);
-                    for n in 0..N {
-                        sums[n] = L::add(quants, x.as_ptr().add(n * cols + block * BLOCK), stored, sums[n]);
-                        if B::OFFSET != Some(0.0) {
-                            let x_sum = _mm_set1_ps(*x_sums.get_unchecked(n * num_blocks + block));
-                            offsets[n] = _mm_fmadd_ps(stored, x_sum, offsets[n]);
-                        }
-                    }
-                };
                 let [even, odd] = &mut sums;
+                let place = |block: usize| Place {
+                    block: row.as_ptr().add(block * B::BYTES),
+                    x: x.as_ptr().add(block * BLOCK),
+                    cols,
+                    x_sum: x_sums.as_ptr().add(block),
+                    num_blocks,
+                };
                 for pair in 0..num_blocks / 2 {
-                    step(2 * pair, even, &mut offsets);
-                    step(2 * pair + 1, odd, &mut offsets);
+                    add_block::<L, N, B>(place(2 * pair), even, &mut offsets);
+                    add_block::<L, N, B>(place(2 * pair + 1), odd, &mut offsets);
                 }
                 if num_blocks % 2 == 1 {
-                    step(num_blocks - 1, even, &mut offsets);
+                    add_block::<L, N, B>(place(num_blocks - 1), even, &mut offsets);
                 }
                 for n in 0..N {
                     let offset = match B::OFFSET {

@@ -324,6 +324,25 @@ fn compare_shows_both_answers_and_all_figures() {
     }
 }
 
+/// The full cache may have numbers of its own: what a quantised cache costs is then seen apart from what eviction does.
+#[test]
+fn compare_sets_a_quantised_cache_against_the_full_one() {
+    let lab = Lab::new();
+    lab.write("keep-all.json", r#"{"criterion": "mass", "policies": ["full"]}"#);
+    let args = ["compare", "--model", MODEL, "--prompt", CAPITAL, "-n", "6", "--config", "keep-all.json"];
+    let compare = |kv_dtype: &str| {
+        let text = succeeds(&lab.run(&[&args[..], &["--kv-dtype", kv_dtype, "--full-kv-dtype", "f16"]].concat()));
+        let kept = text.lines().find_map(|line| line.strip_prefix("KV cache kept, MB")).unwrap();
+        let kl = text.split("mean KL ").nth(1).unwrap().split(' ').next().unwrap().parse::<f64>().unwrap();
+        (kept.split_whitespace().last().unwrap().parse::<f64>().unwrap(), kl)
+    };
+    assert_eq!(compare("f16"), (1.0, 0.0));
+    let (kept, kl) = compare("q8_0");
+    assert!(kept == 0.531 && kl > 0.0 && kl < 0.01, "{kept}, {kl}");
+    let (kept, kl) = compare("q4_0");
+    assert!(kept == 0.281 && kl > 0.0, "{kept}, {kl}");
+}
+
 #[test]
 fn inspect_shows_what_is_known_of_the_model() {
     let text = succeeds(&Lab::new().run(&["inspect", "--model", MODEL]));
