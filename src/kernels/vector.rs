@@ -315,7 +315,9 @@ fn widen_body<const SIMD: bool, T: Element>(source: &[T], out: &mut [f32]) {
 /// * `a_out`, `b_out`: `[head_dim]` unnormalised sums
 pub fn merge_partial(a: &mut (f32, f32), a_out: &mut [f32], b: (f32, f32), b_out: &[f32]) {
     let max = a.0.max(b.0);
-    let (a_scale, b_scale) = ((a.0 - max).exp(), (b.0 - max).exp());
+    // All scores may be minus infinity: any finite number keeps their differences defined.
+    let base = max.max(f32::MIN);
+    let (a_scale, b_scale) = ((a.0 - base).exp(), (b.0 - base).exp());
     *a = (max, a.1 * a_scale + b.1 * b_scale);
     for (a, &b) in a_out.iter_mut().zip(b_out) {
         *a = *a * a_scale + b * b_scale;
