@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use adaptive_kvcache::cache::Retention;
-use adaptive_kvcache::generate::{Batch, BatchLimits, BatchSummary, FinishReason};
+use adaptive_kvcache::generate::{Batch, BatchLimits, BatchPrompt, BatchSummary, FinishReason};
 use adaptive_kvcache::memory::process_memory;
 use adaptive_kvcache::report::{BatchReport, BatchTextReport, ModelReport, megabytes};
 use adaptive_kvcache::tokenizer::{ChatMessage, messages_from_value};
@@ -23,6 +23,11 @@ use super::{Outcome, STDOUT_FAILED};
 
 /// * `path`: the file of prompts
 pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
+    if args.save_image {
+        return Err(Error::input("pictures are drawn of one prompt, not of a file of --prompts")
+            .with_hint("leave --save-image and SAVE_IMAGE=1 out, or give one prompt with --prompt")
+            .into());
+    }
     let config = config(args.cache.config.as_deref())?;
     let lines = read_lines(path)?;
     let log = Log::start(&args.cache.log_file)?;
@@ -43,12 +48,18 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     let mut output = InOrder { next: 0, ended: BTreeMap::new(), written: Ok(()) };
     let mut texts: Vec<BatchTextReport> = Vec::with_capacity(count);
     let logged = args.cache.use_adakv.then_some(&config);
+    let mut read = vec![false; count];
     let stop = std::cell::Cell::new(false);
     let summary = batch.run(
-        |_| Observer::new(logged.cloned(), None),
+        |index| {
+            // A prompt that is read again chooses as before.
+            let first_time = !std::mem::replace(&mut read[index], true);
+            Observer::new(logged.filter(|_| first_time).cloned(), None)
+        },
         || if interrupted() || stop.get() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) },
         |text| {
-            let text = BatchTextReport::from(text);
+            let line = lines[text.index].0;
+            let text = BatchTextReport::new(text, line);
             output.write(&text);
             texts.push(text);
             stop.set(output.written.is_err());
@@ -126,8 +137,8 @@ fn parse(place: &Path, line: &str) -> Result<Asked> {
     }
 }
 
-/// Token ids of every line.
-fn encode(session: &Session, args: &GenerateArgs, path: &Path, lines: &[(usize, String)]) -> Result<Vec<Vec<u32>>> {
+/// The prompt of every line.
+fn encode(session: &Session, args: &GenerateArgs, path: &Path, lines: &[(usize, String)]) -> Result<Vec<BatchPrompt>> {
     let dialogue = &args.run.prompt.dialogue;
     let opening = opening(dialogue)?;
     let tokenizer = &session.loaded.tokenizer;
@@ -148,7 +159,7 @@ fn encode(session: &Session, args: &GenerateArgs, path: &Path, lines: &[(usize, 
             }
             Asked::Text(text) => tokenizer.encode(&text)?,
         };
-        if ids.is_empty() { Err(Error::bad_file(place, "the prompt is empty")) } else { Ok(ids) }
+        Ok(BatchPrompt { name: format!("prompt `{}`", place.display()), ids })
     };
     lines.iter().map(encode).collect()
 }

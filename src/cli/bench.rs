@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use adaptive_kvcache::bench::{self, Observer, Plan, Row, Setting, Subject, SystemClock, Work, write_rows};
-use adaptive_kvcache::cache::Retention;
+use adaptive_kvcache::cache::{KvDtype, Retention};
 use adaptive_kvcache::config::AdaptiveConfig;
 use adaptive_kvcache::plot::{SpeedLine, speed};
 use adaptive_kvcache::report::megabytes;
@@ -43,7 +43,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
         None => TEXT,
     };
     listen()?;
-    let kv_dtypes = distinct(&args.kv_dtype.iter().map(|&dtype| dtype.into()).collect::<Vec<_>>());
+    let kv_dtypes: Vec<KvDtype> = distinct(&args.kv_dtype.iter().map(|&dtype| dtype.into()).collect::<Vec<_>>());
     let session = Session::open(&ModelArgs {
         model: args.model.clone(),
         dtype: args.dtype,
@@ -52,6 +52,9 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
         threads: args.threads.iter().copied().max(),
         prefill_chunk: args.prefill_chunk,
     })?;
+    for dtype in &kv_dtypes {
+        dtype.check(session.loaded.model.config().heads.head_dim)?;
+    }
     let settings = args.settings.iter().zip(configs).map(|(name, config)| Setting {
         name: name.clone(),
         retention: config.map_or(Retention::Full, |config| session.adaptive(config)),
@@ -85,11 +88,12 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
     let mut output = Table::new(args.json.clone(), &args.settings)?;
     let measured = bench::run(subject, &plan, &SystemClock::start(), &mut output);
     output.spinner.finish_and_clear();
-    output.printed.context(STDOUT_FAILED)?;
+    // A reader of the table that went away hides no failure, and keeps no picture from being drawn.
     measured?;
     if let Some(path) = &args.plot {
         draw(path, &args.model, &output.rows)?;
     }
+    output.printed.context(STDOUT_FAILED)?;
     Ok(if interrupted() { Outcome::Interrupted } else { Outcome::Done })
 }
 

@@ -17,6 +17,15 @@ use crate::error::{Error, Result};
 use crate::model::{Llama, PrefillObserver, PrefillOptions};
 use crate::tokenizer::Tokenizer;
 
+/// A text to go on from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchPrompt {
+    /// What messages call it, such as `prompt 3`.
+    pub name: String,
+    /// Its tokens, at least one.
+    pub ids: Vec<u32>,
+}
+
 /// How many sequences may be under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchLimits {
@@ -55,7 +64,7 @@ pub struct BatchSummary {
     pub prefill_time: Duration,
     /// Tokens that came out of decoding steps; the first of each text comes from its prompt.
     pub decoded_tokens: usize,
-    /// Time that decoding steps took.
+    /// Time that decoding steps took, drawing tokens included.
     pub decode_time: Duration,
     /// The most sequences that were under way at a time.
     pub most_sequences: usize,
@@ -73,11 +82,20 @@ pub struct Batch<'a> {
     options: GenerationOptions,
     limits: BatchLimits,
     prefill_options: PrefillOptions,
-    waiting: VecDeque<(usize, Vec<u32>)>,
+    waiting: VecDeque<Waiting>,
     active: Vec<Active<'a>>,
-    /// The largest share of a prompt that a cache was seen to keep: what is expected of the next.
-    expected_ratio: f64,
+    /// Sum over the caches of all prompts so far: the share that they keep is expected of the next.
+    prompts_kv: CacheBytes,
     summary: BatchSummary,
+}
+
+/// A prompt that is not under way yet.
+#[derive(Debug)]
+struct Waiting {
+    index: usize,
+    prompt: BatchPrompt,
+    /// Bytes that it needs; known for a full cache, and once it was read.
+    needed: Option<usize>,
 }
 
 /// A sequence that is under way.
@@ -97,25 +115,24 @@ struct Active<'a> {
 impl<'a> Batch<'a> {
     /// Nothing is computed yet.
     ///
-    /// * `prompts`: ids, each at least one
     /// * `options`: for every text; each has a sampler of its own, with the same seed
     ///
     /// # Errors
-    /// [`Error::Input`] if no sequence may be under way.
+    /// [`Error::Input`] if no sequence may be under way, if a prompt is empty or longer than the context, or if its full
+    /// cache does not fit into the budget alone.
     pub fn new(
         model: &'a Llama,
         tokenizer: &'a Tokenizer,
         kv_dtype: KvDtype,
         retention: Retention,
-        prompts: Vec<Vec<u32>>,
+        prompts: Vec<BatchPrompt>,
         options: GenerationOptions,
         limits: BatchLimits,
     ) -> Result<Self> {
         if limits.sequences == 0 {
             return Err(Error::input("a batch of no sequences").with_hint("allow at least one at a time"));
         }
-        let expected_ratio = if matches!(retention, Retention::Full) { 1.0 } else { 0.0 };
-        Ok(Self {
+        let mut batch = Self {
             model,
             tokenizer,
             kv_dtype,
@@ -123,11 +140,37 @@ impl<'a> Batch<'a> {
             options,
             limits,
             prefill_options: PrefillOptions::default(),
-            waiting: prompts.into_iter().enumerate().collect(),
+            waiting: VecDeque::with_capacity(prompts.len()),
             active: Vec::new(),
-            expected_ratio,
+            prompts_kv: CacheBytes::default(),
             summary: BatchSummary::default(),
-        })
+        };
+        // A prompt that cannot be used is refused before hours are spent on those in front of it.
+        for (index, prompt) in prompts.into_iter().enumerate() {
+            let needed = batch.check(&prompt)?;
+            batch.waiting.push_back(Waiting { index, prompt, needed });
+        }
+        Ok(batch)
+    }
+
+    /// Refuses a prompt that can never be taken in; the bytes that it needs, if they are known.
+    fn check(&self, prompt: &BatchPrompt) -> Result<Option<usize>> {
+        let BatchPrompt { name, ids } = prompt;
+        let context = self.model.config().context_length;
+        if ids.is_empty() {
+            return Err(Error::input(format!("{name} is empty")).with_hint("give at least one token"));
+        }
+        if ids.len() > context {
+            let reason = format!("{name} has {} tokens, more than the model's context of {context}", ids.len());
+            return Err(Error::input(reason).with_hint("shorten the prompt"));
+        }
+        if !matches!(self.retention, Retention::Full) {
+            return Ok(None);
+        }
+        let prompt_bytes = ids.len().saturating_mul(self.token_bytes());
+        let needed = prompt_bytes.saturating_add(self.text_bytes(ids.len()));
+        self.expect_fit(name, needed)?;
+        Ok(Some(needed))
     }
 
     /// Sets how prompts are read.
@@ -139,46 +182,55 @@ impl<'a> Batch<'a> {
 
     /// Generates all texts.
     ///
-    /// * `observe`: makes the observer of a prompt's prefill
-    /// * `go_on`: asked before every step; breaking ends all texts that are under way
-    /// * `done`: gets each text as it ends, in whatever order
+    /// * `observe`: makes the observer of a prompt's prefill; breaking ends all texts that are under way
+    /// * `go_on`: asked before every step and prompt; breaking ends all texts that are under way
+    /// * `done`: gets each text as it ends, in whatever order; after an error, those under way as far as they are
     ///
     /// # Errors
-    /// [`Error::Input`] if a prompt is empty or too long, or does not fit into the budget alone; [`Error::Interrupted`]
-    /// if an observer says so; whatever else prefill, sampling and decoding fail with.
+    /// [`Error::Input`] if what a prompt keeps does not fit into the budget alone; whatever else prefill, sampling and
+    /// decoding fail with.
     pub fn run<O: PrefillObserver>(
         &mut self,
         mut observe: impl FnMut(usize) -> O,
         mut go_on: impl FnMut() -> ControlFlow<()>,
         mut done: impl FnMut(FinishedText),
     ) -> Result<BatchSummary> {
+        let result = self.run_to_end(&mut observe, &mut go_on, &mut done);
+        for index in (0..self.active.len()).rev() {
+            done(self.finish(index).unwrap_or_else(|| self.break_off(index)));
+        }
+        match result {
+            Ok(()) | Err(Error::Interrupted) => Ok(self.summary),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Leaves texts under way if it ends early.
+    fn run_to_end<O: PrefillObserver>(
+        &mut self,
+        observe: &mut impl FnMut(usize) -> O,
+        go_on: &mut impl FnMut() -> ControlFlow<()>,
+        done: &mut impl FnMut(FinishedText),
+    ) -> Result<()> {
         let mut logits = Vec::new();
         loop {
-            while self.has_room()? {
-                if let Some(logits) = self.admit(&mut observe)? {
+            while self.has_room() {
+                if go_on().is_break() {
+                    return Err(Error::Interrupted);
+                }
+                if let Some(logits) = self.admit(observe)? {
                     let last = self.active.len() - 1;
                     self.accept(last, &logits)?;
-                    self.finish(last).into_iter().for_each(&mut done);
+                    self.finish(last).into_iter().for_each(&mut *done);
                 }
             }
             if self.active.is_empty() {
-                return Ok(self.summary);
+                return Ok(());
             }
             if go_on().is_break() {
-                for mut active in self.active.drain(..) {
-                    active.text += &active.sequence.held_back();
-                    done(active.into_text(FinishReason::Interrupted));
-                }
-                return Ok(self.summary);
+                return Err(Error::Interrupted);
             }
-            self.step(&mut logits)?;
-            let vocab_size = logits.len() / self.active.len();
-            for (index, logits) in logits.chunks_exact(vocab_size).enumerate() {
-                self.accept(index, logits)?;
-            }
-            for index in (0..self.active.len()).rev() {
-                self.finish(index).into_iter().for_each(&mut done);
-            }
+            self.step(&mut logits)?.into_iter().for_each(&mut *done);
         }
     }
 
@@ -188,61 +240,72 @@ impl<'a> Batch<'a> {
         config.num_layers * config.heads.num_kv_heads * 2 * self.kv_dtype.row_bytes(config.heads.head_dim)
     }
 
-    /// Whether the next prompt may be taken in.
-    fn has_room(&self) -> Result<bool> {
-        let Some((index, prompt)) = self.waiting.front() else { return Ok(false) };
-        if self.active.len() >= self.limits.sequences {
-            return Ok(false);
-        }
-        let Some(budget) = self.limits.kv_bytes else { return Ok(true) };
-        #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        let expected = (prompt.len() as f64 * self.expected_ratio * self.token_bytes() as f64) as usize
-            + self.options.max_new_tokens * self.token_bytes();
-        let reserved: usize = self.active.iter().map(|active| active.reserved).sum();
-        if reserved + expected <= budget {
-            return Ok(true);
-        }
-        if self.active.is_empty() && self.expected_ratio == 1.0 {
-            return Err(self.too_small(*index, expected, budget));
-        }
-        // A ratio is only what others kept: alone, each prompt gets its try.
-        Ok(self.active.is_empty())
+    /// Bytes of the tokens that may be generated after a prompt; the last one is never stored.
+    fn text_bytes(&self, prompt_len: usize) -> usize {
+        let context = self.model.config().context_length;
+        let tokens = self.options.max_new_tokens.saturating_sub(1).min(context.saturating_sub(prompt_len));
+        tokens.saturating_mul(self.token_bytes())
     }
 
-    fn too_small(&self, index: usize, needed: usize, budget: usize) -> Error {
+    /// Bytes that a prompt which was not read yet is expected to need.
+    fn expected_bytes(&self, prompt_len: usize) -> usize {
+        let kept_ratio = 1.0 - self.prompts_kv.saved_ratio();
+        #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let prompt = (prompt_len as f64 * kept_ratio * self.token_bytes() as f64) as usize;
+        prompt.saturating_add(self.text_bytes(prompt_len))
+    }
+
+    /// Whether `needed` bytes fit beside what is put aside for the sequences under way.
+    fn fits(&self, needed: usize) -> bool {
+        let reserved = self.active.iter().map(|active| active.reserved).fold(needed, usize::saturating_add);
+        self.limits.kv_bytes.is_none_or(|budget| reserved <= budget)
+    }
+
+    /// Whether the next prompt may be taken in.
+    fn has_room(&self) -> bool {
+        let Some(Waiting { prompt, needed, .. }) = self.waiting.front() else { return false };
+        // What is expected is only what others kept: alone, each prompt gets its try.
+        self.active.is_empty()
+            || self.active.len() < self.limits.sequences
+                && self.fits(needed.unwrap_or_else(|| self.expected_bytes(prompt.ids.len())))
+    }
+
+    /// Refuses what does not even fit alone.
+    fn expect_fit(&self, name: &str, needed: usize) -> Result<()> {
+        let Some(budget) = self.limits.kv_bytes.filter(|&budget| needed > budget) else { return Ok(()) };
         let (needed, budget) = (crate::report::megabytes(needed), crate::report::megabytes(budget));
-        Error::input(format!(
-            "prompt {} and the {} tokens to generate need {needed:.1} MB of KV cache, more than the budget of {budget:.1} MB",
-            index + 1,
-            self.options.max_new_tokens
+        Err(Error::input(format!(
+            "{name} and the text to generate need {needed:.1} MB of KV cache, more than the budget of {budget:.1} MB"
         ))
-        .with_hint("raise the budget, generate fewer tokens, or keep less")
+        .with_hint("raise the budget, generate fewer tokens, or keep less"))
     }
 
     /// Prefills the next prompt; its logits, or `None` if it has to wait after all.
     fn admit<O: PrefillObserver>(&mut self, observe: &mut impl FnMut(usize) -> O) -> Result<Option<Vec<f32>>> {
-        let Some((index, prompt)) = self.waiting.pop_front() else { return Ok(None) };
+        let Some(Waiting { index, prompt, needed }) = self.waiting.pop_front() else { return Ok(None) };
+        if let Some(needed) = needed {
+            self.expect_fit(&prompt.name, needed)?;
+        }
+        let prompt_tokens = prompt.ids.len();
         let mut cache = self.model.new_cache(self.kv_dtype, self.retention.clone())?;
         let started = Instant::now();
-        let prefill = self.model.prefill_with(&prompt, &mut cache, self.prefill_options, &mut observe(index))?;
+        let prefill = self.model.prefill_with(&prompt.ids, &mut cache, self.prefill_options, &mut observe(index))?;
         self.summary.prefill_time += started.elapsed();
-        self.summary.prompt_tokens += prompt.len();
+        self.summary.prompt_tokens += prompt_tokens;
         let kv = cache.bytes();
-        self.expected_ratio = self.expected_ratio.max(1.0 - kv.saved_ratio());
-        let reserved = kv.kept + self.options.max_new_tokens * self.token_bytes();
-        let others: usize = self.active.iter().map(|active| active.reserved).sum();
-        if let Some(budget) = self.limits.kv_bytes
-            && others + reserved > budget
-        {
+        if needed.is_none() {
+            self.prompts_kv = [self.prompts_kv, kv].into_iter().sum();
+        }
+        let reserved = kv.kept.saturating_add(self.text_bytes(prompt_tokens));
+        if !self.fits(reserved) {
             if self.active.is_empty() {
-                return Err(self.too_small(index, reserved, budget));
+                self.expect_fit(&prompt.name, reserved)?;
             }
             // It keeps more than was expected: it is read again when others have ended.
-            self.waiting.push_front((index, prompt));
+            self.waiting.push_front(Waiting { index, prompt, needed: Some(reserved) });
             return Ok(None);
         }
-        let sequence = Sequence::new(self.tokenizer, &prompt, self.options.clone());
-        let prompt_tokens = prompt.len();
+        let sequence = Sequence::new(self.tokenizer, &prompt.ids, self.options.clone());
         self.active.push(Active { index, prompt_tokens, cache, kv, sequence, text: String::new(), reserved });
         self.summary.most_sequences = self.summary.most_sequences.max(self.active.len());
         self.note_bytes();
@@ -259,8 +322,8 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    /// Gives every sequence its pending token.
-    fn step(&mut self, logits: &mut Vec<f32>) -> Result<()> {
+    /// Gives every sequence its pending token and draws the next; the texts that end with it.
+    fn step(&mut self, logits: &mut Vec<f32>) -> Result<Vec<FinishedText>> {
         let started = Instant::now();
         let mut ids = Vec::with_capacity(self.active.len());
         let mut caches = Vec::with_capacity(self.active.len());
@@ -269,10 +332,15 @@ impl<'a> Batch<'a> {
             caches.push(&mut active.cache);
         }
         self.model.decode_batch(&ids, &mut caches, logits)?;
+        self.note_bytes();
+        let vocab_size = logits.len() / ids.len();
+        for (index, logits) in logits.chunks_exact(vocab_size).enumerate() {
+            self.accept(index, logits)?;
+        }
+        let finished = (0..ids.len()).rev().filter_map(|index| self.finish(index)).collect();
         self.summary.decode_time += started.elapsed();
         self.summary.decoded_tokens += ids.len();
-        self.note_bytes();
-        Ok(())
+        Ok(finished)
     }
 
     fn note_bytes(&mut self) {
@@ -289,6 +357,13 @@ impl<'a> Batch<'a> {
         }
         self.summary.finished += 1;
         Some(active.into_text(finish_reason))
+    }
+
+    /// Takes a sequence out whose text has not ended.
+    fn break_off(&mut self, index: usize) -> FinishedText {
+        let mut active = self.active.remove(index);
+        active.text += &active.sequence.held_back();
+        active.into_text(FinishReason::Interrupted)
     }
 }
 

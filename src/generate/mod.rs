@@ -34,7 +34,7 @@ use crate::model::Llama;
 use crate::tokenizer::Tokenizer;
 use sequence::Sequence;
 
-pub use batch::{Batch, BatchLimits, BatchSummary, FinishedText};
+pub use batch::{Batch, BatchLimits, BatchPrompt, BatchSummary, FinishedText};
 pub use conversation::{Conversation, Turn};
 pub use sampling::{Sampler, SamplingOptions};
 pub use stop::StopFilter;

@@ -253,6 +253,7 @@ impl Llama {
                 }
             }
             None => {
+                self.embed_tokens.forward(ids)?; // no cache has advanced when an id is refused
                 logits.clear();
                 for (cache, &id) in caches.iter_mut().zip(ids) {
                     logits.extend(self.decode_plain(id, cache)?);

@@ -197,6 +197,8 @@ pub struct BatchReport {
 pub struct BatchTextReport {
     /// Of the prompt, from 0.
     pub index: usize,
+    /// Of the prompt in its file, from 1.
+    pub line: usize,
     pub text: String,
     pub finish_reason: FinishReason,
     pub prompt_tokens: usize,
@@ -205,10 +207,13 @@ pub struct BatchTextReport {
     pub kv: KvReport,
 }
 
-impl From<FinishedText> for BatchTextReport {
-    fn from(text: FinishedText) -> Self {
+impl BatchTextReport {
+    /// * `line`: of the prompt in its file, from 1
+    #[must_use]
+    pub fn new(text: FinishedText, line: usize) -> Self {
         Self {
             index: text.index,
+            line,
             text: text.text,
             finish_reason: text.finish_reason,
             prompt_tokens: text.prompt_tokens,
@@ -216,9 +221,7 @@ impl From<FinishedText> for BatchTextReport {
             kv: text.kv.into(),
         }
     }
-}
 
-impl BatchTextReport {
     /// The text as one line of JSON, without a line feed.
     #[must_use]
     pub fn to_line(&self) -> String {

@@ -3,11 +3,14 @@
 use std::ops::ControlFlow;
 
 use adaptive_kvcache::Error;
-use adaptive_kvcache::cache::{KvDtype, Retention};
+use adaptive_kvcache::attention::map::MapAccumulator;
+use adaptive_kvcache::cache::{KvDtype, LayerSummary, Retention};
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype};
 use adaptive_kvcache::generate::{
-    Batch, BatchLimits, BatchSummary, FinishReason, FinishedText, Generation, GenerationOptions, SamplingOptions,
+    Batch, BatchLimits, BatchPrompt, BatchSummary, FinishReason, FinishedText, Generation, GenerationOptions,
+    SamplingOptions,
 };
+use adaptive_kvcache::model::PrefillObserver;
 use candle_core::quantized::GgmlDType;
 
 use crate::support::adaptive;
@@ -37,10 +40,21 @@ fn options(seed: u64) -> GenerationOptions {
     GenerationOptions { max_new_tokens: 9, sampling, ..GenerationOptions::default() }
 }
 
+/// * `prompts`: called `prompt 1` and so on
+fn batch(
+    loaded: &Loaded,
+    retention: Retention,
+    prompts: Vec<Vec<u32>>,
+    limits: BatchLimits,
+) -> Result<Batch<'_>, Error> {
+    let named = |(index, ids)| BatchPrompt { name: format!("prompt {}", index + 1), ids };
+    let prompts = prompts.into_iter().enumerate().map(named).collect();
+    Batch::new(&loaded.model, &loaded.tokenizer, KvDtype::F16, retention, prompts, options(5), limits)
+}
+
 fn run(loaded: &Loaded, retention: Retention, limits: BatchLimits) -> Result<(BatchSummary, Vec<FinishedText>), Error> {
     let mut texts = Vec::new();
-    let (model, tokenizer) = (&loaded.model, &loaded.tokenizer);
-    let mut batch = Batch::new(model, tokenizer, KvDtype::F16, retention, prompts(loaded), options(5), limits)?;
+    let mut batch = batch(loaded, retention, prompts(loaded), limits)?;
     let summary = batch.run(|_| (), || ControlFlow::Continue(()), |text| texts.push(text))?;
     texts.sort_by_key(|text| text.index);
     Ok((summary, texts))
@@ -100,30 +114,108 @@ fn what_can_never_fit_is_refused_and_an_interrupted_batch_gives_what_it_has() {
         let limits = BatchLimits { sequences: 2, kv_bytes: Some(9 * token_bytes(&loaded)) };
         let error = run(&loaded, retention, limits).unwrap_err();
         assert!(
-            matches!(&error, Error::Input { .. }) && error.to_string().starts_with("prompt 1 and the 9"),
+            matches!(&error, Error::Input { .. }) && error.to_string().starts_with("prompt 1 and the text"),
             "{error}"
         );
     }
     assert!(run(&loaded, Retention::Full, BatchLimits { sequences: 0, kv_bytes: None }).is_err());
 
     let limits = BatchLimits { sequences: 3, kv_bytes: None };
-    let mut batch = Batch::new(
-        &loaded.model,
-        &loaded.tokenizer,
-        KvDtype::F16,
-        Retention::Full,
-        prompts(&loaded),
-        options(5),
-        limits,
-    )
-    .unwrap();
-    let (mut steps, mut texts) = (0, Vec::new());
+    let mut batch = batch(&loaded, Retention::Full, prompts(&loaded), limits).unwrap();
+    let (mut calls, mut texts) = (0, Vec::new());
+    // Asked before each of three prompts, and before each step.
     let go_on = || {
-        steps += 1;
-        if steps > 4 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        calls += 1;
+        if calls > 3 + 4 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let summary = batch.run(|_| (), go_on, |text| texts.push(text)).unwrap();
     assert_eq!(summary.finished, 0);
     assert_eq!(texts.len(), 3);
     assert!(texts.iter().all(|text| text.finish_reason == FinishReason::Interrupted && text.ids.len() == 5));
+}
+
+/// What happens while a prompt is read.
+#[derive(Clone, Copy)]
+enum While {
+    Read,
+    Interrupted,
+    Failed,
+}
+
+impl PrefillObserver for While {
+    fn progress(&mut self, _done: usize, _total: usize) -> ControlFlow<()> {
+        if matches!(self, Self::Interrupted) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn layer_done(&mut self, _summary: &LayerSummary, _maps: Option<&MapAccumulator>) -> Result<(), Error> {
+        if matches!(self, Self::Failed) { Err(Error::input("this one fails")) } else { Ok(()) }
+    }
+}
+
+#[test]
+fn what_ends_a_prompt_loses_no_text_that_is_under_way() {
+    let loaded = fixture();
+    let limits = BatchLimits { sequences: 3, kv_bytes: None };
+    for second in [While::Interrupted, While::Failed] {
+        let mut batch = batch(&loaded, Retention::Full, prompts(&loaded), limits).unwrap();
+        let mut texts = Vec::new();
+        let observe = |index| if index == 1 { second } else { While::Read };
+        let result = batch.run(observe, || ControlFlow::Continue(()), |text| texts.push(text));
+        assert_eq!(result.is_ok(), matches!(second, While::Interrupted), "{result:?}");
+        assert_eq!(texts.len(), 1);
+        assert_eq!((texts[0].index, texts[0].finish_reason), (0, FinishReason::Interrupted));
+        assert_eq!(texts[0].ids.len(), 1);
+    }
+}
+
+#[test]
+fn a_prompt_that_can_never_be_read_is_refused_before_anything_is_computed() {
+    let loaded = fixture();
+    let limits = BatchLimits { sequences: 3, kv_bytes: None };
+    let context = loaded.model.config().context_length;
+    for (bad, part) in [(vec![], "is empty"), (vec![5; context + 1], "more than the model's context")] {
+        let mut prompts = prompts(&loaded);
+        prompts[3] = bad;
+        let error = batch(&loaded, Retention::Full, prompts, limits).unwrap_err();
+        let message = error.to_string();
+        assert!(matches!(error, Error::Input { .. }) && message.starts_with("prompt 4 "), "{message}");
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[test]
+fn what_is_put_aside_ends_with_the_context_and_the_last_token() {
+    let loaded = fixture();
+    let context = loaded.model.config().context_length;
+    let ids = prompts(&loaded).swap_remove(0);
+    // The last token of a text is not stored.
+    let budget = |tokens: usize| BatchLimits { sequences: 1, kv_bytes: Some(tokens * token_bytes(&loaded)) };
+    let needed = ids.len() + 9 - 1;
+    assert!(batch(&loaded, Retention::Full, vec![ids.clone()], budget(needed)).is_ok());
+    assert!(batch(&loaded, Retention::Full, vec![ids], budget(needed - 1)).is_err());
+    let nearly_full = vec![5; context - 2];
+    assert!(batch(&loaded, Retention::Full, vec![nearly_full.clone()], budget(context)).is_ok());
+    assert!(batch(&loaded, Retention::Full, vec![nearly_full], budget(context - 1)).is_err());
+}
+
+#[test]
+fn an_adaptive_prompt_is_tried_whatever_those_before_it_kept_and_read_again_once_at_most() {
+    let loaded = fixture();
+    let config = r#"{"criterion": "mass", "policies": ["special", "full"], "recovery_threshold": 0.0}"#;
+    let sparing = adaptive(&loaded.tokenizer, config);
+    let longest = prompts(&loaded).iter().map(Vec::len).max().unwrap();
+    // A prompt of special tokens is kept as a whole; the others hardly.
+    let special = vec![loaded.tokenizer.special_ids()[0]; 4];
+    let kv_bytes = Some((longest / 2 + 9) * token_bytes(&loaded));
+    let limits = BatchLimits { sequences: 8, kv_bytes };
+    let mut prompts = prompts(&loaded);
+    prompts.insert(0, special.clone());
+    prompts.push(special);
+    let mut reads = vec![0; prompts.len()];
+    let mut texts = Vec::new();
+    let mut batch = batch(&loaded, sparing, prompts, limits).unwrap();
+    let observe = |index: usize| reads[index] += 1;
+    let summary = batch.run(observe, || ControlFlow::Continue(()), |text| texts.push(text)).unwrap();
+    assert_eq!((summary.finished, texts.len()), (9, 9));
+    assert!(reads.iter().all(|reads| (1..=2).contains(reads)), "{reads:?}");
 }

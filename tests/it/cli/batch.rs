@@ -24,6 +24,7 @@ fn prompts_of_every_form_are_answered_in_order_as_alone() {
         assert!(figures.contains(part), "expected `{part}` in:\n{figures}");
     }
     assert_eq!(answers.iter().map(|answer| answer["index"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+    assert_eq!(answers.iter().map(|answer| answer["line"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 3, 4, 5, 6]);
     for (index, prompt) in
         ["The capital of France is", "The capital of\tItaly is", "One, two, three,"].iter().enumerate()
     {
@@ -56,6 +57,12 @@ fn what_cannot_be_used_is_named_with_its_line() {
     lab.generate_refuses(&["--prompts", "none.txt"]).status(1).names("none.txt");
     refuses("fine\n", &["--batch", "0"]).status(2);
     refuses("fine\n", &["--kv-budget", "3 apples"]).status(2).names("3 apples");
-    refuses("fine\n", &["--kv-budget", "1KB"]).status(2).names("prompt 1").hints("raise the budget");
+    refuses("fine\n", &["--kv-budget", "1KB"]).status(2).names("p.txt:1").hints("keep less");
+    refuses("fine\n\nfine\n", &["--kv-budget", "1KB", "--use-adakv", "0"])
+        .status(2)
+        .names("p.txt:1")
+        .hints("keep less");
+    let long = format!("fine\n\n{}\n", "word ".repeat(9000));
+    refuses(&long, &[]).status(2).names("p.txt:3").names("context").hints("shorten");
     lab.generate_refuses(&["--kv-budget", "64MB"]).status(2);
 }
