@@ -91,9 +91,9 @@ fn each_text_is_what_it_would_be_alone() {
 #[test]
 fn a_budget_limits_what_is_under_way_and_an_adaptive_cache_fits_more() {
     let loaded = fixture();
-    // Room for two and a half full sequences with what they may generate.
+    // Room for two full sequences of the longest prompt, with what they may generate; the last token is not stored.
     let longest = prompts(&loaded).iter().map(Vec::len).max().unwrap();
-    let budget = (longest + 9) * token_bytes(&loaded) * 5 / 2;
+    let budget = 2 * (longest + 9 - 1) * token_bytes(&loaded);
     let limits = BatchLimits { sequences: 7, kv_bytes: Some(budget) };
     let (unlimited, texts) = run(&loaded, Retention::Full, BatchLimits { sequences: 7, kv_bytes: None }).unwrap();
     let (full, full_texts) = run(&loaded, Retention::Full, limits).unwrap();
