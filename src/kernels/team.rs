@@ -126,6 +126,7 @@ impl Worker<'_> {
         self.phase += 1;
         loop {
             let claims = progress.claims.load(Ordering::Acquire);
+            #[expect(clippy::cast_possible_truncation)]
             let chunk = (claims & u64::from(u32::MAX)) as usize;
             if claims >> 32 != phase {
                 return;
@@ -285,7 +286,7 @@ impl Team {
         progress.broken.store(false, Ordering::Relaxed);
         {
             // SAFETY: only the lifetime changes; the gate is closed below before this function returns.
-            let job = unsafe { std::mem::transmute::<*const Job<'_>, *const Job<'static>>(std::ptr::from_ref(job)) };
+            let job = unsafe { std::mem::transmute::<&Job<'_>, &'static Job<'static>>(job) };
             // All under the lock: a thread about to sleep sees the new number or gets the call, and one that slips in early
             // waits here for its number.
             let mut current = lock(&shared.job);

@@ -546,14 +546,12 @@ impl Own {
     /// Products of some rows of a matrix with this thread's rows, `[batch, cols]`, to `products`.
     fn apply(&mut self, set: InstructionSet, linear: &StepLinear, rows: Range<usize>) {
         let matrix = &linear.matrix;
-        let index = match self.prepared.iter().position(|prepared| prepared.dtype == matrix.dtype()) {
-            Some(index) => index,
-            None => {
-                let activations = Activations::default();
-                self.prepared.push(Prepared { dtype: matrix.dtype(), valid: false, activations });
-                self.prepared.len() - 1
-            }
-        };
+        let known = self.prepared.iter().position(|prepared| prepared.dtype == matrix.dtype());
+        let index = known.unwrap_or_else(|| {
+            let activations = Activations::default();
+            self.prepared.push(Prepared { dtype: matrix.dtype(), valid: false, activations });
+            self.prepared.len() - 1
+        });
         let prepared = &mut self.prepared[index];
         if !prepared.valid {
             prepared.activations.prepare(matrix.dtype(), &self.rows, matrix.cols());

@@ -400,6 +400,7 @@ mod x86 {
     }
 
     /// One block of weights, and its activations in each of `N` rows.
+    #[derive(Clone, Copy)]
     struct Place {
         block: *const u8,
         /// The first row's 32 activations; the next row's are `cols` further.
@@ -514,7 +515,7 @@ mod tests {
             let (rows, cols) = (3, num_blocks * BLOCK);
             let data = random_blocks::<B>(rows * num_blocks, halves);
             let row_bytes = data.len() / rows;
-            let x: Vec<f32> = (0..count * cols).map(|i| f32::from((i * 7 % 23) as u8) - 11.3).collect();
+            let x: Vec<f32> = (0..count * cols).map(|i| [-11.3, -4.2, 2.9, 0.0, 7.1, -0.6, 11.7][i * 5 % 7]).collect();
             let mut wide = vec![0.0; rows * cols];
             dequantize_small::<B>(InstructionSet::Portable, &data, &mut wide);
             let mut activations = Activations::default();
