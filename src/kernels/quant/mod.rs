@@ -4,7 +4,7 @@
 //! Block layouts: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md> and ggml's `ggml-common.h`. A block holds
 //! 32 numbers (`Q4_0` .. `Q8_0`) or 256 (`Q2_K` .. `Q8_K`) of one row.
 //!
-//! Few rows of activations (decoding, short prompts) run on the stored numbers ([`dot`]); more rows
+//! Few rows of activations (decoding, short prompts) run on the stored numbers (`dot.rs`); more rows
 //! ([`WeightMatrix::matmul`], prefill) go through panels of dequantised weights.
 
 mod blocks;
