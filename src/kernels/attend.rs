@@ -156,7 +156,6 @@ struct Work<'a> {
 
 impl Work<'_> {
     fn run<R: Rows>(self, set: InstructionSet, rows: R) {
-        let set = if rows.runs_on(set) { set } else { InstructionSet::Avx2 };
         let group_size = self.max_and_sum.len();
         for start in self.range.clone().step_by(PIECE_ROWS) {
             let range = start..(start + PIECE_ROWS).min(self.range.end);
@@ -201,12 +200,14 @@ fn attend<R: Rows, const GROUP: usize>(set: InstructionSet, rows: &R, work: Work
             attend_body::<lanes::Avx512, R, GROUP>(rows, work);
         }
         match set {
-            // SAFETY: `set` was detected on this processor, and so was VNNI (`runs_on`).
-            InstructionSet::Avx512 if R::NEEDS_VNNI => return unsafe { vnni::<R, GROUP>(rows, work) },
-            // SAFETY: `set` was detected on this processor.
-            InstructionSet::Avx512 => return unsafe { avx512::<R, GROUP>(rows, work) },
-            // SAFETY: as above.
-            InstructionSet::Avx2 => return unsafe { avx2::<R, GROUP>(rows, work) },
+            // SAFETY: `set` was detected on this processor, here and below.
+            InstructionSet::Avx512Vnni if R::NEEDS_VNNI => return unsafe { vnni::<R, GROUP>(rows, work) },
+            InstructionSet::Avx512 | InstructionSet::Avx512Vnni if !R::NEEDS_VNNI => {
+                return unsafe { avx512::<R, GROUP>(rows, work) };
+            }
+            InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Avx512Vnni => {
+                return unsafe { avx2::<R, GROUP>(rows, work) };
+            }
             InstructionSet::Portable => {}
         }
     }
@@ -310,16 +311,6 @@ trait Rows: Copy {
 
     /// Whether AVX-512 is of use only together with VNNI.
     const NEEDS_VNNI: bool;
-
-    /// Whether the kernel has a version for this instruction set.
-    fn runs_on(&self, set: InstructionSet) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        if Self::NEEDS_VNNI && set == InstructionSet::Avx512 {
-            return std::arch::is_x86_feature_detected!("avx512vnni");
-        }
-        let _ = set;
-        true
-    }
 
     fn len(&self) -> usize;
     /// Writes one key as f32.

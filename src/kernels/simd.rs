@@ -6,14 +6,17 @@
 //! the target's baseline: it is the portable fallback, and the oracle of the others.
 
 /// Instruction sets that kernels are compiled for, from least to best.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum InstructionSet {
     /// What every processor of this architecture has.
+    #[default]
     Portable,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// The above and AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// The above and AVX-512 VBMI and VNNI: bytes in any order, and sums of products of bytes.
+    Avx512Vnni,
 }
 
 impl InstructionSet {
@@ -25,7 +28,8 @@ impl InstructionSet {
             use std::arch::is_x86_feature_detected as has;
             if has!("avx2") && has!("fma") && has!("f16c") {
                 if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
-                    return Self::Avx512;
+                    let bytes = has!("avx512vbmi") && has!("avx512vnni");
+                    return if bytes { Self::Avx512Vnni } else { Self::Avx512 };
                 }
                 return Self::Avx2;
             }
@@ -37,7 +41,7 @@ impl InstructionSet {
     #[must_use]
     pub fn available() -> Vec<Self> {
         let best = Self::detect();
-        [Self::Portable, Self::Avx2, Self::Avx512].into_iter().filter(|&set| set <= best).collect()
+        [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Vnni].into_iter().filter(|&set| set <= best).collect()
     }
 }
 
@@ -66,7 +70,9 @@ macro_rules! multiversion {
                 }
                 match set {
                     // SAFETY: `set` was detected on this processor, see `InstructionSet`.
-                    $crate::kernels::simd::InstructionSet::Avx512 => return unsafe { avx512 $(::<$generic>)? ($($arg),*) },
+                    $crate::kernels::simd::InstructionSet::Avx512 | $crate::kernels::simd::InstructionSet::Avx512Vnni => {
+                        return unsafe { avx512 $(::<$generic>)? ($($arg),*) };
+                    }
                     // SAFETY: as above.
                     $crate::kernels::simd::InstructionSet::Avx2 => return unsafe { avx2 $(::<$generic>)? ($($arg),*) },
                     $crate::kernels::simd::InstructionSet::Portable => {}

@@ -83,7 +83,7 @@ impl StepLinear {
     /// Products of some rows with prepared activations, biases added: `[count, rows.len()]`.
     fn apply(&self, set: InstructionSet, rows: Range<usize>, x: &Activations, out: &mut Vec<f32>) {
         out.resize(x.count() * rows.len(), 0.0);
-        self.matrix.dot_rows(set, rows.clone(), x, out);
+        self.matrix.dot_rows(rows.clone(), x, out);
         if !self.bias.is_empty() {
             for out in out.chunks_exact_mut(rows.len()) {
                 vector::add_assign(set, out, &self.bias[rows.clone()]);
@@ -554,7 +554,7 @@ impl Own {
         });
         let prepared = &mut self.prepared[index];
         if !prepared.valid {
-            prepared.activations.prepare(matrix.dtype(), &self.rows, matrix.cols());
+            prepared.activations.prepare(set, matrix.dtype(), &self.rows, matrix.cols());
             prepared.valid = true;
         }
         linear.apply(set, rows, &prepared.activations, &mut self.products);

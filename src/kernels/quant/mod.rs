@@ -8,6 +8,8 @@
 //! ([`WeightMatrix::matmul`], prefill) go through panels of dequantised weights.
 
 mod blocks;
+#[cfg(target_arch = "x86_64")]
+mod digits;
 mod dot;
 
 use std::ops::Range;
@@ -24,7 +26,6 @@ use blocks::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, dequantize_small};
 pub use dot::Activations;
 
 use super::gemm::{Matrix, MatrixMut};
-use super::simd::InstructionSet;
 use super::vector::{self, instruction_set};
 use crate::error::{Error, Result};
 
@@ -146,10 +147,10 @@ impl WeightMatrix {
     /// * `out`: `[x.count(), rows.len()]`
     ///
     /// # Panics
-    /// If a size does not fit.
-    pub fn dot_rows(&self, set: InstructionSet, rows: Range<usize>, x: &Activations, out: &mut [f32]) {
+    /// If a size does not fit, or the activations are prepared for another format.
+    pub fn dot_rows(&self, rows: Range<usize>, x: &Activations, out: &mut [f32]) {
         assert_eq!((x.cols(), out.len()), (self.cols, x.count() * rows.len()), "sizes of products with rows");
-        x.dot_rows(set, self.dtype, self.row_data(rows), self.row_bytes(), out);
+        x.dot_rows(self.dtype, self.row_data(rows), self.row_bytes(), out);
     }
 
     /// `out = W x`, over threads.
@@ -161,12 +162,11 @@ impl WeightMatrix {
     /// If a size does not fit.
     pub fn matvec(&self, x: &[f32], out: &mut [f32]) {
         assert_eq!((x.len(), out.len()), (self.cols, self.rows), "sizes of a matrix-vector product");
-        let set = instruction_set();
         let mut activations = Activations::default();
-        activations.prepare(self.dtype, x, self.cols);
+        activations.prepare(instruction_set(), self.dtype, x, self.cols);
         out.par_chunks_mut(ROWS_PER_TASK).enumerate().for_each(|(task, out)| {
             let first = task * ROWS_PER_TASK;
-            self.dot_rows(set, first..first + out.len(), &activations, out);
+            self.dot_rows(first..first + out.len(), &activations, out);
         });
     }
 
@@ -198,14 +198,13 @@ impl WeightMatrix {
     }
 
     fn matmul_few(&self, x: &[f32], out: &mut [f32]) {
-        let set = instruction_set();
         let mut activations = Activations::default();
-        activations.prepare(self.dtype, x, self.cols);
+        activations.prepare(instruction_set(), self.dtype, x, self.cols);
         let tasks: Vec<Range<usize>> =
             (0..self.rows).step_by(ROWS_PER_TASK).map(|first| first..(first + ROWS_PER_TASK).min(self.rows)).collect();
         let products = |rows: &Range<usize>| {
             let mut out = vec![0.0; activations.count() * rows.len()];
-            self.dot_rows(set, rows.clone(), &activations, &mut out);
+            self.dot_rows(rows.clone(), &activations, &mut out);
             out
         };
         let parts: Vec<Vec<f32>> = tasks.par_iter().map(products).collect();
