@@ -1,7 +1,7 @@
 //! How fast memory can be read at all: the bound of decoding, which reads every weight for every token.
 
 use std::sync::Barrier;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::kernels::simd::multiversion;
 use crate::kernels::vector::instruction_set;
@@ -46,20 +46,22 @@ pub fn read_rate(threads: usize) -> f64 {
 /// GB a second of one pass.
 fn pass(buffer: &[u64], threads: usize) -> f64 {
     let parts = buffer.chunks(buffer.len().div_ceil(threads));
-    let start = Barrier::new(parts.len() + 1);
-    let seconds = std::thread::scope(|scope| {
-        for part in parts {
-            let start = &start;
-            scope.spawn(move || {
-                start.wait();
-                std::hint::black_box(sum(instruction_set(), part));
-            });
-        }
+    let start = Barrier::new(parts.len());
+    let read = |part: &[u64]| {
         start.wait();
-        Instant::now()
-    })
-    .elapsed()
-    .as_secs_f64();
+        let started = Instant::now();
+        std::hint::black_box(sum(instruction_set(), part));
+        (started, Instant::now())
+    };
+    let times: Vec<(Instant, Instant)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = parts.map(|part| scope.spawn(|| read(part))).collect();
+        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+    });
+    // From the first thread's start to the last one's end.
+    let started = times.iter().map(|(started, _)| *started).min();
+    let ended = times.iter().map(|(_, ended)| *ended).max();
+    let time = started.zip(ended).map(|(started, ended)| ended - started);
+    let seconds = time.unwrap_or(Duration::MAX).as_secs_f64();
     #[expect(clippy::cast_precision_loss)]
     let bytes = size_of_val(buffer) as f64;
     bytes / seconds / 1e9

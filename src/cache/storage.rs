@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::kernels::attend::{BlockRows, FloatRows, HeadRows, Stored};
 use crate::kernels::blocks::{BLOCK, BlockFormat, Q4_0, Q8_0};
 use crate::kernels::tiles::{Tiles, place};
+use crate::kernels::vector::MAX_HEAD_DIM;
 
 /// Rows of a tile of keys, and of scales.
 const TILE: usize = 16;
@@ -51,8 +52,11 @@ impl KvDtype {
     /// Checks that rows of `head_dim` numbers can be stored.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if they are not whole blocks of a quantised format.
+    /// [`Error::Unsupported`] if they are more than attention can take, or not whole blocks of a quantised format.
     pub fn check(self, head_dim: usize) -> Result<()> {
+        if head_dim > MAX_HEAD_DIM {
+            return Err(Error::unsupported(format!("a head dimension of {head_dim} (the most is {MAX_HEAD_DIM})")));
+        }
         if matches!(self, Self::F32 | Self::F16) || head_dim.is_multiple_of(BLOCK) {
             return Ok(());
         }

@@ -279,7 +279,7 @@ pub struct CompareArgs {
 pub struct BatchArgs {
     /// File of prompts, one a line: plain text, a JSON string, or an object with `prompt` or `messages`; results are
     /// written as JSON lines, in the prompts' order
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["prompt_file", "messages", "report_positions"])]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["prompt", "prompt_file", "messages", "report_positions"])]
     pub prompts: Option<PathBuf>,
     /// The most sequences that decode together
     #[arg(long, value_name = "N", default_value_t = 16, requires = "prompts", value_parser = positive)]

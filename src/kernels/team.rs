@@ -222,11 +222,9 @@ impl Shared {
 
 impl Team {
     /// Starts `size - 1` threads, which the caller of [`try_run`](Self::try_run) joins. They sleep when there is nothing
-    /// to do, and live until the program ends.
-    ///
-    /// # Errors
-    /// Whatever the system says when it refuses a thread.
-    pub fn start(size: usize) -> std::io::Result<Self> {
+    /// to do, and live until the program ends. There are fewer if the system refuses some: no phase waits for them.
+    #[must_use]
+    pub fn start(size: usize) -> Self {
         let shared = Arc::new(Shared {
             size: size.max(1),
             generation: AtomicUsize::new(0),
@@ -237,14 +235,16 @@ impl Team {
         });
         for index in 1..shared.size {
             let shared = Arc::clone(&shared);
-            std::thread::Builder::new().name(format!("team-{index}")).spawn(move || shared.work())?;
+            if std::thread::Builder::new().name(format!("team-{index}")).spawn(move || shared.work()).is_err() {
+                break;
+            }
         }
-        Ok(Self { shared, busy: Mutex::new(()) })
+        Self { shared, busy: Mutex::new(()) }
     }
 
     /// Runs a job on up to `size` threads, the calling one among them, and returns when all have left it. Teams are kept
-    /// for later calls. If the team of this size has a job already, or the system has no more threads, the job runs on
-    /// the calling thread alone.
+    /// for later calls. If the team of this size has a job already, the job runs on the calling thread
+    /// alone.
     ///
     /// # Panics
     /// If the job does, on any thread.
@@ -256,15 +256,14 @@ impl Team {
         let team = {
             let mut teams = lock(&TEAMS);
             let known = teams.iter().find(|team| team.shared.size == size).cloned();
-            known.or_else(|| {
-                let team = Arc::new(Self::start(size).ok()?);
+            known.unwrap_or_else(|| {
+                let team = Arc::new(Self::start(size));
                 teams.push(Arc::clone(&team));
-                Some(team)
+                team
             })
         };
-        match team {
-            Some(team) if team.try_run(job) => {}
-            _ => run_alone(job),
+        if !team.try_run(job) {
+            run_alone(job);
         }
     }
 
@@ -409,7 +408,7 @@ mod tests {
 
     #[test]
     fn a_thread_that_comes_late_keeps_nobody_waiting() {
-        let team = Team::start(2).unwrap();
+        let team = Team::start(2);
         let caller = std::thread::current().id();
         let (late, chunks) = (AtomicBool::new(false), AtomicUsize::new(0));
         team.try_run(&|worker| {
@@ -428,7 +427,7 @@ mod tests {
 
     #[test]
     fn a_panic_on_any_thread_reaches_the_caller_and_the_team_goes_on() {
-        let team = Team::start(3).unwrap();
+        let team = Team::start(3);
         for victim in 0..6 {
             let result = catch_unwind(AssertUnwindSafe(|| {
                 team.try_run(&|worker| {
@@ -452,7 +451,7 @@ mod tests {
 
     #[test]
     fn a_busy_team_does_not_make_others_wait() {
-        let team = Team::start(2).unwrap();
+        let team = Team::start(2);
         let inner = AtomicBool::new(false);
         team.try_run(&|worker| {
             worker.phase(1, |_| inner.store(team.try_run(&|_| {}), Ordering::Relaxed));

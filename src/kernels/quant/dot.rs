@@ -585,7 +585,7 @@ mod tests {
 
     /// Weights of 34 bytes a block with scale 1 and all quants alike.
     fn q8_0_row(quant: i8, num_blocks: usize) -> Vec<u8> {
-        let mut block = vec![quant.cast_unsigned(); Q8_0::BYTES];
+        let mut block = [quant.cast_unsigned(); Q8_0::BYTES];
         block[..2].copy_from_slice(&f16::ONE.to_le_bytes());
         block.repeat(num_blocks)
     }
