@@ -8,11 +8,17 @@
 use std::path::Path;
 
 use serde::de::{MapAccess, Visitor};
+use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::policy::{self, POLICIES, Policy, PolicySettings};
+use crate::policy::{
+    self, METHODS, Method, MethodSettings, POLICIES, Policy, PolicySettings, method_by_name, ratio_count,
+};
+
+/// The method that searches policies for each head and has no budget; the default.
+pub const FASTGEN: &str = "fastgen";
 
 /// How it is decided that a keep-set recovers a head (see [`crate::profile`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -160,9 +166,105 @@ impl Serialize for SearchOrder {
     }
 }
 
-/// Everything that decides what an adaptive cache keeps. Serialises with every default spelt out.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+/// How much a method keeps of each segment that it decides about: of a prompt, or of a further prompt together with what
+/// was generated since the one before.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Budget {
+    /// This share of the segment, in 0..=1, for every head on average.
+    KeptRatio(f64),
+    /// Bytes of kept keys and values of the segment, all layers together, in the cache's own format; at least 1.
+    Bytes(usize),
+}
+
+/// The cache that a [`Budget`] is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BudgetScale {
+    /// Layers of the model.
+    pub num_layers: usize,
+    /// KV heads of a layer.
+    pub num_kv_heads: usize,
+    /// Bytes of one stored key and its value.
+    pub token_bytes: usize,
+}
+
+impl Budget {
+    /// How many of `len` positions a head keeps on average: the share of them, rounded down as
+    /// [`ratio_count`] does; or what the head's equal part of the layer's equal part of the bytes has room for. At
+    /// least 1, whatever the budget, unless `len` is 0: a head that keeps nothing has nothing to attend to.
+    #[must_use]
+    pub fn kept(self, len: usize, scale: BudgetScale) -> usize {
+        let kept = match self {
+            Self::KeptRatio(ratio) => ratio_count(ratio, len),
+            Self::Bytes(bytes) => {
+                let layer_bytes = bytes / scale.num_layers.max(1);
+                layer_bytes / (scale.num_kv_heads * scale.token_bytes).max(1)
+            }
+        };
+        kept.clamp(1.min(len), len)
+    }
+
+    /// The key that sets it.
+    #[must_use]
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::KeptRatio(_) => "kept_ratio",
+            Self::Bytes(_) => "kv_budget",
+        }
+    }
+}
+
+impl Default for Budget {
+    /// Half of everything.
+    fn default() -> Self {
+        Self::KeptRatio(0.5)
+    }
+}
+
+/// A size in bytes, as a person writes it: a number, and KB, MB (the default) or GB, in powers of 1024, or B for bytes.
+///
+/// # Errors
+/// What was expected, if it is anything else, or less than a byte.
+pub fn parse_size(text: &str) -> std::result::Result<usize, String> {
+    let text = text.trim();
+    let end = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let unit = match text[end..].to_ascii_uppercase().as_str() {
+        "B" => 1u64,
+        "" | "MB" | "M" | "MIB" => 1 << 20,
+        "KB" | "K" | "KIB" => 1 << 10,
+        "GB" | "G" | "GIB" => 1 << 30,
+        _ => 0,
+    };
+    let number: Option<f64> = text[..end].trim().parse().ok();
+    #[expect(clippy::cast_precision_loss)]
+    let bytes = number.filter(|number| number.is_finite() && *number > 0.0).map(|number| number * unit as f64);
+    match bytes {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        Some(bytes) if (1.0..1e15).contains(&bytes) => Ok(bytes as usize),
+        _ => Err("expected a size such as 64MB, 512KB or 1.5GB".to_owned()),
+    }
+}
+
+/// A method with a budget, and how large that is.
+#[derive(Debug, Clone, Copy)]
+pub struct BudgetedMethod {
+    /// One of [`METHODS`].
+    pub method: &'static dyn Method,
+    /// How much it keeps.
+    pub budget: Budget,
+}
+
+impl PartialEq for BudgetedMethod {
+    fn eq(&self, other: &Self) -> bool {
+        self.method.name() == other.method.name() && self.budget == other.budget
+    }
+}
+
+/// Everything that decides what an adaptive cache keeps. Serialises as a file that reads back as itself: every key that
+/// has an effect, every default spelt out.
+#[derive(Debug, Clone, PartialEq)]
 pub struct AdaptiveConfig {
+    /// The method with a budget, if it is one; `None` is `fastgen`, which all fields up to `profile_rows` belong to.
+    pub method: Option<BudgetedMethod>,
     /// When a keep-set is good enough for a head.
     pub criterion: Criterion,
     /// The recovery threshold T, in 0..=1; default 0.95.
@@ -177,8 +279,15 @@ pub struct AdaptiveConfig {
     pub gqa: GroupReduction,
     /// Which query rows are profiled; `mass` only.
     pub profile_rows: ProfileRows,
-    /// How many leading positions `special` keeps; default 1.
+    /// How many leading positions are always kept: by the policy `special`, default 1; by methods that keep sinks,
+    /// default 4.
     pub sink_tokens: usize,
+    /// How many of the prompt's last rows the methods around `snapkv` observe, at least 1; default 64.
+    pub observation_window: usize,
+    /// Over how many neighbours these methods average observed attention, odd; default 5.
+    pub pool_kernel: usize,
+    /// Seed of the method `random`; default 0.
+    pub seed: u64,
     /// What happens while decoding.
     pub decode: DecodeMode,
     /// Which ids are special.
@@ -192,6 +301,7 @@ pub struct AdaptiveConfig {
 impl Default for AdaptiveConfig {
     fn default() -> Self {
         Self {
+            method: None,
             criterion: Criterion::MaxAbs,
             recovery_threshold: 0.95,
             frequency_ratio: 0.8,
@@ -200,6 +310,9 @@ impl Default for AdaptiveConfig {
             gqa: GroupReduction::Min,
             profile_rows: ProfileRows::All,
             sink_tokens: 1,
+            observation_window: MethodSettings::DEFAULT.observation_window,
+            pool_kernel: MethodSettings::DEFAULT.pool_kernel,
+            seed: MethodSettings::DEFAULT.seed,
             decode: DecodeMode::Append,
             special_token_ids: TokenIds::Auto,
             punctuation_list:
@@ -211,6 +324,12 @@ impl Default for AdaptiveConfig {
 
 /// Canonical key, and the original program's name for it where there is one.
 const KEYS: &[(&str, Option<&str>)] = &[
+    ("method", None),
+    ("kept_ratio", None),
+    ("kv_budget", None),
+    ("observation_window", None),
+    ("pool_kernel", None),
+    ("seed", None),
     ("criterion", None),
     ("recovery_threshold", Some("t")),
     ("frequency_ratio", Some("top_p_frequency")),
@@ -223,6 +342,24 @@ const KEYS: &[(&str, Option<&str>)] = &[
     ("special_token_ids", None),
     ("punctuation_list", None),
     ("punctuation_token_ids", None),
+];
+
+/// Keys that every method reads.
+const COMMON_KEYS: &[&str] = &["method", "decode"];
+
+/// Keys that `fastgen` reads, besides the common ones.
+const FASTGEN_KEYS: &[&str] = &[
+    "criterion",
+    "recovery_threshold",
+    "frequency_ratio",
+    "locality_ratio",
+    "policies",
+    "gqa",
+    "profile_rows",
+    "sink_tokens",
+    "special_token_ids",
+    "punctuation_list",
+    "punctuation_token_ids",
 ];
 
 /// A setting that cannot be used: the reason and perhaps a remedy.
@@ -238,6 +375,54 @@ impl From<String> for Reject {
 }
 
 impl AdaptiveConfig {
+    /// A method with its default budget, half of everything, and default settings.
+    #[must_use]
+    pub fn for_method(method: &'static dyn Method) -> Self {
+        let method = BudgetedMethod { method, budget: Budget::default() };
+        Self { method: Some(method), sink_tokens: MethodSettings::DEFAULT.sink_tokens, ..Self::default() }
+    }
+
+    /// Sets how much is kept.
+    ///
+    /// # Errors
+    /// [`Error::Config`], with a hint, for `fastgen`, which has no budget, and for a budget out of range.
+    pub fn with_budget(mut self, budget: Budget) -> Result<Self> {
+        let key = budget.key();
+        let fail = |Reject { reason, hint }: Reject| Error::Config { path: None, key: key.to_owned(), reason, hint };
+        let Some(method) = &mut self.method else { return Err(fail(no_budget())) };
+        match budget {
+            Budget::KeptRatio(ratio) if !(0.0..=1.0).contains(&ratio) => {
+                return Err(fail(format!("expected a number in 0..=1, got `{ratio}`").into()));
+            }
+            Budget::Bytes(0) => return Err(fail("expected at least one byte".to_owned().into())),
+            _ => method.budget = budget,
+        }
+        Ok(self)
+    }
+
+    /// The name of the method: [`FASTGEN`] or that of one of [`METHODS`].
+    #[must_use]
+    pub fn method_name(&self) -> &'static str {
+        self.method.map_or(FASTGEN, |method| method.method.name())
+    }
+
+    /// How many levels a head can end up at: those of the search; or for a method, that of the method, and `full`.
+    #[must_use]
+    pub fn num_levels(&self) -> usize {
+        if self.method.is_some() { 2 } else { self.policies.num_levels() }
+    }
+
+    /// What logs and reports say of a head at a level: the names of the search's policies, or of the method. `full`
+    /// alone at the last level.
+    #[must_use]
+    pub fn level_names(&self, level: usize) -> Vec<&'static str> {
+        match self.method {
+            Some(method) if level == 0 => vec![method.method.name()],
+            Some(_) => vec!["full"],
+            None => self.policies.level_names(level),
+        }
+    }
+
     /// Reads a configuration file.
     ///
     /// # Errors
@@ -266,6 +451,9 @@ impl AdaptiveConfig {
         };
 
         let mut config = Self::default();
+        if let Some((key, value)) = pairs.0.iter().find(|(key, _)| key == "method") {
+            config.method = method(value).map_err(|reject| fail(key, reject))?;
+        }
         let mut given: Vec<(&'static str, String)> = Vec::new();
         for (key, value) in &pairs.0 {
             let Some(canonical) = canonical_key(key) else {
@@ -282,6 +470,9 @@ impl AdaptiveConfig {
             given.push((canonical, key.clone()));
             config.set(canonical, value).map_err(|reject| fail(key, reject))?;
         }
+        if config.method.is_some() && !given.iter().any(|(key, _)| *key == "sink_tokens") {
+            config.sink_tokens = MethodSettings::DEFAULT.sink_tokens;
+        }
         config.check_combination(&given).map_err(|(key, reject)| fail(&key, reject))?;
         Ok(config)
     }
@@ -296,8 +487,37 @@ impl AdaptiveConfig {
         }
     }
 
+    /// The numbers that methods read.
+    #[must_use]
+    pub fn method_settings(&self) -> MethodSettings {
+        MethodSettings {
+            sink_tokens: self.sink_tokens,
+            observation_window: self.observation_window,
+            pool_kernel: self.pool_kernel,
+            seed: self.seed,
+        }
+    }
+
     fn set(&mut self, key: &'static str, value: &Value) -> std::result::Result<(), Reject> {
         match key {
+            // Read before the other keys, wherever they stand.
+            "method" => {}
+            "kept_ratio" => self.set_budget(Budget::KeptRatio(ratio(value)?))?,
+            "kv_budget" => {
+                let text = value.as_str().ok_or_else(|| format!("expected a size such as \"64MB\", got `{value}`"))?;
+                let bytes = parse_size(text).map_err(|expected| format!("{expected}, got `{text}`"))?;
+                self.set_budget(Budget::Bytes(bytes))?;
+            }
+            "observation_window" => self.observation_window = positive(value)?,
+            "pool_kernel" => {
+                self.pool_kernel = whole(value)
+                    .filter(|kernel| kernel % 2 == 1)
+                    .ok_or_else(|| format!("expected an odd whole number, got `{value}`"))?;
+            }
+            "seed" => {
+                self.seed =
+                    value.as_u64().ok_or_else(|| format!("expected a whole number of at least 0, got `{value}`"))?;
+            }
             "criterion" => {
                 self.criterion = choice(value, &[("max_abs", Criterion::MaxAbs), ("mass", Criterion::Mass)])?;
             }
@@ -336,8 +556,35 @@ impl AdaptiveConfig {
         Ok(())
     }
 
-    /// Refuses settings that would have no effect with the chosen criterion.
+    fn set_budget(&mut self, budget: Budget) -> std::result::Result<(), Reject> {
+        self.method.as_mut().ok_or_else(no_budget)?.budget = budget;
+        Ok(())
+    }
+
+    /// Whether a key has an effect with the chosen method.
+    fn reads(&self, key: &str) -> bool {
+        COMMON_KEYS.contains(&key)
+            || match self.method {
+                None => FASTGEN_KEYS.contains(&key),
+                Some(BudgetedMethod { method, budget }) => method.keys().contains(&key) || budget.key() == key,
+            }
+    }
+
+    /// Refuses settings that would have no effect with the chosen method or criterion.
     fn check_combination(&self, given: &[(&'static str, String)]) -> std::result::Result<(), (String, Reject)> {
+        let is_given = |wanted: &str| given.iter().any(|(key, _)| *key == wanted);
+        if is_given("kept_ratio") && is_given("kv_budget") {
+            let hint = Some("keep one of them".to_owned());
+            let reason = "given beside `kept_ratio`: a method has one budget".to_owned();
+            return Err(("kv_budget".to_owned(), Reject { reason, hint }));
+        }
+        if let Some((_, key)) = given.iter().find(|(key, _)| !self.reads(key)) {
+            let reason = format!("has no effect with the method `{}`", self.method_name());
+            return Err((key.clone(), Reject { reason, hint: Some("leave this key out".to_owned()) }));
+        }
+        if self.method.is_some() {
+            return Ok(());
+        }
         if self.criterion == Criterion::Mass {
             return Ok(());
         }
@@ -355,6 +602,62 @@ impl AdaptiveConfig {
             }
         }
         Ok(())
+    }
+}
+
+impl Serialize for AdaptiveConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        for (key, _) in KEYS.iter().filter(|(key, _)| self.reads(key)) {
+            map.serialize_key(key)?;
+            match *key {
+                "method" => map.serialize_value(self.method_name()),
+                "kept_ratio" | "kv_budget" => match self.method.map(|method| method.budget) {
+                    Some(Budget::KeptRatio(ratio)) => map.serialize_value(&ratio),
+                    Some(Budget::Bytes(bytes)) => map.serialize_value(&format!("{bytes}B")),
+                    None => map.serialize_value(&()),
+                },
+                "observation_window" => map.serialize_value(&self.observation_window),
+                "pool_kernel" => map.serialize_value(&self.pool_kernel),
+                "seed" => map.serialize_value(&self.seed),
+                "criterion" => map.serialize_value(&self.criterion),
+                "recovery_threshold" => map.serialize_value(&self.recovery_threshold),
+                "frequency_ratio" => map.serialize_value(&self.frequency_ratio),
+                "locality_ratio" => map.serialize_value(&self.locality_ratio),
+                "policies" => map.serialize_value(&self.policies),
+                "gqa" => map.serialize_value(&self.gqa),
+                "profile_rows" => map.serialize_value(&self.profile_rows),
+                "sink_tokens" => map.serialize_value(&self.sink_tokens),
+                "decode" => map.serialize_value(&self.decode),
+                "special_token_ids" => map.serialize_value(&self.special_token_ids),
+                "punctuation_list" => map.serialize_value(&self.punctuation_list),
+                "punctuation_token_ids" => map.serialize_value(&self.punctuation_token_ids),
+                _ => Err(serde::ser::Error::custom(format!("key `{key}` has no value"))),
+            }?;
+        }
+        map.end()
+    }
+}
+
+/// The method that a file names.
+fn method(value: &Value) -> std::result::Result<Option<BudgetedMethod>, Reject> {
+    if value.as_str() == Some(FASTGEN) {
+        return Ok(None);
+    }
+    match value.as_str().and_then(method_by_name) {
+        Some(method) => Ok(Some(BudgetedMethod { method, budget: Budget::default() })),
+        None => {
+            let known = std::iter::once(FASTGEN).chain(METHODS.iter().map(|method| method.name()));
+            let known: Vec<_> = known.map(|name| format!("`{name}`")).collect();
+            Err(format!("unknown method {value}, expected one of {}", known.join(", ")).into())
+        }
+    }
+}
+
+fn no_budget() -> Reject {
+    Reject {
+        reason: format!("the method `{FASTGEN}` has no budget"),
+        hint: Some("set `recovery_threshold` instead, or choose another `method`".to_owned()),
     }
 }
 
@@ -386,6 +689,12 @@ fn ratio(value: &Value) -> std::result::Result<f64, Reject> {
 
 fn whole(value: &Value) -> Option<usize> {
     value.as_u64().and_then(|number| usize::try_from(number).ok())
+}
+
+fn positive(value: &Value) -> std::result::Result<usize, Reject> {
+    whole(value)
+        .filter(|&number| number > 0)
+        .ok_or_else(|| format!("expected a whole number of at least 1, got `{value}`").into())
 }
 
 fn strings(value: &Value) -> std::result::Result<Vec<String>, Reject> {
@@ -464,7 +773,85 @@ mod tests {
         let config = AdaptiveConfig::parse(text, None).unwrap();
         let written = serde_json::to_string(&config).unwrap();
         assert_eq!(AdaptiveConfig::parse(&written, None).unwrap(), config);
-        assert!(KEYS.iter().all(|(key, _)| written.contains(&format!("\"{key}\":"))), "{written}");
+        let spelt_out = |config: &AdaptiveConfig, written: &str| {
+            KEYS.iter().all(|(key, _)| written.contains(&format!("\"{key}\":")) == config.reads(key))
+        };
+        assert!(spelt_out(&config, &written), "{written}");
+        for &method in METHODS {
+            for budget in [Budget::KeptRatio(0.1), Budget::Bytes((3 << 20) + 1)] {
+                let config = AdaptiveConfig::for_method(method).with_budget(budget).unwrap();
+                let written = serde_json::to_string(&config).unwrap();
+                assert_eq!(AdaptiveConfig::parse(&written, None).unwrap(), config);
+                assert!(spelt_out(&config, &written), "{written}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_names_a_method_only_is_the_methods_default() {
+        for &method in METHODS {
+            let text = format!(r#"{{"method": "{}"}}"#, method.name());
+            assert_eq!(AdaptiveConfig::parse(&text, None).unwrap(), AdaptiveConfig::for_method(method));
+            assert!(method.keys().iter().all(|key| KEYS.iter().any(|(known, _)| known == key)), "{}", method.name());
+        }
+        assert_eq!(AdaptiveConfig::parse(r#"{"method": "fastgen"}"#, None).unwrap(), AdaptiveConfig::default());
+    }
+
+    #[test]
+    fn keys_may_stand_before_the_method_that_they_are_for() {
+        let text = r#"{"kept_ratio": 0.25, "sink_tokens": 2, "method": "streaming_llm"}"#;
+        let config = AdaptiveConfig::parse(text, None).unwrap();
+        assert_eq!(config.method.unwrap().budget, Budget::KeptRatio(0.25));
+        assert_eq!((config.sink_tokens, config.method_name()), (2, "streaming_llm"));
+        let config = AdaptiveConfig::parse(r#"{"kv_budget": "1.5MB", "method": "h2o"}"#, None).unwrap();
+        assert_eq!(config.method.unwrap().budget, Budget::Bytes(3 << 19));
+    }
+
+    #[test]
+    fn budgets_become_counts_of_positions() {
+        let scale = BudgetScale { num_layers: 3, num_kv_heads: 2, token_bytes: 10 };
+        for (budget, len, expected) in [
+            (Budget::KeptRatio(0.5), 9, 4),
+            (Budget::KeptRatio(0.3), 10, 3),
+            (Budget::KeptRatio(1.0), 10, 10),
+            (Budget::KeptRatio(0.0), 10, 1),
+            (Budget::KeptRatio(0.5), 0, 0),
+            (Budget::Bytes(600), 100, 10), // 200 a layer, 100 a head
+            (Budget::Bytes(659), 100, 10),
+            (Budget::Bytes(660), 100, 11),
+            (Budget::Bytes(600), 7, 7),
+            (Budget::Bytes(1), 7, 1),
+        ] {
+            assert_eq!(budget.kept(len, scale), expected, "{budget:?} of {len}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_in_powers_of_1024() {
+        for (text, bytes) in
+            [("64MB", 64 << 20), ("64", 64 << 20), ("1.5 gb", 3 << 29), ("512k", 512 << 10), ("17B", 17)]
+        {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "MB", "-1MB", "0", "1TB", "0.5B", "1e300GB", "64 M B"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_budget_is_refused_where_there_is_none_and_out_of_range() {
+        let message = |error: Error| format!("{error} | {}", error.hint().unwrap_or("-"));
+        let fastgen = AdaptiveConfig::default().with_budget(Budget::KeptRatio(0.5)).unwrap_err();
+        assert_eq!(
+            message(fastgen),
+            "`kept_ratio`: the method `fastgen` has no budget | set `recovery_threshold` instead, or choose another `method`"
+        );
+        let snapkv = || AdaptiveConfig::for_method(&policy::methods::SnapKv);
+        assert!(message(snapkv().with_budget(Budget::KeptRatio(1.1)).unwrap_err()).contains("in 0..=1, got `1.1`"));
+        assert!(snapkv().with_budget(Budget::KeptRatio(f64::NAN)).is_err());
+        assert!(
+            message(snapkv().with_budget(Budget::Bytes(0)).unwrap_err()).contains("`kv_budget`: expected at least")
+        );
     }
 
     #[test]
@@ -492,6 +879,28 @@ mod tests {
             (r#"{"policies": ["sinks", "full"]}"#, "unknown policy `sinks`"),
             (r#"{"profile_rows": 0}"#, "expected \"all\" or a whole number of at least 1, got `0`"),
             (r#"{"gqa": "mean"}"#, "`gqa`: has no effect with the criterion `max_abs`"),
+            (
+                r#"{"method": "snap"}"#,
+                "`method`: unknown method \"snap\", expected one of `fastgen`, `streaming_llm`, `h2o`",
+            ),
+            (r#"{"method": 3}"#, "`method`: unknown method 3"),
+            (r#"{"method": "h2o", "method": "h2o"}"#, "`method`: given twice"),
+            (r#"{"kept_ratio": 0.5}"#, "`kept_ratio`: the method `fastgen` has no budget | set `recovery_threshold`"),
+            (r#"{"kv_budget": "1MB"}"#, "`kv_budget`: the method `fastgen` has no budget"),
+            (r#"{"method": "h2o", "kept_ratio": 2}"#, "expected a number in 0..=1, got `2`"),
+            (
+                r#"{"method": "h2o", "kv_budget": "x"}"#,
+                "`kv_budget`: expected a size such as 64MB, 512KB or 1.5GB, got `x`",
+            ),
+            (r#"{"method": "h2o", "kv_budget": 64}"#, "`kv_budget`: expected a size such as \"64MB\", got `64`"),
+            (r#"{"method": "h2o", "kv_budget": "1MB", "kept_ratio": 0.5}"#, "a method has one budget | keep one"),
+            (r#"{"method": "h2o", "t": 0.9}"#, "`t`: has no effect with the method `h2o` | leave this key out"),
+            (r#"{"method": "h2o", "pool_kernel": 5}"#, "`pool_kernel`: has no effect with the method `h2o`"),
+            (r#"{"seed": 5}"#, "`seed`: has no effect with the method `fastgen`"),
+            (r#"{"method": "snapkv", "sink_tokens": 4}"#, "`sink_tokens`: has no effect with the method `snapkv`"),
+            (r#"{"method": "snapkv", "pool_kernel": 4}"#, "`pool_kernel`: expected an odd whole number, got `4`"),
+            (r#"{"method": "snapkv", "observation_window": 0}"#, "expected a whole number of at least 1, got `0`"),
+            (r#"{"method": "random", "seed": -1}"#, "`seed`: expected a whole number of at least 0, got `-1`"),
             (r#"{"sink_tokens": -1}"#, "expected a whole number of at least 0, got `-1`"),
             (r#"{"decode": "evict"}"#, "not supported yet | set `decode` to \"append\""),
             (r#"{"special_token_ids": [1.5]}"#, "expected \"auto\" or a list of token ids"),

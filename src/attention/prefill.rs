@@ -203,6 +203,30 @@ impl PromptRows {
         }
     }
 
+    /// A copy of the last rows of a KV head, `[count, head_dim]`; those before the prompt's first count.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    #[must_use]
+    pub fn last_rows(&self, kv_head: usize, count: usize) -> Vec<f32> {
+        let (head, head_dim) = (&self.heads[kv_head], self.layout.head_dim);
+        let end = head.past_len + self.len;
+        assert!(count <= end, "{count} of {end} rows");
+        let rows = end - count..end;
+        match head.order {
+            Order::Rows => head.numbers[rows.start * head_dim..rows.end * head_dim].to_vec(),
+            Order::Columns { stride } => {
+                let mut out = vec![0.0; count * head_dim];
+                for (index, column) in head.numbers.chunks_exact(stride).enumerate() {
+                    for (row, &number) in out.chunks_exact_mut(head_dim).zip(&column[rows.clone()]) {
+                        row[index] = number;
+                    }
+                }
+                out
+            }
+        }
+    }
+
     /// The first rows of one head, `[num_rows, head_dim]`.
     fn matrix(&self, kv_head: usize, num_rows: usize) -> Matrix<'_> {
         let (head, head_dim) = (&self.heads[kv_head], self.layout.head_dim);

@@ -25,7 +25,8 @@ pub struct LayerCacheManager {
 pub struct HeadSummary {
     /// Index of the KV head.
     pub kv_head: usize,
-    /// Index of the level in the search order; `None` if the cache is full by request and nothing was searched.
+    /// Index of the level in the search order, 0 if a method with a budget chose; `None` if the cache is full by
+    /// request and nothing was chosen.
     pub level: Option<usize>,
     /// The value of each level tried, see [`HeadChoice::recovered`].
     pub recovered: Vec<f64>,
@@ -71,10 +72,16 @@ impl LayerCacheManager {
         &self.heads
     }
 
+    /// Bytes of one stored key and its value.
+    #[must_use]
+    pub fn token_bytes(&self) -> usize {
+        2 * self.dtype.row_bytes(self.layout.head_dim)
+    }
+
     /// Bytes of this layer.
     #[must_use]
     pub fn bytes(&self) -> CacheBytes {
-        let token = 2 * self.dtype.row_bytes(self.layout.head_dim);
+        let token = self.token_bytes();
         CacheBytes {
             raw: self.seen * self.layout.num_kv_heads * token,
             kept: self.heads.iter().map(HeadCache::len).sum::<usize>() * token,

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::checkpoint::WeightDtype;
+use adaptive_kvcache::config::{Budget, FASTGEN, parse_size};
 use adaptive_kvcache::generate::{GenerationOptions, SamplingOptions};
 use adaptive_kvcache::model::PrefillOptions;
-use adaptive_kvcache::policy::POLICIES;
+use adaptive_kvcache::policy::{METHODS, POLICIES};
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -43,7 +44,14 @@ pub enum Command {
 fn policies_help() -> String {
     let lines: Vec<String> =
         POLICIES.iter().map(|policy| format!("  {:<12} {}", policy.name(), policy.summary())).collect();
-    format!("Policies, in their default search order (key `policies` of the configuration):\n{}", lines.join("\n"))
+    let methods: Vec<String> =
+        METHODS.iter().map(|method| format!("  {:<18} {}", method.name(), method.summary())).collect();
+    format!(
+        "Policies, in their default search order (key `policies` of the configuration):\n{}\n\n\
+         Methods (key `method`):\n  {FASTGEN:<18} for each head the first union of policies that recovers it; the default\n{}",
+        lines.join("\n"),
+        methods.join("\n")
+    )
 }
 
 /// Which model, and where and in which numbers it runs.
@@ -208,28 +216,14 @@ fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&value| value > 0).ok_or_else(|| "expected a whole number of at least 1".to_owned())
 }
 
-/// A size in bytes: a number, and KB, MB (the default) or GB, in powers of 1024.
-fn size(text: &str) -> Result<usize, String> {
-    let text = text.trim();
-    let end = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let unit = match text[end..].to_ascii_uppercase().as_str() {
-        "" | "MB" | "M" | "MIB" => 1u64 << 20,
-        "KB" | "K" | "KIB" => 1 << 10,
-        "GB" | "G" | "GIB" => 1 << 30,
-        _ => 0,
-    };
-    let number: Option<f64> = text[..end].trim().parse().ok();
-    #[expect(clippy::cast_precision_loss)]
-    let bytes = number.filter(|number| number.is_finite() && *number > 0.0).map(|number| number * unit as f64);
-    match bytes {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        Some(bytes) if (1.0..1e15).contains(&bytes) => Ok(bytes as usize),
-        _ => Err("expected a size such as 64MB, 512KB or 1.5GB".to_owned()),
-    }
-}
-
 fn penalty(text: &str) -> Result<f32, String> {
     number(text, |value| (0.1..=10.0).contains(&value), "a number in 0.1..=10")
+}
+
+/// A share that budgets are counted in, so in f64.
+fn kept_ratio(text: &str) -> Result<f64, String> {
+    let ratio: Option<f64> = text.parse().ok();
+    ratio.filter(|ratio| (0.0..=1.0).contains(ratio)).ok_or_else(|| "expected a number in 0..=1".to_owned())
 }
 
 fn ratio(text: &str) -> Result<f32, String> {
@@ -262,6 +256,42 @@ pub struct CacheArgs {
     pub log_file: PathBuf,
 }
 
+/// How much a method with a budget keeps, as a share.
+#[derive(Debug, Args)]
+pub struct KeptRatioArgs {
+    /// Share of each prompt that the configuration's `method` keeps, in 0..=1, instead of its `kept_ratio`
+    #[arg(long, value_name = "R", value_parser = kept_ratio)]
+    pub kept_ratio: Option<f64>,
+}
+
+impl KeptRatioArgs {
+    /// The budget, if one is given.
+    pub fn budget(&self) -> Option<Budget> {
+        self.kept_ratio.map(Budget::KeptRatio)
+    }
+}
+
+/// How much a method with a budget keeps, as a share or in bytes.
+///
+/// `generate` takes the share only: its --kv-budget is what all sequences of --prompts may come to. The key `kv_budget`
+/// of the configuration does there what the option does elsewhere.
+#[derive(Debug, Args)]
+pub struct BudgetArgs {
+    #[command(flatten)]
+    pub kept_ratio: KeptRatioArgs,
+    /// What the configuration's `method` may keep of each prompt's keys and values, such as 64MB or 1.5GB, instead of
+    /// its `kv_budget`; a bare number is MB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with = "kept_ratio")]
+    pub kv_budget: Option<usize>,
+}
+
+impl BudgetArgs {
+    /// The budget, if one is given.
+    pub fn budget(&self) -> Option<Budget> {
+        self.kv_budget.map(Budget::Bytes).or_else(|| self.kept_ratio.budget())
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct CompareArgs {
     #[command(flatten)]
@@ -272,6 +302,8 @@ pub struct CompareArgs {
     /// Configuration of the adaptive cache (JSON) [default: the original's values]
     #[arg(long, env = "CONFIG", value_name = "PATH")]
     pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub budget: BudgetArgs,
 }
 
 /// Several prompts at a time.
@@ -285,7 +317,7 @@ pub struct BatchArgs {
     #[arg(long, value_name = "N", default_value_t = 16, requires = "prompts", value_parser = positive)]
     pub batch: usize,
     /// What the keys and values of all sequences under way may come to, such as 64MB or 1.5GB; a bare number is MB
-    #[arg(long, value_name = "SIZE", requires = "prompts", value_parser = size)]
+    #[arg(long, value_name = "SIZE", requires = "prompts", value_parser = parse_size)]
     pub kv_budget: Option<usize>,
 }
 
@@ -297,6 +329,8 @@ pub struct GenerateArgs {
     pub batch: BatchArgs,
     #[command(flatten)]
     pub cache: CacheArgs,
+    #[command(flatten)]
+    pub kept_ratio: KeptRatioArgs,
     /// Write attention heatmaps, and pictures of policies and memory
     #[arg(long, env = "SAVE_IMAGE", num_args = 0..=1, default_missing_value = "1", default_value = "0",
           value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set, hide_possible_values = true, value_name = "0|1")]
@@ -325,6 +359,8 @@ pub struct ChatArgs {
     pub sampling: SamplingArgs,
     #[command(flatten)]
     pub cache: CacheArgs,
+    #[command(flatten)]
+    pub budget: BudgetArgs,
 }
 
 #[derive(Debug, Args)]
@@ -344,6 +380,8 @@ pub struct BenchArgs {
     /// Caches: `full`, or the path of a configuration of the adaptive cache (JSON)
     #[arg(long, value_name = "SETTING,..", value_delimiter = ',', default_value = "full")]
     pub settings: Vec<String>,
+    #[command(flatten)]
+    pub budget: BudgetArgs,
     /// Numbers of the KV cache
     #[arg(long, value_enum, value_name = "DTYPE,..", value_delimiter = ',', default_value = "f16")]
     pub kv_dtype: Vec<CacheDtype>,

@@ -28,7 +28,7 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
             .with_hint("leave --save-image and SAVE_IMAGE=1 out, or give one prompt with --prompt")
             .into());
     }
-    let config = config(args.cache.config.as_deref())?;
+    let config = config(args.cache.config.as_deref(), args.kept_ratio.budget())?;
     let lines = read_lines(path)?;
     let log = Log::start(&args.cache.log_file)?;
     if let Some(path) = &args.report {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use adaptive_kvcache::bench::{self, Observer, Plan, Row, Setting, Subject, SystemClock, Work, write_rows};
 use adaptive_kvcache::cache::{KvDtype, Retention};
-use adaptive_kvcache::config::AdaptiveConfig;
+use adaptive_kvcache::config::{AdaptiveConfig, Budget};
 use adaptive_kvcache::plot::{SpeedLine, speed};
 use adaptive_kvcache::report::megabytes;
 use adaptive_kvcache::tokenizer::Tokenizer;
@@ -34,7 +34,10 @@ const FULL: &str = "full";
 const TICK: Duration = Duration::from_millis(200);
 
 pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
-    let configs = args.settings.iter().map(|name| configuration(name)).collect::<Result<Vec<_>>>()?;
+    let mut configs = args.settings.iter().map(|name| configuration(name)).collect::<Result<Vec<_>>>()?;
+    if let Some(budget) = args.budget.budget() {
+        set_budget(&mut configs, budget)?;
+    }
     for path in args.json.iter().chain(&args.plot) {
         check_report_path(path)?;
     }
@@ -117,6 +120,19 @@ fn configuration(name: &str) -> Result<Option<AdaptiveConfig>> {
         Error::Io { .. } => error.with_hint("a setting is `full`, or the path of a configuration file"),
         other => other,
     })
+}
+
+/// Sets the budget of those settings that have one.
+///
+/// # Errors
+/// As [`AdaptiveConfig::with_budget`], if none has.
+fn set_budget(configs: &mut [Option<AdaptiveConfig>], budget: Budget) -> Result<()> {
+    let mut has_effect = false;
+    for config in configs.iter_mut().flatten().filter(|config| config.method.is_some()) {
+        *config = config.clone().with_budget(budget)?;
+        has_effect = true;
+    }
+    if has_effect { Ok(()) } else { AdaptiveConfig::default().with_budget(budget).map(|_| ()) }
 }
 
 /// The first `len` tokens of a text, which is repeated if it has not so many.

@@ -65,7 +65,7 @@ impl<'a> Line<'a> {
 }
 
 pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
-    let config = config(args.cache.config.as_deref())?;
+    let config = config(args.cache.config.as_deref(), args.budget.budget())?;
     let log = Log::start(&args.cache.log_file)?;
     let opening = opening(&args.dialogue)?;
     listen()?;

@@ -34,7 +34,7 @@ struct Run {
 }
 
 pub fn run(args: &CompareArgs) -> anyhow::Result<Outcome> {
-    let config = config(args.config.as_deref())?;
+    let config = config(args.config.as_deref(), args.budget.budget())?;
     listen()?;
     let mut session = Session::open(&args.run.model)?;
     let kv_dtype = session.kv_dtype;

@@ -25,7 +25,7 @@ const REPORTED_LOGPROBS: usize = 10;
 
 pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     // Everything that can be refused early is, before a model is loaded.
-    let config = config(args.cache.config.as_deref())?;
+    let config = config(args.cache.config.as_deref(), args.kept_ratio.budget())?;
     let log = Log::start(&args.cache.log_file)?;
     if args.save_image {
         check_folder(&args.image_dir)?;
@@ -40,7 +40,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     let model = &session.loaded.model;
     let ids = session.encode(&args.run.prompt)?;
     let pictures = if args.save_image {
-        Some(Pictures::new(&args.image_dir, config.policies.clone(), model.config().heads)?)
+        Some(Pictures::new(&args.image_dir, config.clone(), model.config().heads)?)
     } else {
         None
     };
@@ -96,7 +96,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
         let _ = figures.print(&prefill.layers);
     }
     if let Some(path) = &args.report {
-        let heads = prefill.layers.iter().map(|layer| LayerReport::new(layer, &config.policies, args.report_positions));
+        let heads = prefill.layers.iter().map(|layer| LayerReport::new(layer, &config, args.report_positions));
         let report = Report {
             version: env!("CARGO_PKG_VERSION"),
             model: ModelReport::new(&args.run.model.model, &session.loaded),

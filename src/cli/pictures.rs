@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use adaptive_kvcache::attention::HeadLayout;
 use adaptive_kvcache::attention::map::MapAccumulator;
 use adaptive_kvcache::cache::LayerSummary;
-use adaptive_kvcache::config::SearchOrder;
+use adaptive_kvcache::config::AdaptiveConfig;
 use adaptive_kvcache::plot::{self, HeadMap, PolicyGrid};
 use adaptive_kvcache::report::head_policies;
 use adaptive_kvcache::{Error, Result};
@@ -16,7 +16,7 @@ pub const MAP_SIDE: usize = 128;
 /// Writes the pictures into a folder.
 pub struct Pictures {
     folder: PathBuf,
-    order: SearchOrder,
+    config: AdaptiveConfig,
     layout: HeadLayout,
 }
 
@@ -25,16 +25,16 @@ impl Pictures {
     ///
     /// # Errors
     /// [`Error::Io`] with the path.
-    pub fn new(folder: &Path, order: SearchOrder, layout: HeadLayout) -> Result<Self> {
+    pub fn new(folder: &Path, config: AdaptiveConfig, layout: HeadLayout) -> Result<Self> {
         check_folder(folder)?;
-        Ok(Self { folder: folder.to_owned(), order, layout })
+        Ok(Self { folder: folder.to_owned(), config, layout })
     }
 
     /// Draws `layer{L}_attention.png`.
     pub fn layer(&self, summary: &LayerSummary, maps: &MapAccumulator) -> Result<()> {
         let group_size = self.layout.group_size();
         let names: Vec<String> =
-            summary.heads.iter().map(|head| head_policies(head.level, &self.order).1.join("+")).collect();
+            summary.heads.iter().map(|head| head_policies(head.level, &self.config).1.join("+")).collect();
         let heads: Vec<HeadMap<'_>> = (0..self.layout.num_heads)
             .map(|query_head| {
                 let kv_head = query_head / group_size;
@@ -56,13 +56,13 @@ impl Pictures {
     pub fn finish(&self, layers: &[LayerSummary]) -> Result<()> {
         let heads = || layers.iter().flat_map(|layer| layer.heads.iter().map(move |head| (layer.prompt_len, head)));
         let levels: Vec<u8> = heads()
-            .map(|(_, head)| u8::try_from(head_policies(head.level, &self.order).0).unwrap_or(u8::MAX))
+            .map(|(_, head)| u8::try_from(head_policies(head.level, &self.config).0).unwrap_or(u8::MAX))
             .collect();
         #[expect(clippy::cast_precision_loss)]
         let kept_ratio: Vec<f32> =
             heads().map(|(prompt_len, head)| head.positions.len() as f32 / prompt_len.max(1) as f32).collect();
         let level_names: Vec<String> =
-            (0..self.order.num_levels()).map(|level| self.order.level_names(level).join("+")).collect();
+            (0..self.config.num_levels()).map(|level| self.config.level_names(level).join("+")).collect();
         let grid = PolicyGrid {
             num_layers: layers.len(),
             num_kv_heads: self.layout.num_kv_heads,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use adaptive_kvcache::attention::map::MapAccumulator;
 use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
 use adaptive_kvcache::checkpoint::{self, Loaded};
-use adaptive_kvcache::config::{AdaptiveConfig, TokenIds};
+use adaptive_kvcache::config::{AdaptiveConfig, Budget, TokenIds};
 use adaptive_kvcache::model::{Prefill, PrefillObserver, PrefillOptions};
 use adaptive_kvcache::profile::Profiler;
 use adaptive_kvcache::report::log_lines;
@@ -143,9 +143,13 @@ pub fn opening(args: &DialogueArgs) -> Result<Vec<ChatMessage>> {
     Ok(messages)
 }
 
-/// Reads the configuration, or takes the defaults.
-pub fn config(path: Option<&Path>) -> Result<AdaptiveConfig> {
-    path.map_or_else(|| Ok(AdaptiveConfig::default()), AdaptiveConfig::from_file)
+/// Reads the configuration, or takes the defaults, and sets the budget if one is given.
+pub fn config(path: Option<&Path>, budget: Option<Budget>) -> Result<AdaptiveConfig> {
+    let config = path.map_or_else(|| Ok(AdaptiveConfig::default()), AdaptiveConfig::from_file)?;
+    match budget {
+        Some(budget) => config.with_budget(budget),
+        None => Ok(config),
+    }
 }
 
 /// Tokens in a second; 0 for no time.
@@ -250,7 +254,7 @@ impl PrefillObserver for Observer<'_> {
 
     fn layer_done(&mut self, summary: &LayerSummary, maps: Option<&MapAccumulator>) -> Result<()> {
         if let Some(config) = &self.config {
-            for line in log_lines(summary, &config.policies) {
+            for line in log_lines(summary, config) {
                 tracing::info!("{line}");
             }
         }

@@ -45,6 +45,8 @@ pub(super) struct Projected {
     pub keys: Vec<f32>,
     /// `[seq_len, num_kv_heads, head_dim]`
     pub values: Vec<f32>,
+    /// `[seq_len, num_heads, head_dim]` queries before the rotation; empty if not wanted.
+    pub unrotated_queries: Vec<f32>,
 }
 
 /// What a block needs to know of the model and of the tokens that it is given.
@@ -55,6 +57,8 @@ pub(super) struct BlockContext<'a> {
     pub rope: &'a Rope,
     /// `[seq_len, rope dim / 2]`
     pub angles: &'a [(f32, f32)],
+    /// Whether [`Projected::unrotated_queries`] are wanted.
+    pub unrotated_queries: bool,
 }
 
 impl Block {
@@ -68,9 +72,10 @@ impl Block {
         let mut queries = self.q_proj.apply(&normed, seq_len)?;
         let mut keys = self.k_proj.apply(&normed, seq_len)?;
         let values = self.v_proj.apply(&normed, seq_len)?;
+        let unrotated_queries = if context.unrotated_queries { queries.clone() } else { Vec::new() };
         rope.rotate(&mut queries, layout.query_width(), layout.head_dim, angles);
         rope.rotate(&mut keys, layout.kv_width(), layout.head_dim, angles);
-        Ok(Projected { queries, keys, values })
+        Ok(Projected { queries, keys, values, unrotated_queries })
     }
 
     /// Adds the attention's result and the MLP's to the residual stream.

@@ -16,9 +16,11 @@ use crate::attention::decode::decode;
 use crate::attention::map::MapAccumulator;
 use crate::attention::prefill::{PromptRows, QueryBlock, largest_differences, prefill};
 use crate::cache::{AdaptiveKvCache, KvDtype, LayerCacheManager, LayerSummary, Retention};
+use crate::config::BudgetScale;
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::profile::{HeadChoice, LayerStats, Profiler, Segment};
+use crate::policy::methods::FutureQueries;
+use crate::profile::{Budgeted, HeadChoice, LayerFacts, LayerPlace, LayerStats, Profiler, QueryStats, Segment};
 
 /// A LLaMA model's weights. It holds no state: every call is given the cache that it reads and writes.
 #[derive(Debug, Clone)]
@@ -152,7 +154,8 @@ impl Llama {
     ///
     /// On top of a filled cache (a further turn of a conversation), the prompt's tokens get the positions that follow and
     /// attend to all that each head keeps, and to each other. Each head is then profiled again, for the prompt and what
-    /// was decoded since the one before; what it kept earlier stays.
+    /// was decoded since the one before; what it kept earlier stays. A budget is for these tokens alone, so that what is
+    /// kept of a conversation grows with it: a share of it, or so many bytes more with each prompt.
     ///
     /// * `ids`: at least one token; with what the cache has seen at most the context length
     /// * `cache`: from [`new_cache`](Self::new_cache)
@@ -191,17 +194,30 @@ impl Llama {
         for (index, block) in self.layers.iter().enumerate() {
             let layer = cache.layer_mut(index)?;
             let profile = profiler.as_ref().map(|profiler| (profiler, segment));
-            let mut pass = LayerPass::new(self.config.heads, layer, profile, ids.len(), observer.map_side())?;
+            let place = LayerPlace {
+                layer: index,
+                head_dim: self.config.heads.head_dim,
+                scale: BudgetScale {
+                    num_layers: self.config.num_layers,
+                    num_kv_heads: self.config.heads.num_kv_heads,
+                    token_bytes: layer.token_bytes(),
+                },
+            };
+            let mut pass = LayerPass::new(self.config.heads, layer, profile, place, ids.len(), observer.map_side())?;
             for (chunk_index, rows) in hidden.iter_mut().enumerate() {
                 let first_row = chunk_index * chunk_rows;
-                *rows = pass.chunk(block, rows, first_row, self.context(&angles, first_row, rows.dim(0)?))?;
+                let context = BlockContext {
+                    unrotated_queries: pass.wants_unrotated_queries(),
+                    ..self.context(&angles, first_row, rows.dim(0)?)
+                };
+                *rows = pass.chunk(block, rows, first_row, context)?;
                 let done = index * ids.len() + pass.keys.len();
                 if observer.progress(done, total).is_break() {
                     return Err(Error::Interrupted);
                 }
             }
             let started = std::time::Instant::now();
-            let choices = pass.choose()?;
+            let choices = pass.choose(&self.rope)?;
             let summary = layer.store_prompt(&pass.keys, &pass.values, choices)?;
             profile_time += started.elapsed();
             observer.layer_done(&summary, pass.maps.as_ref())?;
@@ -297,6 +313,7 @@ impl Llama {
             rms_norm_eps: self.config.rms_norm_eps,
             rope: &self.rope,
             angles: &angles[first_row * half..(first_row + num_rows) * half],
+            unrotated_queries: false,
         }
     }
 
@@ -327,6 +344,12 @@ struct Profile<'a> {
     profiler: &'a Profiler,
     segment: Segment<'a>,
     stats: LayerStats,
+    /// Where the layer stands, for methods with a budget.
+    place: LayerPlace,
+    /// Present if a method with a budget chooses, and not the search.
+    budgeted: Option<Budgeted>,
+    /// Present if that method reads queries.
+    query_stats: Option<(FutureQueries, QueryStats)>,
     /// Queries of the whole prompt, `[prompt_len, num_heads, head_dim]`, kept only if a second pass may be needed.
     queries: Option<Vec<f32>>,
 }
@@ -336,19 +359,37 @@ impl<'a> LayerPass<'a> {
         layout: HeadLayout,
         cache: &LayerCacheManager,
         profile: Option<(&'a Profiler, Segment<'a>)>,
+        place: LayerPlace,
         prompt_len: usize,
         map_side: Option<usize>,
     ) -> Result<Self> {
         let (keys, values) = cache.prompt_rows(prompt_len)?;
         let num_keys = |head: usize| keys.past_len(head / layout.group_size()) + prompt_len;
-        let profile = profile.map(|(profiler, segment)| Profile {
-            profiler,
-            segment,
-            stats: LayerStats::new(profiler.request(segment), (0..layout.num_heads).map(num_keys)),
-            queries: profiler.may_need_second_pass().then(|| Vec::with_capacity(prompt_len * layout.query_width())),
+        let profile = profile.map(|(profiler, segment)| {
+            let budgeted = profiler.budgeted();
+            let request =
+                budgeted.as_ref().map_or_else(|| profiler.request(segment), |budgeted| budgeted.request(segment));
+            let query_stats = budgeted.as_ref().and_then(|budgeted| budgeted.needs().future_queries).map(|future| {
+                let first_row = segment.first_position + segment.recent;
+                (future, QueryStats::new(layout, future.skip_positions.saturating_sub(first_row)))
+            });
+            let second_pass = budgeted.is_none() && profiler.may_need_second_pass();
+            Profile {
+                profiler,
+                segment,
+                stats: LayerStats::new(request, (0..layout.num_heads).map(num_keys)),
+                place,
+                budgeted,
+                query_stats,
+                queries: second_pass.then(|| Vec::with_capacity(prompt_len * layout.query_width())),
+            }
         });
         let maps = map_side.map(|side| MapAccumulator::new(layout.num_heads, prompt_len, side));
         Ok(Self { keys, values, profile, maps, layout })
+    }
+
+    fn wants_unrotated_queries(&self) -> bool {
+        self.profile.as_ref().is_some_and(|profile| profile.query_stats.is_some())
     }
 
     /// Runs one chunk of rows `[seq_len, hidden_size]` through the layer.
@@ -364,15 +405,38 @@ impl<'a> LayerPass<'a> {
             self.profile.as_mut().map(|profile| &mut profile.stats),
             self.maps.as_mut().map(MapAccumulator::heads_mut),
         )?;
-        if let Some(queries) = self.profile.as_mut().and_then(|profile| profile.queries.as_mut()) {
-            queries.extend_from_slice(&projected.queries);
+        if let Some(profile) = &mut self.profile {
+            if let Some(queries) = &mut profile.queries {
+                queries.extend_from_slice(&projected.queries);
+            }
+            if let Some((_, stats)) = &mut profile.query_stats {
+                stats.add_rows(&projected.unrotated_queries)?;
+            }
         }
         block.finish(hidden, attended, context)
     }
 
     /// What each head keeps; `None` for everything.
-    fn choose(&self) -> Result<Option<Vec<HeadChoice>>> {
-        let Some(Profile { profiler, segment, stats, queries }) = &self.profile else { return Ok(None) };
+    fn choose(&self, rope: &Rope) -> Result<Option<Vec<HeadChoice>>> {
+        let Some(Profile { profiler, segment, stats, place, budgeted, query_stats, queries }) = &self.profile else {
+            return Ok(None);
+        };
+        if let Some(budgeted) = budgeted {
+            let queries = query_stats.as_ref().map_or_else(Vec::new, |(future, stats)| {
+                let angles = rope.mean_angles(segment.first_position + segment.len(), future.positions);
+                let mut moments = stats.moments();
+                for head in &mut moments {
+                    rope.rotate_moments(&mut head.mean, &mut head.covariance, &angles);
+                }
+                moments
+            });
+            let rows = |kv_head: usize| {
+                let last_rows = |rows: &PromptRows| rows.last_rows(kv_head, segment.len());
+                (last_rows(&self.keys), last_rows(&self.values))
+            };
+            let scores = budgeted.scores(*segment, *place, &LayerFacts { stats, queries: &queries, rows: &rows })?;
+            return Ok(Some(budgeted.select(*segment, *place, &scores)));
+        }
         let choices = profiler.choose(*segment, self.layout.num_kv_heads, stats, |pending| {
             let queries = queries.as_deref().unwrap_or_default();
             largest_differences(self.layout, QueryBlock { queries, first_row: 0 }, &self.keys, pending)

@@ -39,6 +39,39 @@ impl Rope {
             .collect()
     }
 
+    /// Cosines and sines of the positions `first..first + count`, averaged: `[dim / 2]`. No vector's length survives
+    /// this rotation; it is linear all the same.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
+    pub fn mean_angles(&self, first: usize, count: usize) -> Vec<(f32, f32)> {
+        let half = self.frequencies.len();
+        let mut sums = vec![(0.0f64, 0.0f64); half];
+        for angles in self.angles(first, count).chunks_exact(half.max(1)) {
+            for (sum, &(cos, sin)) in sums.iter_mut().zip(angles) {
+                *sum = (sum.0 + f64::from(cos), sum.1 + f64::from(sin));
+            }
+        }
+        let count = count.max(1) as f64;
+        sums.into_iter().map(|(cos, sin)| ((cos / count) as f32, (sin / count) as f32)).collect()
+    }
+
+    /// Turns a mean and a covariance as [`rotate`](Self::rotate) turns each vector: `R mean`, `R covariance R^T`.
+    ///
+    /// * `mean`: `[head_dim]`; `covariance`: `[head_dim, head_dim]`, symmetric
+    /// * `angles`: `[dim / 2]`, one rotation
+    pub fn rotate_moments(&self, mean: &mut [f32], covariance: &mut [f32], angles: &[(f32, f32)]) {
+        let dim = mean.len();
+        self.rotate(mean, dim, dim, angles);
+        for _ in 0..2 {
+            covariance.chunks_exact_mut(dim).for_each(|row| self.rotate(row, dim, dim, angles));
+            for row in 0..dim {
+                for column in 0..row {
+                    covariance.swap(row * dim + column, column * dim + row);
+                }
+            }
+        }
+    }
+
     /// The base for a sequence that is longer than the original context; `None` for one that is not.
     #[expect(clippy::cast_precision_loss)]
     fn grown_theta(&self, dynamic: DynamicNtk, seq_len: usize) -> Option<f64> {

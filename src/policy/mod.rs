@@ -4,19 +4,25 @@
 //! policy is one new file here and one line in [`POLICIES`]: the configuration, `--help`, the search and the contract
 //! tests take it from the registry.
 //!
+//! [`methods`] are another kind: they rank positions, and a budget says how many are kept.
+//!
 //! Not for: deciding which policies a head needs (see [`crate::profile`]).
 
+pub mod allocation;
 mod frequency;
 mod full;
 mod locality;
+pub mod methods;
 mod punctuation;
 mod special;
 
 use crate::tokens::TokenClass;
 
+pub use allocation::Allocation;
 pub use frequency::Frequency;
 pub use full::Full;
 pub use locality::Locality;
+pub use methods::{METHODS, Method, MethodFacts, MethodSettings, Needs, method_by_name};
 pub use punctuation::Punctuation;
 pub use special::Special;
 

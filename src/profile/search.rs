@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::budgeted::Budgeted;
 use super::stats::{HeadStats, LayerStats, MassRequest, StatsRequest};
 use crate::config::{AdaptiveConfig, Criterion, GroupReduction};
 use crate::error::{Error, Result};
@@ -64,15 +65,17 @@ impl<'a> Segment<'a> {
 pub struct HeadChoice {
     /// Index of the KV head in its layer.
     pub kv_head: usize,
-    /// Index of the chosen level in the search order.
+    /// Index of the chosen level in the search order; 0 if a method with a budget chose.
     pub level: usize,
-    /// Recovered mass (`mass`) or largest difference (`max_abs`) of each level tried, up to the chosen one.
+    /// Recovered mass (`mass`) or largest difference (`max_abs`) of each level tried, up to the chosen one; empty if
+    /// there was no search.
     pub recovered: Vec<f64>,
     /// Kept positions of the segment, ascending.
     pub positions: Vec<u32>,
 }
 
-/// Chooses for every KV head the smallest union of policies that recovers it.
+/// Chooses for every KV head the smallest union of policies that recovers it; or, if the configuration names a method
+/// with a budget, hands out [what chooses instead](Self::budgeted).
 #[derive(Debug, Clone)]
 pub struct Profiler {
     config: Arc<AdaptiveConfig>,
@@ -92,6 +95,13 @@ impl Profiler {
     #[must_use]
     pub fn config(&self) -> &AdaptiveConfig {
         &self.config
+    }
+
+    /// What chooses if the configuration names a method with a budget: then the search is not asked. `None` if it names
+    /// none.
+    #[must_use]
+    pub fn budgeted(&self) -> Option<Budgeted> {
+        Budgeted::new(&self.config)
     }
 
     /// Whether [`choose`](Self::choose) may ask for a second pass over the prompt's rows.

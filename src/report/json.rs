@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::cache::{CacheBytes, LayerSummary};
 use crate::checkpoint::Loaded;
-use crate::config::{AdaptiveConfig, SearchOrder};
+use crate::config::AdaptiveConfig;
 use crate::error::{Error, Result};
 use crate::generate::{FinishReason, FinishedText, GenerationOptions};
 
@@ -137,19 +137,20 @@ pub struct MemoryReport {
     pub prefill_rss_bytes: usize,
 }
 
-/// Level and policy names of a head; a head that was not searched keeps everything.
+/// Level and policy names of a head, or 0 and the name of the method that chose; a head that nothing chose for keeps
+/// everything.
 #[must_use]
-pub fn head_policies(level: Option<usize>, order: &SearchOrder) -> (usize, Vec<&'static str>) {
-    let level = level.unwrap_or(order.num_levels() - 1);
-    (level, order.level_names(level))
+pub fn head_policies(level: Option<usize>, config: &AdaptiveConfig) -> (usize, Vec<&'static str>) {
+    let level = level.unwrap_or(config.num_levels() - 1);
+    (level, config.level_names(level))
 }
 
 impl LayerReport {
     /// Describes a layer; `with_positions` lists the kept positions too.
     #[must_use]
-    pub fn new(summary: &LayerSummary, order: &SearchOrder, with_positions: bool) -> Self {
+    pub fn new(summary: &LayerSummary, config: &AdaptiveConfig, with_positions: bool) -> Self {
         let heads = summary.heads.iter().map(|head| {
-            let (level, policies) = head_policies(head.level, order);
+            let (level, policies) = head_policies(head.level, config);
             HeadReport {
                 kv_head: head.kv_head,
                 level,

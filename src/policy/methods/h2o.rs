@@ -1,0 +1,45 @@
+//! `h2o`: heavy hitters and recent positions, half of the budget each (Zhang et al., arXiv 2306.14048).
+
+use super::{ALWAYS, AttentionRows, Method, MethodFacts, MethodSettings, Needs};
+
+/// Keeps the last half of the budget (the larger one if it is odd), and of the others the positions that received most
+/// attention over all rows.
+///
+/// This is the choice after a prompt; the paper goes on evicting while tokens are generated.
+#[derive(Debug)]
+pub struct H2o;
+
+impl Method for H2o {
+    fn name(&self) -> &'static str {
+        "h2o"
+    }
+
+    fn summary(&self) -> &'static str {
+        "half of the budget what received most attention, half the last positions"
+    }
+
+    fn needs(&self, _settings: &MethodSettings) -> Needs {
+        Needs { attention: AttentionRows::All, ..Needs::default() }
+    }
+
+    fn scores(&self, facts: &MethodFacts<'_>, _settings: &MethodSettings) -> Vec<f32> {
+        let mut scores = facts.attention.to_vec();
+        scores[facts.len - facts.budget.div_ceil(2)..].fill(ALWAYS);
+        scores
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{facts, kept, settings};
+    use super::*;
+
+    #[test]
+    fn half_of_the_budget_is_recent_and_half_heavy() {
+        let attention = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0, 6.0];
+        let facts = MethodFacts { attention: &attention, ..facts(8, 4) };
+        assert_eq!(kept(&H2o, &facts, &settings()), [4, 5, 6, 7]);
+        let facts = MethodFacts { attention: &attention, budget: 3, ..facts };
+        assert_eq!(kept(&H2o, &facts, &settings()), [5, 6, 7]);
+    }
+}

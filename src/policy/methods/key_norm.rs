@@ -1,0 +1,44 @@
+//! `key_norm`: keys of small norm receive much attention (Devoto et al., arXiv 2406.11430).
+
+use super::{Method, MethodFacts, MethodSettings, Needs};
+
+/// Keeps the positions whose keys have the smallest Euclidean norm.
+#[derive(Debug)]
+pub struct KeyNorm;
+
+impl Method for KeyNorm {
+    fn name(&self) -> &'static str {
+        "key_norm"
+    }
+
+    fn summary(&self) -> &'static str {
+        "keys of the smallest norm"
+    }
+
+    fn needs(&self, _settings: &MethodSettings) -> Needs {
+        Needs { keys_and_values: true, ..Needs::default() }
+    }
+
+    fn scores(&self, facts: &MethodFacts<'_>, _settings: &MethodSettings) -> Vec<f32> {
+        facts.keys.chunks_exact(facts.head_dim).map(|key| -norm(key)).collect()
+    }
+}
+
+/// Euclidean norm of a vector.
+pub(super) fn norm(vector: &[f32]) -> f32 {
+    vector.iter().map(|number| number * number).sum::<f32>().sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{facts, kept, settings};
+    use super::*;
+
+    #[test]
+    fn the_smallest_norms_are_kept() {
+        let keys = [3.0, 4.0, 1.0, 0.0, 0.0, -6.0, -1.0, 1.0];
+        let facts = MethodFacts { keys: &keys, head_dim: 2, ..facts(4, 2) };
+        assert_eq!(KeyNorm.scores(&facts, &settings()), [-5.0, -1.0, -6.0, -2f32.sqrt()]);
+        assert_eq!(kept(&KeyNorm, &facts, &settings()), [1, 3]);
+    }
+}

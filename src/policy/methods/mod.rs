@@ -1,0 +1,201 @@
+//! Compression methods with a budget: each says what every position of a KV head is worth, the best are kept.
+//!
+//! A method is a pure function on the host from one KV head's facts to a score for each position; it never sees a
+//! tensor, a layer or a file, and does not choose: [`Allocation`] shares the budget out over layers and heads. A new
+//! method is one new file here and one line in [`METHODS`]: the configuration, `--help` and the contract tests take it
+//! from the registry.
+//!
+//! Since scores come before any choice, a budget for all layers together could be shared out when the last layer has its
+//! scores; and since a method needs nothing but facts, the same scores could be asked for again while tokens are
+//! generated. Neither is done yet.
+//!
+//! Not for: the search of `fastgen`, which has a threshold and no budget (see [`crate::profile::search`]).
+
+mod adakv;
+mod expected_attention;
+mod h2o;
+mod key_norm;
+mod pyramidkv;
+mod random;
+mod snapkv;
+mod streaming_llm;
+mod tova;
+
+use super::allocation::Allocation;
+
+pub use adakv::AdaKv;
+pub use expected_attention::ExpectedAttention;
+pub use h2o::H2o;
+pub use key_norm::KeyNorm;
+pub use pyramidkv::PyramidKv;
+pub use random::Random;
+pub use snapkv::SnapKv;
+pub use streaming_llm::StreamingLlm;
+pub use tova::Tova;
+
+/// Every method with a budget that a configuration can name.
+pub static METHODS: &[&dyn Method] =
+    &[&StreamingLlm, &H2o, &Tova, &SnapKv, &PyramidKv, &AdaKv, &ExpectedAttention, &KeyNorm, &Random];
+
+/// The score of a position that is kept before all others.
+pub const ALWAYS: f32 = f32::INFINITY;
+
+/// Rows of the attention maps whose sums a method reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AttentionRows {
+    /// None: the method does not look at attention.
+    #[default]
+    None,
+    /// All rows of the prompt.
+    All,
+    /// The last rows of the prompt: an observation window; at least 1.
+    Last(usize),
+}
+
+/// What a method reads of each KV head. What is not asked for is not collected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Needs {
+    /// Which rows [`MethodFacts::attention`] sums up.
+    pub attention: AttentionRows,
+    /// Whether [`MethodFacts::attention`] is summed up over all query heads of the layer, and not of the KV head only.
+    pub whole_layer: bool,
+    /// Whether [`MethodFacts::keys`] and [`MethodFacts::values`] are read.
+    pub keys_and_values: bool,
+    /// Whether [`MethodFacts::queries`] are read, and for how many positions to come.
+    pub future_queries: Option<FutureQueries>,
+}
+
+/// Which queries are summarised, and for which positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FutureQueries {
+    /// Queries of the first positions of a sequence are left out: those of attention sinks are unlike all others.
+    pub skip_positions: usize,
+    /// How many positions behind the prompt the rotation is averaged over; at least 1.
+    pub positions: usize,
+}
+
+/// Mean and covariance of one query head's queries over a prompt, turned to the positions behind it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QueryMoments {
+    /// `[head_dim]`
+    pub mean: Vec<f32>,
+    /// `[head_dim, head_dim]`, symmetric.
+    pub covariance: Vec<f32>,
+}
+
+/// What a method may know of one KV head after a prompt, or after a segment of a longer sequence (then positions settled
+/// earlier are no part of it).
+#[derive(Debug, Clone, Copy)]
+pub struct MethodFacts<'a> {
+    /// Position of the first token of the segment: 0 for a prompt.
+    pub first_position: usize,
+    /// `n`: tokens of the segment.
+    pub len: usize,
+    /// Query rows: the tokens of the prompt, the last of the segment; those before were appended by decoding.
+    pub num_rows: usize,
+    /// How many positions a head of this layer keeps on average; in `1..=len`, or 0 for an empty segment.
+    pub budget: usize,
+    /// Index of the KV head in the whole model, so that random numbers differ from head to head.
+    pub head_idx: usize,
+    /// Numbers of a key, value or query.
+    pub head_dim: usize,
+    /// `[n]` attention that each position received, summed up over the rows and heads that [`Needs`] says; else empty.
+    pub attention: &'a [f32],
+    /// `[n, head_dim]` rotated keys, if asked for, else empty.
+    pub keys: &'a [f32],
+    /// `[n, head_dim]` values, if asked for, else empty.
+    pub values: &'a [f32],
+    /// `[group_size]` of the query heads of this KV head, if asked for, else empty.
+    pub queries: &'a [QueryMoments],
+}
+
+impl MethodFacts<'_> {
+    /// How many positions of the segment are among the first `sink_tokens` of the sequence.
+    #[must_use]
+    pub fn num_sinks(&self, sink_tokens: usize) -> usize {
+        sink_tokens.saturating_sub(self.first_position).min(self.len)
+    }
+}
+
+/// The numbers that methods depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MethodSettings {
+    /// How many leading positions of the sequence are always kept, by methods that keep sinks.
+    pub sink_tokens: usize,
+    /// How many of the prompt's last rows are observed.
+    pub observation_window: usize,
+    /// Over how many neighbours observed attention is averaged; odd.
+    pub pool_kernel: usize,
+    /// Seed of random scores.
+    pub seed: u64,
+}
+
+impl MethodSettings {
+    /// What a method's configuration has if it says nothing else.
+    pub const DEFAULT: Self = Self { sink_tokens: 4, observation_window: 64, pool_kernel: 5, seed: 0 };
+}
+
+/// One way to tell what a position is worth.
+pub trait Method: Sync + std::fmt::Debug {
+    /// The name in configurations and logs.
+    fn name(&self) -> &'static str;
+
+    /// What it keeps, in one line for `--help`.
+    fn summary(&self) -> &'static str;
+
+    /// Keys of the configuration that change what it keeps, besides the budget.
+    fn keys(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// What it reads.
+    fn needs(&self, _settings: &MethodSettings) -> Needs {
+        Needs::default()
+    }
+
+    /// How its budget is shared out.
+    fn allocation(&self, _settings: &MethodSettings) -> Allocation {
+        Allocation::Uniform
+    }
+
+    /// The score of every position of the segment, `[n]`: the higher, the sooner it is kept; [`ALWAYS`] before all
+    /// others. Of equal scores the lower position is kept. No score is NaN unless a fact is.
+    fn scores(&self, facts: &MethodFacts<'_>, settings: &MethodSettings) -> Vec<f32>;
+}
+
+/// Finds a method by its name in configurations.
+#[must_use]
+pub fn method_by_name(name: &str) -> Option<&'static dyn Method> {
+    METHODS.iter().copied().find(|method| method.name() == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::allocation::top_positions;
+
+    /// Facts of a prompt of `len` tokens, without numbers.
+    pub(super) fn facts(len: usize, budget: usize) -> MethodFacts<'static> {
+        MethodFacts {
+            first_position: 0,
+            len,
+            num_rows: len,
+            budget,
+            head_idx: 0,
+            head_dim: 1,
+            attention: &[],
+            keys: &[],
+            values: &[],
+            queries: &[],
+        }
+    }
+
+    pub(super) fn settings() -> MethodSettings {
+        MethodSettings::DEFAULT
+    }
+
+    /// What a head keeps that has its own budget.
+    pub(super) fn kept(method: &dyn Method, facts: &MethodFacts<'_>, settings: &MethodSettings) -> Vec<usize> {
+        top_positions(&method.scores(facts, settings), facts.budget)
+    }
+}

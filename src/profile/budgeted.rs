@@ -1,0 +1,171 @@
+//! Choosing by a method with a budget: scores of every head's positions, then the best of them.
+//!
+//! Two steps: [`Budgeted::scores`] needs a layer's statistics, keys and values; [`Budgeted::select`] needs scores only.
+//! So a budget for all layers together could be shared out later, from the scores of all of them.
+//!
+//! What is decided about is a [`Segment`], as in the search, and the budget is the segment's: keys that were settled
+//! earlier stay, and count neither in the budget nor in the scores.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::search::{HeadChoice, Segment};
+use super::stats::{HeadStats, LayerStats, MassRequest, StatsRequest};
+use crate::config::{AdaptiveConfig, BudgetScale, BudgetedMethod};
+use crate::error::{Error, Result};
+use crate::policy::methods::{AttentionRows, MethodFacts, Needs, QueryMoments};
+
+/// Keeps the positions of each KV head that a method finds worth most, as many as its budget has room for.
+#[derive(Debug, Clone)]
+pub struct Budgeted {
+    config: Arc<AdaptiveConfig>,
+    method: BudgetedMethod,
+}
+
+/// Which layer is decided about, and in what model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerPlace {
+    /// Index of the layer.
+    pub layer: usize,
+    /// Numbers of a key, value or query.
+    pub head_dim: usize,
+    /// Layers, heads and bytes that the budget is for.
+    pub scale: BudgetScale,
+}
+
+/// What was collected of a layer, as [`Budgeted::request`] and [`Budgeted::needs`] say.
+pub struct LayerFacts<'a> {
+    /// Sums over rows of the attention maps.
+    pub stats: &'a LayerStats,
+    /// `[num_heads]` moments of the queries, turned to the positions to come; empty if not asked for.
+    pub queries: &'a [QueryMoments],
+    /// The keys and values of a KV head's segment, `[segment_len, head_dim]` each; called only if they are asked for.
+    pub rows: &'a (dyn Fn(usize) -> (Vec<f32>, Vec<f32>) + Sync),
+}
+
+impl std::fmt::Debug for LayerFacts<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("LayerFacts").field("heads", &self.stats.heads.len()).finish_non_exhaustive()
+    }
+}
+
+impl Budgeted {
+    /// The method of a configuration; `None` for one that searches.
+    #[must_use]
+    pub fn new(config: &Arc<AdaptiveConfig>) -> Option<Self> {
+        config.method.map(|method| Self { config: Arc::clone(config), method })
+    }
+
+    /// What the method reads.
+    #[must_use]
+    pub fn needs(&self) -> Needs {
+        self.method.method.needs(&self.config.method_settings())
+    }
+
+    /// Which sums over the attention maps have to be collected while a prompt is processed.
+    #[must_use]
+    pub fn request(&self, segment: Segment<'_>) -> StatsRequest {
+        let mass = |rows: usize| MassRequest { first_row: segment.num_rows().saturating_sub(rows), window: None };
+        let recent = segment.recent;
+        match self.needs().attention {
+            AttentionRows::None => StatsRequest { recent, ..StatsRequest::default() },
+            AttentionRows::All => StatsRequest { column_sums: true, recent, ..StatsRequest::default() },
+            AttentionRows::Last(rows) => StatsRequest { mass: Some(mass(rows)), recent, ..StatsRequest::default() },
+        }
+    }
+
+    /// How many positions of a segment each head of a layer keeps on average.
+    #[must_use]
+    pub fn layer_budget(&self, segment_len: usize, place: LayerPlace) -> usize {
+        let average = self.method.budget.kept(segment_len, place.scale);
+        let allocation = self.method.method.allocation(&self.config.method_settings());
+        allocation.layer_budget(average, segment_len, place.layer, place.scale.num_layers)
+    }
+
+    /// The scores of every position of the segment, `[num_kv_heads]` of `[segment_len]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the query heads cannot be shared out, or facts have another size than they must.
+    pub fn scores(&self, segment: Segment<'_>, place: LayerPlace, facts: &LayerFacts<'_>) -> Result<Vec<Vec<f32>>> {
+        let num_kv_heads = place.scale.num_kv_heads;
+        let heads = &facts.stats.heads;
+        if num_kv_heads == 0 || heads.is_empty() || !heads.len().is_multiple_of(num_kv_heads) {
+            return Err(Error::shape("profiling", format!("a multiple of {num_kv_heads} query heads"), heads.len()));
+        }
+        let (needs, settings) = (self.needs(), self.config.method_settings());
+        if needs.future_queries.is_some() && facts.queries.len() != heads.len() {
+            return Err(Error::shape("moments of queries", heads.len(), facts.queries.len()));
+        }
+        let group_size = heads.len() / num_kv_heads;
+        let whole_layer = if needs.whole_layer { attention(heads, segment.len(), needs) } else { Vec::new() };
+        let budget = self.layer_budget(segment.len(), place);
+        let score = |kv_head: usize| {
+            let group = kv_head * group_size..(kv_head + 1) * group_size;
+            let own =
+                if needs.whole_layer { Vec::new() } else { attention(&heads[group.clone()], segment.len(), needs) };
+            let (keys, values) = if needs.keys_and_values { (facts.rows)(kv_head) } else { Default::default() };
+            let attention = if needs.whole_layer { &whole_layer } else { &own };
+            for (what, got, wanted, width) in [
+                ("attention of a segment", attention.len(), needs.attention != AttentionRows::None, 1),
+                ("keys of a segment", keys.len(), needs.keys_and_values, place.head_dim),
+                ("values of a segment", values.len(), needs.keys_and_values, place.head_dim),
+            ] {
+                let expected = segment.len() * width;
+                if wanted && got != expected {
+                    return Err(Error::shape(what, expected, got));
+                }
+            }
+            let facts = MethodFacts {
+                first_position: segment.first_position,
+                len: segment.len(),
+                num_rows: segment.num_rows(),
+                budget,
+                head_idx: place.layer * num_kv_heads + kv_head,
+                head_dim: place.head_dim,
+                attention,
+                keys: &keys,
+                values: &values,
+                queries: facts.queries.get(group).unwrap_or_default(),
+            };
+            Ok(self.method.method.scores(&facts, &settings))
+        };
+        (0..num_kv_heads).into_par_iter().map(score).collect()
+    }
+
+    /// What each KV head of a layer keeps, given the scores of its positions.
+    ///
+    /// * `scores`: from [`scores`](Self::scores)
+    #[must_use]
+    pub fn select(&self, segment: Segment<'_>, place: LayerPlace, scores: &[Vec<f32>]) -> Vec<HeadChoice> {
+        let budget = self.layer_budget(segment.len(), place);
+        let allocation = self.method.method.allocation(&self.config.method_settings());
+        let first = u32::try_from(segment.first_position).unwrap_or(u32::MAX);
+        let kept = allocation.select(scores, budget).into_iter().enumerate();
+        kept.map(|(kv_head, kept)| HeadChoice {
+            kv_head,
+            level: 0,
+            recovered: Vec::new(),
+            // Positions fit 32 bits, which the cache checks.
+            positions: kept.into_iter().map(|i| first.saturating_add(u32::try_from(i).unwrap_or(u32::MAX))).collect(),
+        })
+        .collect()
+    }
+}
+
+/// Sums over the requested rows and some query heads, for the keys of the segment; empty if no rows are asked for.
+fn attention(heads: &[HeadStats], segment_len: usize, needs: Needs) -> Vec<f32> {
+    if needs.attention == AttentionRows::None {
+        return Vec::new();
+    }
+    let mut sums = vec![0.0; segment_len];
+    for head in heads {
+        let columns = head.profiled();
+        let own = &columns[columns.len().saturating_sub(segment_len)..];
+        if own.len() != segment_len {
+            return Vec::new(); // refused by the caller
+        }
+        sums.iter_mut().zip(own).for_each(|(sum, &value)| *sum += value);
+    }
+    sums
+}
