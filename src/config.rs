@@ -13,9 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::policy::{
-    self, METHODS, Method, MethodSettings, POLICIES, Policy, PolicySettings, method_by_name, ratio_count,
-};
+use crate::policy::{self, METHODS, Method, MethodSettings, POLICIES, Policy, PolicySettings, method_by_name};
 
 /// The method that searches policies for each head and has no budget; the default.
 pub const FASTGEN: &str = "fastgen";
@@ -188,19 +186,23 @@ pub struct BudgetScale {
 }
 
 impl Budget {
-    /// How many of `len` positions a head keeps on average: the share of them, rounded down as
-    /// [`ratio_count`] does; or what the head's equal part of the layer's equal part of the bytes has room for. At
-    /// least 1, whatever the budget, unless `len` is 0: a head that keeps nothing has nothing to attend to.
+    /// How many of `len` positions a head keeps on average: the share of them, not rounded; or the whole positions that
+    /// the head's equal part of the layer's equal part of the bytes has room for. At least 1, whatever the budget, unless
+    /// `len` is 0: a head that keeps nothing has nothing to attend to.
+    ///
+    /// Where all heads keep the same, that is this number rounded down, as [`ratio_count`](crate::policy::ratio_count)
+    /// does.
     #[must_use]
-    pub fn kept(self, len: usize, scale: BudgetScale) -> usize {
-        let kept = match self {
-            Self::KeptRatio(ratio) => ratio_count(ratio, len),
+    #[expect(clippy::cast_precision_loss)] // counts of tokens
+    pub fn average(self, len: usize, scale: BudgetScale) -> f64 {
+        let average = match self {
+            Self::KeptRatio(ratio) => ratio * len as f64,
             Self::Bytes(bytes) => {
                 let layer_bytes = bytes / scale.num_layers.max(1);
-                layer_bytes / (scale.num_kv_heads * scale.token_bytes).max(1)
+                (layer_bytes / (scale.num_kv_heads * scale.token_bytes).max(1)) as f64
             }
         };
-        kept.clamp(1.min(len), len)
+        average.clamp(1.min(len) as f64, len as f64)
     }
 
     /// The key that sets it.
@@ -811,18 +813,18 @@ mod tests {
     fn budgets_become_counts_of_positions() {
         let scale = BudgetScale { num_layers: 3, num_kv_heads: 2, token_bytes: 10 };
         for (budget, len, expected) in [
-            (Budget::KeptRatio(0.5), 9, 4),
-            (Budget::KeptRatio(0.3), 10, 3),
-            (Budget::KeptRatio(1.0), 10, 10),
-            (Budget::KeptRatio(0.0), 10, 1),
-            (Budget::KeptRatio(0.5), 0, 0),
-            (Budget::Bytes(600), 100, 10), // 200 a layer, 100 a head
-            (Budget::Bytes(659), 100, 10),
-            (Budget::Bytes(660), 100, 11),
-            (Budget::Bytes(600), 7, 7),
-            (Budget::Bytes(1), 7, 1),
+            (Budget::KeptRatio(0.5), 9, 4.5),
+            (Budget::KeptRatio(1.0), 10, 10.0),
+            (Budget::KeptRatio(0.0), 10, 1.0),
+            (Budget::KeptRatio(0.5), 0, 0.0),
+            (Budget::Bytes(600), 100, 10.0), // 200 a layer, 100 a head
+            (Budget::Bytes(659), 100, 10.0),
+            (Budget::Bytes(660), 100, 11.0),
+            (Budget::Bytes(600), 7, 7.0),
+            (Budget::Bytes(1), 7, 1.0),
         ] {
-            assert_eq!(budget.kept(len, scale), expected, "{budget:?} of {len}");
+            let average = budget.average(len, scale);
+            assert!((average - expected).abs() < 1e-12, "{budget:?} of {len}: {average}");
         }
     }
 

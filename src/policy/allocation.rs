@@ -2,17 +2,17 @@
 
 use super::ratio_count;
 
-/// A way to share out a budget. The whole is always the same: the average budget of a head, times the heads.
+/// A way to share out a budget: the average number of positions of a head, times the heads of all layers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Allocation {
-    /// Every head of every layer gets the same.
+    /// Every head of every layer gets the average, rounded down.
     Uniform,
-    /// Budgets fall linearly from the first layer to the last (`PyramidKV`, as kvpress computes it); heads of a layer
-    /// get the same.
+    /// Budgets fall linearly from the first layer to the last (`PyramidKV`, as kvpress computes it), each rounded to
+    /// the nearest; heads of a layer get the same.
     Pyramid {
         /// The last layer gets the average divided by this, unless the first then has more than there is to choose from.
         beta: f64,
-        /// What is always kept. If the last layer would get less, every layer gets the same.
+        /// What is always kept. If the last layer would get less, every layer gets the average, rounded down.
         window: usize,
     },
     /// Every layer gets the same; of that, every head gets its best positions up to this share of the average, and the
@@ -24,15 +24,15 @@ pub enum Allocation {
 }
 
 impl Allocation {
-    /// The average budget of a head in a layer; at least 1 unless `average` is 0, at most `len`.
+    /// The average budget of a head in a layer; at least 1 unless `average` is less, at most `len`.
     ///
     /// * `average`: over all layers; in `0..=len`
     /// * `len`: positions to choose from
     /// * `layer`: below `num_layers`
     #[must_use]
-    pub fn layer_budget(self, average: usize, len: usize, layer: usize, num_layers: usize) -> usize {
+    pub fn layer_budget(self, average: f64, len: usize, layer: usize, num_layers: usize) -> usize {
         match self {
-            Self::Uniform | Self::Adaptive { .. } => average,
+            Self::Uniform | Self::Adaptive { .. } => rounded_down(average, len),
             Self::Pyramid { beta, window } => pyramid(average, len, layer, num_layers, beta, window),
         }
     }
@@ -65,21 +65,26 @@ pub fn top_positions(scores: &[f32], count: usize) -> Vec<usize> {
     order
 }
 
-/// Rounding halves to even makes a layer and its mirror image add up to twice the average.
+/// A number of positions as [`ratio_count`](super::ratio_count) rounds it, so that 0.3 of 10 is 3.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // counts of tokens
+fn rounded_down(average: f64, len: usize) -> usize {
+    ((average + 1e-9).floor() as usize).min(len)
+}
+
+/// Rounding halves to even makes a layer and its mirror image add up to twice the average, if that is a whole number.
 #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)] // counts of tokens
-fn pyramid(average: usize, len: usize, layer: usize, num_layers: usize, beta: f64, window: usize) -> usize {
-    let mean = average as f64;
+fn pyramid(mean: f64, len: usize, layer: usize, num_layers: usize, beta: f64, window: usize) -> usize {
     let largest = len.saturating_sub(window) as f64;
     let (mut last, mut first) = (mean / beta, 2.0 * mean - mean / beta);
     if first >= largest {
         (last, first) = (2.0 * mean - largest, largest);
     }
     if num_layers < 2 || !(first >= last && last >= window as f64) {
-        return average;
+        return rounded_down(mean, len);
     }
     let step = (first - last) / (num_layers - 1) as f64;
     let budget = (first - layer as f64 * step).round_ties_even() as usize;
-    budget.clamp(average.min(1), len)
+    budget.clamp(1.min(len), len)
 }
 
 /// * `safe`: what every head gets of its own best
@@ -107,7 +112,7 @@ mod tests {
 
     const PYRAMID: Allocation = Allocation::Pyramid { beta: 20.0, window: 4 };
 
-    fn pyramid_budgets(average: usize, len: usize, num_layers: usize) -> Vec<usize> {
+    fn pyramid_budgets(average: f64, len: usize, num_layers: usize) -> Vec<usize> {
         (0..num_layers).map(|layer| PYRAMID.layer_budget(average, len, layer, num_layers)).collect()
     }
 
@@ -121,21 +126,23 @@ mod tests {
     #[test]
     fn pyramids_are_those_of_the_formula() {
         // mean 100: last 5, first 195; step 190 / 4.
-        assert_eq!(pyramid_budgets(100, 1000, 5), [195, 148, 100, 52, 5]);
+        assert_eq!(pyramid_budgets(100.0, 1000, 5), [195, 148, 100, 52, 5]);
         // 195 is more than the 106 there are beside the window: first 106, last 94.
-        assert_eq!(pyramid_budgets(100, 110, 5), [106, 103, 100, 97, 94]);
+        assert_eq!(pyramid_budgets(100.0, 110, 5), [106, 103, 100, 97, 94]);
         // The last layer would get 2, less than the window.
-        assert_eq!(pyramid_budgets(40, 1000, 5), [40; 5]);
-        assert_eq!(pyramid_budgets(100, 1000, 1), [100]);
-        assert_eq!(pyramid_budgets(0, 0, 3), [0; 3]);
+        assert_eq!(pyramid_budgets(40.7, 1000, 5), [40; 5]);
+        assert_eq!(pyramid_budgets(100.0, 1000, 1), [100]);
+        assert_eq!(pyramid_budgets(0.0, 0, 3), [0; 3]);
+        // Half a position makes the window fit: last 4.5 (to even), first 104.
+        assert_eq!(pyramid_budgets(54.25, 108, 2), [104, 4]);
     }
 
     #[test]
     fn a_pyramid_is_as_large_as_its_average() {
         for num_layers in 1..40 {
-            for average in [1, 7, 80, 81, 150, 250, 333, 499, 500] {
-                let budgets = pyramid_budgets(average, 500, num_layers);
-                assert_eq!(budgets.iter().sum::<usize>(), average * num_layers, "{average}, {num_layers}");
+            for average in [1u16, 7, 80, 81, 150, 250, 333, 499, 500] {
+                let budgets = pyramid_budgets(f64::from(average), 500, num_layers);
+                assert_eq!(budgets.iter().sum::<usize>(), usize::from(average) * num_layers, "{average}, {num_layers}");
                 assert!(budgets.is_sorted_by(|a, b| a >= b), "{budgets:?}");
             }
         }

@@ -78,7 +78,7 @@ impl Budgeted {
     /// How many positions of a segment each head of a layer keeps on average.
     #[must_use]
     pub fn layer_budget(&self, segment_len: usize, place: LayerPlace) -> usize {
-        let average = self.method.budget.kept(segment_len, place.scale);
+        let average = self.method.budget.average(segment_len, place.scale);
         let allocation = self.method.method.allocation(&self.config.method_settings());
         allocation.layer_budget(average, segment_len, place.layer, place.scale.num_layers)
     }

@@ -1,0 +1,251 @@
+#!/usr/bin/env python3
+"""Kept positions of this program's methods beside those of kvpress; see compare_kvpress.sh, which calls this.
+
+The GGUF's weights are widened to f32 and saved once in Hugging Face's layout, so that both sides multiply the same
+numbers. The prompt is the beginning of a text; its token ids come from this program's report and are given to
+transformers as they are. Of kvpress the kept positions are taken where they are chosen: the presses' scores are
+recorded, and which rows they gather (or mask, for AdaKV) follows from them.
+"""
+
+import argparse
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import GGUFReader, dequantize
+from kvpress import (
+    AdaKVPress,
+    ExpectedAttentionPress,
+    KnormPress,
+    PyramidKVPress,
+    SnapKVPress,
+    StreamingLLMPress,
+    TOVAPress,
+)
+from safetensors.numpy import save_file
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
+
+PRESSES = {
+    "streaming_llm": StreamingLLMPress,
+    "tova": TOVAPress,
+    "snapkv": SnapKVPress,
+    "pyramidkv": PyramidKVPress,
+    "adakv": lambda compression_ratio: AdaKVPress(SnapKVPress(compression_ratio=compression_ratio)),
+    "expected_attention": ExpectedAttentionPress,
+    "key_norm": KnormPress,
+}
+
+# Hugging Face's names of a block's tensors.
+TENSORS = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binary", type=Path, required=True, help="this program")
+    parser.add_argument("--model", type=Path, required=True, help="LLaMA model as GGUF, or a folder in HF's layout")
+    parser.add_argument("--work", type=Path, required=True, help="folder for weights, prompt and reports")
+    parser.add_argument("--text", type=Path, required=True, help="text that the prompt is the beginning of")
+    parser.add_argument("--tokens", type=int, default=500, help="length of the prompt, about")
+    parser.add_argument("--kept-ratio", type=float, default=0.5)
+    parser.add_argument("--methods", default=",".join(PRESSES), help="comma-separated")
+    parser.add_argument("--golden", type=Path, help="only write what kvpress keeps to this file; --model is a folder")
+    return parser.parse_args()
+
+
+def export(gguf, folder):
+    """Writes a GGUF's weights as f32 safetensors with a config.json, unless they are there."""
+    if (folder / "config.json").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    reader = GGUFReader(gguf)
+
+    def field(key):
+        field = reader.fields.get(f"llama.{key}")
+        return None if field is None else field.parts[field.data[0]][0].item()
+
+    heads = field("attention.head_count")
+    kv_heads = field("attention.head_count_kv") or heads
+
+    def to_halves(weight, heads):
+        # GGUF rotates neighbours, Hugging Face the halves of a head.
+        rows = weight.shape[0] // heads
+        return weight.reshape(heads, rows // 2, 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+    weights = {}
+    for tensor in reader.tensors:
+        shape = [int(size) for size in tensor.shape[::-1]]
+        weight = dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(shape)
+        parts = tensor.name.removesuffix(".weight").split(".")
+        if parts[0] == "blk":
+            if parts[2] in ("attn_q", "attn_k"):
+                weight = to_halves(weight, heads if parts[2] == "attn_q" else kv_heads)
+            name = f"model.layers.{parts[1]}.{TENSORS[parts[2]]}.weight"
+        else:
+            names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+            name = f"{names[parts[0]]}.weight"
+        weights[name] = np.ascontiguousarray(weight)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = LlamaConfig(
+        hidden_size=field("embedding_length"),
+        intermediate_size=field("feed_forward_length"),
+        num_hidden_layers=field("block_count"),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        vocab_size=weights["model.embed_tokens.weight"].shape[0],
+        max_position_embeddings=field("context_length"),
+        rms_norm_eps=field("attention.layer_norm_rms_epsilon"),
+        rope_parameters={"rope_type": "default", "rope_theta": field("rope.freq_base")},
+        tie_word_embeddings="lm_head.weight" not in weights,
+    )
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
+
+
+def ours(args, method, prompt):
+    """Runs this program; its report."""
+    report = args.work / f"{method}.json"
+    config = args.work / f"{method}.config.json"
+    config.write_text(json.dumps({"method": method, "kept_ratio": args.kept_ratio}))
+    command = [args.binary, "generate", "--model", args.model, "--prompt-file", prompt, "--max-new-tokens", "1"]
+    command += ["--dtype", "f32", "--kv-dtype", "f32", "--config", config, "--quiet"]
+    command += ["--report", report, "--report-positions", "--log-file", args.work / "compare.log"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return json.loads(report.read_text())
+
+
+def make_prompt(args):
+    """A file with about so many tokens of the text."""
+    text = args.text.read_text(encoding="utf-8")
+    prompt = args.work / "prompt.txt"
+    size = args.tokens * 8
+    while True:
+        prompt.write_text(text[:size], encoding="utf-8")
+        tokens = len(ours(args, "key_norm", prompt)["prompt_tokens"])
+        if abs(tokens - args.tokens) <= max(1, args.tokens // 100):
+            return prompt
+        size += round((args.tokens - tokens) * size / tokens)
+
+
+def theirs(model, ids, press):
+    """What a press keeps: positions and scores, `[layer][kv_head]`."""
+    kept, scores = {}, {}
+    scorer = press.press if isinstance(press, AdaKVPress) else press
+    score, compress = scorer.score, press.compress
+
+    def recorded_score(module, *rest):
+        result = score(module, *rest)
+        scores[module.layer_idx] = result[0].clone().numpy()
+        return result
+
+    def recorded_compress(module, hidden_states, keys, values, attentions, kwargs):
+        # Position numbers in place of values, and scores of the true ones: what is gathered shows where it was.
+        new_keys, new_values = compress(module, hidden_states, keys, values, attentions, kwargs)
+        length = keys.shape[2]
+        if isinstance(press, AdaKVPress):
+            _, heads, positions = module.masked_key_indices
+            mask = torch.ones(keys.shape[1], length, dtype=torch.bool)
+            mask[heads, positions] = False
+            kept[module.layer_idx] = [torch.nonzero(row).flatten().tolist() for row in mask]
+            module.masked_key_indices = None
+        else:
+            rows = [{row.tobytes(): at for at, row in enumerate(head.numpy())} for head in keys[0]]
+            found = [[at[row.tobytes()] for row in head.numpy()] for at, head in zip(rows, new_keys[0])]
+            kept[module.layer_idx] = [sorted(head) for head in found]
+        return keys, values
+
+    scorer.score, press.compress = recorded_score, recorded_compress
+    with torch.no_grad(), press(model):
+        model(input_ids=torch.tensor([ids]), past_key_values=DynamicCache(), logits_to_keep=1)
+    layers = range(model.config.num_hidden_layers)
+    return [kept[layer] for layer in layers], [scores[layer] for layer in layers]
+
+
+def press(method, kept_ratio):
+    # kvpress takes the part to remove, and rounds what is kept down: nudged, so that 1 - 0.7 does not lose a position.
+    # The pyramid is rounded to the nearest.
+    nudge = 0 if method == "pyramidkv" else 1e-9
+    return PRESSES[method](compression_ratio=1 - kept_ratio - nudge)
+
+
+def write_golden(args, model):
+    """What kvpress keeps of a prompt of made-up ids, with the smallest gaps between scores that were decided on."""
+    ids = [(index * index * 31 + index * 17 + 5) % model.config.vocab_size for index in range(args.tokens)]
+    golden = {"made_by": "scripts/compare_kvpress.py --golden, kvpress 0.5.4", "kept_ratio": args.kept_ratio}
+    golden |= {"prompt_tokens": ids, "methods": {}}
+    for method in args.methods.split(","):
+        kept, scores = theirs(model, ids, press(method, args.kept_ratio))
+        golden["methods"][method] = kept
+        for layer, (heads, layer_scores) in enumerate(zip(kept, scores)):
+            for head, (positions, head_scores) in enumerate(zip(heads, layer_scores)):
+                lost = np.delete(head_scores, positions)
+                if len(lost):
+                    gap = (head_scores[positions].min() - lost.max()) / abs(lost.max() or 1)
+                    print(f"{method}, layer {layer}, head {head}: gap {gap:.1e}")
+    args.golden.parent.mkdir(parents=True, exist_ok=True)
+    args.golden.write_text(json.dumps(golden, separators=(",", ":")) + "\n")
+
+
+def compare(layers, kept, scores):
+    """How many heads agree, how many positions do not, and the largest relative distance of scores decided otherwise."""
+    equal = heads = different = positions = 0
+    distance, notes = 0.0, []
+    for layer, (mine, theirs, layer_scores) in enumerate(zip(layers, kept, scores)):
+        for head, (mine, theirs, head_scores) in enumerate(zip(mine["heads"], theirs, layer_scores)):
+            mine, theirs = set(mine["positions"]), set(theirs)
+            heads += 1
+            positions += len(theirs)
+            equal += mine == theirs
+            only_mine, only_theirs = sorted(mine - theirs), sorted(theirs - mine)
+            different += len(only_theirs)
+            if mine == theirs:
+                continue
+            if only_mine and only_theirs:
+                best, worst = head_scores[only_mine].min(), head_scores[only_theirs].max()
+                gap = abs(worst - best) / abs(worst)
+                distance = max(distance, gap)
+                change = f"{only_theirs[:8]} -> {only_mine[:8]}, scores {worst:.7g} -> {best:.7g}"
+                notes.append(f"layer {layer} head {head}: {change}")
+            else:
+                notes.append(f"layer {layer} head {head}: only theirs {only_theirs[:8]}, only ours {only_mine[:8]}")
+    return equal, heads, different, positions, distance, notes
+
+
+def main():
+    args = arguments()
+    args.work.mkdir(parents=True, exist_ok=True)
+    folder = args.model
+    if args.model.is_file():
+        folder = args.work / f"{args.model.stem}-f32"
+        export(args.model, folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+    if args.golden:
+        write_golden(args, model)
+        return
+    prompt = make_prompt(args)
+    print(f"{'method':<20}{'equal heads':>14}{'other positions':>18}{'largest distance':>19}")
+    remarks = []
+    for method in args.methods.split(","):
+        report = ours(args, method, prompt)
+        ids = report["prompt_tokens"]
+        kept, scores = theirs(model, ids, press(method, args.kept_ratio))
+        equal, heads, different, positions, distance, notes = compare(report["layers"], kept, scores)
+        print(f"{method:<20}{equal:>7} of {heads:<4}{different:>9} of {positions:<6}{distance:>19.1e}", flush=True)
+        remarks += [f"{method}, {note}" for note in notes]
+    print(f"prompt of {len(ids)} tokens")
+    print(*remarks[:20], sep="\n")
+
+
+if __name__ == "__main__":
+    main()
