@@ -10,6 +10,7 @@
 //! | module | what it is for |
 //! |---|---|
 //! | [`bench`](mod@bench) | speed and memory, measured case by case |
+//! | [`eval`] | what a smaller cache costs, on text and in tasks |
 //! | [`report`], [`plot`], [`fidelity`] | tables, log lines, JSON; pictures; agreement of two runs |
 //! | [`generate`] | the loop: sampling, stop rules, streaming |
 //! | [`hub`] | models by their id on a hub, fetched into a cache |
@@ -27,6 +28,7 @@ pub mod cache;
 pub mod checkpoint;
 pub mod config;
 pub mod error;
+pub mod eval;
 pub mod fidelity;
 pub mod files;
 pub mod generate;

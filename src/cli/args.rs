@@ -37,6 +37,9 @@ pub enum Command {
     /// Measures speed and memory: prefill and decoding, with several caches, at several prompt lengths
     #[command(args_override_self = true, allow_negative_numbers = true)]
     Bench(BenchArgs),
+    /// Measures what a smaller cache costs: on text against the full cache, and in tasks
+    #[command(args_override_self = true, allow_negative_numbers = true)]
+    Eval(EvalArgs),
     /// Shows what a model file holds, and what its KV cache needs at each context
     Inspect(InspectArgs),
 }
@@ -230,6 +233,18 @@ fn ratio(text: &str) -> Result<f32, String> {
     number(text, |value| (0.0..=1.0).contains(&value), "a number in 0..=1")
 }
 
+fn share(text: &str, accept: impl Fn(f64) -> bool, expected: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|&value: &f64| accept(value)).ok_or_else(|| format!("expected a number {expected}"))
+}
+
+fn depth(text: &str) -> Result<f64, String> {
+    share(text, |value| (0.0..=1.0).contains(&value), "in 0..=1")
+}
+
+fn kept_ratio(text: &str) -> Result<f64, String> {
+    share(text, |value| value > 0.0 && value <= 1.0, "above 0 and at most 1")
+}
+
 /// What every run of a model needs.
 #[derive(Debug, Args)]
 pub struct RunArgs {
@@ -407,6 +422,82 @@ pub struct BenchArgs {
     #[arg(long, value_name = "PATH")]
     pub json: Option<PathBuf>,
     /// Draw speed and memory against the prompt's length, as PNG
+    #[arg(long, value_name = "PATH")]
+    pub plot: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// Model: a file in GGUF format, a folder, or a hub id (owner/name[@revision][:file.gguf])
+    #[arg(long, value_name = "PATH", env = "MODEL_PATH")]
+    pub model: PathBuf,
+    /// Numbers of the weight matrices: the file's own, or all converted
+    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
+    pub dtype: Dtype,
+    /// Threads to compute with [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Text that is compressed and scored, and that tasks hide facts in [default: chapters of a novel]
+    #[arg(long, value_name = "PATH")]
+    pub text: Option<PathBuf>,
+    /// Caches: `full`, `fastgen` (the paper's setting), or the path of a configuration (JSON)
+    #[arg(long, value_name = "CONFIG,..", value_delimiter = ',', default_value = "full,fastgen")]
+    pub configs: Vec<String>,
+    /// Numbers of the caches
+    #[arg(long, value_enum, value_name = "DTYPE,..", value_delimiter = ',', default_value = "f16")]
+    pub kv_dtype: Vec<CacheDtype>,
+    /// Numbers of the full cache that all are compared with
+    #[arg(long, value_enum, value_name = "DTYPE", default_value_t = CacheDtype::F16)]
+    pub full_kv_dtype: CacheDtype,
+    /// Shares of the prompt to keep, for configurations that take a budget
+    #[arg(long, value_name = "R,..", value_delimiter = ',', value_parser = kept_ratio)]
+    pub kept_ratio: Vec<f64>,
+    /// Sizes to keep, such as 64MB, for configurations that take a budget; a bare number is MB
+    #[arg(long, value_name = "SIZE,..", value_delimiter = ',', value_parser = size)]
+    pub kv_budget: Vec<usize>,
+    /// Tokens of a window that are compressed
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = positive)]
+    pub prompt_tokens: usize,
+    /// Tokens behind them that are scored; the first is left out, since it comes from the exact prompt
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = positive)]
+    pub score_tokens: usize,
+    /// Windows of the text, one behind the other; 0 for tasks only
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub windows: usize,
+    /// Tokens of the text before the first window
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub offset_tokens: usize,
+    /// Tokens of each cache's own greedy text that are compared; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub greedy_tokens: usize,
+    /// Also measure the error of each layer's attention, which decodes the scored tokens once more, slowly
+    #[arg(long)]
+    pub layer_error: bool,
+    /// Tasks: passkey, multi-question, multi-turn
+    #[arg(long, value_name = "TASK,..", value_delimiter = ',')]
+    pub tasks: Vec<String>,
+    /// Lengths of the tasks' texts, in tokens
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "512,1024,2048", value_parser = positive)]
+    pub contexts: Vec<usize>,
+    /// Where in the tasks' texts the facts stand: 0 at the start, 1 at the end
+    #[arg(long, value_name = "D,..", value_delimiter = ',', default_value = "0.1,0.5,0.9", value_parser = depth)]
+    pub depths: Vec<f64>,
+    /// Texts for each task, length and depth
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = positive)]
+    pub trials: usize,
+    /// Seed of the tasks' texts
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// The most prompt rows that go through a layer at a time: fewer need less memory, more are faster
+    #[arg(long, value_name = "N", default_value_t = PrefillOptions::DEFAULT_CHUNK)]
+    pub prefill_chunk: NonZeroUsize,
+    /// Write the rows to a JSON file, anew after each
+    #[arg(long, value_name = "PATH")]
+    pub json: Option<PathBuf>,
+    /// Write the rows to a file of comma-separated values, anew after each
+    #[arg(long, value_name = "PATH")]
+    pub csv: Option<PathBuf>,
+    /// Draw divergence and accuracy against memory, as PNG
     #[arg(long, value_name = "PATH")]
     pub plot: Option<PathBuf>,
 }

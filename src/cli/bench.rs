@@ -21,17 +21,17 @@ use super::session::Session;
 use super::{Outcome, STDOUT_FAILED, plain};
 
 /// The prompts' text if the user gives none: in the public domain, some 9,700 tokens.
-const TEXT: &str = include_str!("../../tests/data/text/eighty_days_ch1-5.txt");
+pub const TEXT: &str = include_str!("../../tests/data/text/eighty_days_ch1-5.txt");
 
 /// What is measured if the user names no length.
 const CONTEXTS: [u32; 2] = [32, 2048];
 const PREFILL: [u32; 1] = [512];
 
 /// The setting that is no configuration.
-const FULL: &str = "full";
+pub const FULL: &str = "full";
 
 /// How often the line that says what is being measured is drawn anew.
-const TICK: Duration = Duration::from_millis(200);
+pub const TICK: Duration = Duration::from_millis(200);
 
 pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
     let mut configs = args.settings.iter().map(|name| configuration(name)).collect::<Result<Vec<_>>>()?;
@@ -101,7 +101,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
 }
 
 /// The values without those that were there before, in order.
-fn distinct<T: Copy + PartialEq>(values: &[T]) -> Vec<T> {
+pub fn distinct<T: Copy + PartialEq>(values: &[T]) -> Vec<T> {
     let mut distinct = Vec::new();
     for value in values {
         if !distinct.contains(value) {

@@ -8,6 +8,7 @@ mod batch;
 mod bench;
 mod chat;
 mod compare;
+mod eval;
 mod generate;
 mod hub;
 mod inspect;
@@ -55,6 +56,7 @@ pub fn run() -> ExitCode {
         Command::Chat(args) => chat::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Eval(args) => eval::run(args),
         Command::Inspect(args) => inspect::run(args),
     };
     match result {

@@ -284,6 +284,22 @@ impl Llama {
     /// # Errors
     /// As [`decode`](Self::decode).
     pub fn decode_plain(&self, id: u32, cache: &mut AdaptiveKvCache) -> Result<Vec<f32>> {
+        self.decode_observed(id, cache, &mut |_| {})
+    }
+
+    /// Processes one more token as [`decode_plain`](Self::decode_plain) does, and shows what attention makes of it.
+    ///
+    /// * `observe`: called for each layer in turn with the attention's output, `[num_heads, head_dim]`, before the output
+    ///   projection
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn decode_observed(
+        &self,
+        id: u32,
+        cache: &mut AdaptiveKvCache,
+        observe: &mut dyn FnMut(&[f32]),
+    ) -> Result<Vec<f32>> {
         let position = cache.seen();
         self.check_room(position, 1)?;
         let mut hidden = self.embed_tokens.forward(&[id])?; // [1, hidden_size]
@@ -294,6 +310,7 @@ impl Llama {
             let layer = cache.layer_mut(index)?;
             layer.append(&projected.keys, &projected.values, position)?;
             let attended = decode(self.config.heads, &projected.queries, &layer.rows())?;
+            observe(&attended);
             hidden = block.finish(&hidden, attended, context)?;
         }
         cache.advance(id);

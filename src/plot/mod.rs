@@ -1,5 +1,5 @@
 //! Pictures of a run as PNG files: attention maps per layer, the policy of every KV head, KV memory per layer; and of
-//! measurements: speed and memory against the prompt's length.
+//! measurements: speed and memory against the prompt's length, what a smaller cache costs against its size.
 //!
 //! All inputs are plain slices, so that nothing here depends on the model or the cache; collecting attention rows while
 //! a prompt is read is [`crate::attention::map::MapAccumulator`]'s work. Not for measuring anything, and not for other
@@ -21,16 +21,19 @@ mod attention;
 mod axis;
 mod canvas;
 mod color;
+mod legend;
 mod memory;
 mod policy;
 mod speed;
 mod text;
+mod tradeoff;
 
 pub use attention::{HeadMap, layer_attention};
 
 pub use memory::kv_memory;
 pub use policy::{PolicyGrid, policies};
 pub use speed::{SpeedLine, speed};
+pub use tradeoff::{TradeoffLine, TradeoffPanel, TradeoffPoint, TradeoffScale, tradeoff};
 
 #[cfg(test)]
 mod test_png {

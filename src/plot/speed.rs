@@ -5,6 +5,7 @@ use std::path::Path;
 use super::axis::{MB, counted, value_ticks};
 use super::canvas::{Align, Canvas, check_count};
 use super::color::{FAINT, INK, MUTED, Rgb, level};
+use super::legend::{SAMPLE, flow};
 use super::text::{self, Size};
 use crate::error::{Error, Result};
 
@@ -13,9 +14,6 @@ const PANEL_WIDTH: i32 = 380;
 const PANEL_HEIGHT: i32 = 280;
 /// Between a panel and the labels of the one on its right.
 const PANEL_GAP: i32 = 40;
-const LEGEND_LINE: i32 = 22;
-/// Length of a legend's sample of a line.
-const SAMPLE: i32 = 34;
 const LINE_WIDTH: f64 = 2.0;
 /// Diameter of a measured point.
 const DOT: f64 = 7.0;
@@ -157,22 +155,6 @@ fn draw(title: &str, lines: &[SpeedLine], styles: &[Style], panels: &[Panel]) ->
         left += PANEL_WIDTH + PANEL_GAP;
     }
     Ok(canvas)
-}
-
-/// Places the legend's entries one after the other, in lines of a width; gives their places and the height of all.
-fn flow(entries: &[String], width: i32) -> (Vec<(i32, i32)>, i32) {
-    let (mut x, mut y) = (0, 0);
-    let place = |entry: &String| {
-        let entry_width = SAMPLE + 8 + text::width(entry, Size::Normal);
-        if x > 0 && x + entry_width > width {
-            (x, y) = (0, y + LEGEND_LINE);
-        }
-        let at = (x, y);
-        x += entry_width + 28;
-        at
-    };
-    let places: Vec<_> = entries.iter().map(place).collect();
-    (places, y + LEGEND_LINE)
 }
 
 impl Style {

@@ -1,0 +1,104 @@
+//! What a smaller cache costs, measured on text: how far the next tokens' distributions move ([`fidelity`]), and whether
+//! facts of the text are still known ([`tasks`]).
+//!
+//! Both compress with a [`Variant`] and hand over a [`Row`] for each, in the order of the plan; a fidelity row is handed
+//! over again, more exact, after each further window. Not for: time or memory ([`crate::bench`]).
+
+mod budget;
+mod fidelity;
+mod metrics;
+mod rows;
+mod tasks;
+
+use std::ops::ControlFlow;
+
+pub use budget::{Budget, with_budget};
+pub use fidelity::{FidelityPlan, POSITIONS_PER_BUCKET, fidelity};
+pub use metrics::{mean, percentile, perplexity, standard_error};
+pub use rows::{FidelityRow, Row, TaskRow, write_csv, write_json};
+pub use tasks::{Task, TaskPlan, tasks};
+
+use crate::cache::{AdaptiveKvCache, KvDtype, LayerCacheManager, Retention};
+use crate::error::{Error, Result};
+use crate::model::{Llama, PrefillObserver, PrefillOptions};
+use crate::tokenizer::Tokenizer;
+
+/// What is measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    pub model: &'a Llama,
+    pub tokenizer: &'a Tokenizer,
+    /// How prompts are read.
+    pub prefill_options: PrefillOptions,
+    /// Numbers of the full cache that everything is compared with.
+    pub full_kv_dtype: KvDtype,
+}
+
+/// One way to keep a cache, set against the full one.
+#[derive(Debug, Clone)]
+pub struct Variant {
+    /// `full`, or the configuration as the user named it.
+    pub config: String,
+    /// The budget that the configuration was given, if any.
+    pub budget: Option<Budget>,
+    pub kv_dtype: KvDtype,
+    pub retention: Retention,
+}
+
+/// Is told what goes on, and may end it.
+pub trait Observer {
+    /// Called before each piece of work; `what` is for people.
+    fn starts(&mut self, _what: &str) {}
+
+    /// Called with a row, whenever it is measured or becomes more exact.
+    ///
+    /// * `index`: its place among the rows of this plan: the next one, or one that was handed over before
+    /// * `is_complete`: whether this is the last time
+    ///
+    /// # Errors
+    /// Whatever the observer's own work fails with; it ends the measurements.
+    fn row(&mut self, index: usize, row: Row, is_complete: bool) -> Result<()>;
+
+    /// Asked every so often. `true` ends the measurements with [`Error::Interrupted`].
+    fn is_over(&self) -> bool {
+        false
+    }
+}
+
+/// Ends a prefill when the measurements are to end.
+struct Watch<'a>(&'a dyn Observer);
+
+impl PrefillObserver for Watch<'_> {
+    fn progress(&mut self, _done: usize, _total: usize) -> ControlFlow<()> {
+        if self.0.is_over() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+/// A cache that holds a prompt, and the logits `[vocab_size]` of the next token.
+#[derive(Clone)]
+struct Filled {
+    cache: AdaptiveKvCache,
+    logits: Vec<f32>,
+}
+
+impl Subject<'_> {
+    /// Reads a prompt into a new cache.
+    fn fill(&self, ids: &[u32], kv_dtype: KvDtype, retention: &Retention, observer: &dyn Observer) -> Result<Filled> {
+        let mut cache = self.model.new_cache(kv_dtype, retention.clone())?;
+        let prefill = self.model.prefill_with(ids, &mut cache, self.prefill_options, &mut Watch(observer))?;
+        Ok(Filled { cache, logits: prefill.logits })
+    }
+}
+
+/// [`Error::Interrupted`] if the measurements are to end.
+fn go_on(observer: &dyn Observer) -> Result<()> {
+    if observer.is_over() { Err(Error::Interrupted) } else { Ok(()) }
+}
+
+/// Kept rows of all heads as a share of all tokens seen, in 0..=1.
+#[expect(clippy::cast_precision_loss)]
+fn kept_ratio(cache: &AdaptiveKvCache) -> f64 {
+    let heads = || cache.layers().iter().flat_map(LayerCacheManager::heads);
+    let (kept, num_heads) = heads().fold((0, 0), |(kept, heads), head| (kept + head.len(), heads + 1));
+    kept as f64 / (cache.seen() * num_heads).max(1) as f64
+}

@@ -1,0 +1,171 @@
+//! What is handed over: rows, and the files of them.
+
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::Budget;
+use crate::error::Result;
+
+/// One measured case.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Row {
+    Fidelity(FidelityRow),
+    Task(TaskRow),
+}
+
+/// How far a compressed cache moves the distributions of the next tokens. KL divergences are in nats, full against
+/// compressed. A position is a token of the text that was scored; the first behind each prompt is left out, since its
+/// distribution comes from the prompt's exact attention.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct FidelityRow {
+    /// `full`, or the configuration as the user named it.
+    pub config: String,
+    /// Kept share of the prompt's keys and values, in 0..=1; the mean over windows.
+    pub kept_ratio: f64,
+    /// Bytes of the keys and values that are kept of the prompt; the mean over windows.
+    pub kv_bytes: usize,
+    pub kl_mean: f64,
+    pub kl_median: f64,
+    pub kl_p99: f64,
+    /// Share of positions at which the most probable token is the full cache's, in 0..=1.
+    pub top1_agreement: f64,
+    pub perplexity: f64,
+    /// With the full cache, on the same positions.
+    pub perplexity_full: f64,
+    pub kv_dtype: &'static str,
+    /// Numbers of the full cache.
+    pub full_kv_dtype: &'static str,
+    /// What the configuration was given, if it takes a budget.
+    pub budget: Option<Budget>,
+    /// How many windows went into the row; more may follow while measurements go on.
+    pub windows: usize,
+    /// Tokens of each window's prompt.
+    pub prompt_tokens: usize,
+    /// Standard error of `kl_mean`, from the windows' means; `None` for one window.
+    pub kl_std_error: Option<f64>,
+    /// The mean of each window.
+    pub kl_by_window: Vec<f64>,
+    /// Of [`POSITIONS_PER_BUCKET`](super::POSITIONS_PER_BUCKET) positions at a time, from the first scored one.
+    pub perplexity_by_position: Vec<f64>,
+    pub perplexity_full_by_position: Vec<f64>,
+    /// Tokens of the two caches' own greedy texts that are equal before the first difference, the first of which always
+    /// is; the mean over windows. `None` if no text was generated.
+    pub equal_tokens: Option<f64>,
+    /// Length of those texts.
+    pub greedy_tokens: usize,
+    /// Relative error (L2 norms) of each layer's attention output, before the output projection, against the full
+    /// cache's; the mean over positions and windows. `None` if it was not asked for.
+    pub attention_error_by_layer: Option<Vec<f64>>,
+}
+
+/// How often a fact of a compressed text is still known.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TaskRow {
+    /// The task's name.
+    pub task: &'static str,
+    /// `full`, or the configuration as the user named it.
+    pub config: String,
+    /// Tokens of the text, at most.
+    pub context: usize,
+    /// Where in the text the fact stands, in 0..=1.
+    pub depth: f64,
+    /// Share of right answers, in 0..=1.
+    pub accuracy: f64,
+    /// With the full cache, on the same questions.
+    pub accuracy_full: f64,
+    /// Questions that were asked.
+    pub trials: usize,
+    pub kv_dtype: &'static str,
+    /// What the configuration was given, if it takes a budget.
+    pub budget: Option<Budget>,
+    /// Kept share of what was seen before the question, in 0..=1; the mean over trials.
+    pub kept_ratio: f64,
+    /// Bytes that are kept of it; the mean over trials.
+    pub kv_bytes: usize,
+}
+
+/// Writes rows as one JSON array, in the place of what the file held.
+///
+/// # Errors
+/// [`Error::Io`](crate::Error::Io) if the file cannot be written; it is then as it was.
+pub fn write_json(path: &Path, rows: &[Row]) -> Result<()> {
+    crate::files::replace(path, |temporary| {
+        let mut json = serde_json::to_vec_pretty(rows)?;
+        json.push(b'\n');
+        std::fs::write(temporary, json)
+    })
+}
+
+/// Writes rows as comma-separated values, in the place of what the file held: the keys of the JSON file are columns, a
+/// list's values are separated by spaces, and what a row has not is empty.
+///
+/// # Errors
+/// As [`write_json`].
+pub fn write_csv(path: &Path, rows: &[Row]) -> Result<()> {
+    crate::files::replace(path, |temporary| {
+        let objects: Vec<Map<String, Value>> = rows
+            .iter()
+            .map(|row| match serde_json::to_value(row)? {
+                Value::Object(object) => Ok(object),
+                _ => Ok(Map::new()),
+            })
+            .collect::<std::io::Result<_>>()?;
+        std::fs::write(temporary, csv(&objects))
+    })
+}
+
+/// Lines end as RFC 4180 says.
+fn csv(rows: &[Map<String, Value>]) -> String {
+    let mut columns: Vec<&str> = Vec::new();
+    for key in rows.iter().flat_map(Map::keys) {
+        if !columns.contains(&key.as_str()) {
+            columns.push(key);
+        }
+    }
+    let line = |cells: Vec<String>| cells.join(",") + "\r\n";
+    let mut text = line(columns.iter().map(|column| quoted(column)).collect());
+    for row in rows {
+        text += &line(columns.iter().map(|column| quoted(&row.get(*column).map_or_else(String::new, plain))).collect());
+    }
+    text
+}
+
+/// A value as text.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        Value::Array(values) => values.iter().map(plain).collect::<Vec<_>>().join(" "),
+        // A budget: its kind and its number.
+        Value::Object(object) => {
+            object.iter().map(|(key, value)| format!("{key}={}", plain(value))).collect::<Vec<_>>().join(" ")
+        }
+        other => other.to_string(),
+    }
+}
+
+/// A cell, in quotation marks if it needs them.
+fn quoted(cell: &str) -> String {
+    if cell.contains([',', '"', '\n', '\r']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn csv_has_the_columns_of_all_rows() {
+        let rows = [
+            json!({"config": "a,\"b\"", "kl": [0.5, null, 2.0], "budget": {"bytes": 7}}),
+            json!({"task": "passkey", "config": "c", "budget": null}),
+        ];
+        let rows: Vec<_> = rows.iter().map(|row| row.as_object().unwrap().clone()).collect();
+        let expected = "config,kl,budget,task\r\n\"a,\"\"b\"\"\",0.5  2.0,bytes=7,\r\nc,,,passkey\r\n";
+        assert_eq!(csv(&rows), expected);
+    }
+}
