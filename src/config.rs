@@ -166,7 +166,8 @@ impl Serialize for SearchOrder {
 
 /// How much a method keeps of each segment that it decides about: of a prompt, or of a further prompt together with what
 /// was generated since the one before.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Budget {
     /// This share of the segment, in 0..=1, for every head on average.
     KeptRatio(f64),

@@ -241,10 +241,6 @@ fn depth(text: &str) -> Result<f64, String> {
     share(text, |value| (0.0..=1.0).contains(&value), "in 0..=1")
 }
 
-fn kept_ratio(text: &str) -> Result<f64, String> {
-    share(text, |value| value > 0.0 && value <= 1.0, "above 0 and at most 1")
-}
-
 /// What every run of a model needs.
 #[derive(Debug, Args)]
 pub struct RunArgs {
@@ -453,7 +449,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "R,..", value_delimiter = ',', value_parser = kept_ratio)]
     pub kept_ratio: Vec<f64>,
     /// Sizes to keep, such as 64MB, for configurations that take a budget; a bare number is MB
-    #[arg(long, value_name = "SIZE,..", value_delimiter = ',', value_parser = size)]
+    #[arg(long, value_name = "SIZE,..", value_delimiter = ',', value_parser = parse_size)]
     pub kv_budget: Vec<usize>,
     /// Tokens of a window that are compressed
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = positive)]

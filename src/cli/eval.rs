@@ -4,10 +4,10 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use adaptive_kvcache::cache::{KvDtype, Retention};
-use adaptive_kvcache::config::AdaptiveConfig;
+use adaptive_kvcache::config::{AdaptiveConfig, Budget};
 use adaptive_kvcache::eval::{
-    self, Budget, FidelityPlan, FidelityRow, Observer, Row, Subject, Task, TaskPlan, TaskRow, Variant, mean,
-    with_budget, write_csv, write_json,
+    self, FidelityPlan, FidelityRow, Observer, Row, Subject, Task, TaskPlan, TaskRow, Variant, mean, write_csv,
+    write_json,
 };
 use adaptive_kvcache::plot::{TradeoffLine, TradeoffPanel, TradeoffPoint, TradeoffScale, tradeoff};
 use adaptive_kvcache::report::megabytes;
@@ -133,8 +133,10 @@ fn budgeted(args: &EvalArgs) -> Result<Vec<Budgeted>> {
         let config = configuration(name)?;
         let once = all.len();
         for &budget in &budgets {
-            if let Some(config) = config.as_ref().map_or(Ok(None), |config| with_budget(config, budget))? {
-                all.push(Budgeted { name: name.clone(), budget: Some(budget), config: Some(config) });
+            // FastGen's search takes none: it keeps what recovers a head, however much that is.
+            if let Some(config) = config.as_ref().filter(|config| config.method.is_some()) {
+                let config = Some(config.clone().with_budget(budget)?);
+                all.push(Budgeted { name: name.clone(), budget: Some(budget), config });
             }
         }
         if all.len() == once {

@@ -4,7 +4,6 @@
 //! Both compress with a [`Variant`] and hand over a [`Row`] for each, in the order of the plan; a fidelity row is handed
 //! over again, more exact, after each further window. Not for: time or memory ([`crate::bench`]).
 
-mod budget;
 mod fidelity;
 mod metrics;
 mod rows;
@@ -12,13 +11,13 @@ mod tasks;
 
 use std::ops::ControlFlow;
 
-pub use budget::{Budget, with_budget};
 pub use fidelity::{FidelityPlan, POSITIONS_PER_BUCKET, fidelity};
 pub use metrics::{mean, percentile, perplexity, standard_error};
 pub use rows::{FidelityRow, Row, TaskRow, write_csv, write_json};
 pub use tasks::{Task, TaskPlan, tasks};
 
 use crate::cache::{AdaptiveKvCache, KvDtype, LayerCacheManager, Retention};
+use crate::config::Budget;
 use crate::error::{Error, Result};
 use crate::model::{Llama, PrefillObserver, PrefillOptions};
 use crate::tokenizer::Tokenizer;

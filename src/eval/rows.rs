@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::Budget;
+use crate::config::Budget;
 use crate::error::Result;
 
 /// One measured case.
