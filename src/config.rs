@@ -206,6 +206,18 @@ impl Budget {
         average.clamp(1.min(len) as f64, len as f64)
     }
 
+    /// How many positions all heads of all layers keep together, where one list decides about all: the share of all of
+    /// them, or what the bytes have room for, rounded down; at least one for each head.
+    #[must_use]
+    pub fn total(self, len: usize, scale: BudgetScale) -> usize {
+        let heads = scale.num_layers * scale.num_kv_heads;
+        let total = match self {
+            Self::KeptRatio(ratio) => policy::ratio_count(ratio, len * heads),
+            Self::Bytes(bytes) => bytes / scale.token_bytes.max(1),
+        };
+        total.clamp(heads.min(len * heads), len * heads)
+    }
+
     /// The key that sets it.
     #[must_use]
     pub fn key(self) -> &'static str {

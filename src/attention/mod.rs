@@ -1,7 +1,7 @@
 //! Attention over a prompt and over a ragged cache.
 //!
 //! [`prefill`] processes a block of query rows against all keys up to them and collects what profiling needs from the
-//! same pass; [`decode`] attends from one new token over heads that each keep their own rows. Grouped-query attention is
+//! same pass; [`replay`] asks a prompt's queries again, as if they came after it; [`decode`] attends from one new token over heads that each keep their own rows. Grouped-query attention is
 //! native: keys and values are read once for all query heads that share them, and never repeated.
 //!
 //! Not for: deciding what is kept ([`crate::profile`]), or owning it ([`crate::cache`]).
@@ -9,6 +9,7 @@
 pub mod decode;
 pub mod map;
 pub mod prefill;
+pub mod replay;
 
 use crate::error::{Error, Result};
 

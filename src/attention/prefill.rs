@@ -8,6 +8,7 @@
 //! divided by their rows' sums: outputs and statistics, which are fewer numbers, are. Tiles are taken in strips, which
 //! threads share out among themselves.
 
+use std::ops::Range;
 use std::sync::Mutex;
 
 use rayon::prelude::*;
@@ -203,20 +204,18 @@ impl PromptRows {
         }
     }
 
-    /// A copy of the last rows of a KV head, `[count, head_dim]`; those before the prompt's first count.
+    /// A copy of some rows of a KV head, `[rows.len(), head_dim]`; those before the prompt's first count.
     ///
     /// # Panics
-    /// If there are not so many.
+    /// If there are no such rows.
     #[must_use]
-    pub fn last_rows(&self, kv_head: usize, count: usize) -> Vec<f32> {
+    pub fn rows(&self, kv_head: usize, rows: Range<usize>) -> Vec<f32> {
         let (head, head_dim) = (&self.heads[kv_head], self.layout.head_dim);
-        let end = head.past_len + self.len;
-        assert!(count <= end, "{count} of {end} rows");
-        let rows = end - count..end;
+        assert!(rows.start <= rows.end && rows.end <= head.past_len + self.len, "rows {rows:?} of a prompt's");
         match head.order {
             Order::Rows => head.numbers[rows.start * head_dim..rows.end * head_dim].to_vec(),
             Order::Columns { stride } => {
-                let mut out = vec![0.0; count * head_dim];
+                let mut out = vec![0.0; rows.len() * head_dim];
                 for (index, column) in head.numbers.chunks_exact(stride).enumerate() {
                     for (row, &number) in out.chunks_exact_mut(head_dim).zip(&column[rows.clone()]) {
                         row[index] = number;
@@ -227,12 +226,14 @@ impl PromptRows {
         }
     }
 
-    /// The first rows of one head, `[num_rows, head_dim]`.
-    fn matrix(&self, kv_head: usize, num_rows: usize) -> Matrix<'_> {
+    /// Some rows of one head, `[rows.len(), head_dim]`.
+    pub(super) fn matrix(&self, kv_head: usize, rows: Range<usize>) -> Matrix<'_> {
         let (head, head_dim) = (&self.heads[kv_head], self.layout.head_dim);
         match head.order {
-            Order::Rows => Matrix::new(&head.numbers, num_rows, head_dim, head_dim),
-            Order::Columns { stride } => Matrix::new(&head.numbers, head_dim, num_rows, stride).transposed(),
+            Order::Rows => Matrix::new(&head.numbers[rows.start * head_dim..], rows.len(), head_dim, head_dim),
+            Order::Columns { stride } => {
+                Matrix::new(&head.numbers[rows.start..], head_dim, rows.len(), stride).transposed()
+            }
         }
     }
 }
@@ -287,11 +288,12 @@ pub fn prefill(
         let num_keys = strips.num_keys(strip);
         let mut head_stats = if collect { vec![HeadStats::new(request, num_keys); group_size] } else { Vec::new() };
         let mut out = vec![0.0; strip.num_rows * group_size * head_dim]; // [num_rows, group_size, head_dim]
-        let Scratch { queries, weights, scales, products } = scratch;
+        let Scratch { queries, weights, scales, log_sums, products } = scratch;
         for tile in strips.tiles(strip) {
-            let map = strips.map(tile, queries, weights, scales);
+            let map = strips.map(tile, queries, weights, scales, log_sums);
             for (head, stats) in head_stats.iter_mut().enumerate() {
                 stats.add_rows(request, map.head(head));
+                stats.set_log_sums(map.num_keys - map.num_rows, map.head_log_sums(head));
             }
             if let Some(maps) = &maps {
                 for head in 0..group_size {
@@ -307,7 +309,7 @@ pub fn prefill(
             products.resize(rows * head_dim, 0.0);
             MatrixMut::new(products, rows, head_dim, head_dim).set_product(
                 Matrix::new(map.weights, rows, map.num_keys, map.num_keys),
-                values.matrix(tile.kv_head, map.num_keys),
+                values.matrix(tile.kv_head, 0..map.num_keys),
                 1.0,
             );
             let first = tile.first_row - strip.first_row;
@@ -369,12 +371,12 @@ pub fn largest_differences(
             return Err(Error::shape("a mask of keys", format!("at most {num_keys}"), mask.len()));
         }
     }
-    let results = strips.for_all(|strip, Scratch { queries, weights, scales, .. }| {
+    let results = strips.for_all(|strip, Scratch { queries, weights, scales, log_sums, .. }| {
         let masks = masks(strip.kv_head);
         let num_keys = keys.past_len(strip.kv_head) + keys.len();
         let mut worst = vec![0.0f32; masks.len()];
         for tile in strips.tiles(strip) {
-            let map = strips.map(tile, queries, weights, scales);
+            let map = strips.map(tile, queries, weights, scales, log_sums);
             for (_, scale, weights) in (0..layout.group_size()).flat_map(|head| map.head(head).rows()) {
                 for (worst, mask) in worst.iter_mut().zip(masks) {
                     *worst = worst.max(unscaled_row_difference(num_keys - mask.len(), weights, scale, mask));
@@ -422,6 +424,7 @@ struct Scratch {
     queries: Vec<f32>,
     weights: Vec<f32>,
     scales: Vec<f32>,
+    log_sums: Vec<f32>,
     products: Vec<f32>,
 }
 
@@ -436,6 +439,8 @@ struct TileMap<'a> {
     weights: &'a [f32],
     /// `[group_size, num_rows]`
     scales: &'a [f32],
+    /// `[group_size, num_rows]` logarithms of the rows' sums of exponentials.
+    log_sums: &'a [f32],
 }
 
 impl<'a> TileMap<'a> {
@@ -447,6 +452,11 @@ impl<'a> TileMap<'a> {
             weights: &self.weights[rows.start * self.num_keys..rows.end * self.num_keys],
             scales: &self.scales[rows],
         }
+    }
+
+    /// `[num_rows]` of one query head of the group.
+    fn head_log_sums(&self, head: usize) -> &'a [f32] {
+        &self.log_sums[head * self.num_rows..(head + 1) * self.num_rows]
     }
 }
 
@@ -506,6 +516,7 @@ impl<'a> Strips<'a> {
         queries: &mut Vec<f32>,
         weights: &'s mut Vec<f32>,
         scales: &'s mut Vec<f32>,
+        log_sums: &'s mut Vec<f32>,
     ) -> TileMap<'s> {
         let HeadLayout { num_heads, head_dim, .. } = self.layout;
         let group_size = self.layout.group_size();
@@ -522,17 +533,27 @@ impl<'a> Strips<'a> {
         weights.resize(rows * num_keys, 0.0);
         MatrixMut::new(weights, rows, num_keys, num_keys).set_product(
             Matrix::new(queries, rows, head_dim, head_dim),
-            self.keys.matrix(tile.kv_head, num_keys).transposed(),
+            self.keys.matrix(tile.kv_head, 0..num_keys).transposed(),
             self.layout.scale(),
         );
         let set = instruction_set();
         scales.clear();
+        log_sums.clear();
         for (index, row) in weights.chunks_exact_mut(num_keys).enumerate() {
             let (seen, hidden) = row.split_at_mut(num_keys - (tile.num_rows - 1 - index % tile.num_rows));
             let max = vector::max(set, seen);
-            scales.push(1.0 / vector::exp_minus_max(set, seen, max));
+            let sum = vector::exp_minus_max(set, seen, max);
+            scales.push(1.0 / sum);
+            log_sums.push(max + sum.ln());
             hidden.fill(0.0);
         }
-        TileMap { num_rows: tile.num_rows, first_row: self.block.first_row + tile.first_row, num_keys, weights, scales }
+        TileMap {
+            num_rows: tile.num_rows,
+            first_row: self.block.first_row + tile.first_row,
+            num_keys,
+            weights,
+            scales,
+            log_sums,
+        }
     }
 }

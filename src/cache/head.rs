@@ -58,6 +58,11 @@ impl HeadCache {
         &self.positions
     }
 
+    /// How many of the kept tokens stand before a position.
+    pub(super) fn count_below(&self, position: u32) -> usize {
+        self.positions.partition_point(|&kept| kept < position)
+    }
+
     /// Keys and values, for attention.
     #[must_use]
     pub fn rows(&self) -> HeadRows<'_> {
@@ -78,7 +83,7 @@ impl HeadCache {
 
     /// Evicts all tokens from position `first` on that are not in `kept` (ascending); they can't come back.
     pub fn evict_from(&mut self, first: u32, kept: &[u32]) {
-        let settled = self.positions.partition_point(|&position| position < first);
+        let settled = self.count_below(first);
         let mut rows: Vec<usize> = (0..settled).collect();
         rows.extend((settled..self.len()).filter(|&row| kept.binary_search(&self.positions[row]).is_ok()));
         self.rows.keep_rows(&rows);

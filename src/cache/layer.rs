@@ -1,5 +1,7 @@
 //! One layer's cache: its heads, and what was chosen for them.
 
+use std::ops::Range;
+
 use super::storage::KvDtype;
 use super::{CacheBytes, HeadCache};
 use crate::attention::HeadLayout;
@@ -32,6 +34,13 @@ pub struct HeadSummary {
     pub recovered: Vec<f64>,
     /// Kept positions of what was decided about, ascending.
     pub positions: Vec<u32>,
+}
+
+impl From<HeadChoice> for HeadSummary {
+    fn from(choice: HeadChoice) -> Self {
+        let HeadChoice { kv_head, level, recovered, positions } = choice;
+        Self { kv_head, level: Some(level), recovered, positions }
+    }
 }
 
 /// What one layer keeps, right after a prompt.
@@ -107,19 +116,10 @@ impl LayerCacheManager {
         choices: Option<Vec<HeadChoice>>,
     ) -> Result<LayerSummary> {
         let num_kv_heads = self.layout.num_kv_heads;
-        let position =
-            |position: usize| u32::try_from(position).map_err(|_| Error::shape("a position", "below 2^32", position));
-        let (first, new, end) = (position(self.settled)?, position(self.seen)?, position(self.seen + keys.len())?);
+        let (first, new) = (as_position(self.settled)?, as_position(self.seen)?);
+        let end = as_position(self.seen + keys.len())?;
         let summaries: Vec<HeadSummary> = match choices {
-            Some(choices) => choices
-                .into_iter()
-                .map(|choice| HeadSummary {
-                    kv_head: choice.kv_head,
-                    level: Some(choice.level),
-                    recovered: choice.recovered,
-                    positions: choice.positions,
-                })
-                .collect(),
+            Some(choices) => choices.into_iter().map(HeadSummary::from).collect(),
             None => (0..num_kv_heads)
                 .map(|kv_head| HeadSummary {
                     kv_head,
@@ -130,21 +130,12 @@ impl LayerCacheManager {
                 .collect(),
         };
         // Checked before anything is stored: a refused prompt leaves the cache as it was.
-        if !summaries.iter().map(|head| head.kv_head).eq(0..num_kv_heads) {
-            return Err(Error::shape("the choices of a layer", num_kv_heads, summaries.len()));
-        }
+        self.check_kept(first..end, &summaries)?;
         let row_counts =
             |rows: &PromptRows| -> Vec<usize> { (0..num_kv_heads).map(|head| rows.past_len(head)).collect() };
         let held: Vec<usize> = self.heads.iter().map(HeadCache::len).collect();
         if values.len() != keys.len() || row_counts(keys) != held || row_counts(values) != held {
             return Err(Error::shape("the rows before a prompt", held, (row_counts(keys), row_counts(values))));
-        }
-        let positions = || summaries.iter().flat_map(|head| &head.positions);
-        if let Some(position) = positions().find(|position| !(first..end).contains(position)) {
-            return Err(Error::shape("a kept position", format!("in {first}..{end}"), position));
-        }
-        if !summaries.iter().all(|head| head.positions.is_sorted_by(|a, b| a < b)) {
-            return Err(Error::shape("kept positions", "ascending", "another order"));
         }
         let mut key = vec![0.0; self.layout.head_dim];
         let mut value = vec![0.0; self.layout.head_dim];
@@ -165,6 +156,43 @@ impl LayerCacheManager {
         self.settled = self.seen;
         let prompt_len = (end - first) as usize;
         Ok(LayerSummary { layer: self.layer, prompt_len, heads: summaries, bytes: self.bytes() })
+    }
+
+    /// Evicts more of the last prompt that was stored, and of what was appended before it: all but what is chosen. What
+    /// was evicted already stays so.
+    ///
+    /// * `first_position`: of the first token that is decided about
+    /// * `choices`: one for each KV head, in order
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if head counts or positions do not fit; nothing is evicted then.
+    pub fn keep_of_prompt(&mut self, first_position: usize, choices: Vec<HeadChoice>) -> Result<LayerSummary> {
+        let (first, end) = (as_position(first_position)?, as_position(self.seen)?);
+        let heads: Vec<HeadSummary> = choices.into_iter().map(HeadSummary::from).collect();
+        self.check_kept(first..end, &heads)?;
+        for (head, summary) in self.heads.iter_mut().zip(&heads) {
+            if head.len() - head.count_below(first) > summary.positions.len() {
+                head.evict_from(first, &summary.positions);
+                head.shrink_to_fit();
+            }
+        }
+        let prompt_len = (end - first) as usize;
+        Ok(LayerSummary { layer: self.layer, prompt_len, heads, bytes: self.bytes() })
+    }
+
+    /// Checks that there is a choice for each head, with positions in range and ascending.
+    fn check_kept(&self, range: Range<u32>, heads: &[HeadSummary]) -> Result<()> {
+        if !heads.iter().map(|head| head.kv_head).eq(0..self.layout.num_kv_heads) {
+            return Err(Error::shape("the choices of a layer", self.layout.num_kv_heads, heads.len()));
+        }
+        if let Some(position) = heads.iter().flat_map(|head| &head.positions).find(|position| !range.contains(position))
+        {
+            return Err(Error::shape("a kept position", format!("in {range:?}"), position));
+        }
+        if !heads.iter().all(|head| head.positions.is_sorted_by(|a, b| a < b)) {
+            return Err(Error::shape("kept positions", "ascending", "another order"));
+        }
+        Ok(())
     }
 
     /// Room for the keys and values of a prompt of `capacity` tokens, behind copies of what every head holds now.
@@ -190,7 +218,7 @@ impl LayerCacheManager {
         if position != self.seen {
             return Err(Error::shape("the position of a new token", self.seen, position));
         }
-        let position = u32::try_from(position).map_err(|_| Error::shape("a position", "below 2^32", position))?;
+        let position = as_position(position)?;
         let head_dim = self.layout.head_dim;
         let rows = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
         for (head, (key, value)) in self.heads.iter_mut().zip(rows) {
@@ -205,4 +233,8 @@ impl LayerCacheManager {
     pub fn rows(&self) -> Vec<HeadRows<'_>> {
         self.heads.iter().map(HeadCache::rows).collect()
     }
+}
+
+fn as_position(position: usize) -> Result<u32> {
+    u32::try_from(position).map_err(|_| Error::shape("a position", "below 2^32", position))
 }

@@ -178,6 +178,18 @@ fn add_assign_body<const SIMD: bool>(sums: &mut [f32], row: &[f32]) {
 }
 
 multiversion! {
+    /// `sums[i] += scale * row[i]^2` over the shorter of the two.
+    pub fn add_scaled_squares(sums: &mut [f32], row: &[f32], scale: f32) = add_scaled_squares_body;
+}
+
+#[inline(always)]
+fn add_scaled_squares_body<const SIMD: bool>(sums: &mut [f32], row: &[f32], scale: f32) {
+    for (sum, &number) in sums.iter_mut().zip(row) {
+        *sum = fma::<SIMD>(number * number, scale, *sum);
+    }
+}
+
+multiversion! {
     /// The sum and the largest value of a row's entries where `mask` is 1 (it holds 0 and 1); entries must not be
     /// negative, and the largest of none is 0.
     pub fn masked_sum_and_max(row: &[f32], mask: &[f32]) -> (f32, f32) = masked_sum_and_max_body;

@@ -8,6 +8,7 @@ use super::linear::Linear;
 use super::rope::Rope;
 use crate::attention::HeadLayout;
 use crate::error::{Error, Result};
+use crate::kernels::gemm::{Matrix, MatrixMut};
 use crate::kernels::vector::{self, instruction_set};
 
 /// Numbers that one thread takes at a time in elementwise work.
@@ -76,6 +77,40 @@ impl Block {
         rope.rotate(&mut queries, layout.query_width(), layout.head_dim, angles);
         rope.rotate(&mut keys, layout.kv_width(), layout.head_dim, angles);
         Ok(Projected { queries, keys, values, unrotated_queries })
+    }
+
+    /// The squared length, behind the output projection, of each value as each query head of its group would write it if
+    /// it attended to nothing else: `[num_heads]` of `[len]`.
+    ///
+    /// * `values`: `[num_kv_heads]` of `[len, head_dim]`
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the projection is of other heads.
+    pub(super) fn squared_outputs(&self, layout: HeadLayout, values: &[Vec<f32>]) -> Result<Vec<Vec<f32>>> {
+        let (head_dim, width) = (layout.head_dim, layout.query_width());
+        let weights = self.o_proj.widened()?; // [hidden_size, num_heads * head_dim]
+        if !weights.len().is_multiple_of(width) || values.len() != layout.num_kv_heads {
+            return Err(Error::shape("an output projection", format!("rows of {width}"), weights.len()));
+        }
+        let hidden_size = weights.len() / width;
+        let of_head = |head: usize| {
+            let own = Matrix::new(&weights[head * head_dim..], hidden_size, head_dim, width);
+            // v^T (W^T W) v: the small matrix in between is the same for all values.
+            let mut gram = vec![0.0; head_dim * head_dim];
+            MatrixMut::new(&mut gram, head_dim, head_dim, head_dim).set_product(own.transposed(), own, 1.0);
+            let values = &values[head / layout.group_size()];
+            let len = values.len() / head_dim;
+            let mut products = vec![0.0; values.len()];
+            MatrixMut::new(&mut products, len, head_dim, head_dim).set_product(
+                Matrix::new(values, len, head_dim, head_dim),
+                Matrix::new(&gram, head_dim, head_dim, head_dim),
+                1.0,
+            );
+            let set = instruction_set();
+            let rows = products.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
+            rows.map(|(product, value)| vector::dot(set, product, value).max(0.0)).collect()
+        };
+        Ok((0..layout.num_heads).into_par_iter().map(of_head).collect())
     }
 
     /// Adds the attention's result and the MLP's to the residual stream.

@@ -104,6 +104,23 @@ impl Linear {
     }
 }
 
+impl Linear {
+    /// The weights as f32, `[out_features, in_features]`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for weights on another device than the CPU.
+    pub(super) fn widened(&self) -> Result<Vec<f32>> {
+        match &self.weights {
+            Weights::Dense(weight) => host::to_vec(weight),
+            Weights::Stored(weight) => {
+                let mut wide = vec![0.0; weight.rows() * weight.cols()];
+                weight.dequantize_rows(0..weight.rows(), &mut wide);
+                Ok(wide)
+            }
+        }
+    }
+}
+
 /// The table that turns token ids into vectors, `[vocab_size, hidden_size]`.
 #[derive(Debug, Clone)]
 pub struct Embedding(Weights);

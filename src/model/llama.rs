@@ -8,19 +8,17 @@ use candle_core::Tensor;
 use super::block::{Block, BlockContext, norm};
 use super::config::LlamaConfig;
 use super::host;
+use super::layer_pass::{Choice, LayerPass};
 use super::linear::{Embedding, Linear};
 use super::rope::Rope;
 use super::step::StepModel;
-use crate::attention::HeadLayout;
 use crate::attention::decode::decode;
 use crate::attention::map::MapAccumulator;
-use crate::attention::prefill::{PromptRows, QueryBlock, largest_differences, prefill};
-use crate::cache::{AdaptiveKvCache, KvDtype, LayerCacheManager, LayerSummary, Retention};
+use crate::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
 use crate::config::BudgetScale;
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::policy::methods::FutureQueries;
-use crate::profile::{Budgeted, HeadChoice, LayerFacts, LayerPlace, LayerStats, Profiler, QueryStats, Segment};
+use crate::profile::{LayerPlace, Pool, Profiler, Segment};
 
 /// A LLaMA model's weights. It holds no state: every call is given the cache that it reads and writes.
 #[derive(Debug, Clone)]
@@ -191,6 +189,8 @@ impl Llama {
         let total = ids.len() * self.config.num_layers;
         let mut layers = Vec::with_capacity(self.config.num_layers);
         let mut profile_time = std::time::Duration::ZERO;
+        // The best scores of all layers so far and the layers' maps, if layers share a budget.
+        let mut pooled: Option<(Pool, Vec<Option<MapAccumulator>>)> = None;
         for (index, block) in self.layers.iter().enumerate() {
             let layer = cache.layer_mut(index)?;
             let profile = profiler.as_ref().map(|profiler| (profiler, segment));
@@ -217,11 +217,40 @@ impl Llama {
                 }
             }
             let started = std::time::Instant::now();
-            let choices = pass.choose(&self.rope)?;
+            let choices = match pass.choose(block, &self.rope)? {
+                Choice::Everything => None,
+                Choice::Heads(choices) => Some(choices),
+                Choice::Scores(scores) => {
+                    let room =
+                        profiler.as_ref().and_then(Profiler::budgeted).map_or(0, |b| b.total(segment.len(), place));
+                    let (pool, _) =
+                        pooled.get_or_insert_with(|| (Pool::new(room, place.scale.num_kv_heads), Vec::new()));
+                    pool.add_layer(scores);
+                    Some(pool.choices(index, segment.first_position))
+                }
+            };
             let summary = layer.store_prompt(&pass.keys, &pass.values, choices)?;
+            if let Some((pool, maps)) = &mut pooled {
+                maps.push(pass.maps);
+                if pool.is_overfull() {
+                    pool.trim();
+                    keep_pooled(cache, pool, index + 1, segment)?;
+                }
+                profile_time += started.elapsed();
+                continue;
+            }
             profile_time += started.elapsed();
             observer.layer_done(&summary, pass.maps.as_ref())?;
             layers.push(summary);
+        }
+        if let Some((mut pool, maps)) = pooled {
+            let started = std::time::Instant::now();
+            pool.trim();
+            layers = keep_pooled(cache, &pool, self.config.num_layers, segment)?;
+            profile_time += started.elapsed();
+            for (summary, maps) in layers.iter().zip(&maps) {
+                observer.layer_done(summary, maps.as_ref())?;
+            }
         }
         cache.settle(ids.len());
         let last = hidden.pop().ok_or_else(|| Error::input("the prompt is empty"))?;
@@ -347,117 +376,13 @@ impl Llama {
     }
 }
 
-/// One layer's work on a prompt: its full keys and values, and what profiling collects.
-struct LayerPass<'a> {
-    keys: PromptRows,
-    values: PromptRows,
-    profile: Option<Profile<'a>>,
-    maps: Option<MapAccumulator>,
-    layout: HeadLayout,
-}
-
-/// What a layer's heads are profiled by.
-struct Profile<'a> {
-    profiler: &'a Profiler,
-    segment: Segment<'a>,
-    stats: LayerStats,
-    /// Where the layer stands, for methods with a budget.
-    place: LayerPlace,
-    /// Present if a method with a budget chooses, and not the search.
-    budgeted: Option<Budgeted>,
-    /// Present if that method reads queries.
-    query_stats: Option<(FutureQueries, QueryStats)>,
-    /// Queries of the whole prompt, `[prompt_len, num_heads, head_dim]`, kept only if a second pass may be needed.
-    queries: Option<Vec<f32>>,
-}
-
-impl<'a> LayerPass<'a> {
-    fn new(
-        layout: HeadLayout,
-        cache: &LayerCacheManager,
-        profile: Option<(&'a Profiler, Segment<'a>)>,
-        place: LayerPlace,
-        prompt_len: usize,
-        map_side: Option<usize>,
-    ) -> Result<Self> {
-        let (keys, values) = cache.prompt_rows(prompt_len)?;
-        let num_keys = |head: usize| keys.past_len(head / layout.group_size()) + prompt_len;
-        let profile = profile.map(|(profiler, segment)| {
-            let budgeted = profiler.budgeted();
-            let request =
-                budgeted.as_ref().map_or_else(|| profiler.request(segment), |budgeted| budgeted.request(segment));
-            let query_stats = budgeted.as_ref().and_then(|budgeted| budgeted.needs().future_queries).map(|future| {
-                let first_row = segment.first_position + segment.recent;
-                (future, QueryStats::new(layout, future.skip_positions.saturating_sub(first_row)))
-            });
-            let second_pass = budgeted.is_none() && profiler.may_need_second_pass();
-            Profile {
-                profiler,
-                segment,
-                stats: LayerStats::new(request, (0..layout.num_heads).map(num_keys)),
-                place,
-                budgeted,
-                query_stats,
-                queries: second_pass.then(|| Vec::with_capacity(prompt_len * layout.query_width())),
-            }
-        });
-        let maps = map_side.map(|side| MapAccumulator::new(layout.num_heads, prompt_len, side));
-        Ok(Self { keys, values, profile, maps, layout })
-    }
-
-    fn wants_unrotated_queries(&self) -> bool {
-        self.profile.as_ref().is_some_and(|profile| profile.query_stats.is_some())
-    }
-
-    /// Runs one chunk of rows `[seq_len, hidden_size]` through the layer.
-    fn chunk(&mut self, block: &Block, hidden: &Tensor, first_row: usize, context: BlockContext<'_>) -> Result<Tensor> {
-        let projected = block.project(hidden, context)?;
-        self.keys.push(&projected.keys)?;
-        self.values.push(&projected.values)?;
-        let attended = prefill(
-            self.layout,
-            QueryBlock { queries: &projected.queries, first_row },
-            &self.keys,
-            &self.values,
-            self.profile.as_mut().map(|profile| &mut profile.stats),
-            self.maps.as_mut().map(MapAccumulator::heads_mut),
-        )?;
-        if let Some(profile) = &mut self.profile {
-            if let Some(queries) = &mut profile.queries {
-                queries.extend_from_slice(&projected.queries);
-            }
-            if let Some((_, stats)) = &mut profile.query_stats {
-                stats.add_rows(&projected.unrotated_queries)?;
-            }
-        }
-        block.finish(hidden, attended, context)
-    }
-
-    /// What each head keeps; `None` for everything.
-    fn choose(&self, rope: &Rope) -> Result<Option<Vec<HeadChoice>>> {
-        let Some(Profile { profiler, segment, stats, place, budgeted, query_stats, queries }) = &self.profile else {
-            return Ok(None);
-        };
-        if let Some(budgeted) = budgeted {
-            let queries = query_stats.as_ref().map_or_else(Vec::new, |(future, stats)| {
-                let angles = rope.mean_angles(segment.first_position + segment.len(), future.positions);
-                let mut moments = stats.moments();
-                for head in &mut moments {
-                    rope.rotate_moments(&mut head.mean, &mut head.covariance, &angles);
-                }
-                moments
-            });
-            let rows = |kv_head: usize| {
-                let last_rows = |rows: &PromptRows| rows.last_rows(kv_head, segment.len());
-                (last_rows(&self.keys), last_rows(&self.values))
-            };
-            let scores = budgeted.scores(*segment, *place, &LayerFacts { stats, queries: &queries, rows: &rows })?;
-            return Ok(Some(budgeted.select(*segment, *place, &scores)));
-        }
-        let choices = profiler.choose(*segment, self.layout.num_kv_heads, stats, |pending| {
-            let queries = queries.as_deref().unwrap_or_default();
-            largest_differences(self.layout, QueryBlock { queries, first_row: 0 }, &self.keys, pending)
-        })?;
-        Ok(Some(choices))
-    }
+/// Evicts from the first layers what the pool has dropped.
+fn keep_pooled(
+    cache: &mut AdaptiveKvCache,
+    pool: &Pool,
+    num_layers: usize,
+    segment: Segment<'_>,
+) -> Result<Vec<LayerSummary>> {
+    let first = segment.first_position;
+    (0..num_layers).map(|layer| cache.layer_mut(layer)?.keep_of_prompt(first, pool.choices(layer, first))).collect()
 }

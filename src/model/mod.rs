@@ -4,6 +4,7 @@
 mod block;
 mod config;
 mod host;
+mod layer_pass;
 mod linear;
 mod llama;
 mod rope;

@@ -2,6 +2,8 @@
 //!
 //! How a scaling method makes divisors is in [`super::rope_scaling`].
 
+use std::borrow::Cow;
+
 use rayon::prelude::*;
 
 use super::config::{DynamicNtk, RopeLayout, RopeSettings};
@@ -26,9 +28,7 @@ impl Rope {
     #[must_use]
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
     pub fn angles(&self, first: usize, count: usize) -> Vec<(f32, f32)> {
-        let grown = self.settings.dynamic.and_then(|dynamic| self.grown_theta(dynamic, first + count));
-        let grown = grown.map(|theta| frequencies(&self.settings, theta));
-        let frequencies = grown.as_ref().unwrap_or(&self.frequencies);
+        let frequencies = self.frequencies(first + count);
         let factor = self.settings.attention_factor;
         let angle = |position: usize, frequency: f64| {
             let (sin, cos) = (position as f64 * frequency).sin_cos();
@@ -37,6 +37,33 @@ impl Rope {
         (first..first + count)
             .flat_map(|position| frequencies.iter().map(move |&frequency| angle(position, frequency)))
             .collect()
+    }
+
+    /// `[dim / 2]` frequencies of a sequence.
+    fn frequencies(&self, seq_len: usize) -> Cow<'_, [f64]> {
+        match self.settings.dynamic.and_then(|dynamic| self.grown_theta(dynamic, seq_len)) {
+            Some(theta) => Cow::Owned(frequencies(&self.settings, theta)),
+            None => Cow::Borrowed(&self.frequencies),
+        }
+    }
+
+    /// Turns vectors that are rotated already by so many positions more.
+    ///
+    /// * `rows`: `[rows, head_dim]`
+    /// * `seq_len`: of the sequence by whose length they were rotated
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
+    pub fn turn(&self, rows: &mut [f32], head_dim: usize, positions: usize, seq_len: usize) {
+        let frequencies = self.frequencies(seq_len);
+        let angles: Vec<(f32, f32)> = frequencies
+            .iter()
+            .map(|frequency| {
+                let (sin, cos) = (positions as f64 * frequency).sin_cos();
+                (cos as f32, sin as f32)
+            })
+            .collect();
+        for row in rows.chunks_exact_mut(head_dim) {
+            self.rotate(row, head_dim, head_dim, &angles);
+        }
     }
 
     /// Cosines and sines of the positions `first..first + count`, averaged: `[dim / 2]`. No vector's length survives

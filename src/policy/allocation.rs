@@ -21,6 +21,9 @@ pub enum Allocation {
         /// In 0..=1.
         safeguard: f64,
     },
+    /// One list of the scores of all heads of all layers decides, which is known when the last layer has been processed
+    /// (see [`Pool`](crate::profile::Pool)).
+    Pooled,
 }
 
 impl Allocation {
@@ -32,12 +35,12 @@ impl Allocation {
     #[must_use]
     pub fn layer_budget(self, average: f64, len: usize, layer: usize, num_layers: usize) -> usize {
         match self {
-            Self::Uniform | Self::Adaptive { .. } => rounded_down(average, len),
+            Self::Uniform | Self::Adaptive { .. } | Self::Pooled => rounded_down(average, len),
             Self::Pyramid { beta, window } => pyramid(average, len, layer, num_layers, beta, window),
         }
     }
 
-    /// What every head of a layer keeps: indices into its scores, ascending.
+    /// What every head of a layer keeps, were it the only layer: indices into its scores, ascending.
     ///
     /// * `scores`: `[heads]` of `[len]`
     /// * `budget`: from [`layer_budget`](Self::layer_budget)
@@ -46,6 +49,7 @@ impl Allocation {
         match self {
             Self::Uniform | Self::Pyramid { .. } => scores.iter().map(|scores| top_positions(scores, budget)).collect(),
             Self::Adaptive { safeguard } => adaptive(scores, budget, ratio_count(safeguard, budget)),
+            Self::Pooled => adaptive(scores, budget, 0),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Choosing by a method with a budget: scores of every head's positions, then the best of them.
 //!
-//! Two steps: [`Budgeted::scores`] needs a layer's statistics, keys and values; [`Budgeted::select`] needs scores only.
-//! So a budget for all layers together could be shared out later, from the scores of all of them.
+//! Two steps: [`Budgeted::scores`] needs a layer's statistics, keys and values; [`Budgeted::select`] needs scores only. A
+//! budget for all layers together is shared out from the scores of all of them (see [`super::pool`]).
 //!
 //! What is decided about is a [`Segment`], as in the search, and the budget is the segment's: keys that were settled
 //! earlier stay, and count neither in the budget nor in the scores.
@@ -14,7 +14,8 @@ use super::search::{HeadChoice, Segment};
 use super::stats::{HeadStats, LayerStats, MassRequest, StatsRequest};
 use crate::config::{AdaptiveConfig, BudgetScale, BudgetedMethod};
 use crate::error::{Error, Result};
-use crate::policy::methods::{AttentionRows, MethodFacts, Needs, QueryMoments};
+use crate::policy::allocation::Allocation;
+use crate::policy::methods::{AttentionRows, MethodFacts, Needs, QueryMoments, ReplayFacts};
 
 /// Keeps the positions of each KV head that a method finds worth most, as many as its budget has room for.
 #[derive(Debug, Clone)]
@@ -42,6 +43,19 @@ pub struct LayerFacts<'a> {
     pub queries: &'a [QueryMoments],
     /// The keys and values of a KV head's segment, `[segment_len, head_dim]` each; called only if they are asked for.
     pub rows: &'a (dyn Fn(usize) -> (Vec<f32>, Vec<f32>) + Sync),
+    /// Present if it is asked for.
+    pub replay: Option<LayerReplay>,
+}
+
+/// What replayed queries of a layer see, see [`ReplayFacts`].
+#[derive(Debug, Clone)]
+pub struct LayerReplay {
+    /// `[num_heads]` of `[num_keys]`, settled keys first.
+    pub squared_attention: Vec<Vec<f32>>,
+    /// `[num_heads]` of `[segment_len]`
+    pub squared_outputs: Vec<Vec<f32>>,
+    /// Median squared length of the residual stream that enters the layer.
+    pub squared_residual: f32,
 }
 
 impl std::fmt::Debug for LayerFacts<'_> {
@@ -69,10 +83,22 @@ impl Budgeted {
         let mass = |rows: usize| MassRequest { first_row: segment.num_rows().saturating_sub(rows), window: None };
         let recent = segment.recent;
         match self.needs().attention {
-            AttentionRows::None => StatsRequest { recent, ..StatsRequest::default() },
+            AttentionRows::None => StatsRequest { recent, log_sums: self.needs().replay, ..StatsRequest::default() },
             AttentionRows::All => StatsRequest { column_sums: true, recent, ..StatsRequest::default() },
             AttentionRows::Last(rows) => StatsRequest { mass: Some(mass(rows)), recent, ..StatsRequest::default() },
         }
+    }
+
+    /// Whether one budget is for all layers together: then [`select`](Self::select) is not for it.
+    #[must_use]
+    pub fn is_pooled(&self) -> bool {
+        self.method.method.allocation(&self.config.method_settings()) == Allocation::Pooled
+    }
+
+    /// How many positions of a segment all heads of all layers keep together.
+    #[must_use]
+    pub fn total(&self, segment_len: usize, place: LayerPlace) -> usize {
+        self.method.budget.total(segment_len, place.scale)
     }
 
     /// How many positions of a segment each head of a layer keeps on average.
@@ -97,7 +123,14 @@ impl Budgeted {
         if needs.future_queries.is_some() && facts.queries.len() != heads.len() {
             return Err(Error::shape("moments of queries", heads.len(), facts.queries.len()));
         }
+        if needs.replay && facts.replay.is_none() {
+            return Err(Error::shape("replayed queries", heads.len(), 0));
+        }
         let group_size = heads.len() / num_kv_heads;
+        // Settled keys come first, and are not decided about.
+        let of_segment = |numbers: &Vec<f32>| numbers[numbers.len().saturating_sub(segment.len())..].to_vec();
+        let replayed: Vec<Vec<f32>> =
+            facts.replay.iter().flat_map(|replay| replay.squared_attention.iter().map(of_segment)).collect();
         let whole_layer = if needs.whole_layer { attention(heads, segment.len(), needs) } else { Vec::new() };
         let budget = self.layer_budget(segment.len(), place);
         let score = |kv_head: usize| {
@@ -126,7 +159,12 @@ impl Budgeted {
                 attention,
                 keys: &keys,
                 values: &values,
-                queries: facts.queries.get(group).unwrap_or_default(),
+                queries: facts.queries.get(group.clone()).unwrap_or_default(),
+                replay: facts.replay.as_ref().map_or_else(ReplayFacts::default, |replay| ReplayFacts {
+                    squared_attention: replayed.get(group.clone()).unwrap_or_default(),
+                    squared_outputs: replay.squared_outputs.get(group).unwrap_or_default(),
+                    squared_residual: replay.squared_residual,
+                }),
             };
             Ok(self.method.method.scores(&facts, &settings))
         };

@@ -122,12 +122,18 @@ impl Profiler {
             Criterion::Mass => {
                 let window = policies.iter().filter_map(|policy| policy.window(segment.len(), &settings)).max();
                 let first_row = segment.num_rows() - self.config.profile_rows.count(segment.num_rows());
-                StatsRequest { column_sums, mass: Some(MassRequest { first_row, window }), masks: Vec::new(), recent }
+                StatsRequest {
+                    column_sums,
+                    mass: Some(MassRequest { first_row, window }),
+                    masks: Vec::new(),
+                    recent,
+                    log_sums: false,
+                }
             }
             Criterion::MaxAbs => {
                 let levels = self.levels(&segment.facts(&[]));
                 let masks = levels[..self.first_attention_level()].iter().map(|mask| as_numbers(mask)).collect();
-                StatsRequest { column_sums, mass: None, masks, recent }
+                StatsRequest { column_sums, mass: None, masks, recent, log_sums: false }
             }
         }
     }

@@ -25,6 +25,8 @@ pub struct StatsRequest {
     pub masks: Vec<Vec<f32>>,
     /// Recent tokens: those of the segment before the prompt's first.
     pub recent: usize,
+    /// Collect the logarithm of each row's sum of exponentials.
+    pub log_sums: bool,
 }
 
 /// Which sums the recovered mass needs.
@@ -74,6 +76,9 @@ pub struct HeadStats {
     pub window_sums: Vec<f32>,
     /// `[levels]` largest difference of each requested mask; at least 0.
     pub differences: Vec<f32>,
+    /// `[num_keys]` at each prompt row's own key, `ln` of the sum of the exponentials of the row's scores; 0 at other
+    /// keys; empty if not requested.
+    pub log_sums: Vec<f32>,
 }
 
 impl HeadStats {
@@ -87,6 +92,7 @@ impl HeadStats {
             profiled_sums: vector(mass.is_some_and(|mass| mass.first_row > 0)),
             window_sums: vector(mass.is_some_and(|mass| mass.window.is_some())),
             differences: vec![0.0; request.masks.len()],
+            log_sums: vector(request.log_sums),
         }
     }
 
@@ -165,12 +171,23 @@ impl HeadStats {
         }
     }
 
+    /// Takes in the logarithms of the sums of consecutive rows, if they are requested.
+    ///
+    /// * `first_key`: the first row's own key
+    pub fn set_log_sums(&mut self, first_key: usize, log_sums: &[f32]) {
+        if !self.log_sums.is_empty() {
+            self.log_sums[first_key..first_key + log_sums.len()].copy_from_slice(log_sums);
+        }
+    }
+
     /// Takes in the statistics of other rows; vectors may be shorter than this one's.
     pub fn merge(&mut self, other: &Self) {
         let set = instruction_set();
         vector::add_assign(set, &mut self.column_sums, &other.column_sums);
         vector::add_assign(set, &mut self.profiled_sums, &other.profiled_sums);
         vector::add_assign(set, &mut self.window_sums, &other.window_sums);
+        // Each row is in one of the two only.
+        vector::add_assign(set, &mut self.log_sums, &other.log_sums);
         for (worst, &difference) in self.differences.iter_mut().zip(&other.differences) {
             *worst = worst.max(difference);
         }

@@ -149,6 +149,7 @@ fn check_prompt(prompt: &Prompt, block_lens: &[usize]) {
         mass: Some(MassRequest { first_row, window: Some(window) }),
         masks: masks.iter().map(|mask| as_numbers(mask)).collect(),
         recent: 0,
+        log_sums: true,
     };
     let side = len.min(MAP_SIDE);
     for &block_len in block_lens {
@@ -277,6 +278,7 @@ fn the_number_of_threads_changes_no_bit() {
         mass: Some(MassRequest { first_row: 100, window: Some(90) }),
         masks: prompt.masks().iter().map(|mask| as_numbers(mask)).collect(),
         recent: 0,
+        log_sums: true,
     };
     let cache: Vec<HeadCache> = (0..2)
         .map(|head| {

@@ -411,7 +411,7 @@ fn statistics_of_several_rows_are_those_of_each() {
                 for window in [None, Some(0), Some(1), Some(20), Some(ROWS), Some(num_keys), Some(10_000)] {
                     let mass = Some(MassRequest { first_row, window });
                     for mass in [mass, None] {
-                        let request = StatsRequest { column_sums, mass, masks: masks.clone(), recent };
+                        let request = StatsRequest { column_sums, mass, masks: masks.clone(), recent, log_sums: false };
                         let mut plain = HeadStats::new(&request, num_keys);
                         map.iter().enumerate().for_each(|(row, weights)| plain.add_row(&request, row, weights));
                         for step in [1, 13, ROWS] {

@@ -5,9 +5,8 @@
 //! method is one new file here and one line in [`METHODS`]: the configuration, `--help` and the contract tests take it
 //! from the registry.
 //!
-//! Since scores come before any choice, a budget for all layers together could be shared out when the last layer has its
-//! scores; and since a method needs nothing but facts, the same scores could be asked for again while tokens are
-//! generated. Neither is done yet.
+//! Since a method needs nothing but facts, the same scores could be asked for again while tokens are generated; that is not
+//! done yet.
 //!
 //! Not for: the search of `fastgen`, which has a threshold and no budget (see [`crate::profile::search`]).
 
@@ -17,6 +16,7 @@ mod h2o;
 mod key_norm;
 mod pyramidkv;
 mod random;
+mod replay;
 mod snapkv;
 mod streaming_llm;
 mod tova;
@@ -29,13 +29,14 @@ pub use h2o::H2o;
 pub use key_norm::KeyNorm;
 pub use pyramidkv::PyramidKv;
 pub use random::Random;
+pub use replay::Replay;
 pub use snapkv::SnapKv;
 pub use streaming_llm::StreamingLlm;
 pub use tova::Tova;
 
 /// Every method with a budget that a configuration can name.
 pub static METHODS: &[&dyn Method] =
-    &[&StreamingLlm, &H2o, &Tova, &SnapKv, &PyramidKv, &AdaKv, &ExpectedAttention, &KeyNorm, &Random];
+    &[&StreamingLlm, &H2o, &Tova, &SnapKv, &PyramidKv, &AdaKv, &ExpectedAttention, &KeyNorm, &Random, &Replay];
 
 /// The score of a position that is kept before all others.
 pub const ALWAYS: f32 = f32::INFINITY;
@@ -63,6 +64,8 @@ pub struct Needs {
     pub keys_and_values: bool,
     /// Whether [`MethodFacts::queries`] are read, and for how many positions to come.
     pub future_queries: Option<FutureQueries>,
+    /// Whether [`MethodFacts::replay`] is read.
+    pub replay: bool,
 }
 
 /// Which queries are summarised, and for which positions.
@@ -72,6 +75,18 @@ pub struct FutureQueries {
     pub skip_positions: usize,
     /// How many positions behind the prompt the rotation is averaged over; at least 1.
     pub positions: usize,
+}
+
+/// What the prompt's queries see when they are asked again from behind the prompt, and what it weighs in the layer's output.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ReplayFacts<'a> {
+    /// `[group_size]` of `[n]`: squared attention weights of the replayed rows, summed up
+    /// ([`squared_attention`](crate::attention::replay::squared_attention)).
+    pub squared_attention: &'a [Vec<f32>],
+    /// `[group_size]` of `[n]`: squared length of each value behind the query head's part of the output projection.
+    pub squared_outputs: &'a [Vec<f32>],
+    /// Median squared length of the residual stream that enters the layer.
+    pub squared_residual: f32,
 }
 
 /// Mean and covariance of one query head's queries over a prompt, turned to the positions behind it.
@@ -107,6 +122,8 @@ pub struct MethodFacts<'a> {
     pub values: &'a [f32],
     /// `[group_size]` of the query heads of this KV head, if asked for, else empty.
     pub queries: &'a [QueryMoments],
+    /// What replayed queries see, if asked for, else empty.
+    pub replay: ReplayFacts<'a>,
 }
 
 impl MethodFacts<'_> {
@@ -187,6 +204,7 @@ mod tests {
             keys: &[],
             values: &[],
             queries: &[],
+            replay: ReplayFacts::default(),
         }
     }
 

@@ -1,0 +1,214 @@
+//! A prompt's queries asked again, as if the same text came once more behind it: which keys would they look at?
+//!
+//! Queries to come are not known when a prompt is compressed. Those of the prompt are, and much of what comes later asks
+//! as they did; but within the prompt a query sees only what is before it. So chunks of the prompt's query rows are turned
+//! to the positions behind its end, where they see all of its keys, and their own chunk's as well, as a repetition would
+//! (the idea of asking for a repetition is that of `KVzip`, Kim et al., arXiv 2505.23416; here the model does not run a
+//! second time). The weights are those of a softmax over both.
+//!
+//! Rows that are far apart are enough to see what a head looks at in general. What a row of the repetition finds in the
+//! prompt by its own place, the tokens around its original, is different for every row, and is computed for all of them.
+//!
+//! Scratch is O(n) for each head and thread; no map is stored. Not for: judging keys by it ([`crate::policy::methods`]).
+
+use std::ops::{Range, RangeInclusive};
+
+use rayon::prelude::*;
+
+use super::prefill::PromptRows;
+use super::{HeadLayout, expect_len};
+use crate::error::{Error, Result};
+use crate::kernels::gemm::{Matrix, MatrixMut};
+use crate::kernels::vector::{self, instruction_set};
+
+/// Query rows that are turned by the same number of positions.
+const CHUNK_ROWS: usize = 256;
+
+/// Every so many rows one is asked all keys, at least; [`MAX_FULL_ROWS`] limits how many.
+const MIN_STRIDE: usize = 8;
+
+/// Rows that are asked all keys, at most (up to [`CHUNK_ROWS`] times as many tokens), so that the work is O(n).
+const MAX_FULL_ROWS: usize = 256;
+
+/// Where a row's near keys lie, in positions from its original.
+const NEAR: RangeInclusive<isize> = -2..=7;
+
+/// Parts of a head's chunks that threads take; a fixed number, so that sums do not depend on how many there are.
+const SECTIONS: usize = 4;
+
+/// A prompt whose queries are asked again.
+#[derive(Clone, Copy)]
+pub struct Replay<'a> {
+    /// The heads.
+    pub layout: HeadLayout,
+    /// `[prompt_len, num_heads, head_dim]`, rotated.
+    pub queries: &'a [f32],
+    /// All keys of the prompt, behind those that were kept before it.
+    pub keys: &'a PromptRows,
+    /// `[num_heads]` of `[num_keys]`: for each row of the prompt at its own key, `ln` of its sum of exponentials.
+    pub log_sums: &'a [&'a [f32]],
+    /// Turns rotated vectors, `[rows, head_dim]`, by so many positions more.
+    pub turn: &'a (dyn Fn(usize, &mut [f32]) + Sync),
+}
+
+impl std::fmt::Debug for Replay<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Replay").field("layout", &self.layout).finish_non_exhaustive()
+    }
+}
+
+/// Every how many rows of a prompt one is asked all keys.
+#[must_use]
+pub fn stride(prompt_len: usize) -> usize {
+    prompt_len.div_ceil(MAX_FULL_ROWS).clamp(MIN_STRIDE, CHUNK_ROWS)
+}
+
+/// Sums of the squared attention weights that each key gets from the replayed rows: `[num_heads]` of `[num_keys]`. A row
+/// that stands for others counts as often as there are others.
+///
+/// # Errors
+/// [`Error::Shape`] if sizes do not fit.
+pub fn squared_attention(replay: Replay<'_>) -> Result<Vec<Vec<f32>>> {
+    let Replay { layout, queries, keys, log_sums, .. } = replay;
+    let prompt_len = keys.len();
+    expect_len("queries", queries, &[prompt_len, layout.num_heads, layout.head_dim])?;
+    let group_size = layout.group_size();
+    let num_keys = |head: usize| keys.past_len(head / group_size) + prompt_len;
+    if log_sums.len() != layout.num_heads || (0..log_sums.len()).any(|head| log_sums[head].len() != num_keys(head)) {
+        return Err(Error::shape("sums of rows", layout.num_heads, log_sums.len()));
+    }
+    let chunks = prompt_len.div_ceil(CHUNK_ROWS);
+    let tasks: Vec<(usize, usize)> =
+        (0..layout.num_kv_heads).flat_map(|kv| (0..SECTIONS).map(move |s| (kv, s))).collect();
+    let section = |&(kv_head, section): &(usize, usize)| {
+        let mut sums = vec![vec![0.0; keys.past_len(kv_head) + prompt_len]; group_size];
+        for chunk in section * chunks / SECTIONS..(section + 1) * chunks / SECTIONS {
+            let rows = chunk * CHUNK_ROWS..((chunk + 1) * CHUNK_ROWS).min(prompt_len);
+            Chunk::new(replay, kv_head, rows).add(&mut sums);
+        }
+        sums
+    };
+    let parts: Vec<Vec<Vec<f32>>> = tasks.par_iter().with_max_len(1).map(section).collect();
+    let mut heads = Vec::with_capacity(layout.num_heads);
+    for parts in parts.chunks(SECTIONS) {
+        let mut sums = parts[0].clone();
+        for part in &parts[1..] {
+            sums.iter_mut().zip(part).for_each(|(sums, part)| vector::add_assign(instruction_set(), sums, part));
+        }
+        heads.extend(sums);
+    }
+    Ok(heads)
+}
+
+/// The query rows of one KV head's group in one chunk.
+struct Chunk<'a> {
+    replay: Replay<'a>,
+    kv_head: usize,
+    rows: Range<usize>,
+    /// `[group_size, rows, head_dim]`, as they are.
+    queries: Vec<f32>,
+    /// `[group_size, rows, head_dim]`, turned to behind the prompt.
+    turned: Vec<f32>,
+}
+
+impl<'a> Chunk<'a> {
+    fn new(replay: Replay<'a>, kv_head: usize, rows: Range<usize>) -> Self {
+        let HeadLayout { num_heads, head_dim, .. } = replay.layout;
+        let group_size = replay.layout.group_size();
+        let mut queries = Vec::with_capacity(group_size * rows.len() * head_dim);
+        for head in kv_head * group_size..(kv_head + 1) * group_size {
+            for row in rows.clone() {
+                let start = (row * num_heads + head) * head_dim;
+                queries.extend_from_slice(&replay.queries[start..start + head_dim]);
+            }
+        }
+        let mut turned = queries.clone();
+        (replay.turn)(replay.keys.len() - rows.start, &mut turned);
+        Self { replay, kv_head, rows, queries, turned }
+    }
+
+    /// Adds the chunk's squared weights to `sums`, `[group_size]` of `[num_keys]`.
+    fn add(&self, sums: &mut [Vec<f32>]) {
+        self.add_far(sums);
+        self.add_near(sums);
+    }
+
+    /// The keys near a row's original that there are, as indices of keys, and the row's own.
+    fn near_keys(&self, row: usize) -> Range<usize> {
+        let past = self.replay.keys.past_len(self.kv_head);
+        let first = row.saturating_add_signed(*NEAR.start());
+        let end = (row.saturating_add_signed(*NEAR.end()) + 1).min(self.replay.keys.len());
+        past + first..past + end
+    }
+
+    /// Some rows asked all keys but the near ones.
+    fn add_far(&self, sums: &mut [Vec<f32>]) {
+        let (layout, keys) = (self.replay.layout, self.replay.keys);
+        let (head_dim, len) = (layout.head_dim, self.rows.len());
+        let stride = stride(keys.len());
+        let asked: Vec<usize> = (0..len).step_by(stride).collect();
+        let past = keys.past_len(self.kv_head);
+        let num_keys = past + keys.len();
+        let some = |rows: &[f32]| -> Vec<f32> {
+            let rows = rows.chunks_exact(len * head_dim);
+            rows.flat_map(|rows| asked.iter().flat_map(|&row| &rows[row * head_dim..(row + 1) * head_dim]))
+                .copied()
+                .collect()
+        };
+        let num_rows = sums.len() * asked.len();
+        let scores = |queries: &[f32], rows: Range<usize>| {
+            let mut scores = vec![0.0; num_rows * rows.len()];
+            let width = rows.len();
+            MatrixMut::new(&mut scores, num_rows, width, width).set_product(
+                Matrix::new(queries, num_rows, head_dim, head_dim),
+                keys.matrix(self.kv_head, rows).transposed(),
+                layout.scale(),
+            );
+            scores
+        };
+        let mut of_all = scores(&some(&self.turned), 0..num_keys);
+        let mut of_chunk = scores(&some(&self.queries), past + self.rows.start..past + self.rows.end);
+        let set = instruction_set();
+        let rows = of_all.chunks_exact_mut(num_keys).zip(of_chunk.chunks_exact_mut(len));
+        for (index, (all, chunk)) in rows.enumerate() {
+            let (head, row) = (index / asked.len(), asked[index % asked.len()]);
+            let chunk = &mut chunk[..=row];
+            let max = vector::max(set, all).max(vector::max(set, chunk));
+            let sum = vector::exp_minus_max(set, all, max) + vector::exp_minus_max(set, chunk, max);
+            all[self.near_keys(self.rows.start + row)].fill(0.0);
+            // The last row of a chunk may stand for fewer.
+            #[expect(clippy::cast_precision_loss)]
+            let stands_for = stride.min(len - row) as f32;
+            vector::add_scaled_squares(set, &mut sums[head], all, stands_for / (sum * sum));
+        }
+    }
+
+    /// All rows asked the near keys only. What they give to others is taken to be what the original rows gave to all.
+    fn add_near(&self, sums: &mut [Vec<f32>]) {
+        let (layout, keys) = (self.replay.layout, self.replay.keys);
+        let head_dim = layout.head_dim;
+        let around = self.near_keys(self.rows.start).start..self.near_keys(self.rows.end - 1).end;
+        let near = keys.rows(self.kv_head, around.clone());
+        let past = keys.past_len(self.kv_head);
+        let set = instruction_set();
+        let mut scores = Vec::new();
+        for (head, queries) in self.turned.chunks_exact(self.rows.len() * head_dim).enumerate() {
+            let log_sums = self.replay.log_sums[self.kv_head * layout.group_size() + head];
+            for (row, query) in self.rows.clone().zip(queries.chunks_exact(head_dim)) {
+                let log_sum = log_sums[past + row];
+                let own = self.near_keys(row);
+                let numbers = (own.start - around.start) * head_dim..(own.end - around.start) * head_dim;
+                scores.clear();
+                scores.extend(
+                    near[numbers].chunks_exact(head_dim).map(|key| vector::dot(set, query, key) * layout.scale()),
+                );
+                let max = scores.iter().copied().fold(log_sum, f32::max);
+                scores.iter_mut().for_each(|score| *score = (*score - max).exp());
+                let sum = (log_sum - max).exp() + scores.iter().sum::<f32>();
+                for (total, weight) in sums[head][own].iter_mut().zip(&scores) {
+                    *total += (weight / sum) * (weight / sum);
+                }
+            }
+        }
+    }
+}
