@@ -659,14 +659,12 @@ fn method(value: &Value) -> std::result::Result<Option<BudgetedMethod>, Reject> 
     if value.as_str() == Some(FASTGEN) {
         return Ok(None);
     }
-    match value.as_str().and_then(method_by_name) {
-        Some(method) => Ok(Some(BudgetedMethod { method, budget: Budget::default() })),
-        None => {
-            let known = std::iter::once(FASTGEN).chain(METHODS.iter().map(|method| method.name()));
-            let known: Vec<_> = known.map(|name| format!("`{name}`")).collect();
-            Err(format!("unknown method {value}, expected one of {}", known.join(", ")).into())
-        }
-    }
+    let method = value.as_str().and_then(method_by_name).ok_or_else(|| {
+        let known = std::iter::once(FASTGEN).chain(METHODS.iter().map(|method| method.name()));
+        let known: Vec<_> = known.map(|name| format!("`{name}`")).collect();
+        format!("unknown method {value}, expected one of {}", known.join(", "))
+    })?;
+    Ok(Some(BudgetedMethod { method, budget: Budget::default() }))
 }
 
 fn no_budget() -> Reject {

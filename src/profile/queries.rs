@@ -77,7 +77,7 @@ impl QueryStats {
 }
 
 impl HeadMoments {
-    /// Merges further rows of `[head_dim]` numbers (Chan, Golub, LeVeque 1979).
+    /// Merges further rows of `[head_dim]` numbers (Chan, Golub, `LeVeque` 1979).
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
     fn add<'a>(&mut self, rows: impl ExactSizeIterator<Item = &'a [f32]> + Clone) {
         let (dim, new) = (self.mean.len(), rows.len());
@@ -85,7 +85,9 @@ impl HeadMoments {
         for row in rows.clone() {
             mean.iter_mut().zip(row).for_each(|(sum, &number)| *sum += f64::from(number));
         }
-        mean.iter_mut().for_each(|sum| *sum /= new as f64);
+        for sum in &mut mean {
+            *sum /= new as f64;
+        }
         let deviations: Vec<f32> = rows
             .flat_map(|row| row.iter().zip(&mean).map(|(&number, mean)| (f64::from(number) - mean) as f32))
             .collect();
@@ -107,6 +109,7 @@ impl HeadMoments {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // small known numbers
 mod tests {
     use super::*;
 

@@ -18,11 +18,16 @@ const LOGIT_TOLERANCE: f32 = 1e-5;
 /// A level's value is a mean or a difference of weights in 0..=1.
 const VALUE_TOLERANCE: f64 = 1e-5;
 
-/// Both criteria, with budgets and thresholds at which heads of random weights end at different levels.
-const CONFIGS: [&str; 3] = [
+/// Both criteria, with budgets and thresholds at which heads of random weights end at different levels; and methods of
+/// every need, but `key_norm` alone: keys of a token that comes twice are equally long in the first layer, up to rounding.
+const CONFIGS: [&str; 7] = [
     r#"{"frequency_ratio": 0.3, "locality_ratio": 0.2, "recovery_threshold": 0.2}"#,
     r#"{"criterion": "mass", "frequency_ratio": 0.3, "locality_ratio": 0.3, "recovery_threshold": 0.6}"#,
     r#"{"criterion": "mass", "profile_rows": 40, "frequency_ratio": 0.2, "locality_ratio": 0.5, "recovery_threshold": 0.7}"#,
+    r#"{"method": "h2o"}"#,
+    r#"{"method": "tova"}"#,
+    r#"{"method": "adakv", "kept_ratio": 0.3}"#,
+    r#"{"method": "expected_attention", "kept_ratio": 0.6}"#,
 ];
 
 /// Tokens of the first prompt, decoded after it, and of the second prompt: odd lengths, so that last chunks are shorter.

@@ -8,6 +8,7 @@
 mod attend;
 mod attention;
 mod batch;
+mod budget;
 mod cache;
 mod checkpoint;
 mod chunks;

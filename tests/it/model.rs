@@ -108,6 +108,8 @@ fn adaptive_decoding_equals_dense_attention_with_evicted_columns_masked() {
             r#"{"frequency_ratio": 0.3, "locality_ratio": 0.2, "recovery_threshold": 0.2}"#,
             r#"{"criterion": "mass", "frequency_ratio": 0.3, "locality_ratio": 0.3, "recovery_threshold": 0.6}"#,
             r#"{"criterion": "mass", "policies": ["special", "full"], "recovery_threshold": 0.0, "sink_tokens": 2}"#,
+            r#"{"method": "adakv", "observation_window": 3}"#,
+            r#"{"method": "expected_attention", "kept_ratio": 0.4, "sink_tokens": 2}"#,
         ] {
             let text = "The Reform Club was founded in 1836, and its members: gentlemen; dined there every day.";
             let prompt = loaded.tokenizer.encode(text).unwrap();
@@ -199,6 +201,8 @@ fn turns_on_a_compressed_cache_equal_dense_attention_with_evicted_columns_masked
             r#"{"frequency_ratio": 0.3, "locality_ratio": 0.2, "recovery_threshold": 0.2}"#,
             r#"{"criterion": "mass", "frequency_ratio": 0.3, "locality_ratio": 0.3, "recovery_threshold": 0.6}"#,
             r#"{"criterion": "mass", "policies": ["special", "full"], "recovery_threshold": 0.0, "sink_tokens": 2}"#,
+            r#"{"method": "adakv", "observation_window": 3}"#,
+            r#"{"method": "expected_attention", "kept_ratio": 0.4, "sink_tokens": 2}"#,
         ] {
             let texts =
                 ["The Reform Club was founded in 1836, and its members dined there.", "When?", "And why; who knows!"];

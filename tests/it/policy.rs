@@ -1,10 +1,15 @@
-//! The contract that every policy of the registry keeps, and what each one in particular keeps.
+//! The contract that every policy and every method of the registries keeps, and what each policy in particular keeps.
 
 #![allow(clippy::cast_precision_loss)] // prompt lengths of tests fit any float
 
 use std::collections::BTreeSet;
 
-use adaptive_kvcache::policy::{HeadFacts, POLICIES, Policy, PolicySettings, by_name, ratio_count};
+use adaptive_kvcache::policy::allocation::top_positions;
+use adaptive_kvcache::policy::methods::{AttentionRows, QueryMoments};
+use adaptive_kvcache::policy::{
+    Allocation, HeadFacts, METHODS, Method, MethodFacts, MethodSettings, POLICIES, Policy, PolicySettings, by_name,
+    method_by_name, ratio_count,
+};
 use adaptive_kvcache::tokens::TokenClass;
 use proptest::prelude::*;
 
@@ -81,8 +86,158 @@ fn heavy_hitters(sums: &[f32], count: usize) -> Vec<bool> {
     (0..sums.len()).map(|position| kept.contains(&position)).collect()
 }
 
+/// What a method is asked about, for each KV head of a layer.
+#[derive(Debug, Clone)]
+struct MethodCase {
+    len: usize,
+    num_rows: usize,
+    first_position: usize,
+    budget: usize,
+    heads: Vec<HeadNumbers>,
+    settings: MethodSettings,
+}
+
+#[derive(Debug, Clone)]
+struct HeadNumbers {
+    attention: Vec<f32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    queries: Vec<QueryMoments>,
+}
+
+const METHOD_HEADS: usize = 3;
+const HEAD_DIM: usize = 2;
+
+/// Small whole numbers, so that ties are common.
+fn numbers(count: usize, range: std::ops::Range<i8>) -> impl Strategy<Value = Vec<f32>> {
+    proptest::collection::vec(range.prop_map(f32::from), count)
+}
+
+prop_compose! {
+    fn head_numbers(len: usize)(
+        attention in numbers(len, 0..6),
+        keys in numbers(len * HEAD_DIM, -2..3),
+        values in numbers(len * HEAD_DIM, -2..3),
+        mean in numbers(HEAD_DIM, -2..3),
+        variances in numbers(HEAD_DIM, 0..3),
+    ) -> HeadNumbers {
+        let covariance = vec![variances[0], 0.0, 0.0, variances[1]];
+        HeadNumbers { attention, keys, values, queries: vec![QueryMoments { mean, covariance }] }
+    }
+}
+
+prop_compose! {
+    fn method_case()(len in 1_usize..60)(
+        len in Just(len),
+        num_rows in 1..=len,
+        first_position in prop_oneof![Just(0_usize), 0_usize..20],
+        budget in 1..=len,
+        heads in proptest::collection::vec(head_numbers(len), METHOD_HEADS),
+        sink_tokens in 0_usize..8,
+        observation_window in 1_usize..20,
+        half_kernel in 0_usize..4,
+        seed in any::<u64>(),
+    ) -> MethodCase {
+        let settings = MethodSettings { sink_tokens, observation_window, pool_kernel: 2 * half_kernel + 1, seed };
+        MethodCase { len, num_rows, first_position, budget, heads, settings }
+    }
+}
+
+impl MethodCase {
+    /// Scores of every head; what the method does not ask for is not given.
+    fn scores(&self, method: &dyn Method) -> Vec<Vec<f32>> {
+        let needs = method.needs(&self.settings);
+        let score = |(head_idx, head): (usize, &HeadNumbers)| {
+            let rows = |rows: &'static str| match rows {
+                _ if !needs.keys_and_values => &[][..],
+                "keys" => &head.keys,
+                _ => &head.values,
+            };
+            let facts = MethodFacts {
+                first_position: self.first_position,
+                len: self.len,
+                num_rows: self.num_rows,
+                budget: self.budget,
+                head_idx,
+                head_dim: HEAD_DIM,
+                attention: if needs.attention == AttentionRows::None { &[] } else { &head.attention },
+                keys: rows("keys"),
+                values: rows("values"),
+                queries: if needs.future_queries.is_none() { &[] } else { &head.queries },
+            };
+            method.scores(&facts, &self.settings)
+        };
+        self.heads.iter().enumerate().map(score).collect()
+    }
+
+    fn kept(&self, method: &dyn Method) -> Vec<Vec<usize>> {
+        method.allocation(&self.settings).select(&self.scores(method), self.budget)
+    }
+}
+
+/// The definition of the best scores, by sorting: of equal ones the lower position.
+fn best(scores: &[f32], count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|&a, &b| scores[b].partial_cmp(&scores[a]).unwrap().then(a.cmp(&b)));
+    order.truncate(count);
+    order.sort_unstable();
+    order
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn methods_score_every_position_and_keep_exactly_their_budget(case in method_case()) {
+        for &method in METHODS {
+            let (scores, kept) = (case.scores(method), case.kept(method));
+            for (scores, kept) in scores.iter().zip(&kept) {
+                prop_assert_eq!(scores.len(), case.len, "{}", method.name());
+                prop_assert!(scores.iter().all(|score| !score.is_nan()), "{}", method.name());
+                prop_assert!(kept.is_sorted_by(|a, b| a < b), "{}", method.name());
+                prop_assert!(kept.iter().all(|&position| position < case.len), "{}", method.name());
+            }
+            let total: usize = kept.iter().map(Vec::len).sum();
+            prop_assert_eq!(total, METHOD_HEADS * case.budget, "{}", method.name());
+        }
+    }
+
+    #[test]
+    fn methods_keep_the_best_scores_and_the_lower_position_of_ties(case in method_case()) {
+        for &method in METHODS {
+            let (scores, kept) = (case.scores(method), case.kept(method));
+            for (scores, kept) in scores.iter().zip(&kept) {
+                prop_assert_eq!(kept, &best(scores, kept.len()), "{}", method.name());
+                prop_assert_eq!(kept, &top_positions(scores, kept.len()), "{}", method.name());
+            }
+            if !matches!(method.allocation(&case.settings), Allocation::Adaptive { .. }) {
+                prop_assert!(kept.iter().all(|kept| kept.len() == case.budget), "{}", method.name());
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_facts_give_the_same_scores(case in method_case()) {
+        for &method in METHODS {
+            prop_assert_eq!(case.scores(method), case.clone().scores(method), "{}", method.name());
+        }
+    }
+
+    #[test]
+    fn a_safeguard_is_kept_and_the_rest_goes_to_the_best_of_all(case in method_case()) {
+        let method = method_by_name("adakv").unwrap();
+        let (scores, kept) = (case.scores(method), case.kept(method));
+        let safe = ratio_count(0.2, case.budget);
+        prop_assert!(kept.iter().all(|kept| kept.len() >= safe));
+        let kept_at = |head: usize, position: usize| kept[head].binary_search(&position).is_ok();
+        let all = || (0..METHOD_HEADS).flat_map(|head| (0..case.len).map(move |position| (head, position)));
+        let best_lost = all().filter(|&(head, position)| !kept_at(head, position)).map(|(h, p)| scores[h][p]);
+        let best_lost = best_lost.fold(f32::NEG_INFINITY, f32::max);
+        for (head, position) in all().filter(|&(head, position)| kept_at(head, position)) {
+            let is_safe = best(&scores[head], safe).binary_search(&position).is_ok();
+            prop_assert!(is_safe || scores[head][position] >= best_lost);
+        }
+    }
 
     #[test]
     fn marks_only_add_and_do_not_depend_on_what_is_kept_already(case in case()) {
@@ -223,4 +378,16 @@ fn the_registry_is_in_the_default_search_order_and_ends_in_full() {
         assert!(!policy.summary().is_empty() && !policy.summary().contains('\n'), "{}", policy.name());
     }
     assert!(by_name("Full").is_none());
+}
+
+#[test]
+fn the_registry_of_methods_has_names_of_its_own() {
+    let names: BTreeSet<&str> = METHODS.iter().map(|method| method.name()).collect();
+    assert_eq!(names.len(), METHODS.len());
+    assert!(METHODS.iter().all(|method| by_name(method.name()).is_none() && method.name() != "fastgen"));
+    for method in METHODS {
+        assert_eq!(method_by_name(method.name()).unwrap().name(), method.name());
+        assert!(!method.summary().is_empty() && !method.summary().contains('\n'), "{}", method.name());
+    }
+    assert!(method_by_name("SnapKV").is_none());
 }

@@ -3,6 +3,9 @@
 use super::{Method, MethodFacts, MethodSettings, Needs};
 
 /// Keeps the positions whose keys have the smallest Euclidean norm.
+///
+/// In the first layer, keys of the same token are equally long wherever they stand, but for the rounding of the rotation,
+/// which then decides.
 #[derive(Debug)]
 pub struct KeyNorm;
 

@@ -35,10 +35,9 @@ fn mix(number: u64) -> u64 {
 }
 
 /// The upper bits as a number in 0..1.
+#[expect(clippy::cast_precision_loss)] // 24 bits fit
 fn unit(bits: u64) -> f32 {
-    #[expect(clippy::cast_precision_loss)] // 24 bits fit
-    let number = (bits >> 40) as f32;
-    number / (1u32 << 24) as f32
+    (bits >> 40) as f32 / (1u32 << 24) as f32
 }
 
 #[cfg(test)]

@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn the_window_is_of_the_prompt_and_not_of_tokens_before_it() {
         let facts = MethodFacts { attention: &ATTENTION, num_rows: 1, ..facts(9, 2) };
-        assert_eq!(kept(&SnapKv, &facts, &small()), [7, 8]); // 7 by its attention: 0 + 9 (8 is the window)
+        assert_eq!(kept(&SnapKv, &facts, &small()), [6, 8]); // 3 + 0 + 9; the last is the window
         assert_eq!(SnapKv.scores(&facts, &small())[7], 9.0);
     }
 }

@@ -28,12 +28,32 @@ fn a_wrong_configuration_is_refused_by_key_and_file() {
     key(r#"{"sink_tokens": -1}"#).names("`sink_tokens`").names("-1");
     key(r#"{"decode": "evict"}"#).names("`decode`").hints("append");
     key(r#"{"gqa": "mean"}"#).names("`gqa`").hints("mass");
+    key(r#"{"method": "snap"}"#).names("`method`").names("snap").names("`snapkv`");
+    key(r#"{"kept_ratio": 0.5}"#).names("`kept_ratio`").names("fastgen").hints("recovery_threshold");
+    key(r#"{"method": "tova", "t": 0.9}"#).names("`t`").names("`tova`").hints("leave this key out");
     for text in ["", "{", "[1]", "not JSON", r#"{"t": 1e999}"#, &"[".repeat(100_000)] {
         refuses(text);
     }
     lab.generate_refuses(&["--config", "none.json"]).names("`none.json`").names("No such file").is_short();
     lab.generate_refuses(&["--config", "."]).names("`.`").is_short();
     lab.refuses(&["compare", "--model", MODEL, "--config", "none.json"]).names("`none.json`");
+}
+
+#[test]
+fn a_budget_that_cannot_be_used_is_refused() {
+    let lab = Lab::new();
+    lab.write("h2o.json", r#"{"method": "h2o"}"#);
+    lab.generate_refuses(&["--kept-ratio", "0.5"]).status(2).names("`kept_ratio`").hints("`recovery_threshold`");
+    lab.refuses(&["compare", "--model", MODEL, "--kv-budget", "1MB"]).status(2).names("`kv_budget`").hints("`method`");
+    lab.refuses(&["bench", "--model", MODEL, "--kept-ratio", "0.5"]).status(2).names("`kept_ratio`");
+    for [option, value] in [["--kept-ratio", "1.5"], ["--kept-ratio", "half"], ["--kv-budget", "1TB"]] {
+        let refusal = lab.refuses(&["compare", "--model", MODEL, "--config", "h2o.json", option, value]);
+        refusal.status(2).names(value);
+    }
+    let both = ["--kept-ratio", "0.5", "--kv-budget", "1MB"];
+    lab.refuses(&[&["compare", "--model", MODEL, "--config", "h2o.json"], &both[..]].concat()).status(2);
+    // Of `generate`, it is what all sequences of --prompts may come to.
+    lab.generate_refuses(&["--config", "h2o.json", "--kv-budget", "1MB"]).status(2).names("required");
 }
 
 #[test]

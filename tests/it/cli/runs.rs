@@ -283,6 +283,26 @@ fn a_configuration_comes_from_a_variable() {
 }
 
 #[test]
+fn a_method_keeps_its_share_and_is_named_in_log_and_report() {
+    let lab = Lab::new();
+    lab.write("c.json", r#"{"method": "snapkv", "kept_ratio": 0.9, "observation_window": 2}"#);
+    let args = ["--prompt", CAPITAL, "-n", "1", "--config", "c.json", "--kept-ratio", "0.5", "--report", "r.json"];
+    lab.generate(&args);
+    let report = lab.json("r.json");
+    let expected = serde_json::json!({
+        "method": "snapkv", "kept_ratio": 0.5, "observation_window": 2, "pool_kernel": 5, "decode": "append"
+    });
+    assert_eq!(report["config"], expected);
+    let prompt_len = list(&report["prompt_tokens"]).len();
+    for head in list(&report["layers"]).iter().flat_map(|layer| list(&layer["heads"])) {
+        assert_eq!((&head["level"], &head["policies"]), (&0.into(), &serde_json::json!(["snapkv"])));
+        assert_eq!((size(&head["kept"]), list(&head["recovered"]).len()), (prompt_len / 2, 0));
+    }
+    let line = format!("layer_id:29(heads:2)->['snapkv']-> kv cache len:{prompt_len}->{}", prompt_len / 2);
+    assert!(lab.read("logs/test.log").contains(&line), "{line}");
+}
+
+#[test]
 fn pictures_are_written() {
     let lab = Lab::new();
     let mut command = lab.command(&["generate", "--model", MODEL, "--prompt", CAPITAL, "-n", "1"]);
