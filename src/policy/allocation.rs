@@ -69,7 +69,7 @@ pub fn top_positions(scores: &[f32], count: usize) -> Vec<usize> {
     order
 }
 
-/// A number of positions as [`ratio_count`](super::ratio_count) rounds it, so that 0.3 of 10 is 3.
+/// A number of positions as [`ratio_count`] rounds it, so that 0.3 of 10 is 3.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // counts of tokens
 fn rounded_down(average: f64, len: usize) -> usize {
     ((average + 1e-9).floor() as usize).min(len)
