@@ -203,7 +203,9 @@ impl<'a> Chunk<'a> {
                     near[numbers].chunks_exact(head_dim).map(|key| vector::dot(set, query, key) * layout.scale()),
                 );
                 let max = scores.iter().copied().fold(log_sum, f32::max);
-                scores.iter_mut().for_each(|score| *score = (*score - max).exp());
+                for score in &mut scores {
+                    *score = (*score - max).exp();
+                }
                 let sum = (log_sum - max).exp() + scores.iter().sum::<f32>();
                 for (total, weight) in sums[head][own].iter_mut().zip(&scores) {
                     *total += (weight / sum) * (weight / sum);

@@ -93,7 +93,8 @@ mod tests {
     use super::*;
 
     fn scores(layer: usize, len: usize) -> Vec<Vec<f32>> {
-        (0..2).map(|head| (0..len).map(|i| ((layer * 31 + head * 17 + i * 7) % 23) as f32).collect()).collect()
+        let score = |head: usize, i: usize| f32::from(u8::try_from((layer * 31 + head * 17 + i * 7) % 23).unwrap());
+        (0..2).map(|head| (0..len).map(|i| score(head, i)).collect()).collect()
     }
 
     fn kept(pool: &Pool, layers: usize) -> Vec<Vec<u32>> {

@@ -23,6 +23,7 @@ mod model;
 mod numbers;
 mod policy;
 mod profile;
+mod replay;
 mod shape_script;
 mod support;
 mod tokenizer;

@@ -153,6 +153,9 @@ impl MethodCase {
                 "keys" => &head.keys,
                 _ => &head.values,
             };
+            let (attention, outputs) = ([head.attention.clone()], [head.attention.iter().rev().copied().collect()]);
+            let replay =
+                ReplayFacts { squared_attention: &attention, squared_outputs: &outputs, squared_residual: 0.5 };
             let facts = MethodFacts {
                 first_position: self.first_position,
                 len: self.len,
@@ -164,6 +167,7 @@ impl MethodCase {
                 keys: rows("keys"),
                 values: rows("values"),
                 queries: if needs.future_queries.is_none() { &[] } else { &head.queries },
+                replay: if needs.replay { replay } else { ReplayFacts::default() },
             };
             method.scores(&facts, &self.settings)
         };
@@ -210,7 +214,7 @@ proptest! {
                 prop_assert_eq!(kept, &best(scores, kept.len()), "{}", method.name());
                 prop_assert_eq!(kept, &top_positions(scores, kept.len()), "{}", method.name());
             }
-            if !matches!(method.allocation(&case.settings), Allocation::Adaptive { .. }) {
+            if !matches!(method.allocation(&case.settings), Allocation::Adaptive { .. } | Allocation::Pooled) {
                 prop_assert!(kept.iter().all(|kept| kept.len() == case.budget), "{}", method.name());
             }
         }

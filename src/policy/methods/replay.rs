@@ -47,7 +47,9 @@ impl Method for Replay {
             }
         }
         let unit = facts.replay.squared_residual.max(f32::MIN_POSITIVE).powf(RESIDUAL_POWER);
-        scores.iter_mut().for_each(|score| *score /= unit);
+        for score in &mut scores {
+            *score /= unit;
+        }
         scores[..facts.num_sinks(settings.sink_tokens)].fill(ALWAYS);
         scores
     }
