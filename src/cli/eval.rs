@@ -121,7 +121,7 @@ fn measure(
         eval::fidelity(subject, ids, fidelity, variants, table)?;
     }
     table.first = table.rows.len();
-    eval::tasks(subject, prose, tasks, variants, table)
+    if tasks.tasks.is_empty() { Ok(()) } else { eval::tasks(subject, prose, tasks, variants, table) }
 }
 
 /// Every configuration under every budget; those that take none, once.

@@ -175,7 +175,7 @@ impl Axis {
 /// A power of ten, as people write it.
 fn decimal(power: i32) -> String {
     let decimals = (-power).clamp(0, 4) as usize;
-    if power < -4 || power > 4 { format!("1e{power}") } else { format!("{:.decimals$}", 10_f64.powi(power)) }
+    if (-4..=4).contains(&power) { format!("{:.decimals$}", 10_f64.powi(power)) } else { format!("1e{power}") }
 }
 
 impl TradeoffPanel {

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use adaptive_kvcache::policy::allocation::top_positions;
-use adaptive_kvcache::policy::methods::{AttentionRows, QueryMoments};
+use adaptive_kvcache::policy::methods::{AttentionRows, QueryMoments, ReplayFacts};
 use adaptive_kvcache::policy::{
     Allocation, HeadFacts, METHODS, Method, MethodFacts, MethodSettings, POLICIES, Policy, PolicySettings, by_name,
     method_by_name, ratio_count,

@@ -17,13 +17,16 @@ use crate::tokenizer::{ChatFormat, ChatMessage};
 /// Tokens of an answer, at most.
 const ANSWER_TOKENS: usize = 24;
 
+/// Stands for whatever is asked.
+const ANY_QUESTION: &str = "What was it?";
+
 /// What is asked, and how the answer is known.
 #[derive(Debug)]
 pub(super) struct Question {
     /// Which of the depths it is about.
     pub depth_idx: usize,
     pub text: String,
-    /// Digits that a right answer holds.
+    /// What a right answer holds, in upper or lower case.
     pub answer: String,
 }
 
@@ -59,7 +62,8 @@ impl Outcome {
     }
 
     fn note(&mut self, question: &Question, answer: &str) {
-        self.right.push((question.depth_idx, answer.contains(&question.answer)));
+        let is_right = answer.to_lowercase().contains(&question.answer.to_lowercase());
+        self.right.push((question.depth_idx, is_right));
     }
 }
 
@@ -70,7 +74,7 @@ pub(super) fn can_chat(subject: &Subject<'_>) -> bool {
 
 /// Tokens of a text in the form in which it is compressed.
 pub(super) fn prompt_len(subject: &Subject<'_>, text: &str) -> Result<usize> {
-    Ok(split(subject, text, "?")?.0.len())
+    Ok(split(subject, text, ANY_QUESTION)?.0.len())
 }
 
 /// A prompt in two parts: the text, which does not depend on what is asked, and the question up to where the answer

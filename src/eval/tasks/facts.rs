@@ -2,7 +2,9 @@
 //!
 //! The wording is one with which SmolLM2-135M-Instruct, the smallest of its family, finds a single number in up to 2,048
 //! tokens with the full cache: it is told that there is something to find, the number stands twice in its sentence, and
-//! the question says where the number is from and how to answer.
+//! the question says where the number is from and how to answer. Several facts are of different kinds, since of several
+//! people's numbers it mixes up whose is whose. In conversations it says again what it said last, unless that was short:
+//! so the turns between ask for a yes or a no.
 
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -17,14 +19,21 @@ const PASSKEY_INTRO: &str = "There is an important number hidden in a lot of irr
 const FACTS_INTRO: &str =
     "There are several important facts hidden in a lot of irrelevant text. Find them and memorize them.";
 
-/// Facts of `multi-question` at each depth.
-const FACTS_PER_DEPTH: usize = 2;
+/// Kinds of facts, and what may be told of each.
+const KINDS: [(&str, [&str; 6]); NUM_KINDS] = [
+    ("city", ["Lisbon", "Vienna", "Madrid", "Prague", "Oslo", "Athens"]),
+    ("colour", ["green", "purple", "orange", "yellow", "red", "blue"]),
+    ("animal", ["elephant", "tiger", "rabbit", "dolphin", "camel", "fox"]),
+    ("fruit", ["banana", "cherry", "lemon", "peach", "mango", "grape"]),
+    ("metal", ["copper", "silver", "iron", "tin", "gold", "zinc"]),
+    ("number", ["27461", "90358", "61847", "35192", "48270", "73906"]),
+];
 
-const NAMES: [&str; 12] =
-    ["Anna", "Bruno", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Irene", "Jacob", "Laura", "Martin"];
+/// The most facts that one text can hide.
+pub(super) const NUM_KINDS: usize = 6;
 
 /// Tokens that a turn of filler takes, its answer and the template's markers included, about.
-const TURN_TOKENS: usize = 160;
+const TURN_TOKENS: usize = 140;
 /// Those of them that are prose.
 const TURN_PROSE_TOKENS: usize = 100;
 
@@ -52,10 +61,12 @@ pub(super) fn passkey(
         answer: key,
     };
     let fact = Fact { depth: depths[0], sentence };
-    hide(subject, filler, context, PASSKEY_INTRO, vec![fact], vec![question], &mut random)
+    hide(subject, filler, context, PASSKEY_INTRO, &[fact], vec![question], &mut random)
 }
 
-/// Several people's four-digit numbers.
+/// One fact at each depth, each of another kind.
+///
+/// * `depths`: at most [`NUM_KINDS`]
 pub(super) fn multi_question(
     subject: &Subject<'_>,
     filler: &Filler,
@@ -64,24 +75,17 @@ pub(super) fn multi_question(
     seed: u64,
 ) -> Result<Trial> {
     let mut random = StdRng::seed_from_u64(seed);
-    let mut names = NAMES;
-    names.shuffle(&mut random);
+    let mut kinds = KINDS;
+    kinds.shuffle(&mut random);
     let (mut facts, mut questions) = (Vec::new(), Vec::new());
-    let places = depths.iter().enumerate().flat_map(|place| [place; FACTS_PER_DEPTH]);
-    for ((depth_idx, &depth), name) in places.zip(names.into_iter().cycle()) {
-        // Among twelve numbers of four digits two are hardly the same, and no name comes twice with up to six depths.
-        let number = random.random_range(1_000..10_000).to_string();
-        facts.push(Fact {
-            depth,
-            sentence: format!("{name}'s secret number is {number}. Remember it: {number} is {name}'s secret number."),
-        });
-        questions.push(Question {
-            depth_idx,
-            text: format!("What is {name}'s secret number mentioned in the text above? Answer with the number only."),
-            answer: number,
-        });
+    for ((depth_idx, &depth), (kind, values)) in depths.iter().enumerate().zip(kinds) {
+        let value = values[random.random_range(0..values.len())];
+        let sentence = format!("The secret {kind} is {value}. Remember it: {value} is the secret {kind}.");
+        facts.push(Fact { depth, sentence });
+        let text = format!("What is the secret {kind} mentioned in the text above? Answer with the {kind} only.");
+        questions.push(Question { depth_idx, text, answer: value.to_owned() });
     }
-    hide(subject, filler, context, FACTS_INTRO, facts, questions, &mut random)
+    hide(subject, filler, context, FACTS_INTRO, &facts, questions, &mut random)
 }
 
 /// Turns of filler, one turn that tells a number, and the question.
@@ -92,12 +96,13 @@ pub(super) fn multi_turn(filler: &Filler, context: usize, depths: &[f64], seed: 
     let mut turns: Vec<String> = (0..num_fillers)
         .map(|_| {
             let prose = filler.take(random.random_range(0..usize::MAX), TURN_PROSE_TOKENS).join(" ");
-            format!("{prose}\n\nWhat is this text about? Answer in one short sentence.")
+            format!("{prose}\n\nIs this text about a man? Answer with yes or no.")
         })
         .collect();
-    let fact = format!("My secret number is {key}. Remember it: {key} is my secret number.");
+    let fact =
+        format!("The secret number is {key}. Remember it: {key} is the secret number. What is the secret number?");
     turns.insert(place(depths[0], num_fillers), fact);
-    let text = "What is my secret number? Answer with the number only.".to_owned();
+    let text = "What is the secret number mentioned above? Answer with the number only.".to_owned();
     Trial::Conversation { turns, question: Question { depth_idx: 0, text, answer: key } }
 }
 
@@ -107,7 +112,7 @@ fn hide(
     filler: &Filler,
     context: usize,
     intro: &str,
-    facts: Vec<Fact>,
+    facts: &[Fact],
     questions: Vec<Question>,
     random: &mut StdRng,
 ) -> Result<Trial> {

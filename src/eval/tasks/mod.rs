@@ -22,7 +22,8 @@ const ROOM_FOR_ANSWER: usize = 128;
 pub enum Task {
     /// A five-digit number stands in one sentence of the prose.
     Passkey,
-    /// Several people's numbers stand in the prose; all are asked for, each on a fork of the same compressed cache.
+    /// A fact of another kind stands at each depth of the same prose; all are asked for, each on a fork of the same
+    /// compressed cache.
     MultiQuestion,
     /// A number is told in one turn of a conversation, of which every turn is profiled and compressed on top of what was
     /// kept before, and is asked for in the last.
@@ -72,13 +73,18 @@ impl TaskPlan {
     /// Finds out whether a model can do it.
     ///
     /// # Errors
-    /// [`Error::Input`] for no trials, a depth outside 0..=1, a context that the model has not got, or a conversation
+    /// [`Error::Input`] for no trials, a depth outside 0..=1, too many depths, a context that the model has not got, or a conversation
     /// with a model that has no chat format.
     pub fn check(&self, subject: &Subject<'_>) -> Result<()> {
         let limit = subject.model.config().context_length;
         let depth = self.depths.iter().find(|depth| !(0.0..=1.0).contains(*depth));
         if let Some(depth) = depth {
             return Err(Error::input(format!("a depth of `{depth}`")).with_hint("depths are in 0..=1"));
+        }
+        let num_depths = self.depths.len();
+        if self.tasks.contains(&Task::MultiQuestion) && num_depths > facts::NUM_KINDS {
+            let reason = format!("`multi-question` at {num_depths} depths: it has only {} facts", facts::NUM_KINDS);
+            return Err(Error::input(reason).with_hint("give fewer --depths"));
         }
         if self.trials == 0 {
             return Err(Error::input("`0` trials").with_hint("ask for at least one"));

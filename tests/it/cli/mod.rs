@@ -6,6 +6,7 @@ mod batch;
 mod bench;
 mod chat;
 mod errors;
+mod eval;
 mod hostile;
 mod runs;
 mod tiny_gguf;

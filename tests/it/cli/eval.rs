@@ -1,0 +1,286 @@
+//! `eval`: rows and their files, and what is refused.
+
+use std::io::{BufRead, BufReader};
+
+use serde_json::Value;
+
+use super::tiny_gguf::{Meta, TinyGguf};
+use super::{Lab, MODEL, Refusal, succeeds};
+
+/// Keys of every fidelity row, in this order.
+const FIDELITY_KEYS: [&str; 21] = [
+    "config",
+    "kept_ratio",
+    "kv_bytes",
+    "kl_mean",
+    "kl_median",
+    "kl_p99",
+    "top1_agreement",
+    "perplexity",
+    "perplexity_full",
+    "kv_dtype",
+    "full_kv_dtype",
+    "budget",
+    "windows",
+    "prompt_tokens",
+    "kl_std_error",
+    "kl_by_window",
+    "perplexity_by_position",
+    "perplexity_full_by_position",
+    "equal_tokens",
+    "greedy_tokens",
+    "attention_error_by_layer",
+];
+const TASK_KEYS: [&str; 11] = [
+    "task",
+    "config",
+    "context",
+    "depth",
+    "accuracy",
+    "accuracy_full",
+    "trials",
+    "kv_dtype",
+    "budget",
+    "kept_ratio",
+    "kv_bytes",
+];
+
+/// Bytes of one position's keys and values in the tiny model, f16: one layer, 16 numbers each.
+const POSITION_BYTES: f64 = 2.0 * 16.0 * 2.0;
+
+/// A folder with the tiny model, whose context is 64 tokens, and a text of 80 tokens.
+fn lab() -> Lab {
+    let lab = Lab::new();
+    lab.write("tiny.gguf", TinyGguf::new().bytes());
+    lab.write("text.txt", "ab ac b a".repeat(16));
+    lab.write("mass.json", r#"{"criterion": "mass", "t": 0.6, "frequency_ratio": 0.3, "locality_ratio": 0.3}"#);
+    lab
+}
+
+const BASE: [&str; 7] = ["eval", "--model", "tiny.gguf", "--text", "text.txt", "--threads", "1"];
+/// Windows of 20 + 8 tokens.
+const SMALL: [&str; 6] = ["--prompt-tokens", "20", "--score-tokens", "8", "--greedy-tokens", "5"];
+
+fn eval(lab: &Lab, args: &[&str]) -> String {
+    succeeds(&lab.run(&[&BASE[..], &SMALL, args].concat()))
+}
+
+fn refuses(lab: &Lab, args: &[&str]) -> Refusal {
+    lab.refuses(&[&BASE[..], &SMALL, args].concat())
+}
+
+fn keys(row: &Value) -> Vec<&String> {
+    row.as_object().unwrap().keys().collect()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
+}
+
+#[test]
+fn every_configuration_has_a_row_and_the_full_cache_loses_nothing() {
+    let lab = lab();
+    lab.write("e.json", "what an earlier run left");
+    let lists = ["--configs", "full,mass.json", "--kv-dtype", "f16,f32", "--windows", "2", "--layer-error"];
+    let files = ["--json", "e.json", "--csv", "e.csv", "--plot", "e.png"];
+    let table = eval(&lab, &[&lists[..], &files].concat());
+    let json = lab.json("e.json");
+    let rows = json.as_array().unwrap();
+    let names: Vec<_> = rows.iter().map(|row| (row["config"].as_str(), row["kv_dtype"].as_str())).collect();
+    let expected = [("full", "f16"), ("mass.json", "f16"), ("full", "f32"), ("mass.json", "f32")];
+    assert_eq!(names, expected.map(|(config, kv_dtype)| (Some(config), Some(kv_dtype))));
+
+    for row in rows {
+        assert_eq!(keys(row), FIDELITY_KEYS);
+        let number = |key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key} of {row}"));
+        assert_eq!((number("windows"), number("prompt_tokens"), number("greedy_tokens")), (2.0, 20.0, 5.0));
+        let scale = if row["kv_dtype"] == "f16" { 1.0 } else { 2.0 };
+        let full = 20.0 * POSITION_BYTES * scale;
+        assert!((number("kv_bytes") / full - number("kept_ratio")).abs() < 1e-3, "{row}");
+        assert!((0.0..=1.0).contains(&number("top1_agreement")) && number("equal_tokens") >= 1.0, "{row}");
+        assert!(number("kl_median") <= number("kl_p99"), "{row}");
+        let kl = numbers(&row["kl_by_window"]);
+        assert!((f64::midpoint(kl[0], kl[1]) - number("kl_mean")).abs() < 1e-12, "{row}");
+        assert!(((kl[0] - kl[1]).abs() / 2.0 - number("kl_std_error")).abs() < 1e-12, "{row}");
+        assert_eq!((row["perplexity_by_position"].as_array().unwrap().len(), &row["budget"]), (1, &Value::Null));
+        assert!((numbers(&row["perplexity_by_position"])[0] - number("perplexity")).abs() < 1e-9, "{row}");
+        assert!((numbers(&row["perplexity_full_by_position"])[0] - number("perplexity_full")).abs() < 1e-9, "{row}");
+        assert_eq!(numbers(&row["attention_error_by_layer"]).len(), 1);
+    }
+    let full = &rows[0];
+    for key in ["kl_mean", "kl_median", "kl_p99", "kl_std_error"] {
+        assert_eq!(full[key], 0.0, "{key}");
+    }
+    assert_eq!(
+        (&full["top1_agreement"], &full["equal_tokens"], &full["kept_ratio"]),
+        (&1.0.into(), &5.0.into(), &1.0.into())
+    );
+    assert_eq!((&full["perplexity"], &full["attention_error_by_layer"][0]), (&full["perplexity_full"], &0.0.into()));
+    let adaptive = &rows[1];
+    for key in ["kl_mean", "kl_p99"] {
+        assert!(adaptive[key].as_f64().unwrap() > 0.0, "{key}");
+    }
+    assert!(adaptive["kept_ratio"].as_f64().unwrap() < 1.0);
+    assert!(adaptive["attention_error_by_layer"][0].as_f64().unwrap() > 0.0);
+
+    assert_eq!(table.lines().count(), 5, "{table}");
+    let csv = lab.read("e.csv");
+    assert_eq!(csv.lines().next().unwrap(), FIDELITY_KEYS.join(","));
+    assert_eq!(csv.lines().count(), 5);
+    assert!(csv.lines().nth(1).unwrap().starts_with("full,1.0,1280,0.0,"), "{csv}");
+    assert!(std::fs::metadata(lab.path("e.png")).unwrap().len() > 1000);
+    let left: Vec<_> = std::fs::read_dir(lab.path(".")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 6, "{left:?}");
+}
+
+#[test]
+fn windows_follow_one_another() {
+    let lab = lab();
+    let by_window = |args: &[&str]| {
+        let args = [args, &["--configs", "mass.json", "--json", "e.json", "--greedy-tokens", "0"]].concat();
+        eval(&lab, &args);
+        let row = lab.json("e.json")[0].clone();
+        assert_eq!((&row["equal_tokens"], &row["attention_error_by_layer"]), (&Value::Null, &Value::Null));
+        numbers(&row["kl_by_window"])
+    };
+    let both = by_window(&["--windows", "2", "--offset-tokens", "3"]);
+    assert_eq!(both, [by_window(&["--offset-tokens", "3"]), by_window(&["--offset-tokens", "31"])].concat());
+}
+
+#[test]
+fn the_default_configurations_are_built_in() {
+    let lab = lab();
+    let table = eval(&lab, &["--score-tokens", "2"]);
+    let names: Vec<_> = table.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(names, ["full", "fastgen"]);
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused() {
+    let lab = lab();
+    refuses(&lab, &["--configs", "full,none.json"]).status(1).names("`none.json`").hints("fastgen").is_short();
+    lab.write("bad.json", r#"{"t": 2}"#);
+    refuses(&lab, &["--configs", "bad.json"]).status(2).names("`bad.json`").names("`t`");
+    lab.write("short.txt", "ab ab c");
+    refuses(&lab, &["--text", "short.txt"]).status(2).names("4 tokens").names("20 + 8").names("28").hints("--text");
+    refuses(&lab, &["--windows", "9"]).status(2).names("9 x (20 + 8)").names("252").hints("--windows").is_short();
+    refuses(&lab, &["--offset-tokens", "900"]).status(2).names("900").names("928");
+    refuses(&lab, &["--prompt-tokens", "60"]).status(2).names("60").names("64").hints("--prompt-tokens").is_short();
+    refuses(&lab, &["--score-tokens", "1"]).status(2).names("20 + 1").hints("2").is_short();
+    refuses(&lab, &["--windows", "0"]).status(2).hints("--tasks").is_short();
+    refuses(&lab, &["--tasks", "passkey,pass"]).status(2).names("`pass`").hints("`multi-turn`").is_short();
+    refuses(&lab, &["--tasks", "passkey"]).status(2).names("64").hints("--contexts").is_short();
+    let many = ["--tasks", "multi-question", "--depths", "0.1,0.2,0.3,0.4,0.5,0.6,0.7"];
+    refuses(&lab, &many).status(2).names("7 depths").hints("--depths").is_short();
+    for budget in [["--kept-ratio", "0.5"], ["--kv-budget", "64MB"]] {
+        refuses(&lab, &[&["--configs", "full,fastgen"], &budget[..]].concat()).status(2).names("budget").is_short();
+    }
+    for (option, value) in [
+        ("--kept-ratio", "0"),
+        ("--kept-ratio", "1.1"),
+        ("--kept-ratio", "x"),
+        ("--kv-budget", "64XB"),
+        ("--prompt-tokens", "0"),
+        ("--windows", "-1"),
+        ("--depths", "0.5,1.5"),
+        ("--contexts", "0"),
+        ("--trials", "0"),
+        ("--kv-dtype", "f16,f7"),
+    ] {
+        refuses(&lab, &[option, value]).status(2).names(option);
+    }
+    refuses(&lab, &["--text", "none.txt"]).status(1).names("`none.txt`").is_short();
+    lab.write("empty.txt", "");
+    refuses(&lab, &["--text", "empty.txt"]).status(2).names("0 tokens").hints("--text").is_short();
+    for option in ["--json", "--csv", "--plot"] {
+        refuses(&lab, &[option, "text.txt/a"]).status(1).names("`text.txt`").is_short();
+    }
+}
+
+/// The tiny model knows no messages, and its tokens no digits: nothing is found, and nothing fails.
+#[test]
+fn a_model_without_a_chat_template_is_asked_in_plain_text() {
+    let lab = lab();
+    let mut file = TinyGguf::new();
+    file.set("llama.context_length", Meta::U32(1000));
+    lab.write("tiny.gguf", file.bytes());
+    let tasks = ["--windows", "0", "--contexts", "600", "--trials", "1", "--configs", "mass.json", "--json", "e.json"];
+    eval(&lab, &[&tasks[..], &["--tasks", "passkey"]].concat());
+    assert_eq!(lab.json("e.json").as_array().unwrap().len(), 3);
+    refuses(&lab, &[&tasks[..], &["--tasks", "multi-turn"]].concat()).status(2).names("`multi-turn`").hints("--tasks");
+    let small = [&tasks[..], &["--tasks", "passkey", "--contexts", "5"]].concat();
+    let output = lab.run(&[&BASE[..], &small].concat());
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("a context of 5 tokens has no room"));
+}
+
+/// Short texts, which the full cache knows by heart.
+#[test]
+fn facts_are_found_and_rows_are_the_same_every_time() {
+    let lab = Lab::new();
+    let args = ["--windows", "1", "--prompt-tokens", "64", "--score-tokens", "8", "--greedy-tokens", "0"];
+    let tasks = ["--tasks", "passkey,multi-question,multi-turn", "--contexts", "256", "--depths", "0.2,0.8"];
+    let rest = ["--trials", "1", "--configs", "full,fastgen", "--json", "e.json", "--csv", "e.csv", "--plot", "e.png"];
+    let run = |more: &[&str]| {
+        succeeds(&lab.run(&[&["eval", "--model", MODEL], &args[..], &tasks, &rest, more].concat()));
+        lab.json("e.json")
+    };
+    let json = run(&[]);
+    let rows = json.as_array().unwrap();
+    let names: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            format!("{} {} {}", row["task"].as_str().unwrap_or("-"), row["depth"], row["config"].as_str().unwrap())
+        })
+        .collect();
+    let mut expected = vec!["- null full".to_owned(), "- null fastgen".to_owned()];
+    for task in ["passkey", "multi-question", "multi-turn"] {
+        for depth in [0.2, 0.8] {
+            expected.extend(["full", "fastgen"].map(|config| format!("{task} {depth} {config}")));
+        }
+    }
+    assert_eq!(names, expected);
+    for row in &rows[2..] {
+        assert_eq!(keys(row), TASK_KEYS);
+        assert_eq!((&row["context"], &row["trials"], &row["budget"]), (&256.into(), &1.into(), &Value::Null));
+        if row["config"] == "full" {
+            assert_eq!((&row["accuracy"], &row["kept_ratio"]), (&row["accuracy_full"], &1.0.into()));
+        } else {
+            assert!(row["kept_ratio"].as_f64().unwrap() < 1.0, "{row}");
+        }
+        assert!(row["task"] != "passkey" || row["accuracy_full"] == 1.0, "{row}");
+    }
+    let columns: Vec<&str> =
+        [&FIDELITY_KEYS[..], &["task", "context", "depth", "accuracy", "accuracy_full", "trials"]].concat();
+    assert_eq!(lab.read("e.csv").lines().next().unwrap(), columns.join(","));
+    assert!(std::fs::metadata(lab.path("e.png")).unwrap().len() > 1000);
+    assert_eq!(rows[..6], run(&["--tasks", "passkey"]).as_array().unwrap()[..]);
+}
+
+/// More windows than anybody waits for.
+#[cfg(unix)]
+#[test]
+fn an_interrupt_leaves_the_rows_that_are_there() {
+    let lab = lab();
+    let mut file = TinyGguf::new();
+    file.set("llama.context_length", Meta::U32(100_000));
+    lab.write("tiny.gguf", file.bytes());
+    lab.write("long.txt", "ab ac b a".repeat(400_000));
+    let windows = ["--text", "long.txt", "--windows", "60000", "--json", "e.json"];
+    let mut child = lab.command(&[&BASE[..], &SMALL, &windows].concat()).spawn().unwrap();
+    let has_rows = || {
+        let text = std::fs::read_to_string(lab.path("e.json")).unwrap_or_default();
+        serde_json::from_str::<Value>(&text).is_ok_and(|rows| rows.as_array().is_some_and(|rows| rows.len() == 2))
+    };
+    while !has_rows() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let table: Vec<String> = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap).collect();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
+    let json = lab.json("e.json");
+    assert!((1..60_000).contains(&json[0]["windows"].as_u64().unwrap()), "{json}");
+    assert_eq!(table.len(), 3, "{table:?}");
+}
