@@ -73,7 +73,7 @@ impl Prompt {
             let chunk = row / CHUNK * CHUNK;
             let mut turned = query.to_vec();
             turn(self.len - chunk, &mut turned, head_dim);
-            let is_near = |key: usize| NEAR.contains(&(key as isize - (past + row) as isize)) && key >= past;
+            let is_near = |key: usize| NEAR.contains(&(key.cast_signed() - (past + row).cast_signed())) && key >= past;
 
             let step = stride(self.len);
             if (row - chunk).is_multiple_of(step) {
