@@ -1,27 +1,23 @@
 //! `eval`: what a smaller cache costs, as a table while it is measured, as JSON, as CSV and as a picture.
 
-use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+mod picture;
+mod table;
 
 use adaptive_kvcache::cache::{KvDtype, Retention};
 use adaptive_kvcache::config::{AdaptiveConfig, Budget};
-use adaptive_kvcache::eval::{
-    self, FidelityPlan, FidelityRow, Observer, Row, Subject, Task, TaskPlan, TaskRow, Variant, mean, write_csv,
-    write_json,
-};
-use adaptive_kvcache::plot::{TradeoffLine, TradeoffPanel, TradeoffPoint, TradeoffScale, tradeoff};
-use adaptive_kvcache::report::megabytes;
+use adaptive_kvcache::eval::{self, FidelityPlan, Subject, Task, TaskPlan, Variant};
 use adaptive_kvcache::tokenizer::Tokenizer;
 use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
-use indicatif::ProgressBar;
 
 use super::args::{EvalArgs, ModelArgs};
-use super::bench::{FULL, TEXT, TICK, distinct};
+use super::bench::{FULL, TEXT, distinct};
 use super::generate::check_report_path;
 use super::interrupt::{interrupted, listen};
 use super::session::Session;
-use super::{Outcome, STDOUT_FAILED, plain};
+use super::{Outcome, STDOUT_FAILED};
+use picture::draw;
+use table::Table;
 
 /// The configuration that is built in, and its name.
 const FASTGEN: &str = "fastgen";
@@ -94,18 +90,17 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
         tasks.check(&subject)?;
     }
 
-    let mut table = Table::new(args, &configs)?;
+    let mut table = Table::new(args)?;
     let measured = measure(&subject, args, (&fidelity, &ids), (&tasks, text), &variants, &mut table);
-    table.spinner.finish_and_clear();
-    table.print_unfinished();
+    table.finish();
     match measured {
         Ok(()) | Err(Error::Interrupted) => {}
         Err(error) => return Err(error.into()),
     }
     if let Some(path) = &args.plot {
-        draw(path, &args.model, &table.rows)?;
+        draw(path, &args.model, table.rows())?;
     }
-    table.printed.context(STDOUT_FAILED)?;
+    table.into_printed().context(STDOUT_FAILED)?;
     Ok(if interrupted() { Outcome::Interrupted } else { Outcome::Done })
 }
 
@@ -120,7 +115,7 @@ fn measure(
     if args.windows > 0 {
         eval::fidelity(subject, ids, fidelity, variants, table)?;
     }
-    table.first = table.rows.len();
+    table.start_kind();
     if tasks.tasks.is_empty() { Ok(()) } else { eval::tasks(subject, prose, tasks, variants, table) }
 }
 
@@ -183,253 +178,4 @@ fn ids_without_bos(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
         ids.remove(0);
     }
     Ok(ids)
-}
-
-/// A budget in a table: the share, or the size.
-fn budget_text(budget: Option<Budget>) -> String {
-    match budget {
-        None => "-".to_owned(),
-        Some(Budget::KeptRatio(ratio)) => format!("{}%", (ratio * 1e4).round() / 100.0),
-        Some(Budget::Bytes(bytes)) => format!("{:.1}MB", megabytes(bytes)),
-    }
-}
-
-/// Prints rows as they are complete, and writes them to files.
-struct Table {
-    rows: Vec<Row>,
-    /// Where in `rows` those of the measurement under way begin.
-    first: usize,
-    /// How many rows of `rows` were printed.
-    num_printed: usize,
-    json: Option<PathBuf>,
-    csv: Option<PathBuf>,
-    /// The width of the column of configurations.
-    config_width: usize,
-    spinner: ProgressBar,
-    /// How printing went: measuring goes on for the files if nobody reads the table.
-    printed: std::io::Result<()>,
-}
-
-impl Table {
-    fn new(args: &EvalArgs, configs: &[Budgeted]) -> Result<Self> {
-        let spinner = if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
-        spinner.enable_steady_tick(TICK);
-        let widths = configs.iter().map(|config| plain(&config.name).chars().count());
-        let table = Self {
-            rows: Vec::new(),
-            first: 0,
-            num_printed: 0,
-            json: args.json.clone(),
-            csv: args.csv.clone(),
-            config_width: widths.max().unwrap_or(0).max("config".len()),
-            spinner,
-            printed: Ok(()),
-        };
-        table.write()?;
-        Ok(table)
-    }
-
-    fn write(&self) -> Result<()> {
-        if let Some(path) = &self.json {
-            write_json(path, &self.rows)?;
-        }
-        self.csv.as_ref().map_or(Ok(()), |path| write_csv(path, &self.rows))
-    }
-
-    fn print(&mut self, line: &str) {
-        let print = || {
-            let mut out = std::io::stdout().lock();
-            writeln!(out, "{line}")?;
-            out.flush()
-        };
-        if self.printed.is_ok() {
-            self.printed = self.spinner.suspend(print);
-        }
-    }
-
-    /// Prints the rows that lack windows, since the measurements ended early.
-    fn print_unfinished(&mut self) {
-        while self.num_printed < self.rows.len() {
-            self.print_row(self.num_printed);
-        }
-    }
-
-    /// Prints the next row, below a heading if it is the first of its kind.
-    fn print_row(&mut self, index: usize) {
-        let row = self.rows[index].clone();
-        let is_new_kind = index
-            .checked_sub(1)
-            .is_none_or(|last| std::mem::discriminant(&self.rows[last]) != std::mem::discriminant(&row));
-        if is_new_kind {
-            if index > 0 {
-                self.print("");
-            }
-            let heading = match &row {
-                Row::Fidelity(_) => fidelity_heading(self.config_width),
-                Row::Task(_) => task_heading(self.config_width),
-            };
-            self.print(&heading);
-        }
-        let line = match &row {
-            Row::Fidelity(row) => fidelity_line(row, self.config_width),
-            Row::Task(row) => task_line(row, self.config_width),
-        };
-        self.print(&line);
-        self.num_printed = index + 1;
-    }
-}
-
-fn fidelity_heading(width: usize) -> String {
-    format!(
-        "{:<width$}  {:>7}  {:<5}{:>8}{:>9}{:>10}{:>10}{:>10}{:>9}{:>8}{:>8}{:>9}{:>9}",
-        "config",
-        "budget",
-        "kv",
-        "kept %",
-        "KV MB",
-        "KL mean",
-        "+/-",
-        "median",
-        "p99",
-        "top-1 %",
-        "ppl",
-        "ppl full",
-        "equal",
-    )
-}
-
-fn fidelity_line(row: &FidelityRow, width: usize) -> String {
-    let optional =
-        |value: Option<f64>, digits: usize| value.map_or("-".to_owned(), |value| format!("{value:.digits$}"));
-    format!(
-        "{:<width$}  {:>7}  {:<5}{:>8.1}{:>9.2}{:>10.5}{:>10}{:>10.5}{:>9.4}{:>8.1}{:>8.3}{:>9.3}{:>9}",
-        plain(&row.config),
-        budget_text(row.budget),
-        row.kv_dtype,
-        100.0 * row.kept_ratio,
-        megabytes(row.kv_bytes),
-        row.kl_mean,
-        optional(row.kl_std_error, 5),
-        row.kl_median,
-        row.kl_p99,
-        100.0 * row.top1_agreement,
-        row.perplexity,
-        row.perplexity_full,
-        row.equal_tokens.map_or("-".to_owned(), |equal| format!("{equal:.1}/{}", row.greedy_tokens)),
-    )
-}
-
-fn task_heading(width: usize) -> String {
-    format!(
-        "{:<15}{:>8}{:>7}  {:<width$}  {:>7}  {:<5}{:>8}{:>9}{:>8}{:>8}{:>8}",
-        "task", "context", "depth", "config", "budget", "kv", "kept %", "KV MB", "right %", "full %", "trials",
-    )
-}
-
-fn task_line(row: &TaskRow, width: usize) -> String {
-    format!(
-        "{:<15}{:>8}{:>7}  {:<width$}  {:>7}  {:<5}{:>8.1}{:>9.2}{:>8.0}{:>8.0}{:>8}",
-        row.task,
-        row.context,
-        row.depth,
-        plain(&row.config),
-        budget_text(row.budget),
-        row.kv_dtype,
-        100.0 * row.kept_ratio,
-        megabytes(row.kv_bytes),
-        100.0 * row.accuracy,
-        100.0 * row.accuracy_full,
-        row.trials,
-    )
-}
-
-impl Observer for Table {
-    fn starts(&mut self, what: &str) {
-        self.spinner.set_message(plain(what));
-    }
-
-    fn row(&mut self, index: usize, row: Row, is_complete: bool) -> Result<()> {
-        let index = self.first + index;
-        match self.rows.get_mut(index) {
-            Some(known) => *known = row,
-            None => self.rows.push(row),
-        }
-        if is_complete {
-            self.print_row(index);
-        }
-        self.write()
-    }
-
-    fn is_over(&self) -> bool {
-        interrupted() || (self.json.is_none() && self.csv.is_none() && self.printed.is_err())
-    }
-}
-
-/// Draws the rows, if there are any.
-fn draw(path: &Path, model: &Path, rows: &[Row]) -> Result<()> {
-    let mut panels: Vec<TradeoffPanel> = Vec::new();
-    for row in rows {
-        let Row::Fidelity(row) = row else { continue };
-        let title = "mean KL divergence from the full cache, nats";
-        let (kv_bytes, error) = (as_number(row.kv_bytes), row.kl_std_error.unwrap_or(0.0));
-        let point = TradeoffPoint { kv_bytes, value: row.kl_mean, error };
-        line(&mut panels, title, TradeoffScale::Log, &row.config, row.kv_dtype).points.push(point);
-    }
-    for (row, point) in over_depths(rows) {
-        let title = format!("{}, share of right answers", row.task);
-        line(&mut panels, &title, TradeoffScale::Share, &row.config, row.kv_dtype).points.push(point);
-    }
-    if panels.is_empty() {
-        return Ok(());
-    }
-    let model = model.file_name().unwrap_or(model.as_os_str());
-    tradeoff(path, &plain(&model.to_string_lossy()), &panels)
-}
-
-/// One point for each task, text length and variant: the mean over depths; with one of its rows.
-fn over_depths(rows: &[Row]) -> Vec<(&TaskRow, TradeoffPoint)> {
-    let mut groups: Vec<Vec<&TaskRow>> = Vec::new();
-    for row in rows {
-        let Row::Task(row) = row else { continue };
-        let case = |row: &TaskRow| (row.task, row.config.clone(), row.context, row.kv_dtype, budget_text(row.budget));
-        match groups.iter_mut().find(|group| case(group[0]) == case(row)) {
-            Some(group) => group.push(row),
-            None => groups.push(vec![row]),
-        }
-    }
-    let average =
-        |group: &[&TaskRow], value: fn(&TaskRow) -> f64| mean(&group.iter().map(|row| value(row)).collect::<Vec<_>>());
-    let mut points = Vec::with_capacity(groups.len());
-    for group in groups {
-        let kv_bytes = average(&group, |row| as_number(row.kv_bytes));
-        let value = average(&group, |row| row.accuracy);
-        points.push((group[0], TradeoffPoint { kv_bytes, value, error: 0.0 }));
-    }
-    points
-}
-
-#[expect(clippy::cast_precision_loss)]
-fn as_number(bytes: usize) -> f64 {
-    bytes as f64
-}
-
-/// The line of a configuration in the panel of a measure; made if missing.
-fn line<'a>(
-    panels: &'a mut Vec<TradeoffPanel>,
-    title: &str,
-    scale: TradeoffScale,
-    config: &str,
-    kv_dtype: &str,
-) -> &'a mut TradeoffLine {
-    let name = plain(&format!("{config}, {kv_dtype}"));
-    let index = panels.iter().position(|panel| panel.title == title).unwrap_or_else(|| {
-        panels.push(TradeoffPanel { title: title.to_owned(), scale, lines: Vec::new() });
-        panels.len() - 1
-    });
-    let lines = &mut panels[index].lines;
-    let index = lines.iter().position(|line| line.name == name).unwrap_or_else(|| {
-        lines.push(TradeoffLine { name, points: Vec::new() });
-        lines.len() - 1
-    });
-    &mut lines[index]
 }

@@ -1,5 +1,5 @@
-//! What a smaller cache costs, measured on text: how far the next tokens' distributions move ([`fidelity`]), and whether
-//! facts of the text are still known ([`tasks`]).
+//! What a smaller cache costs, measured on text: how far the next tokens' distributions move ([`fidelity()`]), and whether
+//! facts of the text are still known ([`tasks()`]).
 //!
 //! Both compress with a [`Variant`] and hand over a [`Row`] for each, in the order of the plan; a fidelity row is handed
 //! over again, more exact, after each further window. Not for: time or memory ([`crate::bench`]).

@@ -1,0 +1,79 @@
+//! The picture of an evaluation: divergence and accuracy against memory.
+
+use std::path::Path;
+
+use adaptive_kvcache::Result;
+use adaptive_kvcache::eval::{Row, TaskRow, mean};
+use adaptive_kvcache::plot::{TradeoffLine, TradeoffPanel, TradeoffPoint, TradeoffScale, tradeoff};
+
+use super::table::budget_text;
+use crate::cli::plain;
+
+/// Draws the rows, if there are any.
+pub fn draw(path: &Path, model: &Path, rows: &[Row]) -> Result<()> {
+    let mut panels: Vec<TradeoffPanel> = Vec::new();
+    for row in rows {
+        let Row::Fidelity(row) = row else { continue };
+        let title = "mean KL divergence from the full cache, nats";
+        let (kv_bytes, error) = (as_number(row.kv_bytes), row.kl_std_error.unwrap_or(0.0));
+        let point = TradeoffPoint { kv_bytes, value: row.kl_mean, error };
+        line(&mut panels, title, TradeoffScale::Log, &row.config, row.kv_dtype).points.push(point);
+    }
+    for (row, point) in over_depths(rows) {
+        let title = format!("{}, share of right answers", row.task);
+        line(&mut panels, &title, TradeoffScale::Share, &row.config, row.kv_dtype).points.push(point);
+    }
+    if panels.is_empty() {
+        return Ok(());
+    }
+    let model = model.file_name().unwrap_or(model.as_os_str());
+    tradeoff(path, &plain(&model.to_string_lossy()), &panels)
+}
+
+/// One point for each task, text length and variant: the mean over depths; with one of its rows.
+fn over_depths(rows: &[Row]) -> Vec<(&TaskRow, TradeoffPoint)> {
+    let mut groups: Vec<Vec<&TaskRow>> = Vec::new();
+    for row in rows {
+        let Row::Task(row) = row else { continue };
+        let case = |row: &TaskRow| (row.task, row.config.clone(), row.context, row.kv_dtype, budget_text(row.budget));
+        match groups.iter_mut().find(|group| case(group[0]) == case(row)) {
+            Some(group) => group.push(row),
+            None => groups.push(vec![row]),
+        }
+    }
+    let average =
+        |group: &[&TaskRow], value: fn(&TaskRow) -> f64| mean(&group.iter().map(|row| value(row)).collect::<Vec<_>>());
+    let mut points = Vec::with_capacity(groups.len());
+    for group in groups {
+        let kv_bytes = average(&group, |row| as_number(row.kv_bytes));
+        let value = average(&group, |row| row.accuracy);
+        points.push((group[0], TradeoffPoint { kv_bytes, value, error: 0.0 }));
+    }
+    points
+}
+
+#[expect(clippy::cast_precision_loss)]
+fn as_number(bytes: usize) -> f64 {
+    bytes as f64
+}
+
+/// The line of a configuration in the panel of a measure; made if missing.
+fn line<'a>(
+    panels: &'a mut Vec<TradeoffPanel>,
+    title: &str,
+    scale: TradeoffScale,
+    config: &str,
+    kv_dtype: &str,
+) -> &'a mut TradeoffLine {
+    let name = plain(&format!("{config}, {kv_dtype}"));
+    let index = panels.iter().position(|panel| panel.title == title).unwrap_or_else(|| {
+        panels.push(TradeoffPanel { title: title.to_owned(), scale, lines: Vec::new() });
+        panels.len() - 1
+    });
+    let lines = &mut panels[index].lines;
+    let index = lines.iter().position(|line| line.name == name).unwrap_or_else(|| {
+        lines.push(TradeoffLine { name, points: Vec::new() });
+        lines.len() - 1
+    });
+    &mut lines[index]
+}
