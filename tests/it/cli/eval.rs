@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::tiny_gguf::{Meta, TinyGguf};
 use super::{Lab, MODEL, Refusal, succeeds};
@@ -176,7 +176,7 @@ fn what_cannot_be_measured_is_refused() {
         refuses(&lab, &[&["--configs", "full,fastgen"], &budget[..]].concat()).status(2).names("budget").is_short();
     }
     for (option, value) in [
-        ("--kept-ratio", "0"),
+        ("--kept-ratio", "-0.1"),
         ("--kept-ratio", "1.1"),
         ("--kept-ratio", "x"),
         ("--kv-budget", "64XB"),
@@ -195,6 +195,27 @@ fn what_cannot_be_measured_is_refused() {
     for option in ["--json", "--csv", "--plot"] {
         refuses(&lab, &[option, "text.txt/a"]).status(1).names("`text.txt`").is_short();
     }
+}
+
+/// A search keeps what it needs, whatever the budget: it is measured once.
+#[test]
+fn configurations_with_a_budget_are_measured_under_each() {
+    let lab = lab();
+    lab.write("replay.json", r#"{"method": "replay"}"#);
+    lab.write("window.json", r#"{"method": "streaming_llm"}"#);
+    let budgets = ["--kept-ratio", "0.5,0.25", "--kv-budget", "320B", "--json", "e.json"];
+    eval(&lab, &[&["--configs", "replay.json,mass.json,window.json"], &budgets[..]].concat());
+    let rows = lab.json("e.json");
+    let rows: Vec<_> = rows.as_array().unwrap().iter().map(|row| (&row["config"], &row["budget"], row)).collect();
+    let budgets = [json!({"kept_ratio": 0.5}), json!({"kept_ratio": 0.25}), json!({"bytes": 320})];
+    assert_eq!(rows.len(), 7);
+    for (index, positions) in [10.0, 5.0, 5.0].into_iter().enumerate() {
+        for (config, row) in [("replay.json", &rows[index]), ("window.json", &rows[4 + index])] {
+            assert_eq!((row.0, row.1), (&json!(config), &budgets[index]));
+            assert_eq!(row.2["kv_bytes"].as_f64(), Some(positions * POSITION_BYTES), "{}", row.2);
+        }
+    }
+    assert_eq!((rows[3].0, rows[3].1), (&json!("mass.json"), &Value::Null));
 }
 
 /// The tiny model knows no messages, and its tokens no digits: nothing is found, and nothing fails.
