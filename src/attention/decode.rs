@@ -96,3 +96,31 @@ pub fn decode(layout: HeadLayout, queries: &[f32], heads: &[HeadRows<'_>]) -> Re
     }
     Ok(out)
 }
+
+/// What the query heads of one KV head make of each row: their softmax weights, summed up. The plain form of
+/// [`row_weights`](crate::kernels::attend::row_weights).
+///
+/// * `queries`: `[group_size, head_dim]`, rotated
+///
+/// Returns `[len]`.
+///
+/// # Errors
+/// [`Error::Shape`] if sizes do not fit.
+pub fn plain_row_weights(layout: HeadLayout, queries: &[f32], rows: HeadRows<'_>) -> Result<Vec<f32>> {
+    let head_dim = layout.head_dim;
+    expect_len("queries of a KV head", queries, &[layout.group_size(), head_dim])?;
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
+    rows.widen_to(&mut keys, &mut values);
+    let mut weights = vec![0.0; rows.len()];
+    for query in queries.chunks_exact(head_dim) {
+        let score = |key: &[f32]| layout.scale() * key.iter().zip(query).map(|(key, query)| key * query).sum::<f32>();
+        let scores: Vec<f32> = keys.chunks_exact(head_dim).map(score).collect();
+        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let exponentials: Vec<f32> = scores.iter().map(|score| (score - max).exp()).collect();
+        let sum: f32 = exponentials.iter().sum();
+        for (weight, exponential) in weights.iter_mut().zip(exponentials) {
+            *weight += exponential / sum;
+        }
+    }
+    Ok(weights)
+}

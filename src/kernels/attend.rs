@@ -19,7 +19,7 @@ use super::element::Element;
 use super::lanes::{self, LANES, Lanes};
 use super::simd::InstructionSet;
 use super::tiles::Tiles;
-use super::vector::MAX_HEAD_DIM;
+use super::vector::{self, MAX_HEAD_DIM};
 
 /// Rows whose scores are held at a time.
 const BLOCK_ROWS: usize = 128;
@@ -142,6 +142,105 @@ pub fn attend_range(
         Stored::F16(rows) => work.run(set, rows),
         Stored::Q8_0(rows) => work.run(set, rows),
         Stored::Q4_0(rows) => work.run(set, rows),
+    }
+}
+
+/// What query rows make of each of a head's rows: their softmax weights, summed up.
+///
+/// * `set`, `queries`: as for [`attend_range`]
+/// * `scratch`: any buffer; give the same again
+/// * `weights`: overwritten with `[len]`
+///
+/// # Panics
+/// If a size does not fit, or `head_dim` is above [`MAX_HEAD_DIM`].
+pub fn row_weights(
+    set: InstructionSet,
+    rows: HeadRows<'_>,
+    queries: &[f32],
+    scratch: &mut Vec<f32>,
+    weights: &mut Vec<f32>,
+) {
+    let (head_dim, len) = (rows.head_dim, rows.len);
+    assert!((1..=MAX_HEAD_DIM).contains(&head_dim), "head dimension of {head_dim}");
+    assert!(queries.len().is_multiple_of(head_dim), "sizes of queries");
+    weights.clear();
+    weights.resize(len, 0.0);
+    scratch.resize(queries.len() / head_dim * len, 0.0);
+    match rows.stored {
+        Stored::F32(rows) => score_groups(set, rows, head_dim, queries, scratch),
+        Stored::F16(rows) => score_groups(set, rows, head_dim, queries, scratch),
+        Stored::Q8_0(rows) => score_groups(set, rows, head_dim, queries, scratch),
+        Stored::Q4_0(rows) => score_groups(set, rows, head_dim, queries, scratch),
+    }
+    for scores in scratch.chunks_exact_mut(len.max(1)) {
+        vector::softmax(set, scores);
+        vector::add_assign(set, weights, scores);
+    }
+}
+
+/// Scores of all rows, `[group_size, len]`.
+fn score_groups<R: Rows>(set: InstructionSet, rows: R, head_dim: usize, queries: &[f32], scores: &mut [f32]) {
+    let parts = queries.chunks(MAX_GROUP * head_dim).zip(scores.chunks_mut((MAX_GROUP * rows.len()).max(1)));
+    for (queries, scores) in parts {
+        match queries.len() / head_dim {
+            1 => score::<R, 1>(set, &rows, queries, scores),
+            2 => score::<R, 2>(set, &rows, queries, scores),
+            3 => score::<R, 3>(set, &rows, queries, scores),
+            _ => score::<R, MAX_GROUP>(set, &rows, queries, scores),
+        }
+    }
+}
+
+fn score<R: Rows, const GROUP: usize>(set: InstructionSet, rows: &R, queries: &[f32], scores: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn avx2<R: Rows, const GROUP: usize>(rows: &R, queries: &[f32], scores: &mut [f32]) {
+            score_body::<lanes::Avx2, R, GROUP>(rows, queries, scores);
+        }
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+        fn avx512<R: Rows, const GROUP: usize>(rows: &R, queries: &[f32], scores: &mut [f32]) {
+            score_body::<lanes::Avx512, R, GROUP>(rows, queries, scores);
+        }
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+        fn vnni<R: Rows, const GROUP: usize>(rows: &R, queries: &[f32], scores: &mut [f32]) {
+            score_body::<lanes::Avx512, R, GROUP>(rows, queries, scores);
+        }
+        match set {
+            // SAFETY: `set` was detected on this processor, here and below.
+            InstructionSet::Avx512Vnni if R::NEEDS_VNNI => return unsafe { vnni::<R, GROUP>(rows, queries, scores) },
+            InstructionSet::Avx512 | InstructionSet::Avx512Vnni if !R::NEEDS_VNNI => {
+                return unsafe { avx512::<R, GROUP>(rows, queries, scores) };
+            }
+            InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Avx512Vnni => {
+                return unsafe { avx2::<R, GROUP>(rows, queries, scores) };
+            }
+            InstructionSet::Portable => {}
+        }
+    }
+    let _ = set;
+    score_body::<lanes::Portable, R, GROUP>(rows, queries, scores);
+}
+
+/// Scores `[GROUP, len]` of all rows.
+#[inline(always)]
+fn score_body<L: Lanes, R: Rows, const GROUP: usize>(rows: &R, queries: &[f32], scores: &mut [f32]) {
+    let (len, head_dim) = (rows.len(), queries.len() / GROUP);
+    let prepared = R::prepare(queries, head_dim);
+    for tile in 0..len / LANES {
+        rows.fetch_ahead(tile);
+        let tile_scores: [L; GROUP] = rows.score_tile(tile, queries, &prepared);
+        for (scores, tile_scores) in scores.chunks_exact_mut(len).zip(tile_scores) {
+            tile_scores.store(&mut scores.as_chunks_mut().0[tile]);
+        }
+    }
+    let mut key = [0.0; MAX_HEAD_DIM];
+    let key = &mut key[..head_dim];
+    for row in len / LANES * LANES..len {
+        rows.key(row, key);
+        for (scores, query) in scores.chunks_exact_mut(len).zip(queries.chunks_exact(head_dim)) {
+            scores[row] = dot::<L>(query, key);
+        }
     }
 }
 

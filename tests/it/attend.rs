@@ -5,8 +5,10 @@
 
 use std::ops::Range;
 
+use adaptive_kvcache::attention::HeadLayout;
+use adaptive_kvcache::attention::decode::plain_row_weights;
 use adaptive_kvcache::cache::{HeadCache, KvDtype};
-use adaptive_kvcache::kernels::attend::{HeadRows, attend_range};
+use adaptive_kvcache::kernels::attend::{HeadRows, attend_range, row_weights};
 use adaptive_kvcache::kernels::simd::InstructionSet;
 use adaptive_kvcache::kernels::vector::{MAX_HEAD_DIM, merge_partial};
 use rand::rngs::StdRng;
@@ -217,4 +219,32 @@ fn what_is_not_a_number_stays_none() {
             }
         }
     }
+}
+
+/// Weights of rows, by which some heads tell what they evict.
+#[test]
+fn row_weights_are_those_of_plain_attention() {
+    for dtype in KvDtype::ALL {
+        for (head_dim, len) in [(64, 1), (64, 15), (32, 16), (64, 33), (128, 257), (64, 1000)] {
+            let rng = &mut seeded((len * head_dim) as u64);
+            let head = head(dtype, head_dim, len, rng);
+            for group_size in [1, 2, 3, 4, 5, 8] {
+                let queries = queries(group_size, head_dim, 2.0, rng);
+                let layout = HeadLayout { num_heads: group_size, num_kv_heads: 1, head_dim };
+                let unscaled: Vec<f32> = queries.iter().map(|query| query / layout.scale()).collect();
+                let expected = plain_row_weights(layout, &unscaled, head.rows()).unwrap();
+                assert!((expected.iter().sum::<f32>() - group_size as f32).abs() < 1e-4);
+                let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
+                for set in InstructionSet::available() {
+                    let (mut scratch, mut weights) = (vec![f32::NAN; 7], vec![f32::NAN; 3]);
+                    row_weights(set, head.rows(), &queries, &mut scratch, &mut weights);
+                    let case = format!("{dtype:?}, {set:?}, {group_size} query rows, {len} x {head_dim}");
+                    assert_close(&case, &weights, &expected, tolerance(dtype));
+                }
+            }
+        }
+    }
+    let layout = HeadLayout { num_heads: 2, num_kv_heads: 1, head_dim: 8 };
+    let head = head(KvDtype::F32, 8, 3, &mut seeded(1));
+    assert!(plain_row_weights(layout, &[0.0; 8], head.rows()).is_err());
 }
