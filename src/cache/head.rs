@@ -12,7 +12,8 @@ const MIN_GROWTH: usize = 16;
 
 /// The rows that one KV head keeps: `[kept, head_dim]` keys and values, and the position of each.
 ///
-/// Positions are absolute and ascending: a kept key keeps the rotary phase of the position at which it was written.
+/// Positions are absolute: a kept key keeps the rotary phase of the position at which it was written. They ascend, until
+/// rows [go one by one](Self::swap_remove).
 #[derive(Debug, Clone, PartialEq)]
 pub struct HeadCache {
     rows: Storage,
@@ -52,7 +53,8 @@ impl HeadCache {
         self.positions.is_empty()
     }
 
-    /// Absolute positions of the kept tokens, ascending.
+    /// Absolute positions of the kept tokens, in the order of their rows: ascending, unless some went
+    /// [one by one](Self::swap_remove).
     #[must_use]
     pub fn positions(&self) -> &[u32] {
         &self.positions
@@ -90,6 +92,22 @@ impl HeadCache {
         self.positions = rows.into_iter().map(|row| self.positions[row]).collect();
     }
 
+    /// Evicts one token; the last row takes its place.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn swap_remove(&mut self, row: usize) {
+        self.positions.swap_remove(row);
+        self.rows.swap_remove(row);
+    }
+
+    /// Gives back what is allocated if it is much more than what the next tokens need.
+    pub(super) fn trim(&mut self) {
+        if self.rows.spare() > 2 * growth(self.len()) {
+            self.shrink_to_fit();
+        }
+    }
+
     /// Gives back what is allocated beyond the kept tokens.
     pub fn shrink_to_fit(&mut self) {
         self.rows.shrink_to_fit();
@@ -110,10 +128,15 @@ impl HeadCache {
             return Err(Error::shape("a cached position", "above all earlier ones", position));
         }
         if self.rows.spare() == 0 {
-            self.reserve_exact((self.len() >> GROWTH_SHIFT).max(MIN_GROWTH));
+            self.reserve_exact(growth(self.len()));
         }
         self.rows.push(key, value);
         self.positions.push(position);
         Ok(())
     }
+}
+
+/// By how many rows a full buffer of `len` rows grows.
+pub(super) fn growth(len: usize) -> usize {
+    (len >> GROWTH_SHIFT).max(MIN_GROWTH)
 }

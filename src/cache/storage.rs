@@ -128,6 +128,27 @@ impl<T: Copy, const ROWS: usize> Tiled<T, ROWS> {
         }
     }
 
+    /// Drops a row, and puts the last one in its place; nothing is given back yet.
+    fn swap_remove(&mut self, row: usize) {
+        let (len, width) = (self.len(), self.width);
+        let last = len - 1;
+        let ((from, from_step), (to, to_step)) = (place::<ROWS>(last, len, width), place::<ROWS>(row, len, width));
+        for number in 0..width {
+            self.numbers[to + number * to_step] = self.numbers[from + number * from_step];
+        }
+        if ROWS > 1 && len.is_multiple_of(ROWS) {
+            // The last tile is not whole any more: its rows lie one after the other again.
+            let tile = (len - ROWS) * width;
+            let columns = self.numbers[tile..].to_vec();
+            for (number, column) in columns.chunks_exact(ROWS).enumerate() {
+                for (lane, &value) in column.iter().enumerate() {
+                    self.numbers[tile + lane * width + number] = value;
+                }
+            }
+        }
+        self.numbers.truncate(last * width);
+    }
+
     /// Keeps `rows`, ascending, and drops the others; nothing is given back yet.
     fn keep_rows(&mut self, rows: &[usize]) {
         let (len, width) = (self.len(), self.width);
@@ -215,6 +236,11 @@ impl<T: Float> Floats<T> {
         self.values.keep_rows(rows);
     }
 
+    fn swap_remove(&mut self, row: usize) {
+        self.keys.swap_remove(row);
+        self.values.swap_remove(row);
+    }
+
     fn shrink_to_fit(&mut self) {
         self.keys.shrink_to_fit();
         self.values.shrink_to_fit();
@@ -289,6 +315,13 @@ impl<Q: BlockFormat> Blocks<Q> {
         self.value_scales.keep_rows(rows);
     }
 
+    fn swap_remove(&mut self, row: usize) {
+        self.keys.swap_remove(row);
+        self.key_scales.swap_remove(row);
+        self.values.swap_remove(row);
+        self.value_scales.swap_remove(row);
+    }
+
     fn shrink_to_fit(&mut self) {
         self.keys.shrink_to_fit();
         self.key_scales.shrink_to_fit();
@@ -353,6 +386,11 @@ impl Storage {
     /// Keeps `kept`, ascending, and drops the other rows; nothing is given back yet.
     pub(super) fn keep_rows(&mut self, kept: &[usize]) {
         each!(self, rows => rows.keep_rows(kept));
+    }
+
+    /// Drops a row, and puts the last one in its place; nothing is given back yet.
+    pub(super) fn swap_remove(&mut self, row: usize) {
+        each!(self, rows => rows.swap_remove(row));
     }
 
     /// Gives back what is allocated beyond the stored rows.

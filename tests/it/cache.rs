@@ -318,6 +318,11 @@ enum Step {
         every: usize,
         offset: usize,
     },
+    /// So many times, the row at this percentage of the rows goes, and the last one takes its place.
+    SwapRemove {
+        at_percent: usize,
+        count: usize,
+    },
     Shrink,
     Reserve(usize),
 }
@@ -330,6 +335,7 @@ fn any_step() -> impl Strategy<Value = Step> {
             every,
             offset
         }),
+        (0..100_usize, 0..40_usize).prop_map(|(at_percent, count)| Step::SwapRemove { at_percent, count }),
         Just(Step::Shrink),
         (0..40_usize).prop_map(Step::Reserve),
     ]
@@ -365,8 +371,18 @@ proptest! {
                     let first = position * from_percent / 100;
                     let kept: Vec<u32> =
                         (0..position).filter(|at| (*at as usize / 2 + offset).is_multiple_of(every)).collect();
+                    if !head.positions().is_sorted() {
+                        continue; // what is evicted like this is in order
+                    }
                     head.evict_from(first, &kept);
                     expected.retain(|(at, ..)| *at < first || kept.contains(at));
+                }
+                Step::SwapRemove { at_percent, count } => {
+                    for _ in 0..count.min(expected.len()) {
+                        let row = expected.len() * at_percent / 100;
+                        head.swap_remove(row);
+                        expected.swap_remove(row);
+                    }
                 }
                 Step::Shrink => head.shrink_to_fit(),
                 Step::Reserve(rows) => head.reserve_exact(rows),
