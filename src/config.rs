@@ -73,6 +73,9 @@ impl Serialize for ProfileRows {
 pub enum DecodeMode {
     /// Every new token is kept by every head (the original).
     Append,
+    /// Heads go on evicting, the newest tokens included; see [`Eviction`](crate::profile::Eviction). For `fastgen`, and
+    /// for the methods that [say how](Method::eviction).
+    Evict,
 }
 
 /// Token ids that a configuration lists, or leaves to the tokenizer.
@@ -303,7 +306,7 @@ pub struct AdaptiveConfig {
     pub pool_kernel: usize,
     /// Seed of the method `random`; default 0.
     pub seed: u64,
-    /// What happens while decoding.
+    /// What happens while decoding; default append.
     pub decode: DecodeMode,
     /// Which ids are special.
     pub special_token_ids: TokenIds,
@@ -555,13 +558,7 @@ impl AdaptiveConfig {
                     whole(value).ok_or_else(|| format!("expected a whole number of at least 0, got `{value}`"))?;
             }
             "decode" => {
-                if value.as_str() == Some("evict") {
-                    return Err(Reject {
-                        reason: "eviction while decoding (`evict`) is not supported yet".to_owned(),
-                        hint: Some("set `decode` to \"append\": the prompt is compressed, new tokens are kept".into()),
-                    });
-                }
-                self.decode = choice(value, &[("append", DecodeMode::Append)])?;
+                self.decode = choice(value, &[("append", DecodeMode::Append), ("evict", DecodeMode::Evict)])?;
             }
             "special_token_ids" => self.special_token_ids = token_ids(value)?,
             "punctuation_list" => self.punctuation_list = strings(value)?,
@@ -597,8 +594,12 @@ impl AdaptiveConfig {
             let reason = format!("has no effect with the method `{}`", self.method_name());
             return Err((key.clone(), Reject { reason, hint: Some("leave this key out".to_owned()) }));
         }
-        if self.method.is_some() {
-            return Ok(());
+        if let Some(method) = self.method {
+            return if self.decode == DecodeMode::Evict && method.method.eviction().is_none() {
+                Err(("decode".to_owned(), no_eviction(method.method)))
+            } else {
+                Ok(())
+            };
         }
         if self.criterion == Criterion::Mass {
             return Ok(());
@@ -671,6 +672,20 @@ fn no_budget() -> Reject {
     Reject {
         reason: format!("the method `{FASTGEN}` has no budget"),
         hint: Some("set `recovery_threshold` instead, or choose another `method`".to_owned()),
+    }
+}
+
+/// A method that does not say what it evicts while decoding.
+fn no_eviction(method: &dyn Method) -> Reject {
+    let evicting = METHODS.iter().filter(|method| method.eviction().is_some()).map(|method| method.name());
+    let evicting: Vec<_> = std::iter::once(FASTGEN).chain(evicting).map(|name| format!("`{name}`")).collect();
+    Reject {
+        reason: format!(
+            "the method `{}` does not evict while decoding (\"evict\"); those that do: {}",
+            method.name(),
+            evicting.join(", ")
+        ),
+        hint: Some("set `decode` to \"append\": the prompt is compressed, new tokens are kept".to_owned()),
     }
 }
 
@@ -811,6 +826,25 @@ mod tests {
     }
 
     #[test]
+    fn eviction_while_decoding_is_for_the_search_and_for_methods_that_say_how() {
+        let evicts = |method: &str| {
+            let text = format!(r#"{{"decode": "evict", "method": "{method}"}}"#);
+            let config = AdaptiveConfig::parse(&text, None).ok()?;
+            let written = serde_json::to_string(&config).unwrap();
+            assert!(written.contains(r#""decode":"evict""#), "{written}");
+            assert_eq!(AdaptiveConfig::parse(&written, None).unwrap(), config);
+            Some(config.decode)
+        };
+        for method in [FASTGEN, "streaming_llm", "h2o", "tova"] {
+            assert_eq!(evicts(method), Some(DecodeMode::Evict), "{method}");
+        }
+        for method in METHODS.iter().filter(|method| method.eviction().is_none()) {
+            assert_eq!(evicts(method.name()), None, "{}", method.name());
+        }
+        assert_eq!(AdaptiveConfig::parse(r#"{"decode": "append"}"#, None).unwrap(), AdaptiveConfig::default());
+    }
+
+    #[test]
     fn keys_may_stand_before_the_method_that_they_are_for() {
         let text = r#"{"kept_ratio": 0.25, "sink_tokens": 2, "method": "streaming_llm"}"#;
         let config = AdaptiveConfig::parse(text, None).unwrap();
@@ -915,7 +949,12 @@ mod tests {
             (r#"{"method": "snapkv", "observation_window": 0}"#, "expected a whole number of at least 1, got `0`"),
             (r#"{"method": "random", "seed": -1}"#, "`seed`: expected a whole number of at least 0, got `-1`"),
             (r#"{"sink_tokens": -1}"#, "expected a whole number of at least 0, got `-1`"),
-            (r#"{"decode": "evict"}"#, "not supported yet | set `decode` to \"append\""),
+            (r#"{"decode": "keep"}"#, "`decode`: expected \"append\" or \"evict\", got `\"keep\"`"),
+            (
+                r#"{"decode": "evict", "method": "snapkv"}"#,
+                "`decode`: the method `snapkv` does not evict while decoding (\"evict\"); those that do: `fastgen`, \
+                 `streaming_llm`, `h2o`, `tova` | set `decode` to \"append\"",
+            ),
             (r#"{"special_token_ids": [1.5]}"#, "expected \"auto\" or a list of token ids"),
             ("[]", "`c.json` is not usable: not a JSON object"),
             ("{", "`c.json` is not usable: not a JSON object"),

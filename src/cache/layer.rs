@@ -2,13 +2,16 @@
 
 use std::ops::Range;
 
+use super::eviction::{HeadStep, LayerEviction};
 use super::storage::KvDtype;
 use super::{CacheBytes, HeadCache};
 use crate::attention::HeadLayout;
 use crate::attention::decode::HeadRows;
 use crate::attention::prefill::PromptRows;
 use crate::error::{Error, Result};
-use crate::profile::HeadChoice;
+use crate::policy::methods::StepAttention;
+use crate::profile::{Eviction, HeadChoice, Segment};
+use crate::tokens::TokenClass;
 
 /// Keys and values of one layer, head by head.
 #[derive(Debug, Clone)]
@@ -20,6 +23,8 @@ pub struct LayerCacheManager {
     seen: usize,
     /// Position up to which an earlier profile has decided: what is kept below it stays.
     settled: usize,
+    /// Present if rows go while tokens are generated.
+    eviction: Option<LayerEviction>,
 }
 
 /// What one KV head got, right after a prompt.
@@ -59,12 +64,13 @@ pub struct LayerSummary {
 impl LayerCacheManager {
     pub(super) fn new(layer: usize, layout: HeadLayout, dtype: KvDtype) -> Result<Self> {
         let heads = vec![HeadCache::new(layout.head_dim, dtype)?; layout.num_kv_heads];
-        Ok(Self { layer, layout, dtype, heads, seen: 0, settled: 0 })
+        Ok(Self { layer, layout, dtype, heads, seen: 0, settled: 0, eviction: None })
     }
 
     pub(super) fn emptied(&self) -> Self {
         let heads = self.heads.iter().map(HeadCache::emptied).collect();
-        Self { heads, seen: 0, settled: 0, ..*self }
+        let Self { layer, layout, dtype, .. } = *self;
+        Self { layer, layout, dtype, heads, seen: 0, settled: 0, eviction: None }
     }
 
     pub(super) fn layout(&self) -> HeadLayout {
@@ -94,12 +100,14 @@ impl LayerCacheManager {
         CacheBytes {
             raw: self.seen * self.layout.num_kv_heads * token,
             kept: self.heads.iter().map(HeadCache::len).sum::<usize>() * token,
-            allocated: self.heads.iter().map(HeadCache::allocated_bytes).sum(),
+            allocated: self.heads.iter().map(HeadCache::allocated_bytes).sum::<usize>()
+                + self.eviction.as_ref().map_or(0, LayerEviction::allocated),
         }
     }
 
     /// Stores a prompt's keys and values: for every KV head, the positions that were chosen, or all of them. Tokens that
-    /// were appended since the prompt before are kept or evicted by the same choice; what was kept earlier stays.
+    /// were appended since the prompt before are kept or evicted by the same choice, unless heads [go on
+    /// evicting](Self::watch): then what they hold stays. What was kept earlier stays.
     ///
     /// Keys must already be rotated: positions are fixed here and never renumbered. Buffers end up at exactly the kept
     /// size.
@@ -116,7 +124,9 @@ impl LayerCacheManager {
         choices: Option<Vec<HeadChoice>>,
     ) -> Result<LayerSummary> {
         let num_kv_heads = self.layout.num_kv_heads;
-        let (first, new) = (as_position(self.settled)?, as_position(self.seen)?);
+        // Where heads go on evicting, no token has waited for this decision.
+        let settled = if self.eviction.is_some() { self.seen } else { self.settled };
+        let (first, new) = (as_position(settled)?, as_position(self.seen)?);
         let end = as_position(self.seen + keys.len())?;
         let summaries: Vec<HeadSummary> = match choices {
             Some(choices) => choices.into_iter().map(HeadSummary::from).collect(),
@@ -211,6 +221,14 @@ impl LayerCacheManager {
     /// # Errors
     /// [`Error::Shape`] if sizes or the position do not fit.
     pub fn append(&mut self, keys: &[f32], values: &[f32], position: usize) -> Result<()> {
+        self.append_token(keys, values, position, TokenClass::default())
+    }
+
+    /// As [`append`](Self::append), of a token whose class may tell how long it stays.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
+    pub fn append_token(&mut self, keys: &[f32], values: &[f32], position: usize, class: TokenClass) -> Result<()> {
         let width = self.layout.kv_width();
         if keys.len() != width || values.len() != width {
             return Err(Error::shape("a token's keys and values", width, (keys.len(), values.len())));
@@ -221,11 +239,84 @@ impl LayerCacheManager {
         let position = as_position(position)?;
         let head_dim = self.layout.head_dim;
         let rows = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
+        let holds_budget = self.eviction.as_ref().is_some_and(LayerEviction::holds_budget);
         for (head, (key, value)) in self.heads.iter_mut().zip(rows) {
+            if holds_budget {
+                head.reserve_exact(1);
+            }
             head.push(key, value, position)?;
+        }
+        if let Some(eviction) = &mut self.eviction {
+            eviction.push(class);
         }
         self.seen += 1;
         Ok(())
+    }
+
+    /// Makes heads go on evicting while tokens are generated, from what the prompt that was stored last has left. Until
+    /// the next prompt, each [`append_token`](Self::append_token) and attention is followed by [`evict`](Self::evict).
+    ///
+    /// * `segment`: the prompt
+    /// * `summary`: from [`store_prompt`](Self::store_prompt)
+    /// * `received`: `[num_kv_heads]` of `[segment_len]` column sums of the prompt's attention, summed up over the query
+    ///   heads of each KV head; empty where none were collected
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if head counts do not fit, or sums are missing that tell what goes.
+    pub fn watch(
+        &mut self,
+        eviction: &Eviction,
+        segment: Segment<'_>,
+        summary: &LayerSummary,
+        received: &[Vec<f32>],
+    ) -> Result<()> {
+        if summary.heads.len() != self.heads.len() || received.len() != self.heads.len() {
+            let got = (summary.heads.len(), received.len());
+            return Err(Error::shape("what a layer's heads go by", self.heads.len(), got));
+        }
+        let kept = summary.heads.iter().map(|head| head.positions.len());
+        let past: Vec<usize> =
+            self.heads.iter().zip(kept).map(|(head, kept)| head.len().saturating_sub(kept)).collect();
+        self.eviction = Some(LayerEviction::new(eviction, segment, &past, summary, received)?);
+        Ok(())
+    }
+
+    /// Whether rows of a head may go after a step.
+    #[must_use]
+    pub fn evicts(&self, kv_head: usize) -> bool {
+        self.attention(kv_head).is_some()
+    }
+
+    /// Whether the newest token's attention tells which rows of a head go.
+    #[must_use]
+    pub fn reads_weights(&self, kv_head: usize) -> bool {
+        matches!(self.attention(kv_head), Some(StepAttention::Received | StepAttention::Newest))
+    }
+
+    fn attention(&self, kv_head: usize) -> Option<StepAttention> {
+        self.eviction.as_ref().and_then(|eviction| eviction.attention(kv_head))
+    }
+
+    /// Tells which rows of a head go, as far as the head's own facts tell; they go with [`evict`](Self::evict).
+    ///
+    /// # Panics
+    /// If the head [reads weights](Self::reads_weights) and there is not one for each row.
+    pub fn decide(&self, kv_head: usize, step: &mut HeadStep) {
+        if let Some(eviction) = &self.eviction {
+            eviction.decide(kv_head, &self.heads[kv_head], self.seen, step);
+        }
+    }
+
+    /// Evicts, after the newest token's attention, what no longer belongs to what each head keeps.
+    ///
+    /// * `steps`: `[num_kv_heads]`, of which each head that evicts has [decided](Self::decide)
+    ///
+    /// # Panics
+    /// As [`decide`](Self::decide).
+    pub fn evict(&mut self, steps: &mut [HeadStep]) {
+        if let Some(eviction) = &mut self.eviction {
+            eviction.apply(&mut self.heads, self.seen, steps);
+        }
     }
 
     /// The kept rows of every head, for attention.

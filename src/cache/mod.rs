@@ -6,17 +6,19 @@
 //!
 //! Not for: choosing (see [`crate::profile`]) or attending (see [`crate::attention`]).
 
+mod eviction;
 mod head;
 mod layer;
 mod storage;
 
+pub use eviction::HeadStep;
 pub use head::HeadCache;
 pub use layer::{HeadSummary, LayerCacheManager, LayerSummary};
 pub use storage::KvDtype;
 
 use crate::attention::HeadLayout;
 use crate::error::{Error, Result};
-use crate::profile::Profiler;
+use crate::profile::{Eviction, Profiler};
 use crate::tokens::{TokenClass, TokenClassifier};
 
 /// What a cache keeps of the prompt.
@@ -33,6 +35,23 @@ pub enum Retention {
     },
 }
 
+impl Retention {
+    /// What goes on evicting while tokens are generated; `None` if every new token is kept.
+    #[must_use]
+    pub fn eviction(&self) -> Option<Eviction> {
+        match self {
+            Self::Full => None,
+            Self::Adaptive { profiler, .. } => profiler.eviction(),
+        }
+    }
+
+    /// How many rows a head holds at most because of `tokens` that are generated.
+    #[must_use]
+    pub fn most_new_rows(&self, tokens: usize) -> usize {
+        if self.eviction().is_some_and(|eviction| eviction.holds_budget()) { tokens.min(1) } else { tokens }
+    }
+}
+
 /// Bytes of a cache or of a part of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CacheBytes {
@@ -40,7 +59,7 @@ pub struct CacheBytes {
     pub raw: usize,
     /// Keys and values that are kept.
     pub kept: usize,
-    /// What is allocated for keys, values and positions, slack included.
+    /// What is allocated for keys, values, positions and what tells which row goes next, slack included.
     pub allocated: usize,
 }
 
@@ -72,7 +91,8 @@ pub struct AdaptiveKvCache {
     layers: Vec<LayerCacheManager>,
     retention: Retention,
     seen: usize,
-    /// Tokens since the last prompt, which no profile has decided about; not collected for a full cache.
+    /// Tokens since the last prompt, which no profile has decided about; not collected for a full cache, and where heads
+    /// go on evicting.
     recent: Vec<TokenClass>,
 }
 
@@ -139,7 +159,7 @@ impl AdaptiveKvCache {
     }
 
     /// The classes of the tokens that a profile of this prompt decides about: those that were decoded since the last
-    /// prompt, then the prompt's. Empty for a full cache, which does not ask for them.
+    /// prompt (unless heads go on evicting), then the prompt's. Empty for a full cache, which does not ask for them.
     #[must_use]
     pub fn segment_classes(&self, prompt: &[u32]) -> Vec<TokenClass> {
         match &self.retention {
@@ -167,11 +187,20 @@ impl AdaptiveKvCache {
         self.recent = Vec::new();
     }
 
+    /// The class of a token that is about to be decoded; none for a full cache, which does not ask for it.
+    #[must_use]
+    pub fn class(&self, id: u32) -> TokenClass {
+        match &self.retention {
+            Retention::Full => TokenClass::default(),
+            Retention::Adaptive { classifier, .. } => classifier.classify(id),
+        }
+    }
+
     /// Counts a token that was appended to all layers.
     pub fn advance(&mut self, id: u32) {
         self.seen += 1;
-        if let Retention::Adaptive { classifier, .. } = &self.retention {
-            self.recent.extend(classifier.classify_all(&[id]));
+        if matches!(&self.retention, Retention::Adaptive { .. }) && self.retention.eviction().is_none() {
+            self.recent.push(self.class(id));
         }
     }
 }

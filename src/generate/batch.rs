@@ -240,11 +240,12 @@ impl<'a> Batch<'a> {
         config.num_layers * config.heads.num_kv_heads * 2 * self.kv_dtype.row_bytes(config.heads.head_dim)
     }
 
-    /// Bytes of the tokens that may be generated after a prompt; the last one is never stored.
+    /// Bytes of the tokens that may be generated after a prompt; the last one is never stored, and some heads go on
+    /// evicting.
     fn text_bytes(&self, prompt_len: usize) -> usize {
         let context = self.model.config().context_length;
         let tokens = self.options.max_new_tokens.saturating_sub(1).min(context.saturating_sub(prompt_len));
-        tokens.saturating_mul(self.token_bytes())
+        self.retention.most_new_rows(tokens).saturating_mul(self.token_bytes())
     }
 
     /// Bytes that a prompt which was not read yet is expected to need.

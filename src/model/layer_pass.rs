@@ -130,6 +130,16 @@ impl<'a> LayerPass<'a> {
         block.finish(hidden, attended, context)
     }
 
+    /// What each position of the segment received in all, `[num_kv_heads]` of `[segment_len]`; empty lists if it was not
+    /// collected.
+    pub fn received(&self) -> Vec<Vec<f32>> {
+        let num_kv_heads = self.layout.num_kv_heads;
+        self.profile.as_ref().map_or_else(
+            || vec![Vec::new(); num_kv_heads],
+            |profile| profile.stats.received(num_kv_heads, profile.segment.len()),
+        )
+    }
+
     /// What each head keeps, or what decides about it.
     pub fn choose(&self, block: &Block, rope: &Rope) -> Result<Choice> {
         let Some(profile) = &self.profile else { return Ok(Choice::Everything) };

@@ -12,9 +12,9 @@ use super::layer_pass::{Choice, LayerPass};
 use super::linear::{Embedding, Linear};
 use super::rope::Rope;
 use super::step::StepModel;
-use crate::attention::decode::decode;
+use crate::attention::decode::{decode, plain_row_weights};
 use crate::attention::map::MapAccumulator;
-use crate::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
+use crate::cache::{AdaptiveKvCache, HeadStep, KvDtype, LayerCacheManager, LayerSummary, Retention};
 use crate::config::BudgetScale;
 use crate::error::{Error, Result};
 use crate::memory;
@@ -153,7 +153,9 @@ impl Llama {
     /// On top of a filled cache (a further turn of a conversation), the prompt's tokens get the positions that follow and
     /// attend to all that each head keeps, and to each other. Each head is then profiled again, for the prompt and what
     /// was decoded since the one before; what it kept earlier stays. A budget is for these tokens alone, so that what is
-    /// kept of a conversation grows with it: a share of it, or so many bytes more with each prompt.
+    /// kept of a conversation grows with it: a share of it, or so many bytes more with each prompt. Where heads go on
+    /// evicting while tokens are generated ([`Eviction`](crate::profile::Eviction)), what they hold when the prompt comes
+    /// stays, and only the prompt is decided about.
     ///
     /// * `ids`: at least one token; with what the cache has seen at most the context length
     /// * `cache`: from [`new_cache`](Self::new_cache)
@@ -179,6 +181,7 @@ impl Llama {
             Retention::Full => None,
             Retention::Adaptive { profiler, .. } => Some(profiler.clone()),
         };
+        let eviction = cache.retention().eviction();
         let classes = cache.segment_classes(ids);
         let recent = classes.len().saturating_sub(ids.len());
         let segment = Segment { first_position: seen - recent, classes: &classes, recent };
@@ -230,6 +233,9 @@ impl Llama {
                 }
             };
             let summary = layer.store_prompt(&pass.keys, &pass.values, choices)?;
+            if let Some(eviction) = &eviction {
+                layer.watch(eviction, segment, &summary, &pass.received())?;
+            }
             if let Some((pool, maps)) = &mut pooled {
                 maps.push(pass.maps);
                 if pool.is_overfull() {
@@ -329,7 +335,7 @@ impl Llama {
         cache: &mut AdaptiveKvCache,
         observe: &mut dyn FnMut(&[f32]),
     ) -> Result<Vec<f32>> {
-        let position = cache.seen();
+        let (position, class) = (cache.seen(), cache.class(id));
         self.check_room(position, 1)?;
         let mut hidden = self.embed_tokens.forward(&[id])?; // [1, hidden_size]
         let angles = self.rope.angles(position, 1);
@@ -337,13 +343,31 @@ impl Llama {
         for (index, block) in self.layers.iter().enumerate() {
             let projected = block.project(&hidden, context)?;
             let layer = cache.layer_mut(index)?;
-            layer.append(&projected.keys, &projected.values, position)?;
+            layer.append_token(&projected.keys, &projected.values, position, class)?;
             let attended = decode(self.config.heads, &projected.queries, &layer.rows())?;
             observe(&attended);
+            self.evict(layer, &projected.queries)?;
             hidden = block.finish(&hidden, attended, context)?;
         }
         cache.advance(id);
         self.logits(&hidden)
+    }
+
+    /// Evicts what no longer belongs to what the heads of a layer keep.
+    ///
+    /// * `queries`: `[num_heads, head_dim]` of the newest token
+    fn evict(&self, layer: &mut LayerCacheManager, queries: &[f32]) -> Result<()> {
+        let layout = self.config.heads;
+        let mut steps = vec![HeadStep::default(); layout.num_kv_heads];
+        let groups = queries.chunks_exact(layout.group_size() * layout.head_dim);
+        for ((kv_head, step), queries) in steps.iter_mut().enumerate().zip(groups) {
+            if layer.reads_weights(kv_head) {
+                step.weights = plain_row_weights(layout, queries, layer.heads()[kv_head].rows())?;
+            }
+            layer.decide(kv_head, step);
+        }
+        layer.evict(&mut steps);
+        Ok(())
     }
 
     /// Logits `[vocab_size]` from the last hidden state `[1, hidden_size]`.

@@ -20,13 +20,14 @@ use super::linear::{Embedding, Linear};
 use super::rope::Rope;
 use crate::attention::HeadLayout;
 use crate::attention::decode::RANGE_ROWS;
-use crate::cache::AdaptiveKvCache;
+use crate::cache::{AdaptiveKvCache, HeadStep};
 use crate::error::{Error, Result};
-use crate::kernels::attend::attend_range;
+use crate::kernels::attend::{attend_range, row_weights};
 use crate::kernels::quant::{Activations, WeightMatrix};
 use crate::kernels::simd::InstructionSet;
 use crate::kernels::team::{SharedSlice, Team, Worker};
 use crate::kernels::vector::{self, instruction_set};
+use crate::tokens::TokenClass;
 
 /// Chunks of a phase for each thread: enough that a thread which was interrupted does not keep the others waiting.
 const CHUNKS_PER_THREAD: usize = 8;
@@ -109,6 +110,10 @@ struct Shared {
     angles: Vec<(f32, f32)>,
     /// `[layers]` lists of the ranges that a layer's heads are cut into, with the token that is about to be added.
     ranges: Vec<Vec<CacheRange>>,
+    /// `[layers]` lists of the heads of which rows may go, as a sequence and a KV head.
+    evicting: Vec<Vec<(usize, usize)>>,
+    /// `[batch, num_kv_heads]`
+    head_steps: Vec<HeadStep>,
 }
 
 /// Buffers of one thread.
@@ -193,9 +198,12 @@ impl StepModel {
             shared.qkv.resize(batch * width, 0.0);
             shared.activated.resize(batch * self.intermediate_size, 0.0);
             shared.ranges.resize(self.layers.len(), Vec::new());
-            for (layer, ranges) in shared.ranges.iter_mut().enumerate() {
+            shared.evicting.resize(self.layers.len(), Vec::new());
+            for (layer, (ranges, evicting)) in shared.ranges.iter_mut().zip(&mut shared.evicting).enumerate() {
                 cut_ranges(caches, layer, ranges);
+                find_evicting(caches, layer, evicting);
             }
+            shared.head_steps.resize(batch * layout.num_kv_heads, HeadStep::default());
             let ranges = shared.ranges.iter().map(Vec::len).max().unwrap_or(0);
             shared.partial.resize(ranges * layout.group_size() * layout.head_dim, 0.0);
             shared.max_and_sum.resize(ranges * layout.group_size(), (0.0, 0.0));
@@ -205,6 +213,7 @@ impl StepModel {
             }
             logits.resize(batch * self.lm_head.rows(), 0.0);
             let positions: Vec<usize> = caches.iter().map(|cache| cache.seen()).collect();
+            let classes: Vec<TokenClass> = caches.iter().zip(ids).map(|(cache, &id)| cache.class(id)).collect();
             #[expect(clippy::cast_possible_truncation)]
             let eps = config.rms_norm_eps as f32;
             let step = Step {
@@ -214,6 +223,7 @@ impl StepModel {
                 rope,
                 batch,
                 positions: &positions,
+                classes: &classes,
                 hidden: SharedSlice::new(&mut shared.hidden),
                 qkv: SharedSlice::new(&mut shared.qkv),
                 activated: SharedSlice::new(&mut shared.activated),
@@ -221,6 +231,8 @@ impl StepModel {
                 max_and_sum: SharedSlice::new(&mut shared.max_and_sum),
                 angles: &shared.angles,
                 ranges: &shared.ranges,
+                evicting: &shared.evicting,
+                head_steps: SharedSlice::new(&mut shared.head_steps),
                 caches: SharedSlice::new(caches),
                 logits: SharedSlice::new(logits),
                 failure: Mutex::new(None),
@@ -286,6 +298,15 @@ fn cut_ranges(caches: &[&mut AdaptiveKvCache], layer: usize, ranges: &mut Vec<Ca
     }
 }
 
+/// The heads of a layer of which rows may go.
+fn find_evicting(caches: &[&mut AdaptiveKvCache], layer: usize, evicting: &mut Vec<(usize, usize)>) {
+    evicting.clear();
+    for (sequence, cache) in caches.iter().enumerate() {
+        let layer = &cache.layers()[layer];
+        evicting.extend((0..layer.heads().len()).filter(|&kv_head| layer.evicts(kv_head)).map(|head| (sequence, head)));
+    }
+}
+
 /// What the threads of one step share.
 struct Step<'a, 'c> {
     model: &'a StepModel,
@@ -295,6 +316,8 @@ struct Step<'a, 'c> {
     batch: usize,
     /// `[batch]`
     positions: &'a [usize],
+    /// `[batch]`
+    classes: &'a [TokenClass],
     hidden: SharedSlice<'a, f32>,
     qkv: SharedSlice<'a, f32>,
     activated: SharedSlice<'a, f32>,
@@ -303,6 +326,9 @@ struct Step<'a, 'c> {
     angles: &'a [(f32, f32)],
     /// `[layers]`
     ranges: &'a [Vec<CacheRange>],
+    /// `[layers]`
+    evicting: &'a [Vec<(usize, usize)>],
+    head_steps: SharedSlice<'a, HeadStep>,
     caches: SharedSlice<'a, &'c mut AdaptiveKvCache>,
     logits: SharedSlice<'a, f32>,
     failure: Mutex<Option<Error>>,
@@ -327,7 +353,10 @@ impl Step<'_, '_> {
         for (index, layer) in self.model.layers.iter().enumerate() {
             self.project(set, layer, worker, own);
             worker.phase(self.batch, |sequence| self.rotate_and_append(index, sequence));
-            self.attend(set, index, worker);
+            self.attend(set, index, worker, own);
+            if !self.evicting[index].is_empty() {
+                worker.phase(self.batch, |sequence| self.evict(index, sequence));
+            }
             own.start_rows();
             each_chunk(worker, &layer.output, |rows| {
                 own.with_rows(|own| self.merge(index, own));
@@ -422,20 +451,28 @@ impl Step<'_, '_> {
         for query in queries {
             *query *= scale;
         }
-        let appended = cache.layer_mut(layer).and_then(|layer| layer.append(keys, values, self.positions[sequence]));
+        let appended = cache
+            .layer_mut(layer)
+            .and_then(|layer| layer.append_token(keys, values, self.positions[sequence], self.classes[sequence]));
         if let Err(error) = appended {
             self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         }
     }
 
-    /// Every head's range results.
-    fn attend(&self, set: InstructionSet, layer: usize, worker: &mut Worker<'_>) {
+    /// Every head's range results; and of heads that evict, what goes.
+    fn attend(&self, set: InstructionSet, layer: usize, worker: &mut Worker<'_>, own: &mut Own) {
         let HeadLayout { head_dim, .. } = self.layout;
         let group_size = self.layout.group_size();
         let group = group_size * head_dim;
         let width = self.qkv.len() / self.batch;
         let ranges = &self.ranges[layer];
-        worker.phase(ranges.len(), |index| {
+        let evicting = &self.evicting[layer];
+        worker.phase(evicting.len() + ranges.len(), |index| {
+            // These are the longer pieces of work.
+            let Some(index) = index.checked_sub(evicting.len()) else {
+                let (sequence, kv_head) = evicting[index];
+                return self.decide(set, layer, sequence, kv_head, own);
+            };
             let CacheRange { sequence, kv_head, rows, .. } = ranges[index].clone();
             let first = sequence * width + kv_head * group;
             // SAFETY: caches and queries were written in the phase before; each range is claimed once, and has a place of
@@ -451,6 +488,43 @@ impl Step<'_, '_> {
             let head = cache.layers()[layer].heads()[kv_head].rows();
             attend_range(set, head, rows, queries, out, max_and_sum);
         });
+    }
+
+    /// Which rows of a head go after this step.
+    fn decide(&self, set: InstructionSet, layer: usize, sequence: usize, kv_head: usize, own: &mut Own) {
+        let HeadLayout { head_dim, num_kv_heads, .. } = self.layout;
+        let group = self.layout.group_size() * head_dim;
+        let first = sequence * (self.qkv.len() / self.batch) + kv_head * group;
+        let index = sequence * num_kv_heads + kv_head;
+        // SAFETY: caches and queries were written in the phase before; each head is claimed once.
+        let (cache, queries, step) = unsafe {
+            (
+                &self.caches.read(sequence..sequence + 1)[0],
+                self.qkv.read(first..first + group),
+                &mut self.head_steps.write(index..index + 1)[0],
+            )
+        };
+        let layer = &cache.layers()[layer];
+        if layer.reads_weights(kv_head) {
+            row_weights(set, layer.heads()[kv_head].rows(), queries, &mut own.products, &mut step.weights);
+        }
+        layer.decide(kv_head, step);
+    }
+
+    /// Evicts what was decided for the heads of one sequence.
+    fn evict(&self, layer: usize, sequence: usize) {
+        let num_kv_heads = self.layout.num_kv_heads;
+        // SAFETY: each sequence is claimed once in this phase; nobody else looks at it.
+        let (cache, steps) = unsafe {
+            (
+                &mut self.caches.write(sequence..sequence + 1)[0],
+                self.head_steps.write(sequence * num_kv_heads..(sequence + 1) * num_kv_heads),
+            )
+        };
+        // The layer is there: it was attended to.
+        if let Ok(layer) = cache.layer_mut(layer) {
+            layer.evict(steps);
+        }
     }
 
     /// Puts the ranges of each head together, to the thread's own rows, `[batch, num_heads, head_dim]`.

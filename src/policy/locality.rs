@@ -18,9 +18,12 @@ impl Policy for Locality {
         "the last `locality_ratio` of the prompt"
     }
 
-    fn mark(&self, _facts: &HeadFacts<'_>, settings: &PolicySettings, keep: &mut [bool]) {
-        let start = keep.len() - ratio_count(settings.locality_ratio, keep.len());
-        keep[start..].fill(true);
+    fn mark(&self, facts: &HeadFacts<'_>, settings: &PolicySettings, keep: &mut [bool]) {
+        let len = facts.segment_len;
+        let start = facts.first_position + len - ratio_count(settings.locality_ratio, len);
+        for (keep, &position) in keep.iter_mut().zip(facts.positions) {
+            *keep |= position as usize >= start;
+        }
     }
 
     fn window(&self, prompt_len: usize, settings: &PolicySettings) -> Option<usize> {

@@ -29,14 +29,19 @@ pub use special::Special;
 /// Every policy that a configuration can name, in the default search order (paper, eq. 2).
 pub static POLICIES: &[&dyn Policy] = &[&Special, &Punctuation, &Frequency, &Locality, &Full];
 
-/// What a policy may know of one KV head after the prompt, or after a segment of a longer sequence.
+/// What a policy may know of the rows of one KV head: after a prompt, after a segment of a longer sequence, or after a
+/// decoding step, when some rows are gone.
 #[derive(Debug, Clone, Copy)]
 pub struct HeadFacts<'a> {
     /// Position of the first token of the segment: 0 for a prompt.
     pub first_position: usize,
-    /// `[n]` class of the token at each position of the segment.
+    /// Tokens of the segment, those included that the head holds no more: what ratios are of.
+    pub segment_len: usize,
+    /// `[n]` position of each row, in any order; all of the segment after a prompt.
+    pub positions: &'a [u32],
+    /// `[n]` class of the token of each row.
     pub classes: &'a [TokenClass],
-    /// `[n]` attention that each position received: column sums of the attention maps over all query rows and over the
+    /// `[n]` attention that each row received: column sums of the attention maps over all query rows and over the
     /// query heads of this KV head. Empty unless some policy of the search [needs them](Policy::needs_column_sums).
     pub column_sums: &'a [f32],
 }
@@ -60,9 +65,9 @@ pub trait Policy: Sync + std::fmt::Debug {
     /// What it keeps and which setting it reads, in one line for `--help`.
     fn summary(&self) -> &'static str;
 
-    /// Sets `keep[i]` for every token `i` of the segment that this policy keeps, and leaves the others as they are.
+    /// Sets `keep[i]` for every row `i` that this policy keeps, and leaves the others as they are.
     ///
-    /// * `keep`: `[n]`, as long as `facts.classes`
+    /// * `keep`: `[n]`, as long as `facts.positions`
     fn mark(&self, facts: &HeadFacts<'_>, settings: &PolicySettings, keep: &mut [bool]);
 
     /// Whether [`mark`](Self::mark) reads `facts.column_sums`.

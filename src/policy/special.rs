@@ -18,8 +18,8 @@ impl Policy for Special {
     }
 
     fn mark(&self, facts: &HeadFacts<'_>, settings: &PolicySettings, keep: &mut [bool]) {
-        for (position, (keep, class)) in (facts.first_position..).zip(keep.iter_mut().zip(facts.classes)) {
-            *keep |= class.special || position < settings.sink_tokens;
+        for ((keep, class), &position) in keep.iter_mut().zip(facts.classes).zip(facts.positions) {
+            *keep |= class.special || (position as usize) < settings.sink_tokens;
         }
     }
 }

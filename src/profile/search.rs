@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use super::budgeted::Budgeted;
-use super::stats::{HeadStats, LayerStats, MassRequest, StatsRequest};
+use super::eviction::Eviction;
+use super::stats::{HeadStats, LayerStats, MassRequest, StatsRequest, group_column_sums, split_settled};
 use crate::config::{AdaptiveConfig, Criterion, GroupReduction};
 use crate::error::{Error, Result};
 use crate::policy::HeadFacts;
@@ -49,8 +50,15 @@ impl<'a> Segment<'a> {
         self.classes.len().saturating_sub(self.recent)
     }
 
-    fn facts<'s>(&'s self, column_sums: &'s [f32]) -> HeadFacts<'s> {
-        HeadFacts { first_position: self.first_position, classes: self.classes, column_sums }
+    /// All positions, ascending.
+    fn all_positions(&self) -> Vec<u32> {
+        let first = u32::try_from(self.first_position).unwrap_or(u32::MAX);
+        (first..).take(self.len()).collect()
+    }
+
+    fn facts<'s>(&'s self, positions: &'s [u32], column_sums: &'s [f32]) -> HeadFacts<'s> {
+        let Self { first_position, classes, .. } = *self;
+        HeadFacts { first_position, segment_len: classes.len(), positions, classes, column_sums }
     }
 
     /// Absolute positions of the true entries, ascending.
@@ -104,6 +112,12 @@ impl Profiler {
         Budgeted::new(&self.config)
     }
 
+    /// What goes on evicting while tokens are generated; `None` if every new token is kept.
+    #[must_use]
+    pub fn eviction(&self) -> Option<Eviction> {
+        Eviction::new(&self.config)
+    }
+
     /// Whether [`choose`](Self::choose) may ask for a second pass over the prompt's rows.
     #[must_use]
     pub fn may_need_second_pass(&self) -> bool {
@@ -131,7 +145,7 @@ impl Profiler {
                 }
             }
             Criterion::MaxAbs => {
-                let levels = self.levels(&segment.facts(&[]));
+                let levels = self.levels(&segment.facts(&segment.all_positions(), &[]));
                 let masks = levels[..self.first_attention_level()].iter().map(|mask| as_numbers(mask)).collect();
                 StatsRequest { column_sums, mass: None, masks, recent, log_sums: false }
             }
@@ -163,8 +177,11 @@ impl Profiler {
             ));
         }
         let groups: Vec<&[HeadStats]> = stats.heads.chunks(stats.heads.len() / num_kv_heads).collect();
-        let levels: Vec<LevelMasks> =
-            groups.iter().map(|group| self.levels(&segment.facts(&group_column_sums(group, segment.len())))).collect();
+        let positions = segment.all_positions();
+        let levels: Vec<LevelMasks> = groups
+            .iter()
+            .map(|group| self.levels(&segment.facts(&positions, &group_column_sums(group, segment.len()))))
+            .collect();
 
         let values: Vec<Vec<f64>> = match self.config.criterion {
             Criterion::Mass => groups
@@ -212,7 +229,8 @@ impl Profiler {
         let settings = self.config.policy_settings();
         let policies = self.config.policies.policies();
         let column_sums = group_column_sums(group, segment.len());
-        let facts = segment.facts(&column_sums);
+        let positions = segment.all_positions();
+        let facts = segment.facts(&positions, &column_sums);
         #[expect(clippy::cast_precision_loss)]
         let rows = self.config.profile_rows.count(segment.num_rows()) as f64;
 
@@ -298,23 +316,6 @@ impl Profiler {
             take
         })
     }
-}
-
-/// Column sums of a KV head over a segment: those of its query heads added up; empty if not collected.
-fn group_column_sums(group: &[HeadStats], segment_len: usize) -> Vec<f32> {
-    let mut columns = group.iter().map(|head| split_settled(&head.column_sums, segment_len).1);
-    let mut sums = columns.next().map(<[f32]>::to_vec).unwrap_or_default();
-    for columns in columns {
-        for (sum, &value) in sums.iter_mut().zip(columns) {
-            *sum += value;
-        }
-    }
-    sums
-}
-
-/// Parts a head's columns into those of settled keys and those of the segment.
-fn split_settled(columns: &[f32], segment_len: usize) -> (&[f32], &[f32]) {
-    columns.split_at(columns.len().saturating_sub(segment_len))
 }
 
 fn as_numbers(mask: &[bool]) -> Vec<f32> {

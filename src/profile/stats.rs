@@ -242,4 +242,32 @@ impl LayerStats {
         let heads = num_keys.into_iter().map(|num_keys| HeadStats::new(&request, num_keys)).collect();
         Self { request, heads }
     }
+
+    /// `[num_kv_heads]` of `[segment_len]` what each position of the segment received in all, summed up over the query
+    /// heads of a KV head; empty lists if it was not collected.
+    ///
+    /// # Panics
+    /// If `num_kv_heads` is 0.
+    #[must_use]
+    pub fn received(&self, num_kv_heads: usize, segment_len: usize) -> Vec<Vec<f32>> {
+        let groups = self.heads.chunks((self.heads.len() / num_kv_heads).max(1));
+        groups.map(|group| group_column_sums(group, segment_len)).collect()
+    }
+}
+
+/// Column sums of a KV head over a segment: those of its query heads added up; empty if not collected.
+pub(super) fn group_column_sums(group: &[HeadStats], segment_len: usize) -> Vec<f32> {
+    let mut columns = group.iter().map(|head| split_settled(&head.column_sums, segment_len).1);
+    let mut sums = columns.next().map(<[f32]>::to_vec).unwrap_or_default();
+    for columns in columns {
+        for (sum, &value) in sums.iter_mut().zip(columns) {
+            *sum += value;
+        }
+    }
+    sums
+}
+
+/// Parts a head's columns into those of settled keys and those of the segment.
+pub(super) fn split_settled(columns: &[f32], segment_len: usize) -> (&[f32], &[f32]) {
+    columns.split_at(columns.len().saturating_sub(segment_len))
 }

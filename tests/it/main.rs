@@ -14,6 +14,7 @@ mod checkpoint;
 mod chunks;
 mod cli;
 mod conversation;
+mod eviction;
 mod golden;
 mod hub;
 mod kernels;

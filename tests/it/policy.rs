@@ -16,6 +16,7 @@ use proptest::prelude::*;
 /// What a policy is asked about: owned, so that proptest can make it.
 #[derive(Debug, Clone)]
 struct Case {
+    positions: Vec<u32>,
     classes: Vec<TokenClass>,
     column_sums: Vec<f32>,
     settings: PolicySettings,
@@ -24,8 +25,24 @@ struct Case {
 }
 
 impl Case {
+    fn empty() -> Self {
+        Self {
+            positions: Vec::new(),
+            classes: Vec::new(),
+            column_sums: Vec::new(),
+            settings: PolicySettings { frequency_ratio: 0.5, locality_ratio: 0.5, sink_tokens: 1 },
+            keep: Vec::new(),
+        }
+    }
+
     fn facts(&self) -> HeadFacts<'_> {
-        HeadFacts { first_position: 0, classes: &self.classes, column_sums: &self.column_sums }
+        HeadFacts {
+            first_position: 0,
+            segment_len: self.classes.len(),
+            positions: &self.positions,
+            classes: &self.classes,
+            column_sums: &self.column_sums,
+        }
     }
 
     fn marked(&self, policy: &dyn Policy, keep: &[bool]) -> Vec<bool> {
@@ -58,6 +75,7 @@ prop_compose! {
     ) -> Case {
         let classes = special.iter().zip(&punctuation);
         Case {
+            positions: (0..special.len() as u32).collect(),
             classes: classes.map(|(&special, &punctuation)| TokenClass { special, punctuation }).collect(),
             column_sums: sums.into_iter().map(f32::from).collect(),
             settings: PolicySettings { frequency_ratio, locality_ratio, sink_tokens },
@@ -355,6 +373,7 @@ fn ratios_that_floats_cannot_hold_stand_for_the_number_that_is_meant() {
 #[test]
 fn of_equal_sums_the_lower_positions_are_kept() {
     let case = Case {
+        positions: (0..8).collect(),
         classes: vec![TokenClass::default(); 8],
         column_sums: vec![1.0, 2.0, 1.0, 3.0, 1.0, 2.0, 2.0, 1.0],
         settings: PolicySettings { frequency_ratio: 0.375, locality_ratio: 0.0, sink_tokens: 0 },
@@ -367,7 +386,7 @@ fn of_equal_sums_the_lower_positions_are_kept() {
 fn an_empty_prompt_is_no_trouble() {
     let settings = PolicySettings { frequency_ratio: 1.0, locality_ratio: 1.0, sink_tokens: 4 };
     for policy in POLICIES {
-        policy.mark(&HeadFacts { first_position: 0, classes: &[], column_sums: &[] }, &settings, &mut []);
+        policy.mark(&Case::empty().facts(), &settings, &mut []);
         assert!(policy.window(0, &settings).is_none_or(|width| width == 0), "{}", policy.name());
     }
 }

@@ -1,11 +1,11 @@
 //! `h2o`: heavy hitters and recent positions, half of the budget each (Zhang et al., arXiv 2306.14048).
 
-use super::{ALWAYS, AttentionRows, Method, MethodFacts, MethodSettings, Needs};
+use super::{ALWAYS, AttentionRows, EvictRows, Method, MethodFacts, MethodSettings, Needs, StepAttention, StepFacts};
 
 /// Keeps the last half of the budget (the larger one if it is odd), and of the others the positions that received most
 /// attention over all rows.
 ///
-/// This is the choice after a prompt; the paper goes on evicting while tokens are generated.
+/// With `"decode": "evict"` it goes on so while tokens are generated, as the paper does.
 #[derive(Debug)]
 pub struct H2o;
 
@@ -24,9 +24,30 @@ impl Method for H2o {
 
     fn scores(&self, facts: &MethodFacts<'_>, _settings: &MethodSettings) -> Vec<f32> {
         let mut scores = facts.attention.to_vec();
-        scores[facts.len - facts.budget.div_ceil(2)..].fill(ALWAYS);
+        scores[facts.len - recent(facts.budget)..].fill(ALWAYS);
         scores
     }
+
+    fn eviction(&self) -> Option<&dyn EvictRows> {
+        Some(self)
+    }
+}
+
+impl EvictRows for H2o {
+    fn attention(&self) -> StepAttention {
+        StepAttention::Received
+    }
+
+    fn scores(&self, facts: &StepFacts<'_>, _settings: &MethodSettings) -> Vec<f32> {
+        let first_recent = facts.seen.saturating_sub(recent(facts.budget));
+        let score = |(&position, &attention)| if position as usize >= first_recent { ALWAYS } else { attention };
+        facts.positions.iter().zip(facts.attention).map(score).collect()
+    }
+}
+
+/// How many of a budget are the last positions.
+fn recent(budget: usize) -> usize {
+    budget.div_ceil(2)
 }
 
 #[cfg(test)]

@@ -5,8 +5,7 @@
 //! method is one new file here and one line in [`METHODS`]: the configuration, `--help` and the contract tests take it
 //! from the registry.
 //!
-//! Since a method needs nothing but facts, the same scores could be asked for again while tokens are generated; that is not
-//! done yet.
+//! Some methods also say which row goes for each token that is generated ([`EvictRows`]).
 //!
 //! Not for: the search of `fastgen`, which has a threshold and no budget (see [`crate::profile::search`]).
 
@@ -152,6 +151,41 @@ impl MethodSettings {
     pub const DEFAULT: Self = Self { sink_tokens: 4, observation_window: 64, pool_kernel: 5, seed: 0 };
 }
 
+/// What tells which row goes while tokens are generated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StepAttention {
+    /// No attention.
+    None,
+    /// What each row has received since the prompt began, summed up over the query heads of the KV head.
+    Received,
+    /// What each row receives from the newest token, summed up over all query heads of the layer.
+    Newest,
+}
+
+/// What a method may know of the rows that one KV head holds after a decoding step, the newest token's included; rows that
+/// were settled before the last prompt are no part of it.
+#[derive(Debug, Clone, Copy)]
+pub struct StepFacts<'a> {
+    /// `[n]` position of each row, in any order.
+    pub positions: &'a [u32],
+    /// Tokens given so far: one more than the newest token's position.
+    pub seen: usize,
+    /// How many of the rows stay: as many as the head kept of the prompt.
+    pub budget: usize,
+    /// `[n]` attention as [`StepAttention`] says; else empty.
+    pub attention: &'a [f32],
+}
+
+/// How a method goes on evicting while tokens are generated. The number of rows stays that of the prompt; positions are
+/// never renumbered.
+pub trait EvictRows: Sync + std::fmt::Debug {
+    /// What it reads.
+    fn attention(&self) -> StepAttention;
+
+    /// The score of every row after a decoding step, `[n]`: the lowest go; of equal scores the higher position.
+    fn scores(&self, facts: &StepFacts<'_>, settings: &MethodSettings) -> Vec<f32>;
+}
+
 /// One way to tell what a position is worth.
 pub trait Method: Sync + std::fmt::Debug {
     /// The name in configurations and logs.
@@ -178,6 +212,11 @@ pub trait Method: Sync + std::fmt::Debug {
     /// The score of every position of the segment, `[n]`: the higher, the sooner it is kept; [`ALWAYS`] before all
     /// others. Of equal scores the lower position is kept. No score is NaN unless a fact is.
     fn scores(&self, facts: &MethodFacts<'_>, settings: &MethodSettings) -> Vec<f32>;
+
+    /// How it goes on while tokens are generated; `None` if it says nothing about that.
+    fn eviction(&self) -> Option<&dyn EvictRows> {
+        None
+    }
 }
 
 /// Finds a method by its name in configurations.

@@ -1,6 +1,6 @@
 //! `streaming_llm`: attention sinks and the most recent positions (Xiao et al., arXiv 2309.17453).
 
-use super::{ALWAYS, Method, MethodFacts, MethodSettings};
+use super::{ALWAYS, EvictRows, Method, MethodFacts, MethodSettings, StepAttention, StepFacts};
 
 /// Keeps the first `sink_tokens` positions of the sequence, and of the others the last.
 ///
@@ -25,6 +25,24 @@ impl Method for StreamingLlm {
         let sinks = facts.num_sinks(settings.sink_tokens);
         #[expect(clippy::cast_precision_loss)] // a segment of 2^24 tokens is far beyond any context
         (0..facts.len).map(|index| if index < sinks { ALWAYS } else { index as f32 }).collect()
+    }
+
+    fn eviction(&self) -> Option<&dyn EvictRows> {
+        Some(self)
+    }
+}
+
+impl EvictRows for StreamingLlm {
+    fn attention(&self) -> StepAttention {
+        StepAttention::None
+    }
+
+    fn scores(&self, facts: &StepFacts<'_>, settings: &MethodSettings) -> Vec<f32> {
+        let score = |position: u32| {
+            #[expect(clippy::cast_precision_loss)] // 2^24 tokens are far beyond any context
+            if (position as usize) < settings.sink_tokens { ALWAYS } else { position as f32 }
+        };
+        facts.positions.iter().copied().map(score).collect()
     }
 }
 

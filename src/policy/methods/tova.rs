@@ -1,6 +1,6 @@
 //! `tova`: what the last token attends to (Oren et al., arXiv 2401.06104).
 
-use super::{ALWAYS, AttentionRows, Method, MethodFacts, MethodSettings, Needs};
+use super::{ALWAYS, AttentionRows, EvictRows, Method, MethodFacts, MethodSettings, Needs, StepAttention, StepFacts};
 
 /// Keeps the positions that the prompt's last row attends to most, on average over the query heads of the layer, so that
 /// all heads of a layer keep the same. The last position is always kept.
@@ -26,6 +26,21 @@ impl Method for Tova {
             *last = ALWAYS;
         }
         scores
+    }
+
+    fn eviction(&self) -> Option<&dyn EvictRows> {
+        Some(self)
+    }
+}
+
+impl EvictRows for Tova {
+    fn attention(&self) -> StepAttention {
+        StepAttention::Newest
+    }
+
+    fn scores(&self, facts: &StepFacts<'_>, _settings: &MethodSettings) -> Vec<f32> {
+        let score = |(&position, &attention)| if position as usize + 1 == facts.seen { ALWAYS } else { attention };
+        facts.positions.iter().zip(facts.attention).map(score).collect()
     }
 }
 

@@ -26,7 +26,8 @@ fn a_wrong_configuration_is_refused_by_key_and_file() {
     key(r#"{"policies": ["specail", "full"]}"#).names("`policies`").names("specail");
     key(r#"{"criterion": "maximum"}"#).names("`criterion`").names("max_abs");
     key(r#"{"sink_tokens": -1}"#).names("`sink_tokens`").names("-1");
-    key(r#"{"decode": "evict"}"#).names("`decode`").hints("append");
+    key(r#"{"decode": "keep"}"#).names("`decode`").names("evict");
+    key(r#"{"decode": "evict", "method": "snapkv"}"#).names("`snapkv`").names("`tova`").hints("append");
     key(r#"{"gqa": "mean"}"#).names("`gqa`").hints("mass");
     key(r#"{"method": "snap"}"#).names("`method`").names("snap").names("`snapkv`");
     key(r#"{"kept_ratio": 0.5}"#).names("`kept_ratio`").names("fastgen").hints("recovery_threshold");

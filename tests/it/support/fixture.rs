@@ -166,6 +166,31 @@ impl Fixture {
         first_rounded: usize,
         format: GgmlDType,
     ) -> Tensor {
+        let (kv_heads, len) = (self.size("num_key_value_heads"), ids.len());
+        let mut visible = |layer: usize, _scores: &[Vec<f32>]| -> Vec<Vec<bool>> {
+            let sees = |kv_head: usize, row: usize, column: usize| {
+                let sees = |decision: &Decision| {
+                    let decided = decision.segment.contains(&column) && row >= decision.segment.end;
+                    !decided || decision.kept[layer][kv_head].contains(&u32::try_from(column).unwrap())
+                };
+                column <= row && decisions.iter().all(sees)
+            };
+            let of_head = |kv_head| (0..len * len).map(|index| sees(kv_head, index / len, index % len)).collect();
+            (0..kv_heads).map(of_head).collect()
+        };
+        self.dense_logits_where(ids, &mut visible, first_rounded, format)
+    }
+
+    /// As [`dense_logits_over`](Self::dense_logits_over), where it is told from a layer's scores what rows see.
+    ///
+    /// * `visible`: called for one layer after the other
+    pub fn dense_logits_where(
+        &self,
+        ids: &[u32],
+        visible: &mut Visibility<'_>,
+        first_rounded: usize,
+        format: GgmlDType,
+    ) -> Tensor {
         let (heads, kv_heads) = (self.size("num_attention_heads"), self.size("num_key_value_heads"));
         let (head_dim, len) = (self.size("head_dim"), ids.len());
         let eps = self.config["rms_norm_eps"].as_f64().unwrap();
@@ -201,24 +226,23 @@ impl Fixture {
             let q = rotate(linear(&normed, &name("self_attn.q_proj")), heads);
             let k = rotate(linear(&normed, &name("self_attn.k_proj")), kv_heads);
             let v = linear(&normed, &name("self_attn.v_proj")).reshape((len, kv_heads, head_dim)).unwrap();
+            let scores: Vec<Tensor> = (0..heads)
+                .map(|head| {
+                    let scale = 1.0 / (head_dim as f64).sqrt();
+                    let (q, k) = (q.i(head).unwrap(), k.i(head / (heads / kv_heads)).unwrap());
+                    let product = |k: Tensor| (q.matmul(&k.t().unwrap()).unwrap() * scale).unwrap();
+                    by_row(product(k.clone()), product(round(&k)))
+                })
+                .collect();
+            let numbers: Vec<Vec<f32>> =
+                scores.iter().map(|scores| scores.flatten_all().unwrap().to_vec1().unwrap()).collect();
+            let visible = visible(layer, &numbers);
             let mut outs = Vec::new();
-            for head in 0..heads {
+            for (head, scores) in scores.into_iter().enumerate() {
                 let kv_head = head / (heads / kv_heads);
-                let scale = 1.0 / (head_dim as f64).sqrt();
-                let (q, k) = (q.i(head).unwrap(), k.i(kv_head).unwrap());
                 let v = v.i((.., kv_head)).unwrap().contiguous().unwrap();
-                let product = |k: Tensor| (q.matmul(&k.t().unwrap()).unwrap() * scale).unwrap();
-                let scores = by_row(product(k.clone()), product(round(&k)));
-                let visible = |row: usize, column: usize| {
-                    let sees = |decision: &Decision| {
-                        let decided = decision.segment.contains(&column) && row >= decision.segment.end;
-                        !decided || decision.kept[layer][kv_head].contains(&u32::try_from(column).unwrap())
-                    };
-                    column <= row && decisions.iter().all(sees)
-                };
-                let mask: Vec<f32> = (0..len * len)
-                    .map(|index| if visible(index / len, index % len) { 0.0 } else { f32::NEG_INFINITY })
-                    .collect();
+                let mask: Vec<f32> =
+                    visible[kv_head].iter().map(|&sees| if sees { 0.0 } else { f32::NEG_INFINITY }).collect();
                 let scores = (scores + Tensor::from_vec(mask, (len, len), &Device::Cpu).unwrap()).unwrap();
                 let weights = candle_nn::ops::softmax(&scores, D::Minus1).unwrap();
                 outs.push(by_row(weights.matmul(&v).unwrap(), weights.matmul(&round(&v)).unwrap()));
@@ -249,6 +273,10 @@ impl Fixture {
         (table(f64::cos), table(f64::sin))
     }
 }
+
+/// Given a layer and `[heads]` of its `[seq_len, seq_len]` scores, `[kv_heads]` of `[seq_len, seq_len]`: whether a row
+/// sees a column.
+pub type Visibility<'a> = dyn FnMut(usize, &[Vec<f32>]) -> Vec<Vec<bool>> + 'a;
 
 /// What a profile kept of a segment of positions; rows behind the segment see nothing else of it.
 pub struct Decision {

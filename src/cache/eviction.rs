@@ -1,0 +1,215 @@
+//! What a layer notes of its rows while tokens are generated, so that rows can go one by one.
+//!
+//! Rows go by [`HeadCache::swap_remove`]: the last row takes the place of one that goes, and the notes follow. So a step
+//! moves as many rows as it evicts, however many there are.
+//!
+//! Not for: telling which rows go (see [`Eviction`]).
+
+use super::head::growth;
+use super::{HeadCache, LayerSummary};
+use crate::error::{Error, Result};
+use crate::kernels::vector::{self, instruction_set};
+use crate::policy::methods::StepAttention;
+use crate::profile::{Eviction, HeldRows, Segment};
+use crate::tokens::TokenClass;
+
+/// One head's part in a decoding step. Buffers are kept from step to step.
+#[derive(Debug, Clone, Default)]
+pub struct HeadStep {
+    /// `[rows]` weights of the newest token's attention, summed up over the head's query group; empty if the head does not
+    /// [read them](super::LayerCacheManager::reads_weights).
+    pub weights: Vec<f32>,
+    /// Rows that go, descending.
+    evicted: Vec<usize>,
+}
+
+/// A layer's heads, all of which follow one rule.
+#[derive(Debug, Clone)]
+pub(super) struct LayerEviction {
+    eviction: Eviction,
+    /// Position of the first token of the last prompt.
+    first_position: usize,
+    /// `[num_kv_heads]`
+    heads: Vec<WatchedHead>,
+}
+
+/// What is noted of one head's rows from `first_row` on; those before were settled when the last prompt came.
+#[derive(Debug, Clone)]
+struct WatchedHead {
+    level: usize,
+    /// Rows that the head kept of the prompt.
+    budget: usize,
+    /// `None` if nothing ever goes.
+    attention: Option<StepAttention>,
+    first_row: usize,
+    /// `[rows]` what each row has received, if that tells what goes; else empty.
+    received: Vec<f32>,
+    /// `[rows]`, if classes tell what goes; else empty.
+    classes: Vec<TokenClass>,
+}
+
+impl LayerEviction {
+    /// Starts with what a prompt left.
+    ///
+    /// * `past`: `[num_kv_heads]` rows before the prompt's
+    /// * `received`: `[num_kv_heads]` of `[segment_len]` column sums of the prompt's rows; empty where none were collected
+    pub fn new(
+        eviction: &Eviction,
+        segment: Segment<'_>,
+        past: &[usize],
+        summary: &LayerSummary,
+        received: &[Vec<f32>],
+    ) -> Result<Self> {
+        let mut heads = Vec::with_capacity(summary.heads.len());
+        for ((summary, &first_row), received) in summary.heads.iter().zip(past).zip(received) {
+            let level = summary.level.unwrap_or_default();
+            let attention = eviction.attention(level);
+            let index = |position: &u32| *position as usize - segment.first_position;
+            let reads_received = attention == Some(StepAttention::Received);
+            if reads_received && received.len() != segment.len() {
+                return Err(Error::shape("what a prompt's positions received", segment.len(), received.len()));
+            }
+            let of_kept = |wanted: bool| if wanted { &summary.positions[..] } else { &[] };
+            heads.push(WatchedHead {
+                level,
+                budget: summary.positions.len(),
+                attention,
+                first_row,
+                received: of_kept(reads_received).iter().map(|position| received[index(position)]).collect(),
+                classes: of_kept(attention.is_some() && eviction.reads_classes())
+                    .iter()
+                    .map(|position| segment.classes[index(position)])
+                    .collect(),
+            });
+        }
+        Ok(Self { eviction: eviction.clone(), first_position: segment.first_position, heads })
+    }
+
+    /// Bytes that are allocated for notes.
+    pub fn allocated(&self) -> usize {
+        let bytes = |head: &WatchedHead| {
+            head.received.capacity() * size_of::<f32>() + head.classes.capacity() * size_of::<TokenClass>()
+        };
+        self.heads.iter().map(bytes).sum()
+    }
+
+    /// Which attention tells what goes of a head; `None` if nothing does.
+    pub fn attention(&self, kv_head: usize) -> Option<StepAttention> {
+        self.heads.get(kv_head).and_then(|head| head.attention)
+    }
+
+    /// Whether a head holds one row more during a step and never more than that.
+    pub fn holds_budget(&self) -> bool {
+        self.eviction.holds_budget()
+    }
+
+    /// Notes a token that every head has got.
+    pub fn push(&mut self, class: TokenClass) {
+        let holds_budget = self.holds_budget();
+        for head in &mut self.heads {
+            if head.attention == Some(StepAttention::Received) {
+                push(&mut head.received, 0.0, holds_budget);
+            }
+            if head.attention.is_some() && self.eviction.reads_classes() {
+                push(&mut head.classes, class, holds_budget);
+            }
+        }
+    }
+
+    /// Which rows of a head go, if its own facts tell.
+    ///
+    /// * `seen`: tokens given so far
+    /// * `step`: with the weights, if the head reads them; what was received earlier is added to them
+    pub fn decide(&self, kv_head: usize, cache: &HeadCache, seen: usize, step: &mut HeadStep) {
+        step.evicted.clear();
+        let head = &self.heads[kv_head];
+        let attention = match head.attention {
+            None | Some(StepAttention::Newest) => return,
+            Some(StepAttention::None) => &[],
+            Some(StepAttention::Received) => {
+                let weights = &mut step.weights[head.first_row..];
+                vector::add_assign(instruction_set(), weights, &head.received);
+                &*weights
+            }
+        };
+        let rows = self.rows(head, cache, seen, attention);
+        let evicted = self.eviction.evicted(head.level, head.budget, rows);
+        step.evicted.extend(evicted.into_iter().map(|row| head.first_row + row));
+    }
+
+    fn rows<'a>(&self, head: &'a WatchedHead, cache: &'a HeadCache, seen: usize, attention: &'a [f32]) -> HeldRows<'a> {
+        HeldRows {
+            first_position: self.first_position,
+            seen,
+            positions: &cache.positions()[head.first_row..],
+            classes: &head.classes,
+            attention,
+        }
+    }
+
+    /// Evicts what was decided, and what all heads' weights together tell.
+    ///
+    /// * `steps`: `[num_kv_heads]`
+    pub fn apply(&mut self, caches: &mut [HeadCache], seen: usize, steps: &mut [HeadStep]) {
+        self.decide_together(caches, seen, steps);
+        for ((head, cache), step) in self.heads.iter_mut().zip(caches).zip(steps) {
+            if head.attention.is_none() {
+                continue; // it has not decided
+            }
+            if head.attention == Some(StepAttention::Received) {
+                head.received.copy_from_slice(&step.weights[head.first_row..]);
+            }
+            for &row in &step.evicted {
+                cache.swap_remove(row);
+                remove(&mut head.received, row - head.first_row);
+                remove(&mut head.classes, row - head.first_row);
+            }
+            if !step.evicted.is_empty() {
+                cache.trim();
+                trim(&mut head.received);
+                trim(&mut head.classes);
+            }
+        }
+    }
+
+    /// Where the attention of all heads tells what goes, all heads hold the same positions, in the same order.
+    fn decide_together(&self, caches: &[HeadCache], seen: usize, steps: &mut [HeadStep]) {
+        let (Some(head), Some(cache)) = (self.heads.first(), caches.first()) else { return };
+        if head.attention != Some(StepAttention::Newest) {
+            return;
+        }
+        debug_assert!(caches.iter().all(|other| other.positions() == cache.positions()));
+        let Some((first, others)) = steps.split_first_mut() else { return };
+        for other in &*others {
+            vector::add_assign(instruction_set(), &mut first.weights, &other.weights);
+        }
+        let rows = self.rows(head, cache, seen, &first.weights[head.first_row..]);
+        first.evicted = self.eviction.evicted(head.level, head.budget, rows);
+        first.evicted.iter_mut().for_each(|row| *row += head.first_row);
+        for other in others {
+            other.evicted.clone_from(&first.evicted);
+        }
+    }
+}
+
+/// Adds a note; a full buffer grows as a head's rows do.
+fn push<T>(notes: &mut Vec<T>, note: T, holds_budget: bool) {
+    if notes.len() == notes.capacity() {
+        notes.reserve_exact(if holds_budget { 1 } else { growth(notes.len()) });
+    }
+    notes.push(note);
+}
+
+/// Takes out the note of a row, if there are notes.
+fn remove<T>(notes: &mut Vec<T>, row: usize) {
+    if row < notes.len() {
+        notes.swap_remove(row);
+    }
+}
+
+/// Gives back what is allocated if it is much more than what the next tokens need.
+fn trim<T>(notes: &mut Vec<T>) {
+    if notes.capacity() - notes.len() > 2 * growth(notes.len()) {
+        notes.shrink_to_fit();
+    }
+}
