@@ -1,7 +1,7 @@
 //! One head's keys and values in the cache's storage format, grown with bounded slack.
 //!
 //! Rows are rounded once, when they are written; what is kept of them later is moved as it is stored. Keys lie in tiles
-//! of 16 rows, and quantised values in pairs of rows (see [`crate::kernels::tiles`]), as attention reads them.
+//! of 16 rows, and quantised values in fours of rows (see [`crate::kernels::tiles`]), as attention reads them.
 //!
 //! Not for: knowing which positions the rows belong to (see [`HeadCache`](super::HeadCache)).
 
@@ -12,7 +12,7 @@ use half::slice::HalfFloatSliceExt;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::kernels::attend::{BlockRows, FloatRows, HeadRows, Stored};
+use crate::kernels::attend::{BlockRows, FOUR, FloatRows, HeadRows, Stored};
 use crate::kernels::blocks::{BLOCK, BlockFormat, Q4_0, Q8_0};
 use crate::kernels::tiles::{Tiles, place};
 use crate::kernels::vector::MAX_HEAD_DIM;
@@ -250,9 +250,9 @@ impl<T: Float> Floats<T> {
 /// Keys and values as quantised blocks.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Blocks<Q> {
-    keys: Tiled<[u8; 2], TILE>,
+    keys: Tiled<[u8; FOUR], TILE>,
     key_scales: Tiled<f16, TILE>,
-    values: Tiled<u8, 2>,
+    values: Tiled<u8, FOUR>,
     value_scales: Tiled<f16, TILE>,
     format: PhantomData<Q>,
 }
@@ -261,7 +261,7 @@ impl<Q: BlockFormat> Blocks<Q> {
     fn new(head_dim: usize) -> Self {
         let blocks = head_dim / BLOCK;
         Self {
-            keys: Tiled::new(blocks * Q::BYTES / 2),
+            keys: Tiled::new(blocks * Q::BYTES / FOUR),
             key_scales: Tiled::new(blocks),
             values: Tiled::new(blocks * Q::BYTES),
             value_scales: Tiled::new(blocks),
@@ -288,7 +288,7 @@ impl<Q: BlockFormat> Blocks<Q> {
                 f16::ZERO,
             );
         }
-        self.keys.push(|out| push::<Q>(key, &mut self.key_scales, out.as_flattened_mut()), [0; 2]);
+        self.keys.push(|out| push::<Q>(key, &mut self.key_scales, out.as_flattened_mut()), [0; FOUR]);
         self.values.push(|out| push::<Q>(value, &mut self.value_scales, out), 0);
     }
 

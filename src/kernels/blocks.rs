@@ -15,7 +15,7 @@ pub(crate) trait BlockFormat: Copy + std::fmt::Debug + PartialEq + Send + Sync +
     /// Bytes of a block's quants.
     const BYTES: usize;
 
-    /// Chunks of sixteen pairs of bytes that make up twice sixteen pairs of quants.
+    /// Chunks of sixteen groups of four bytes that make up twice sixteen groups of quants.
     const CHUNKS: usize = Self::BYTES / 16;
 
     /// What is subtracted from a quant before it is scaled.
@@ -29,17 +29,18 @@ pub(crate) trait BlockFormat: Copy + std::fmt::Debug + PartialEq + Send + Sync +
     /// What a block's quants and scale mean.
     fn dequantize(quants: &[u8], scale: f16) -> [f32; BLOCK];
 
-    /// Of which two numbers of a block the quants of pair `pair` are, where pairs are taken in the order in which
-    /// [`widen`](Self::widen) gives the pairs of bytes of a row.
-    fn pair(pair: usize) -> [usize; 2];
-
-    /// The quants of a step as numbers, twice sixteen pairs; the offset is not subtracted.
+    /// Of which four numbers of a block the quants of each group of a step are, as the index of the four.
     ///
-    /// * `quants`: chunks of sixteen pairs of bytes, [`CHUNKS`](Self::CHUNKS) for each step
-    fn widen<L: Lanes>(quants: &[[[u8; 2]; LANES]], step: usize) -> [L::Pairs; 2];
+    /// * `step`: below 4
+    fn fours(step: usize) -> [usize; 2];
+
+    /// The quants of a step, twice sixteen groups of four; the offset is not subtracted.
+    ///
+    /// * `quants`: chunks of sixteen groups of four bytes, [`CHUNKS`](Self::CHUNKS) for each step
+    fn unpack<L: Lanes>(quants: &[[[u8; 4]; LANES]], step: usize) -> [L::Quants; 2];
 }
 
-/// 8 bits a number, 34 bytes a block.
+/// 8 bits a number, 34 bytes a block: bytes hold what ggml's do and 128 more, so that they have no sign.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Q8_0;
 
@@ -49,32 +50,32 @@ pub(crate) struct Q4_0;
 
 impl BlockFormat for Q8_0 {
     const BYTES: usize = BLOCK;
-    const OFFSET: i32 = 0;
+    const OFFSET: i32 = 128;
 
-    #[expect(clippy::cast_possible_truncation)] // in -127..=127
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // in 1..=255
     fn quantize(numbers: &[f32; BLOCK], quants: &mut [u8]) -> f16 {
         let largest = numbers.iter().fold(0.0_f32, |largest, number| largest.max(number.abs()));
         let scale = largest / 127.0;
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
         for (quant, number) in quants.iter_mut().zip(numbers) {
-            *quant = ((number * inverse).round() as i8).cast_unsigned();
+            *quant = ((number * inverse).round() + 128.0) as u8;
         }
         finite_or_nan(numbers, scale)
     }
 
     fn dequantize(quants: &[u8], scale: f16) -> [f32; BLOCK] {
         let scale = scale.to_f32();
-        std::array::from_fn(|number| f32::from(quants[number].cast_signed()) * scale)
+        std::array::from_fn(|number| (f32::from(quants[number]) - 128.0) * scale)
     }
 
     #[inline(always)]
-    fn pair(pair: usize) -> [usize; 2] {
-        [2 * pair, 2 * pair + 1]
+    fn fours(step: usize) -> [usize; 2] {
+        [2 * step, 2 * step + 1]
     }
 
     #[inline(always)]
-    fn widen<L: Lanes>(quants: &[[[u8; 2]; LANES]], step: usize) -> [L::Pairs; 2] {
-        [L::pairs_i8(&quants[2 * step]), L::pairs_i8(&quants[2 * step + 1])]
+    fn unpack<L: Lanes>(quants: &[[[u8; 4]; LANES]], step: usize) -> [L::Quants; 2] {
+        [L::bytes(&quants[2 * step]), L::bytes(&quants[2 * step + 1])]
     }
 }
 
@@ -104,15 +105,13 @@ impl BlockFormat for Q4_0 {
     }
 
     #[inline(always)]
-    fn pair(pair: usize) -> [usize; 2] {
-        // A pair of bytes gives a pair of lower halves and then one of upper halves.
-        let first = pair / 2 * 2 + pair % 2 * (BLOCK / 2);
-        [first, first + 1]
+    fn fours(step: usize) -> [usize; 2] {
+        [step, step + BLOCK / 8]
     }
 
     #[inline(always)]
-    fn widen<L: Lanes>(quants: &[[[u8; 2]; LANES]], step: usize) -> [L::Pairs; 2] {
-        L::pairs_u4(&quants[step])
+    fn unpack<L: Lanes>(quants: &[[[u8; 4]; LANES]], step: usize) -> [L::Quants; 2] {
+        L::nibbles(&quants[step])
     }
 }
 

@@ -15,12 +15,21 @@ pub(crate) const LANES: usize = 16;
 /// Below this, `exp` would leave the normal numbers.
 const LEAST_EXPONENT: f32 = -87.3;
 
+/// Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
+const ROUND: f32 = 12_582_912.0;
+
+/// The largest factor: two digits of 8 bits with a sign hold it, and less than it with either sign.
+pub(crate) const LARGEST_FACTOR: f32 = 32_512.0;
+
+/// Four whole numbers of 16 bits, as some [`Lanes::add_products`] needs them.
+pub(crate) type Factors = [u32; 2];
+
 /// Sixteen f32 in registers.
 pub(crate) trait Lanes: Copy {
-    /// Sixteen i32.
-    type Ints: Copy;
-    /// Sixteen pairs of i16.
-    type Pairs: Copy;
+    /// Sixteen sums of products in the making.
+    type Sums: Copy;
+    /// Sixteen groups of four quants, each of 8 bits without a sign.
+    type Quants: Copy;
 
     /// Sums that stay in registers beside what is added to them.
     const ACCUMULATORS: usize;
@@ -45,17 +54,22 @@ pub(crate) trait Lanes: Copy {
     fn power_of_two(self) -> Self;
     /// 0 where `condition` is below `limit`, the value elsewhere, also where `condition` is not a number.
     fn zero_below(self, condition: Self, limit: f32) -> Self;
-    /// Rounds to i16, to nearest even; values must fit.
-    fn store_i16(self, target: &mut [i16; LANES]);
+    /// Multiplies by a factor, rounds to whole numbers, to nearest even, and writes these for
+    /// [`add_products`](Self::add_products), four in each target; what the bits there mean is this type's own.
+    ///
+    /// Products must be at most [`LARGEST_FACTOR`]. Returns the whole numbers.
+    fn store_factors(self, factor: Self, target: &mut [Factors; LANES / 4]) -> Self;
 
-    fn ints(value: i32) -> Self::Ints;
-    fn from_ints(ints: Self::Ints) -> Self;
-    /// Sixteen pairs of signed bytes.
-    fn pairs_i8(source: &[[u8; 2]; LANES]) -> Self::Pairs;
-    /// The lower and the upper four bits of sixteen pairs of bytes, each as 0..16.
-    fn pairs_u4(source: &[[u8; 2]; LANES]) -> [Self::Pairs; 2];
-    /// Adds `pairs[lane][0] * factors[0] + pairs[lane][1] * factors[1]` to each lane.
-    fn add_products(sums: Self::Ints, pairs: Self::Pairs, factors: [i16; 2]) -> Self::Ints;
+    /// Sums that start with a whole number.
+    fn sums(start: i32) -> Self::Sums;
+    /// Sixteen groups of four bytes.
+    fn bytes(source: &[[u8; 4]; LANES]) -> Self::Quants;
+    /// The lower and the upper four bits of sixteen groups of four bytes.
+    fn nibbles(source: &[[u8; 4]; LANES]) -> [Self::Quants; 2];
+    /// Adds the products of each lane's four quants with four factors.
+    fn add_products(sums: Self::Sums, quants: Self::Quants, factors: &Factors) -> Self::Sums;
+    /// The sums as floats.
+    fn total(sums: Self::Sums) -> Self;
 
     /// `exp` of values that are not above 0, to about two units in the last place; 0 where it would leave the normal
     /// numbers. The same approximation as that of [`super::vector::softmax`].
@@ -63,8 +77,6 @@ pub(crate) trait Lanes: Copy {
     fn exp_nonpositive(self) -> Self {
         const LN2_HIGH: f32 = 0.693_359_4; // 355/512: exact products with small integers
         const LN2_LOW: f32 = -2.121_944_4e-4; // ln(2) - LN2_HIGH
-        /// Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
-        const ROUND: f32 = 12_582_912.0;
         const TAYLOR: [f32; 7] = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
 
         // In this order what is not a number stays none.
@@ -92,8 +104,8 @@ impl Portable {
 }
 
 impl Lanes for Portable {
-    type Ints = [i32; LANES];
-    type Pairs = [[i16; 2]; LANES];
+    type Sums = [i32; LANES];
+    type Quants = [[u8; 4]; LANES];
 
     const ACCUMULATORS: usize = 3;
 
@@ -175,42 +187,58 @@ impl Lanes for Portable {
 
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation)] // promised to fit
-    fn store_i16(self, target: &mut [i16; LANES]) {
-        *target = self.0.map(|value| value.round_ties_even() as i16);
+    fn store_factors(self, factor: Self, target: &mut [Factors; LANES / 4]) -> Self {
+        let rounded = Self(self.mul(factor).0.map(f32::round_ties_even));
+        for (target, numbers) in target.iter_mut().zip(rounded.0.as_chunks::<4>().0) {
+            let [a, b, c, d] = numbers.map(|number| number as i16);
+            *target = [join(a, c), join(b, d)];
+        }
+        rounded
     }
 
     #[inline(always)]
-    fn ints(value: i32) -> Self::Ints {
-        [value; LANES]
+    fn sums(start: i32) -> Self::Sums {
+        [start; LANES]
+    }
+
+    #[inline(always)]
+    fn bytes(source: &[[u8; 4]; LANES]) -> Self::Quants {
+        *source
+    }
+
+    #[inline(always)]
+    fn nibbles(source: &[[u8; 4]; LANES]) -> [Self::Quants; 2] {
+        [source.map(|bytes| bytes.map(|byte| byte & 15)), source.map(|bytes| bytes.map(|byte| byte >> 4))]
+    }
+
+    #[inline(always)]
+    fn add_products(sums: Self::Sums, quants: Self::Quants, factors: &Factors) -> Self::Sums {
+        let ([a, c], [b, d]) = (split(factors[0]), split(factors[1]));
+        let factors = [a, b, c, d];
+        std::array::from_fn(|lane| {
+            let products = quants[lane].iter().zip(factors);
+            products.fold(sums[lane], |sum, (&quant, factor)| sum + i32::from(quant) * i32::from(factor))
+        })
     }
 
     #[inline(always)]
     #[expect(clippy::cast_precision_loss)] // rounds, as the vector instructions do
-    fn from_ints(ints: Self::Ints) -> Self {
-        Self(ints.map(|value| value as f32))
+    fn total(sums: Self::Sums) -> Self {
+        Self(sums.map(|sum| sum as f32))
     }
+}
 
-    #[inline(always)]
-    fn pairs_i8(source: &[[u8; 2]; LANES]) -> Self::Pairs {
-        source.map(|pair| pair.map(|byte| i16::from(byte.cast_signed())))
-    }
+/// Two numbers as one, the first in the lower half.
+#[inline(always)]
+fn join(first: i16, second: i16) -> u32 {
+    u32::from(first.cast_unsigned()) | u32::from(second.cast_unsigned()) << 16
+}
 
-    #[inline(always)]
-    fn pairs_u4(source: &[[u8; 2]; LANES]) -> [Self::Pairs; 2] {
-        [
-            source.map(|pair| pair.map(|byte| i16::from(byte & 15))),
-            source.map(|pair| pair.map(|byte| i16::from(byte >> 4))),
-        ]
-    }
-
-    #[inline(always)]
-    fn add_products(sums: Self::Ints, pairs: Self::Pairs, factors: [i16; 2]) -> Self::Ints {
-        let [first, second] = factors.map(i32::from);
-        std::array::from_fn(|lane| {
-            let [a, b] = pairs[lane].map(i32::from);
-            sums[lane] + a * first + b * second
-        })
-    }
+/// What [`join`] has put together.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation)] // halves
+fn split(joined: u32) -> [i16; 2] {
+    [(joined as u16).cast_signed(), ((joined >> 16) as u16).cast_signed()]
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -225,14 +253,7 @@ mod x86 {
     use half::f16;
 
     use super::super::simd::each;
-    use super::{LANES, Lanes};
-
-    /// Two factors as the 32 bits that are repeated in every lane.
-    #[inline(always)]
-    fn pair_bits(factors: [i16; 2]) -> i32 {
-        let ([a, b], [c, d]) = (factors[0].to_le_bytes(), factors[1].to_le_bytes());
-        i32::from_le_bytes([a, b, c, d])
-    }
+    use super::{Factors, LANES, Lanes, ROUND};
 
     // In both: arrays and vectors that are transmuted into each other have one size and no invalid bits, and loads and
     // stores go through references to arrays of the vector's size.
@@ -249,8 +270,9 @@ mod x86 {
     }
 
     impl Lanes for Avx2 {
-        type Ints = [__m256i; 2];
-        type Pairs = [__m256i; 2];
+        type Sums = [__m256i; 2];
+        /// Every second byte of the groups, and the ones between, as 16 bits.
+        type Quants = [[__m256i; 2]; 2];
 
         const ACCUMULATORS: usize = 6;
 
@@ -362,87 +384,101 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn store_i16(self, target: &mut [i16; LANES]) {
+        fn store_factors(self, factor: Self, target: &mut [Factors; LANES / 4]) -> Self {
             // SAFETY: see the top of the module. Packing works within halves: the permutation restores the order.
             unsafe {
-                let packed = _mm256_packs_epi32(_mm256_cvtps_epi32(self.0[0]), _mm256_cvtps_epi32(self.0[1]));
-                *target = transmute::<__m256i, [i16; LANES]>(_mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
+                let whole = each!(2 of self.mul(factor).0, |number| _mm256_cvtps_epi32(number));
+                let packed = _mm256_packs_epi32(whole[0], whole[1]);
+                let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
+                // Of each four numbers the second and the third change places.
+                let low = _mm256_shufflelo_epi16::<0b11_01_10_00>(packed);
+                let both = _mm256_shufflehi_epi16::<0b11_01_10_00>(low);
+                *target = transmute::<__m256i, [Factors; LANES / 4]>(both);
+                Self(each!(2 of whole, |whole| _mm256_cvtepi32_ps(whole)))
             }
         }
 
         #[inline(always)]
-        fn ints(value: i32) -> Self::Ints {
+        fn sums(start: i32) -> Self::Sums {
             // SAFETY: the caller has AVX2.
-            [unsafe { _mm256_set1_epi32(value) }; 2]
+            [unsafe { _mm256_set1_epi32(start) }; 2]
         }
 
         #[inline(always)]
-        fn from_ints(ints: Self::Ints) -> Self {
-            // SAFETY: the caller has AVX2.
-            Self(each!(2 of ints, |ints| unsafe { _mm256_cvtepi32_ps(ints) }))
-        }
-
-        #[inline(always)]
-        fn pairs_i8(source: &[[u8; 2]; LANES]) -> Self::Pairs {
+        fn bytes(source: &[[u8; 4]; LANES]) -> Self::Quants {
             // SAFETY: see the top of the module.
             unsafe {
-                each!(2 of transmute::<[[u8; 2]; LANES], [__m128i; 2]>(*source), |bytes| _mm256_cvtepi8_epi16(bytes))
-            }
-        }
-
-        #[inline(always)]
-        fn pairs_u4(source: &[[u8; 2]; LANES]) -> [Self::Pairs; 2] {
-            // SAFETY: see the top of the module.
-            unsafe {
-                let bytes = transmute::<[[u8; 2]; LANES], [__m128i; 2]>(*source);
-                let bytes = each!(2 of bytes, |bytes| _mm256_cvtepu8_epi16(bytes));
+                let bytes = transmute::<[[u8; 4]; LANES], [__m256i; 2]>(*source);
                 [
-                    each!(2 of bytes, |bytes| _mm256_and_si256(bytes, _mm256_set1_epi16(15))),
-                    each!(2 of bytes, |bytes| _mm256_srli_epi16::<4>(bytes)),
+                    each!(2 of bytes, |bytes| _mm256_and_si256(bytes, _mm256_set1_epi16(0xff))),
+                    each!(2 of bytes, |bytes| _mm256_srli_epi16::<8>(bytes)),
                 ]
             }
         }
 
         #[inline(always)]
-        fn add_products(sums: Self::Ints, pairs: Self::Pairs, factors: [i16; 2]) -> Self::Ints {
-            // SAFETY: the caller has AVX2.
+        fn nibbles(source: &[[u8; 4]; LANES]) -> [Self::Quants; 2] {
+            // SAFETY: see the top of the module.
             unsafe {
-                let factors = _mm256_set1_epi32(pair_bits(factors));
+                let bytes = transmute::<[[u8; 4]; LANES], [__m256i; 2]>(*source);
+                let low = _mm256_set1_epi16(15);
                 [
-                    _mm256_add_epi32(sums[0], _mm256_madd_epi16(pairs[0], factors)),
-                    _mm256_add_epi32(sums[1], _mm256_madd_epi16(pairs[1], factors)),
+                    [
+                        each!(2 of bytes, |bytes| _mm256_and_si256(bytes, low)),
+                        each!(2 of bytes, |bytes| _mm256_and_si256(_mm256_srli_epi16::<8>(bytes), low)),
+                    ],
+                    [
+                        each!(2 of bytes, |bytes| _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), low)),
+                        each!(2 of bytes, |bytes| _mm256_srli_epi16::<12>(bytes)),
+                    ],
                 ]
             }
         }
-    }
 
-    /// Adds products of pairs of i16 to i32.
-    ///
-    /// As assembly, because the compiler takes the intrinsic apart into a multiplication and an addition where it thinks
-    /// that latency counts; throughput does here.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512vnni")]
-    fn multiply_pairs(mut sums: __m512i, a: __m512i, b: __m512i) -> __m512i {
-        // SAFETY: arithmetic on registers, of an instruction that the feature promises.
-        unsafe {
-            std::arch::asm!(
-                "vpdpwssd {sums}, {a}, {b}",
-                sums = inout(zmm_reg) sums,
-                a = in(zmm_reg) a,
-                b = in(zmm_reg) b,
-                options(pure, nomem, nostack, preserves_flags)
-            );
+        #[inline(always)]
+        fn add_products(sums: Self::Sums, quants: Self::Quants, factors: &Factors) -> Self::Sums {
+            // SAFETY: the caller has AVX2.
+            unsafe {
+                let [even, odd] = each!(2 of factors, |factors| _mm256_set1_epi32(factors.cast_signed()));
+                let sum = |half: usize| {
+                    let products = _mm256_madd_epi16(quants[0][half], even);
+                    let sum = _mm256_add_epi32(sums[half], products);
+                    _mm256_add_epi32(sum, _mm256_madd_epi16(quants[1][half], odd))
+                };
+                [sum(0), sum(1)]
+            }
         }
-        sums
+
+        #[inline(always)]
+        fn total(sums: Self::Sums) -> Self {
+            // SAFETY: the caller has AVX2.
+            Self(each!(2 of sums, |sums| unsafe { _mm256_cvtepi32_ps(sums) }))
+        }
     }
 
-    /// AVX-512 F, BW, DQ and VL; for `add_products` also VNNI.
+    /// Where the digits of four numbers of 32 bits are: the second byte of each, and then the first.
+    const DIGIT_ORDER: [u8; 64] = {
+        let mut order = [0; 64];
+        let mut at = 0_u8;
+        while at < 32 {
+            let number = at / 8 * 4 + at % 4;
+            order[at as usize] = number * 4 + if at % 8 < 4 { 1 } else { 0 };
+            at += 1;
+        }
+        order
+    };
+
+    /// The sign bits of the lower digits of four numbers.
+    const LOWER_SIGNS: [u8; 8] = [0, 0, 0, 0, 0x80, 0x80, 0x80, 0x80];
+
+    /// AVX-512 F, BW, DQ and VL; for products of quants also VBMI and VNNI.
     #[derive(Clone, Copy)]
     pub(in super::super) struct Avx512(__m512);
 
     impl Lanes for Avx512 {
-        type Ints = __m512i;
-        type Pairs = __m512i;
+        /// Of the factors' higher digits, and of the lower ones.
+        type Sums = [__m512i; 2];
+        type Quants = __m512i;
 
         const ACCUMULATORS: usize = 24;
 
@@ -537,42 +573,58 @@ mod x86 {
         }
 
         #[inline(always)]
-        fn store_i16(self, target: &mut [i16; LANES]) {
-            // SAFETY: see the top of the module.
-            *target = unsafe { transmute::<__m256i, [i16; LANES]>(_mm512_cvtepi32_epi16(_mm512_cvtps_epi32(self.0))) };
-        }
-
-        #[inline(always)]
-        fn ints(value: i32) -> Self::Ints {
-            // SAFETY: the caller has AVX-512.
-            unsafe { _mm512_set1_epi32(value) }
-        }
-
-        #[inline(always)]
-        fn from_ints(ints: Self::Ints) -> Self {
-            // SAFETY: the caller has AVX-512.
-            Self(unsafe { _mm512_cvtepi32_ps(ints) })
-        }
-
-        #[inline(always)]
-        fn pairs_i8(source: &[[u8; 2]; LANES]) -> Self::Pairs {
-            // SAFETY: see the top of the module.
-            unsafe { _mm512_cvtepi8_epi16(transmute::<[[u8; 2]; LANES], __m256i>(*source)) }
-        }
-
-        #[inline(always)]
-        fn pairs_u4(source: &[[u8; 2]; LANES]) -> [Self::Pairs; 2] {
-            // SAFETY: see the top of the module.
+        fn store_factors(self, factor: Self, target: &mut [Factors; LANES / 4]) -> Self {
+            // SAFETY: see the top of the module; the caller has AVX-512 VBMI.
             unsafe {
-                let bytes = _mm512_cvtepu8_epi16(transmute::<[[u8; 2]; LANES], __m256i>(*source));
-                [_mm512_and_si512(bytes, _mm512_set1_epi16(15)), _mm512_srli_epi16::<4>(bytes)]
+                // The addend leaves the whole number and 128 in the lowest bits: the second byte is the higher digit,
+                // rounded, and the first the lower one, with its sign the other way round.
+                let addend = _mm512_set1_ps(ROUND + 128.0);
+                let moved = _mm512_fmadd_ps(self.0, factor.0, addend);
+                let order = transmute::<[u8; 64], __m512i>(DIGIT_ORDER);
+                let digits = _mm512_castsi512_si256(_mm512_permutexvar_epi8(order, _mm512_castps_si512(moved)));
+                let digits = _mm256_xor_si256(digits, _mm256_set1_epi64x(i64::from_le_bytes(LOWER_SIGNS)));
+                *target = transmute::<__m256i, [Factors; LANES / 4]>(digits);
+                Self(_mm512_sub_ps(moved, addend))
             }
         }
 
         #[inline(always)]
-        fn add_products(sums: Self::Ints, pairs: Self::Pairs, factors: [i16; 2]) -> Self::Ints {
+        fn sums(start: i32) -> Self::Sums {
+            // SAFETY: the caller has AVX-512.
+            unsafe { [_mm512_setzero_si512(), _mm512_set1_epi32(start)] }
+        }
+
+        #[inline(always)]
+        fn bytes(source: &[[u8; 4]; LANES]) -> Self::Quants {
+            // SAFETY: see the top of the module.
+            unsafe { transmute::<[[u8; 4]; LANES], __m512i>(*source) }
+        }
+
+        #[inline(always)]
+        fn nibbles(source: &[[u8; 4]; LANES]) -> [Self::Quants; 2] {
+            // SAFETY: see the top of the module.
+            unsafe {
+                let bytes = transmute::<[[u8; 4]; LANES], __m512i>(*source);
+                let low = _mm512_set1_epi8(15);
+                [_mm512_and_si512(bytes, low), _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low)]
+            }
+        }
+
+        #[inline(always)]
+        fn add_products(sums: Self::Sums, quants: Self::Quants, factors: &Factors) -> Self::Sums {
             // SAFETY: the caller has AVX-512 and VNNI.
-            unsafe { multiply_pairs(sums, pairs, _mm512_set1_epi32(pair_bits(factors))) }
+            unsafe {
+                [
+                    _mm512_dpbusd_epi32(sums[0], quants, _mm512_set1_epi32(factors[0].cast_signed())),
+                    _mm512_dpbusd_epi32(sums[1], quants, _mm512_set1_epi32(factors[1].cast_signed())),
+                ]
+            }
+        }
+
+        #[inline(always)]
+        fn total(sums: Self::Sums) -> Self {
+            // SAFETY: the caller has AVX-512.
+            unsafe { Self(_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<8>(sums[0]), sums[1]))) }
         }
     }
 }

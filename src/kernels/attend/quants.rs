@@ -1,0 +1,273 @@
+//! Rows of quantised blocks: products are sums of integers.
+//!
+//! Query rows and weights are rounded to 16 bits of the largest in their block, which adds less than a hundredth of the
+//! error that the stored 8 bits have. Four neighbours of a stored row or column, a byte each, are multiplied at a time.
+
+use std::marker::PhantomData;
+
+use half::f16;
+
+use super::{BLOCK_ROWS, MAX_GROUP, Rows};
+use crate::kernels::blocks::{BLOCK, BlockFormat};
+use crate::kernels::lanes::{Factors, LANES, LARGEST_FACTOR, Lanes};
+use crate::kernels::tiles::Tiles;
+use crate::kernels::vector::MAX_HEAD_DIM;
+
+/// Blocks of the longest row.
+const MAX_BLOCKS: usize = MAX_HEAD_DIM / BLOCK;
+
+/// Numbers, or rows, that are multiplied together.
+pub(crate) const FOUR: usize = 4;
+
+/// Steps in which [`BlockFormat::unpack`] goes through a block, two groups of four at a time.
+const STEPS: usize = BLOCK / (2 * FOUR);
+
+/// Keys and values as quantised blocks. Keys are tiles of fours of bytes; values are fours of rows, byte by byte.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BlockRows<'a, Q> {
+    pub keys: Tiles<'a, [u8; FOUR], LANES>,
+    pub key_scales: Tiles<'a, f16, LANES>,
+    pub values: Tiles<'a, u8, FOUR>,
+    pub value_scales: Tiles<'a, f16, LANES>,
+    pub format: PhantomData<Q>,
+}
+
+/// Numbers of a block, or weights of a block's rows, as whole numbers of 16 bits.
+#[derive(Clone, Copy)]
+struct Rounded {
+    /// What a whole number is worth; not a number if one of them was not finite.
+    scale: f32,
+    /// What the format's offset adds up to, negated.
+    offset: i32,
+}
+
+/// Rounds numbers, sixteen at a time.
+///
+/// * `factors`: overwritten, as many as there are numbers
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation)] // whole numbers, at most 128 of 16 bits
+fn round<L: Lanes, Q: BlockFormat>(numbers: &[L], factors: &mut [[Factors; LANES / FOUR]]) -> Rounded {
+    let (mut largest, mut not_finite) = (L::splat(0.0), L::splat(0.0));
+    for number in numbers {
+        largest = number.abs().max(largest);
+        not_finite = number.mul_add(L::splat(0.0), not_finite);
+    }
+    let largest = largest.largest();
+    // The reciprocal of less would not be finite; so small numbers add nothing to any sum.
+    let (factor, scale) =
+        if largest < 1e-30 { (0.0, 0.0) } else { (LARGEST_FACTOR / largest, largest / LARGEST_FACTOR) };
+    let mut sum = L::splat(0.0);
+    for (number, factors) in numbers.iter().zip(factors) {
+        sum = sum.add(number.store_factors(L::splat(factor), factors));
+    }
+    // What is not a number stays none, whatever the sums are.
+    let scale = scale + not_finite.sum();
+    Rounded { scale, offset: if scale.is_nan() { 0 } else { -Q::OFFSET * sum.sum() as i32 } }
+}
+
+/// Query rows as whole numbers, block by block.
+pub(super) struct BlockQueries {
+    /// `[GROUP][head_dim / 32]` of the two fours of each step.
+    factors: [[[[Factors; 2]; STEPS]; MAX_BLOCKS]; MAX_GROUP],
+    /// `[GROUP][head_dim / 32]`
+    rounded: [[Rounded; MAX_BLOCKS]; MAX_GROUP],
+}
+
+impl<Q: BlockFormat> BlockRows<'_, Q> {
+    /// Scales of block `block` of the values of `count` rows from `first` on; 0 for other rows.
+    #[inline(always)]
+    fn value_scales<L: Lanes>(&self, block: usize, first: usize, count: usize) -> [f32; BLOCK_ROWS] {
+        let mut scales = [0.0; BLOCK_ROWS];
+        for (chunk, scales) in scales.as_chunks_mut().0.iter_mut().enumerate().take(count.div_ceil(LANES)) {
+            let row = first + chunk * LANES;
+            if row + LANES <= self.len() {
+                L::load_f16(&self.value_scales.tile(row / LANES)[block]).store(scales);
+            } else {
+                for (lane, scale) in scales.iter_mut().enumerate().take(self.len() - row) {
+                    *scale = self.value_scales.number(row + lane, block).to_f32();
+                }
+            }
+        }
+        scales[count..].fill(0.0);
+        scales
+    }
+
+    /// Dequantises a row.
+    ///
+    /// * `quants`: `[blocks * BYTES]`
+    /// * `scale`: of each block
+    #[inline(always)]
+    fn dequantize(quants: &[u8], scale: impl Fn(usize) -> f16, out: &mut [f32]) {
+        let blocks = out.as_chunks_mut::<BLOCK>().0.iter_mut().zip(quants.chunks_exact(Q::BYTES));
+        for (block, (out, quants)) in blocks.enumerate() {
+            *out = Q::dequantize(quants, scale(block));
+        }
+    }
+}
+
+impl<Q: BlockFormat> Rows for BlockRows<'_, Q> {
+    type Prepared = BlockQueries;
+
+    const NEEDS_VNNI: bool = true;
+
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.key_scales.len
+    }
+
+    #[inline(always)]
+    fn key(&self, row: usize, out: &mut [f32]) {
+        let mut quants = [[0; FOUR]; MAX_HEAD_DIM / FOUR];
+        self.keys.copy_row(row, &mut quants);
+        Self::dequantize(quants.as_flattened(), |block| self.key_scales.number(row, block), out);
+    }
+
+    #[inline(always)]
+    fn value(&self, row: usize, out: &mut [f32]) {
+        let mut quants = [0; MAX_HEAD_DIM];
+        self.values.copy_row(row, &mut quants);
+        Self::dequantize(&quants, |block| self.value_scales.number(row, block), out);
+    }
+
+    #[inline(always)]
+    fn prepare<L: Lanes>(queries: &[f32], head_dim: usize) -> BlockQueries {
+        let mut prepared = BlockQueries {
+            factors: [[[[[0; 2]; 2]; STEPS]; MAX_BLOCKS]; MAX_GROUP],
+            rounded: [[Rounded { scale: 0.0, offset: 0 }; MAX_BLOCKS]; MAX_GROUP],
+        };
+        for (group, query) in queries.chunks_exact(head_dim).enumerate().take(MAX_GROUP) {
+            for (block, numbers) in query.as_chunks::<BLOCK>().0.iter().enumerate() {
+                let [first, second] = [0, 1].map(|half| &numbers.as_chunks::<LANES>().0[half]);
+                let mut fours = [[[0; 2]; LANES / FOUR]; BLOCK / LANES];
+                prepared.rounded[group][block] = round::<L, Q>(&[L::load(first), L::load(second)], &mut fours);
+                for (step, factors) in prepared.factors[group][block].iter_mut().enumerate() {
+                    *factors = Q::fours(step).map(|four| fours.as_flattened()[four]);
+                }
+            }
+        }
+        prepared
+    }
+
+    #[inline(always)]
+    fn fetch_ahead(&self, tile: usize) {
+        let size = LANES * self.values.width;
+        fetch(self.values.numbers, tile * size, size);
+        fetch(self.keys.numbers.as_flattened(), (tile + BLOCK_ROWS / LANES) * size, size);
+    }
+
+    #[inline(always)]
+    fn score_tiles<L: Lanes, const GROUP: usize, const TILES: usize>(
+        &self,
+        first: usize,
+        _queries: &[f32],
+        prepared: &BlockQueries,
+    ) -> [[L; GROUP]; TILES] {
+        let mut scores = [[L::splat(0.0); GROUP]; TILES];
+        let tiles: [_; TILES] =
+            std::array::from_fn(|tile| (self.keys.tile(first + tile), self.key_scales.tile(first + tile)));
+        for block in 0..self.key_scales.width.min(MAX_BLOCKS) {
+            let mut sums = [[L::sums(0); GROUP]; TILES];
+            for sums in &mut sums {
+                for (sum, rounded) in sums.iter_mut().zip(&prepared.rounded) {
+                    *sum = L::sums(rounded[block].offset);
+                }
+            }
+            for step in 0..STEPS {
+                for (sums, (quants, _)) in sums.iter_mut().zip(tiles) {
+                    let quants = &quants[block * (Q::BYTES / FOUR)..(block + 1) * (Q::BYTES / FOUR)];
+                    let [low, high] = Q::unpack::<L>(quants, step);
+                    for (sum, factors) in sums.iter_mut().zip(&prepared.factors) {
+                        *sum = L::add_products(*sum, low, &factors[block][step][0]);
+                        *sum = L::add_products(*sum, high, &factors[block][step][1]);
+                    }
+                }
+            }
+            for ((scores, sums), (_, scales)) in scores.iter_mut().zip(sums).zip(tiles) {
+                let scale = L::load_f16(&scales[block]);
+                for group in 0..GROUP {
+                    let sum = L::total(sums[group]).mul(L::splat(prepared.rounded[group][block].scale));
+                    scores[group] = sum.mul_add(scale, scores[group]);
+                }
+            }
+        }
+        scores
+    }
+
+    #[inline(always)]
+    fn add_values<L: Lanes, const GROUP: usize>(
+        &self,
+        first: usize,
+        count: usize,
+        weights: &[[f32; BLOCK_ROWS]; GROUP],
+        factors: [f32; GROUP],
+        out: &mut [f32],
+    ) {
+        let head_dim = self.value_scales.width * BLOCK;
+        // Rows behind the last four are stored one by one; the last four may reach beyond the range.
+        let in_fours = count.min(self.len() / FOUR * FOUR - first);
+        let chunks = self.values.width / LANES; // of sixteen columns, in four rows
+        let fours = in_fours.div_ceil(FOUR).min(BLOCK_ROWS / FOUR);
+        let quants = self.values.numbers.as_chunks::<FOUR>().0.as_chunks::<LANES>().0;
+        let quants = &quants[first / FOUR * chunks..][..fours * chunks];
+        for block in 0..head_dim / BLOCK {
+            let scales = self.value_scales::<L>(block, first, in_fours);
+            let mut rounded_weights = [[[[0; 2]; LANES / FOUR]; BLOCK_ROWS / LANES]; GROUP];
+            let mut undo = [L::splat(0.0); GROUP];
+            let mut sums = [[L::sums(0); 2]; GROUP];
+            for group in 0..GROUP {
+                let mut scaled = [L::splat(0.0); BLOCK_ROWS / LANES];
+                let both = weights[group].as_chunks().0.iter().zip(scales.as_chunks().0);
+                // What lies behind the range is not a weight.
+                for (scaled, (weights, scales)) in scaled.iter_mut().zip(both).take(in_fours.div_ceil(LANES)) {
+                    *scaled = L::load(weights).mul(L::load(scales));
+                }
+                let rounded = round::<L, Q>(&scaled, &mut rounded_weights[group]);
+                undo[group] = L::splat(rounded.scale);
+                sums[group] = [L::sums(rounded.offset); 2];
+            }
+            for four in 0..fours {
+                let quants = Q::unpack::<L>(&quants[four * chunks + block * Q::CHUNKS..][..Q::CHUNKS], 0);
+                for (sums, weights) in sums.iter_mut().zip(&rounded_weights) {
+                    for (sum, &quants) in sums.iter_mut().zip(&quants) {
+                        *sum = L::add_products(*sum, quants, &weights.as_flattened()[four]);
+                    }
+                }
+            }
+            for group in 0..GROUP {
+                let out = &mut out[group * head_dim + block * BLOCK..][..BLOCK];
+                for (out, sum) in out.as_chunks_mut().0.iter_mut().zip(sums[group]) {
+                    let old = L::load(out).mul(L::splat(factors[group]));
+                    L::total(sum).mul_add(undo[group], old).store(out);
+                }
+            }
+        }
+        for row in in_fours..count {
+            let mut value = [0.0; MAX_HEAD_DIM];
+            self.value(first + row, &mut value[..head_dim]);
+            for group in 0..GROUP {
+                let weight = weights[group][row];
+                for (out, value) in out[group * head_dim..][..head_dim].iter_mut().zip(value) {
+                    *out += weight * value;
+                }
+            }
+        }
+    }
+}
+
+/// Starts to fetch `count` numbers from number `first` on into the second-level cache, if there are so many.
+#[inline(always)]
+fn fetch<T>(numbers: &[T], first: usize, count: usize) {
+    /// Bytes that are fetched together.
+    const LINE: usize = 64;
+    #[cfg(target_arch = "x86_64")]
+    if let Some(numbers) = numbers.get(first..first + count) {
+        let start = numbers.as_ptr().cast::<i8>();
+        for at in (0..size_of_val(numbers)).step_by(LINE) {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            // SAFETY: every processor of this architecture has it, and it reads nothing that a program could notice.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(at)) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (numbers, first, count, LINE);
+}
