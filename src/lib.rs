@@ -9,6 +9,7 @@
 //!
 //! | module | what it is for |
 //! |---|---|
+//! | [`tune`] | the configuration that a limit allows |
 //! | [`bench`](mod@bench) | speed and memory, measured case by case |
 //! | [`eval`] | what a smaller cache costs, on text and in tasks |
 //! | [`report`], [`plot`], [`fidelity`] | tables, log lines, JSON; pictures; agreement of two runs |
@@ -42,5 +43,6 @@ pub mod profile;
 pub mod report;
 pub mod tokenizer;
 pub mod tokens;
+pub mod tune;
 
 pub use error::{Error, Result};

@@ -9,6 +9,7 @@ use adaptive_kvcache::config::{Budget, FASTGEN, parse_size};
 use adaptive_kvcache::generate::{GenerationOptions, SamplingOptions};
 use adaptive_kvcache::model::PrefillOptions;
 use adaptive_kvcache::policy::{METHODS, POLICIES};
+use adaptive_kvcache::tune::Limit;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -40,6 +41,9 @@ pub enum Command {
     /// Measures what a smaller cache costs: on text against the full cache, and in tasks
     #[command(args_override_self = true, allow_negative_numbers = true)]
     Eval(EvalArgs),
+    /// Finds the configuration that a limit on divergence or size allows, and writes it as a file
+    #[command(args_override_self = true, allow_negative_numbers = true)]
+    Tune(TuneArgs),
     /// Shows what a model file holds, and what its KV cache needs at each context
     Inspect(InspectArgs),
 }
@@ -237,6 +241,14 @@ fn share(text: &str, accept: impl Fn(f64) -> bool, expected: &str) -> Result<f64
     text.parse().ok().filter(|&value: &f64| accept(value)).ok_or_else(|| format!("expected a number {expected}"))
 }
 
+fn divergence(text: &str) -> Result<f64, String> {
+    share(text, |value| value.is_finite() && value > 0.0, "above 0")
+}
+
+fn kept_share(text: &str) -> Result<f64, String> {
+    share(text, |value| value > 0.0 && value <= 1.0, "above 0, and at most 1")
+}
+
 fn depth(text: &str) -> Result<f64, String> {
     share(text, |value| (0.0..=1.0).contains(&value), "in 0..=1")
 }
@@ -422,8 +434,9 @@ pub struct BenchArgs {
     pub plot: Option<PathBuf>,
 }
 
+/// What caches are measured on: the model, and the windows of a text.
 #[derive(Debug, Args)]
-pub struct EvalArgs {
+pub struct MeasureArgs {
     /// Model: a file in GGUF format, a folder, or a hub id (owner/name[@revision][:file.gguf])
     #[arg(long, value_name = "PATH", env = "MODEL_PATH")]
     pub model: PathBuf,
@@ -436,33 +449,56 @@ pub struct EvalArgs {
     /// Text that is compressed and scored, and that tasks hide facts in [default: chapters of a novel]
     #[arg(long, value_name = "PATH")]
     pub text: Option<PathBuf>,
-    /// Caches: `full`, `fastgen` (the paper's setting), or the path of a configuration (JSON)
-    #[arg(long, value_name = "CONFIG,..", value_delimiter = ',', default_value = "full,fastgen")]
-    pub configs: Vec<String>,
-    /// Numbers of the caches
-    #[arg(long, value_enum, value_name = "DTYPE,..", value_delimiter = ',', default_value = "f16")]
-    pub kv_dtype: Vec<CacheDtype>,
     /// Numbers of the full cache that all are compared with
     #[arg(long, value_enum, value_name = "DTYPE", default_value_t = CacheDtype::F16)]
     pub full_kv_dtype: CacheDtype,
-    /// Shares of the prompt to keep, for configurations that take a budget
-    #[arg(long, value_name = "R,..", value_delimiter = ',', value_parser = kept_ratio)]
-    pub kept_ratio: Vec<f64>,
-    /// Sizes to keep, such as 64MB, for configurations that take a budget; a bare number is MB
-    #[arg(long, value_name = "SIZE,..", value_delimiter = ',', value_parser = parse_size)]
-    pub kv_budget: Vec<usize>,
     /// Tokens of a window that are compressed
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = positive)]
     pub prompt_tokens: usize,
     /// Tokens behind them that are scored; the first is left out, since it comes from the exact prompt
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = positive)]
     pub score_tokens: usize,
-    /// Windows of the text, one behind the other; 0 for tasks only
+    /// Windows of the text, one behind the other; 0, with `eval`, for tasks and prompts only
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub windows: usize,
     /// Tokens of the text before the first window
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub offset_tokens: usize,
+    /// The most prompt rows that go through a layer at a time: fewer need less memory, more are faster
+    #[arg(long, value_name = "N", default_value_t = PrefillOptions::DEFAULT_CHUNK)]
+    pub prefill_chunk: NonZeroUsize,
+}
+
+/// The files of a measurement.
+#[derive(Debug, Args)]
+pub struct FileArgs {
+    /// Write the rows to a JSON file, anew after each
+    #[arg(long, value_name = "PATH")]
+    pub json: Option<PathBuf>,
+    /// Write the rows to a file of comma-separated values, anew after each
+    #[arg(long, value_name = "PATH")]
+    pub csv: Option<PathBuf>,
+    /// Draw what was measured against memory, as PNG
+    #[arg(long, value_name = "PATH")]
+    pub plot: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    #[command(flatten)]
+    pub measure: MeasureArgs,
+    /// Caches: `full`, `fastgen` (the paper's setting), `replay`, or the path of a configuration (JSON)
+    #[arg(long, value_name = "CONFIG,..", value_delimiter = ',', default_value = "full,fastgen")]
+    pub configs: Vec<String>,
+    /// Numbers of the caches
+    #[arg(long, value_enum, value_name = "DTYPE,..", value_delimiter = ',', default_value = "f16")]
+    pub kv_dtype: Vec<CacheDtype>,
+    /// Shares of the prompt to keep, for configurations that take a budget
+    #[arg(long, value_name = "R,..", value_delimiter = ',', value_parser = kept_ratio)]
+    pub kept_ratio: Vec<f64>,
+    /// Sizes to keep, such as 64MB, for configurations that take a budget; a bare number is MB
+    #[arg(long, value_name = "SIZE,..", value_delimiter = ',', value_parser = parse_size)]
+    pub kv_budget: Vec<usize>,
     /// Tokens of each cache's own greedy text that are compared; 0 for none
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub greedy_tokens: usize,
@@ -484,18 +520,66 @@ pub struct EvalArgs {
     /// Seed of the tasks' texts
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// The most prompt rows that go through a layer at a time: fewer need less memory, more are faster
-    #[arg(long, value_name = "N", default_value_t = PrefillOptions::DEFAULT_CHUNK)]
-    pub prefill_chunk: NonZeroUsize,
-    /// Write the rows to a JSON file, anew after each
+    /// File of prompts that every cache answers, one a line: plain text, a JSON string, or an object with `prompt` or
+    /// `messages`; answers and savings are shown side by side
     #[arg(long, value_name = "PATH")]
-    pub json: Option<PathBuf>,
-    /// Write the rows to a file of comma-separated values, anew after each
-    #[arg(long, value_name = "PATH")]
-    pub csv: Option<PathBuf>,
-    /// Draw divergence and accuracy against memory, as PNG
-    #[arg(long, value_name = "PATH")]
-    pub plot: Option<PathBuf>,
+    pub prompts: Option<PathBuf>,
+    /// The most tokens of an answer
+    #[arg(long, value_name = "N", default_value_t = 64, requires = "prompts", value_parser = positive)]
+    pub answer_tokens: usize,
+    /// Wrap the prompts in the model's own chat template
+    #[arg(long, requires = "prompts")]
+    pub chat: bool,
+    #[command(flatten)]
+    pub files: FileArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct TuneArgs {
+    #[command(flatten)]
+    pub measure: MeasureArgs,
+    #[command(flatten)]
+    pub limit: LimitArgs,
+    /// Hold the limit in the worst window, not in the mean over --windows
+    #[arg(long)]
+    pub worst: bool,
+    /// Candidates: `replay`, `fastgen` (the paper's setting), `full`, or the path of a configuration (JSON). Of a method
+    /// with a budget `kept_ratio` is searched, of FastGen `recovery_threshold`
+    #[arg(long, value_name = "CONFIG,..", value_delimiter = ',', default_value = "replay,fastgen")]
+    pub configs: Vec<String>,
+    /// Numbers of the caches to try with each [default: `f16,q8_0`; with --max-kept, which counts no bytes, f16]
+    #[arg(long, value_enum, value_name = "DTYPE,..", value_delimiter = ',')]
+    pub kv_dtype: Vec<CacheDtype>,
+    /// The configuration file to write; replaced if there is one [default: tuned.json, which must not be there]
+    #[arg(short, long, value_name = "PATH")]
+    pub output: Option<PathBuf>,
+    #[command(flatten)]
+    pub files: FileArgs,
+}
+
+/// What must not be exceeded: one of the three.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+#[expect(clippy::struct_field_names)] // the options' names
+pub struct LimitArgs {
+    /// Mean KL divergence from the full cache, in nats, within which the smallest cache is looked for
+    #[arg(long, value_name = "NATS", value_parser = divergence)]
+    pub max_kl: Option<f64>,
+    /// Size of each prompt's keys and values, such as 64MB, within which the least divergence is looked for; a bare
+    /// number is MB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub max_bytes: Option<usize>,
+    /// Share of each prompt's keys and values, above 0 and up to 1, within which the least divergence is looked for
+    #[arg(long, value_name = "R", value_parser = kept_share)]
+    pub max_kept: Option<f64>,
+}
+
+impl LimitArgs {
+    /// The limit; `None` for none, which the command line does not allow.
+    pub fn limit(&self) -> Option<Limit> {
+        let bytes = || self.max_bytes.map(Limit::MaxBytes);
+        self.max_kl.map(Limit::MaxKl).or_else(bytes).or_else(|| self.max_kept.map(Limit::MaxKept))
+    }
 }
 
 #[derive(Debug, Args)]

@@ -3,21 +3,20 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use adaptive_kvcache::Error;
 use adaptive_kvcache::cache::Retention;
 use adaptive_kvcache::generate::{Batch, BatchLimits, BatchPrompt, BatchSummary, FinishReason};
 use adaptive_kvcache::memory::process_memory;
 use adaptive_kvcache::report::{BatchReport, BatchTextReport, ModelReport, megabytes};
-use adaptive_kvcache::tokenizer::{ChatMessage, messages_from_value};
-use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
-use serde_json::Value;
 
 use super::args::{DEFAULT_NEW_TOKENS, GenerateArgs};
 use super::generate::check_report_path;
 use super::interrupt::{interrupted, listen};
 use super::logging::Log;
+use super::prompts::Prompts;
 use super::session::{Observer, Session, config, opening, per_second};
 use super::{Outcome, STDOUT_FAILED};
 
@@ -29,7 +28,7 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
             .into());
     }
     let config = config(args.cache.config.as_deref(), args.kept_ratio.budget())?;
-    let lines = read_lines(path)?;
+    let prompts = Prompts::read(path)?;
     let log = Log::start(&args.cache.log_file)?;
     if let Some(path) = &args.report {
         check_report_path(path)?;
@@ -37,8 +36,12 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     listen()?;
     let options = args.run.sampling.options(DEFAULT_NEW_TOKENS);
     let session = Session::open(&args.run.model)?;
-    let prompts = encode(&session, args, path, &lines)?;
+    let dialogue = &args.run.prompt.dialogue;
+    let chat = args.run.prompt.chat || dialogue.system.is_some();
+    let prompts = prompts.encode(&session, &opening(dialogue)?, chat)?;
+    let lines: Vec<usize> = prompts.iter().map(|prompt| prompt.line).collect();
     let count = prompts.len();
+    let prompts = prompts.into_iter().map(|prompt| BatchPrompt { name: prompt.name, ids: prompt.ids }).collect();
     let retention = if args.cache.use_adakv { session.adaptive(config.clone()) } else { Retention::Full };
     let limits = BatchLimits { sequences: args.batch.batch, kv_bytes: args.batch.kv_budget };
     let (model, tokenizer) = (&session.loaded.model, &session.loaded.tokenizer);
@@ -58,7 +61,7 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
         },
         || if interrupted() || stop.get() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) },
         |text| {
-            let line = lines[text.index].0;
+            let line = lines[text.index];
             let text = BatchTextReport::new(text, line);
             output.write(&text);
             texts.push(text);
@@ -100,68 +103,6 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     }
     output.written.context(STDOUT_FAILED)?;
     Ok(if ended < count { Outcome::Interrupted } else { Outcome::Done })
-}
-
-/// The lines that are not blank, with their numbers from 1.
-fn read_lines(path: &Path) -> Result<Vec<(usize, String)>> {
-    let text = std::fs::read_to_string(path).map_err(|source| Error::io("read prompts", path, source))?;
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let lines: Vec<(usize, String)> = lines.map(|(index, line)| (index + 1, line.to_owned())).collect();
-    if lines.is_empty() {
-        return Err(Error::bad_file(path, "it has no prompts").with_hint("write one prompt a line"));
-    }
-    Ok(lines)
-}
-
-/// What a line asks for.
-enum Asked {
-    Text(String),
-    Messages(Vec<ChatMessage>),
-}
-
-/// * `place`: file and line, for messages
-fn parse(place: &Path, line: &str) -> Result<Asked> {
-    let bad = |reason: String| {
-        Error::bad_file(place, reason)
-            .with_hint("expected text, a JSON string, or an object with `prompt` or `messages`")
-    };
-    if !line.trim_start().starts_with('{') {
-        let text = serde_json::from_str::<String>(line.trim()).unwrap_or_else(|_| line.to_owned());
-        return Ok(Asked::Text(text));
-    }
-    let value: Value = serde_json::from_str(line).map_err(|error| bad(error.to_string()))?;
-    match (value.get("prompt"), value.get("messages")) {
-        (Some(Value::String(text)), None) => Ok(Asked::Text(text.clone())),
-        (None, Some(_)) => messages_from_value(&value, place).map(Asked::Messages),
-        _ => Err(bad("it has not one of `prompt`, a text, and `messages`".to_owned())),
-    }
-}
-
-/// The prompt of every line.
-fn encode(session: &Session, args: &GenerateArgs, path: &Path, lines: &[(usize, String)]) -> Result<Vec<BatchPrompt>> {
-    let dialogue = &args.run.prompt.dialogue;
-    let opening = opening(dialogue)?;
-    let tokenizer = &session.loaded.tokenizer;
-    let mut announced = false;
-    let mut chat = |messages: &[ChatMessage]| {
-        if !announced {
-            session.announce_chat_format()?;
-            announced = true;
-        }
-        tokenizer.encode_chat(messages)
-    };
-    let encode = |(number, line): &(usize, String)| {
-        let place = PathBuf::from(format!("{}:{number}", path.display()));
-        let ids = match parse(&place, line)? {
-            Asked::Messages(messages) => chat(&[&opening[..], &messages].concat())?,
-            Asked::Text(text) if args.run.prompt.chat || dialogue.system.is_some() => {
-                chat(&[&opening[..], &[ChatMessage::new("user", text)]].concat())?
-            }
-            Asked::Text(text) => tokenizer.encode(&text)?,
-        };
-        Ok(BatchPrompt { name: format!("prompt `{}`", place.display()), ids })
-    };
-    lines.iter().map(encode).collect()
 }
 
 /// Writes texts in their prompts' order, each as soon as all before it are written.

@@ -1,22 +1,21 @@
 //! `bench`: speed and memory of a model, as a table while it is measured, as JSON and as a picture.
 
-use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use adaptive_kvcache::bench::{self, Observer, Plan, Row, Setting, Subject, SystemClock, Work, write_rows};
-use adaptive_kvcache::cache::{KvDtype, Retention};
+use adaptive_kvcache::cache::Retention;
 use adaptive_kvcache::config::{AdaptiveConfig, Budget};
 use adaptive_kvcache::plot::{SpeedLine, speed};
 use adaptive_kvcache::report::megabytes;
 use adaptive_kvcache::tokenizer::Tokenizer;
 use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
-use indicatif::ProgressBar;
 
 use super::args::{BenchArgs, ModelArgs};
 use super::generate::check_report_path;
 use super::interrupt::{interrupted, listen};
+use super::measure::{Lines, kv_dtypes};
 use super::session::Session;
 use super::{Outcome, STDOUT_FAILED, plain};
 
@@ -46,7 +45,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
         None => TEXT,
     };
     listen()?;
-    let kv_dtypes: Vec<KvDtype> = distinct(&args.kv_dtype.iter().map(|&dtype| dtype.into()).collect::<Vec<_>>());
+    let kv_dtypes = kv_dtypes(&args.kv_dtype);
     let session = Session::open(&ModelArgs {
         model: args.model.clone(),
         dtype: args.dtype,
@@ -90,13 +89,13 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
     };
     let mut output = Table::new(args.json.clone(), &args.settings)?;
     let measured = bench::run(subject, &plan, &SystemClock::start(), &mut output);
-    output.spinner.finish_and_clear();
+    output.lines.finish();
     // A reader of the table that went away hides no failure, and keeps no picture from being drawn.
     measured?;
     if let Some(path) = &args.plot {
         draw(path, &args.model, &output.rows)?;
     }
-    output.printed.context(STDOUT_FAILED)?;
+    output.lines.into_printed().context(STDOUT_FAILED)?;
     Ok(if interrupted() { Outcome::Interrupted } else { Outcome::Done })
 }
 
@@ -158,9 +157,7 @@ struct Table {
     json: Option<PathBuf>,
     /// The width of the column of settings.
     setting_width: usize,
-    spinner: ProgressBar,
-    /// How printing went: measuring goes on for the file if nobody reads the table.
-    printed: std::io::Result<()>,
+    lines: Lines,
 }
 
 impl Table {
@@ -168,34 +165,22 @@ impl Table {
         if let Some(path) = &json {
             write_rows(path, &[])?;
         }
-        let spinner = if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
-        spinner.enable_steady_tick(TICK);
         let setting_width = settings.iter().map(|name| name.chars().count()).max().unwrap_or(0).max("setting".len());
-        Ok(Self { rows: Vec::new(), json, setting_width, spinner, printed: Ok(()) })
-    }
-
-    fn print(&mut self, line: &str) {
-        let print = || {
-            let mut out = std::io::stdout().lock();
-            writeln!(out, "{line}")?;
-            out.flush()
-        };
-        if self.printed.is_ok() {
-            self.printed = self.spinner.suspend(print);
-        }
+        Ok(Self { rows: Vec::new(), json, setting_width, lines: Lines::new() })
     }
 }
 
 impl Observer for Table {
     fn starts(&mut self, what: &str) {
-        self.spinner.set_message(plain(what));
+        self.lines.set_message(what);
     }
 
     fn read_rate(&mut self, threads: usize, gb_per_s: f64) {
         let blank = if self.rows.is_empty() { "" } else { "\n" };
         let plural = if threads == 1 { "" } else { "s" };
-        self.print(&format!("{blank}{threads} thread{plural}: a plain loop reads {gb_per_s:.1} GB/s from memory"));
-        self.print(&format!(
+        self.lines
+            .print(&format!("{blank}{threads} thread{plural}: a plain loop reads {gb_per_s:.1} GB/s from memory"));
+        self.lines.print(&format!(
             "{:<8}{:>8}  {:<width$}  {:<5}{:>10}{:>11}{:>10}{:>10}{:>8}{:>9}{:>9}{:>9}{:>8}",
             "work",
             "context",
@@ -218,7 +203,7 @@ impl Observer for Table {
         let reading = row.reading.map_or_else(String::new, |reading| {
             format!("{:>9.1}{:>7.0}%", reading.read_gb_per_s, 100.0 * reading.bandwidth_share)
         });
-        self.print(&format!(
+        self.lines.print(&format!(
             "{:<8}{:>8}  {:<width$}  {:<5}{:>10.1}{:>11.2}{:>10.2}{:>10.2}{:>8.1}{:>9.2}{:>9.1}{reading}",
             row.work.name(),
             row.context,
@@ -238,7 +223,7 @@ impl Observer for Table {
     }
 
     fn is_over(&self) -> bool {
-        interrupted() || (self.json.is_none() && self.printed.is_err())
+        interrupted() || (self.json.is_none() && self.lines.failed())
     }
 }
 

@@ -1,27 +1,25 @@
 //! `eval`: what a smaller cache costs, as a table while it is measured, as JSON, as CSV and as a picture.
 
+mod answers;
 mod picture;
 mod table;
 
 use adaptive_kvcache::cache::{KvDtype, Retention};
 use adaptive_kvcache::config::{AdaptiveConfig, Budget};
-use adaptive_kvcache::eval::{self, FidelityPlan, Subject, Task, TaskPlan, Variant};
-use adaptive_kvcache::tokenizer::Tokenizer;
+use adaptive_kvcache::eval::{self, AnswerPlan, AnswerPrompt, FidelityPlan, Subject, Task, TaskPlan, Variant};
 use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
 
-use super::args::{EvalArgs, ModelArgs};
-use super::bench::{FULL, TEXT, distinct};
-use super::generate::check_report_path;
+use super::args::EvalArgs;
+use super::bench::distinct;
 use super::interrupt::{interrupted, listen};
+use super::measure::{configuration, ids_without_bos, kv_dtypes};
+use super::prompts::Prompts;
 use super::session::Session;
 use super::{Outcome, STDOUT_FAILED};
-use picture::draw;
+pub use picture::draw;
 use table::Table;
-
-/// The configuration that is built in, and its name.
-const FASTGEN: &str = "fastgen";
-const FASTGEN_JSON: &str = include_str!("../../configs/fastgen.json");
+pub use table::{fidelity_heading, fidelity_line};
 
 /// A configuration under one of the budgets, or under none.
 struct Budgeted {
@@ -34,89 +32,93 @@ struct Budgeted {
 pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
     let configs = budgeted(args)?;
     let tasks = distinct(&args.tasks.iter().map(|name| Task::by_name(name)).collect::<Result<Vec<_>>>()?);
-    if tasks.is_empty() && args.windows == 0 {
-        return Err(Error::input("nothing to measure: no windows and no tasks")
-            .with_hint("give at least one of --windows, or --tasks")
+    if tasks.is_empty() && args.measure.windows == 0 && args.prompts.is_none() {
+        return Err(Error::input("nothing to measure: no windows, no tasks and no prompts")
+            .with_hint("give at least one of --windows, or --tasks, or --prompts")
             .into());
     }
-    for path in args.json.iter().chain(&args.csv).chain(&args.plot) {
-        check_report_path(path)?;
-    }
-    let text = match &args.text {
-        Some(path) => &std::fs::read_to_string(path).map_err(|source| Error::io("read text", path, source))?,
-        None => TEXT,
-    };
+    args.files.check()?;
+    let text = args.measure.text()?;
+    let prompts = args.prompts.as_deref().map(Prompts::read).transpose()?;
     listen()?;
-    let session = Session::open(&ModelArgs {
-        model: args.model.clone(),
-        dtype: args.dtype,
-        kv_dtype: args.full_kv_dtype,
-        device: "auto".to_owned(),
-        threads: args.threads,
-        prefill_chunk: args.prefill_chunk,
-    })?;
-    let kv_dtypes: Vec<KvDtype> = distinct(&args.kv_dtype.iter().map(|&dtype| dtype.into()).collect::<Vec<_>>());
-    for dtype in &kv_dtypes {
-        dtype.check(session.loaded.model.config().heads.head_dim)?;
-    }
+    let kv_dtypes = kv_dtypes(&args.kv_dtype);
+    let session = args.measure.open(&kv_dtypes)?;
     let variants = variants(&session, &configs, &kv_dtypes);
-    let subject = Subject {
-        model: &session.loaded.model,
-        tokenizer: &session.loaded.tokenizer,
-        prefill_options: session.prefill_options,
-        full_kv_dtype: session.kv_dtype,
+    let subject = session.subject();
+    let plans = Plans {
+        fidelity: FidelityPlan {
+            greedy_tokens: args.greedy_tokens,
+            layer_error: args.layer_error,
+            ..args.measure.plan()
+        },
+        ids: ids_without_bos(&session.loaded.tokenizer, &text)?,
+        tasks: TaskPlan {
+            tasks,
+            contexts: distinct(&args.contexts),
+            depths: distinct(&args.depths),
+            trials: args.trials,
+            seed: args.seed,
+        },
+        prose: &text,
+        answers: AnswerPlan { prompts: answer_prompts(&session, prompts, args)?, answer_tokens: args.answer_tokens },
     };
-    let ids = ids_without_bos(&session.loaded.tokenizer, text)?;
-    let fidelity = FidelityPlan {
-        prompt_tokens: args.prompt_tokens,
-        score_tokens: args.score_tokens,
-        windows: args.windows,
-        offset_tokens: args.offset_tokens,
-        greedy_tokens: args.greedy_tokens,
-        layer_error: args.layer_error,
-    };
-    let tasks = TaskPlan {
-        tasks,
-        contexts: distinct(&args.contexts),
-        depths: distinct(&args.depths),
-        trials: args.trials,
-        seed: args.seed,
-    };
-    // Both, before hours are spent on the first.
-    if args.windows > 0 {
-        fidelity.check(&subject, ids.len())?;
-    }
-    if !tasks.tasks.is_empty() {
-        tasks.check(&subject)?;
-    }
+    plans.check(&subject)?;
 
     let mut table = Table::new(args)?;
-    let measured = measure(&subject, args, (&fidelity, &ids), (&tasks, text), &variants, &mut table);
+    let measured = plans.measure(&subject, &variants, &mut table);
     table.finish();
     match measured {
         Ok(()) | Err(Error::Interrupted) => {}
         Err(error) => return Err(error.into()),
     }
-    if let Some(path) = &args.plot {
-        draw(path, &args.model, table.rows())?;
+    if let Some(path) = &args.files.plot {
+        draw(path, &args.measure.model, table.rows())?;
     }
     table.into_printed().context(STDOUT_FAILED)?;
     Ok(if interrupted() { Outcome::Interrupted } else { Outcome::Done })
 }
 
-fn measure(
-    subject: &Subject<'_>,
-    args: &EvalArgs,
-    (fidelity, ids): (&FidelityPlan, &[u32]),
-    (tasks, prose): (&TaskPlan, &str),
-    variants: &[Variant],
-    table: &mut Table,
-) -> Result<()> {
-    if args.windows > 0 {
-        eval::fidelity(subject, ids, fidelity, variants, table)?;
+/// All that is to be measured; what is not has no windows, tasks or prompts.
+struct Plans<'a> {
+    fidelity: FidelityPlan,
+    /// Of the text, without BOS.
+    ids: Vec<u32>,
+    tasks: TaskPlan,
+    /// The text, for tasks.
+    prose: &'a str,
+    answers: AnswerPlan,
+}
+
+impl Plans<'_> {
+    /// All of them, before hours are spent on the first.
+    fn check(&self, subject: &Subject<'_>) -> Result<()> {
+        if self.fidelity.windows > 0 {
+            self.fidelity.check(subject, self.ids.len())?;
+        }
+        if !self.tasks.tasks.is_empty() {
+            self.tasks.check(subject)?;
+        }
+        self.answers.check(subject)
     }
-    table.start_kind();
-    if tasks.tasks.is_empty() { Ok(()) } else { eval::tasks(subject, prose, tasks, variants, table) }
+
+    fn measure(&self, subject: &Subject<'_>, variants: &[Variant], table: &mut Table) -> Result<()> {
+        if self.fidelity.windows > 0 {
+            eval::fidelity(subject, &self.ids, &self.fidelity, variants, table)?;
+        }
+        table.start_kind();
+        if !self.tasks.tasks.is_empty() {
+            eval::tasks(subject, self.prose, &self.tasks, variants, table)?;
+        }
+        table.start_kind();
+        eval::answers(subject, &self.answers, variants, table)
+    }
+}
+
+/// The prompts in the form in which the model reads them; none without a file.
+fn answer_prompts(session: &Session, prompts: Option<Prompts>, args: &EvalArgs) -> Result<Vec<AnswerPrompt>> {
+    let prompts = prompts.map_or_else(|| Ok(Vec::new()), |prompts| prompts.encode(session, &[], args.chat))?;
+    let prompts = prompts.into_iter();
+    Ok(prompts.map(|prompt| AnswerPrompt { name: prompt.name, text: prompt.text, ids: prompt.ids }).collect())
 }
 
 /// Every configuration under every budget; those that take none, once.
@@ -145,20 +147,6 @@ fn budgeted(args: &EvalArgs) -> Result<Vec<Budgeted>> {
     Ok(all)
 }
 
-/// `None` for the full cache.
-fn configuration(name: &str) -> Result<Option<AdaptiveConfig>> {
-    match name {
-        FULL => Ok(None),
-        FASTGEN => AdaptiveConfig::parse(FASTGEN_JSON, None).map(Some),
-        path => AdaptiveConfig::from_file(path).map(Some).map_err(|error| match error {
-            Error::Io { .. } => {
-                error.with_hint(format!("a configuration is `{FULL}`, `{FASTGEN}`, or the path of a JSON file"))
-            }
-            other => other,
-        }),
-    }
-}
-
 fn variants(session: &Session, configs: &[Budgeted], kv_dtypes: &[KvDtype]) -> Vec<Variant> {
     let pairs = kv_dtypes.iter().flat_map(|&kv_dtype| configs.iter().map(move |config| (config, kv_dtype)));
     pairs
@@ -169,13 +157,4 @@ fn variants(session: &Session, configs: &[Budgeted], kv_dtypes: &[KvDtype]) -> V
             retention: config.clone().map_or(Retention::Full, |config| session.adaptive(config)),
         })
         .collect()
-}
-
-/// Ids of a text; the library puts BOS before each window.
-fn ids_without_bos(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-    let mut ids = tokenizer.encode(text)?;
-    if tokenizer.adds_bos() && ids.first().copied() == tokenizer.bos_id() {
-        ids.remove(0);
-    }
-    Ok(ids)
 }

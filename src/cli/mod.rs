@@ -14,8 +14,11 @@ mod hub;
 mod inspect;
 mod interrupt;
 mod logging;
+mod measure;
 mod pictures;
+mod prompts;
 mod session;
+mod tune;
 
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
@@ -57,6 +60,7 @@ pub fn run() -> ExitCode {
         Command::Compare(args) => compare::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Tune(args) => tune::run(args),
         Command::Inspect(args) => inspect::run(args),
     };
     match result {

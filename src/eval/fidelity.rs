@@ -1,10 +1,11 @@
 //! Forced decoding: how a text goes on is scored with the full and with compressed caches of what comes before.
 //!
 //! The caches read the same real tokens, so that positions can be compared one by one; nothing that a cache would rather
-//! have said is read. Of the full cache one window's log-probabilities are held, `[score_tokens, vocab_size]`.
+//! have said is read. Of the full cache one window's log-probabilities are held, `[score_tokens, vocab_size]`, where all
+//! variants are known beforehand ([`fidelity`]); all windows' where they are not ([`FullScores`]).
 
 use super::metrics::{mean, percentile, perplexity, standard_error};
-use super::{FidelityRow, Filled, Observer, Row, Subject, Variant, go_on, kept_ratio};
+use super::{FidelityRow, Filled, Observer, Progress, Row, Subject, Variant, go_on, kept_ratio};
 use crate::cache::{AdaptiveKvCache, Retention};
 use crate::error::{Error, Result};
 use crate::fidelity::{argmax, kl_divergence, log_softmax};
@@ -65,6 +66,11 @@ impl FidelityPlan {
         Ok(())
     }
 
+    /// What is under way in a window, for people.
+    fn name(&self, window: usize, what: &str) -> String {
+        format!("window {} of {}, {what}", window + 1, self.windows)
+    }
+
     /// Tokens of the text that a window takes.
     fn stride(&self, subject: &Subject<'_>) -> usize {
         (self.prompt_tokens - prefix(subject).len()).saturating_add(self.score_tokens)
@@ -92,18 +98,13 @@ pub fn fidelity(
     observer: &mut dyn Observer,
 ) -> Result<()> {
     plan.check(subject, text.len())?;
-    let prefix = prefix(subject);
     let mut scores = vec![Vec::with_capacity(plan.windows); variants.len()];
     for window in 0..plan.windows {
-        let start = plan.offset_tokens + window * plan.stride(subject);
-        let (prompt, scored) = text[start..start + plan.stride(subject)].split_at(plan.prompt_tokens - prefix.len());
-        let prompt = [&prefix, prompt].concat();
-        let name = |what: &str| format!("window {} of {}, {what}", window + 1, plan.windows);
-        observer.starts(&name("full cache"));
-        let reference = Reference::measure(subject, &prompt, scored, plan, observer)?;
+        observer.starts(&plan.name(window, "full cache"));
+        let reference = Reference::measure(subject, text, plan, window, observer)?;
         for (index, (variant, scores)) in variants.iter().zip(&mut scores).enumerate() {
-            observer.starts(&name(&format!("{}, {}", variant.config, variant.kv_dtype.name())));
-            scores.push(reference.score(subject, &prompt, scored, variant, observer)?);
+            observer.starts(&plan.name(window, &variant.name()));
+            scores.push(reference.score(subject, variant, observer)?);
             let is_complete = window + 1 == plan.windows;
             observer.row(index, Row::Fidelity(row(subject, plan, variant, scores)), is_complete)?;
         }
@@ -111,8 +112,59 @@ pub fn fidelity(
     Ok(())
 }
 
+/// What the full cache says of every window of a plan: measured once, for variants that are only known one after the
+/// other. Holds `[windows, score_tokens, vocab_size]` log-probabilities.
+#[derive(Debug)]
+pub struct FullScores<'a> {
+    subject: Subject<'a>,
+    plan: FidelityPlan,
+    /// `[windows]`
+    references: Vec<Reference>,
+}
+
+impl<'a> FullScores<'a> {
+    /// Lets the full cache read all windows.
+    ///
+    /// * `text`: as for [`fidelity`]
+    ///
+    /// # Errors
+    /// As [`fidelity`].
+    pub fn measure(
+        subject: &Subject<'a>,
+        text: &[u32],
+        plan: &FidelityPlan,
+        progress: &mut dyn Progress,
+    ) -> Result<Self> {
+        plan.check(subject, text.len())?;
+        let mut references = Vec::with_capacity(plan.windows);
+        for window in 0..plan.windows {
+            progress.starts(&plan.name(window, "full cache"));
+            references.push(Reference::measure(subject, text, plan, window, progress)?);
+        }
+        Ok(Self { subject: *subject, plan: *plan, references })
+    }
+
+    /// Measures a variant on all windows: the complete row that [`fidelity`] has for it.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] if `progress` says so; whatever the model fails with.
+    pub fn score(&self, variant: &Variant, progress: &mut dyn Progress) -> Result<FidelityRow> {
+        let mut scores = Vec::with_capacity(self.references.len());
+        for (window, reference) in self.references.iter().enumerate() {
+            progress.starts(&self.plan.name(window, &variant.name()));
+            scores.push(reference.score(&self.subject, variant, progress)?);
+        }
+        Ok(row(&self.subject, &self.plan, variant, &scores))
+    }
+}
+
 /// What the full cache says of a window.
+#[derive(Debug)]
 struct Reference {
+    /// Tokens that are compressed.
+    prompt: Vec<u32>,
+    /// Tokens of the text behind them.
+    scored: Vec<u32>,
     /// `[positions]` rows of `[vocab_size]` log-probabilities.
     logprobs: Vec<Vec<f32>>,
     /// `[positions]`, of the text's own tokens
@@ -142,36 +194,33 @@ struct WindowScores {
 impl Reference {
     fn measure(
         subject: &Subject<'_>,
-        prompt: &[u32],
-        scored: &[u32],
+        text: &[u32],
         plan: &FidelityPlan,
-        observer: &dyn Observer,
+        window: usize,
+        progress: &dyn Progress,
     ) -> Result<Self> {
-        let filled = subject.fill(prompt, subject.full_kv_dtype, &Retention::Full, observer)?;
-        let greedy = greedy(subject, filled.clone(), plan.greedy_tokens, observer)?;
+        let prefix = prefix(subject);
+        let start = plan.offset_tokens + window * plan.stride(subject);
+        let (prompt, scored) = text[start..start + plan.stride(subject)].split_at(plan.prompt_tokens - prefix.len());
+        let prompt = [&prefix, prompt].concat();
+        let filled = subject.fill(&prompt, subject.full_kv_dtype, &Retention::Full, progress)?;
+        let greedy = greedy(subject, filled.clone(), plan.greedy_tokens, progress)?;
         let mut attended = Vec::new();
         if plan.layer_error {
-            each_attended(subject, filled.cache.clone(), scored, observer, |_, layers| attended.push(layers))?;
+            each_attended(subject, filled.cache.clone(), scored, progress, |_, layers| attended.push(layers))?;
         }
-        let mut reference =
-            Self { logprobs: Vec::with_capacity(scored.len()), text_logprobs: Vec::new(), greedy, attended };
-        each_distribution(subject, filled.cache, scored, observer, |_, next, logprobs| {
-            reference.text_logprobs.push(f64::from(logprobs[next as usize]));
-            reference.logprobs.push(logprobs);
+        let (mut all_logprobs, mut text_logprobs) = (Vec::with_capacity(scored.len()), Vec::new());
+        each_distribution(subject, filled.cache, scored, progress, |_, next, logprobs| {
+            text_logprobs.push(f64::from(logprobs[next as usize]));
+            all_logprobs.push(logprobs);
         })?;
-        Ok(reference)
+        Ok(Self { prompt, scored: scored.to_vec(), logprobs: all_logprobs, text_logprobs, greedy, attended })
     }
 
-    fn score(
-        &self,
-        subject: &Subject<'_>,
-        prompt: &[u32],
-        scored: &[u32],
-        variant: &Variant,
-        observer: &dyn Observer,
-    ) -> Result<WindowScores> {
-        let filled = subject.fill(prompt, variant.kv_dtype, &variant.retention, observer)?;
-        let greedy = greedy(subject, filled.clone(), self.greedy.len(), observer)?;
+    fn score(&self, subject: &Subject<'_>, variant: &Variant, progress: &dyn Progress) -> Result<WindowScores> {
+        let Self { prompt, scored, .. } = self;
+        let filled = subject.fill(prompt, variant.kv_dtype, &variant.retention, progress)?;
+        let greedy = greedy(subject, filled.clone(), self.greedy.len(), progress)?;
         let mut scores = WindowScores {
             kept_ratio: kept_ratio(&filled.cache),
             kv_bytes: filled.cache.bytes().kept,
@@ -184,14 +233,14 @@ impl Reference {
         };
         if !self.attended.is_empty() {
             let mut errors = vec![Vec::new(); filled.cache.layers().len()];
-            each_attended(subject, filled.cache.clone(), scored, observer, |position, layers| {
+            each_attended(subject, filled.cache.clone(), scored, progress, |position, layers| {
                 for ((errors, full), layer) in errors.iter_mut().zip(&self.attended[position]).zip(&layers) {
                     errors.push(relative_error(full, layer));
                 }
             })?;
             scores.attention_error = errors.iter().map(|errors| mean(errors)).collect();
         }
-        each_distribution(subject, filled.cache, scored, observer, |position, next, logprobs| {
+        each_distribution(subject, filled.cache, scored, progress, |position, next, logprobs| {
             let full = &self.logprobs[position];
             scores.kl.push(kl_divergence(full, &logprobs));
             scores.equal_top1 += usize::from(argmax(full) == argmax(&logprobs));
@@ -209,12 +258,12 @@ fn each_distribution(
     subject: &Subject<'_>,
     mut cache: AdaptiveKvCache,
     scored: &[u32],
-    observer: &dyn Observer,
+    progress: &dyn Progress,
     mut use_logprobs: impl FnMut(usize, u32, Vec<f32>),
 ) -> Result<()> {
     let mut logits = Vec::new();
     for (index, pair) in scored.windows(2).enumerate() {
-        go_on(observer)?;
+        go_on(progress)?;
         subject.model.decode_batch(&[pair[0]], &mut [&mut cache], &mut logits)?;
         use_logprobs(index, pair[1], log_softmax(&logits));
     }
@@ -228,11 +277,11 @@ fn each_attended(
     subject: &Subject<'_>,
     mut cache: AdaptiveKvCache,
     scored: &[u32],
-    observer: &dyn Observer,
+    progress: &dyn Progress,
     mut use_layers: impl FnMut(usize, Vec<Vec<f32>>),
 ) -> Result<()> {
     for (index, pair) in scored.windows(2).enumerate() {
-        go_on(observer)?;
+        go_on(progress)?;
         let mut layers = Vec::with_capacity(cache.layers().len());
         subject.model.decode_observed(pair[0], &mut cache, &mut |attended| layers.push(attended.to_vec()))?;
         use_layers(index, layers);
@@ -245,11 +294,11 @@ fn greedy(
     subject: &Subject<'_>,
     Filled { mut cache, mut logits }: Filled,
     len: usize,
-    observer: &dyn Observer,
+    progress: &dyn Progress,
 ) -> Result<Vec<u32>> {
     let mut ids = Vec::with_capacity(len);
     while ids.len() < len {
-        go_on(observer)?;
+        go_on(progress)?;
         let id = argmax(&logits).and_then(|id| u32::try_from(id).ok());
         let id = id.ok_or_else(|| Error::shape("logits", "at least one", logits.len()))?;
         ids.push(id);
@@ -291,6 +340,8 @@ fn row(subject: &Subject<'_>, plan: &FidelityPlan, variant: &Variant, scores: &[
         prompt_tokens: plan.prompt_tokens,
         kl_std_error: standard_error(&kl_by_window),
         kl_by_window,
+        kept_ratio_by_window: scores.iter().map(|scores| scores.kept_ratio).collect(),
+        kv_bytes_by_window: scores.iter().map(|scores| scores.kv_bytes).collect(),
         perplexity_by_position: by_position(scores, |scores| &scores.text_logprobs),
         perplexity_full_by_position: by_position(scores, |scores| &scores.full_text_logprobs),
         equal_tokens: (plan.greedy_tokens > 0).then(|| average(&|scores| scores.equal_tokens as f64)),

@@ -1,9 +1,10 @@
-//! What a smaller cache costs, measured on text: how far the next tokens' distributions move ([`fidelity()`]), and whether
-//! facts of the text are still known ([`tasks()`]).
+//! What a smaller cache costs, measured on text: how far the next tokens' distributions move ([`fidelity()`]), whether
+//! facts of the text are still known ([`tasks()`]), and how prompts are answered ([`answers()`]).
 //!
-//! Both compress with a [`Variant`] and hand over a [`Row`] for each, in the order of the plan; a fidelity row is handed
+//! All compress with a [`Variant`] and hand over a [`Row`] for each, in the order of the plan; a fidelity row is handed
 //! over again, more exact, after each further window. Not for: time or memory ([`crate::bench`]).
 
+mod answers;
 mod fidelity;
 mod metrics;
 mod rows;
@@ -11,9 +12,10 @@ mod tasks;
 
 use std::ops::ControlFlow;
 
-pub use fidelity::{FidelityPlan, POSITIONS_PER_BUCKET, fidelity};
+pub use answers::{AnswerPlan, AnswerPrompt, answers};
+pub use fidelity::{FidelityPlan, FullScores, POSITIONS_PER_BUCKET, fidelity};
 pub use metrics::{mean, percentile, perplexity, standard_error};
-pub use rows::{FidelityRow, Row, TaskRow, write_csv, write_json};
+pub use rows::{AnswerRow, FidelityRow, Row, TaskRow, write_csv, write_json};
 pub use tasks::{Task, TaskPlan, tasks};
 
 use crate::cache::{AdaptiveKvCache, KvDtype, LayerCacheManager, Retention};
@@ -44,11 +46,26 @@ pub struct Variant {
     pub retention: Retention,
 }
 
+impl Variant {
+    /// What it is called, for people.
+    fn name(&self) -> String {
+        format!("{}, {}", self.config, self.kv_dtype.name())
+    }
+}
+
 /// Is told what goes on, and may end it.
-pub trait Observer {
+pub trait Progress {
     /// Called before each piece of work; `what` is for people.
     fn starts(&mut self, _what: &str) {}
 
+    /// Asked every so often. `true` ends the measurements with [`Error::Interrupted`].
+    fn is_over(&self) -> bool {
+        false
+    }
+}
+
+/// Is given rows.
+pub trait Observer: Progress {
     /// Called with a row, whenever it is measured or becomes more exact.
     ///
     /// * `index`: its place among the rows of this plan: the next one, or one that was handed over before
@@ -57,15 +74,10 @@ pub trait Observer {
     /// # Errors
     /// Whatever the observer's own work fails with; it ends the measurements.
     fn row(&mut self, index: usize, row: Row, is_complete: bool) -> Result<()>;
-
-    /// Asked every so often. `true` ends the measurements with [`Error::Interrupted`].
-    fn is_over(&self) -> bool {
-        false
-    }
 }
 
 /// Ends a prefill when the measurements are to end.
-struct Watch<'a>(&'a dyn Observer);
+struct Watch<'a>(&'a dyn Progress);
 
 impl PrefillObserver for Watch<'_> {
     fn progress(&mut self, _done: usize, _total: usize) -> ControlFlow<()> {
@@ -82,16 +94,16 @@ struct Filled {
 
 impl Subject<'_> {
     /// Reads a prompt into a new cache.
-    fn fill(&self, ids: &[u32], kv_dtype: KvDtype, retention: &Retention, observer: &dyn Observer) -> Result<Filled> {
+    fn fill(&self, ids: &[u32], kv_dtype: KvDtype, retention: &Retention, progress: &dyn Progress) -> Result<Filled> {
         let mut cache = self.model.new_cache(kv_dtype, retention.clone())?;
-        let prefill = self.model.prefill_with(ids, &mut cache, self.prefill_options, &mut Watch(observer))?;
+        let prefill = self.model.prefill_with(ids, &mut cache, self.prefill_options, &mut Watch(progress))?;
         Ok(Filled { cache, logits: prefill.logits })
     }
 }
 
 /// [`Error::Interrupted`] if the measurements are to end.
-fn go_on(observer: &dyn Observer) -> Result<()> {
-    if observer.is_over() { Err(Error::Interrupted) } else { Ok(()) }
+fn go_on(progress: &dyn Progress) -> Result<()> {
+    if progress.is_over() { Err(Error::Interrupted) } else { Ok(()) }
 }
 
 /// Kept rows of all heads as a share of all tokens seen, in 0..=1.

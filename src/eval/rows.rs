@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::config::Budget;
 use crate::error::Result;
+use crate::generate::FinishReason;
 
 /// One measured case.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -14,6 +15,7 @@ use crate::error::Result;
 pub enum Row {
     Fidelity(FidelityRow),
     Task(TaskRow),
+    Answer(AnswerRow),
 }
 
 /// How far a compressed cache moves the distributions of the next tokens. KL divergences are in nats, full against
@@ -48,6 +50,10 @@ pub struct FidelityRow {
     pub kl_std_error: Option<f64>,
     /// The mean of each window.
     pub kl_by_window: Vec<f64>,
+    /// `kept_ratio` of each window.
+    pub kept_ratio_by_window: Vec<f64>,
+    /// `kv_bytes` of each window.
+    pub kv_bytes_by_window: Vec<usize>,
     /// Of [`POSITIONS_PER_BUCKET`](super::POSITIONS_PER_BUCKET) positions at a time, from the first scored one.
     pub perplexity_by_position: Vec<f64>,
     pub perplexity_full_by_position: Vec<f64>,
@@ -87,11 +93,47 @@ pub struct TaskRow {
     pub kv_bytes: usize,
 }
 
+/// How a cache answers a prompt.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AnswerRow {
+    /// Of the prompt, from 0.
+    pub prompt_idx: usize,
+    /// What is asked.
+    pub prompt: String,
+    /// Tokens of the prompt, BOS and chat markers included.
+    pub prompt_tokens: usize,
+    /// `full`, or the configuration as the user named it.
+    pub config: String,
+    pub kv_dtype: &'static str,
+    /// What the configuration was given, if it takes a budget.
+    pub budget: Option<Budget>,
+    /// Kept share of the prompt's keys and values, in 0..=1.
+    pub kept_ratio: f64,
+    /// 1 less what is kept of a full cache's bytes in the same numbers: what the original's tables call the saving, in
+    /// 0..=1.
+    pub saved_ratio: f64,
+    /// Bytes of a full cache of the prompt, in the same numbers.
+    pub raw_bytes: usize,
+    /// Bytes that are kept of it.
+    pub kv_bytes: usize,
+    /// The difference of the two.
+    pub saved_bytes: usize,
+    /// Tokens of the answer and the full cache's that are equal before the first difference, the first of which always
+    /// is.
+    pub equal_tokens: usize,
+    /// Tokens of the full cache's answer, the one that ends it included.
+    pub full_tokens: usize,
+    /// Tokens of the answer, the one that ends it included.
+    pub answer_tokens: usize,
+    pub finish_reason: FinishReason,
+    pub answer: String,
+}
+
 /// Writes rows as one JSON array, in the place of what the file held.
 ///
 /// # Errors
 /// [`Error::Io`](crate::Error::Io) if the file cannot be written; it is then as it was.
-pub fn write_json(path: &Path, rows: &[Row]) -> Result<()> {
+pub fn write_json(path: &Path, rows: &[impl Serialize]) -> Result<()> {
     crate::files::replace(path, |temporary| {
         let mut json = serde_json::to_vec_pretty(rows)?;
         json.push(b'\n');
@@ -99,12 +141,12 @@ pub fn write_json(path: &Path, rows: &[Row]) -> Result<()> {
     })
 }
 
-/// Writes rows as comma-separated values, in the place of what the file held: the keys of the JSON file are columns, a
+/// Writes rows, which are JSON objects, as comma-separated values, in the place of what the file held: the keys of the JSON file are columns, a
 /// list's values are separated by spaces, and what a row has not is empty.
 ///
 /// # Errors
 /// As [`write_json`].
-pub fn write_csv(path: &Path, rows: &[Row]) -> Result<()> {
+pub fn write_csv(path: &Path, rows: &[impl Serialize]) -> Result<()> {
     crate::files::replace(path, |temporary| {
         let objects: Vec<Map<String, Value>> = rows
             .iter()

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use adaptive_kvcache::Result;
-use adaptive_kvcache::eval::{Row, TaskRow, mean};
+use adaptive_kvcache::eval::{AnswerRow, Row, TaskRow, mean};
 use adaptive_kvcache::plot::{TradeoffLine, TradeoffPanel, TradeoffPoint, TradeoffScale, tradeoff};
 
+use super::answers::by_setting;
 use super::table::budget_text;
 use crate::cli::plain;
 
@@ -22,6 +23,14 @@ pub fn draw(path: &Path, model: &Path, rows: &[Row]) -> Result<()> {
     for (row, point) in over_depths(rows) {
         let title = format!("{}, share of right answers", row.task);
         line(&mut panels, &title, TradeoffScale::Share, &row.config, row.kv_dtype).points.push(point);
+    }
+    for group in by_setting(rows) {
+        let average = |value: fn(&AnswerRow) -> f64| mean(&group.iter().map(|row| value(row)).collect::<Vec<_>>());
+        let kv_bytes = average(|row| as_number(row.kv_bytes));
+        let value = average(|row| as_number(row.equal_tokens) / as_number(row.full_tokens.max(1)));
+        let title = "share of the full cache's answers before the first difference";
+        let point = TradeoffPoint { kv_bytes, value, error: 0.0 };
+        line(&mut panels, title, TradeoffScale::Share, &group[0].config, group[0].kv_dtype).points.push(point);
     }
     if panels.is_empty() {
         return Ok(());

@@ -1,17 +1,14 @@
 //! The table and the files of an evaluation, as its rows come.
 
-use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
-
 use adaptive_kvcache::Result;
 use adaptive_kvcache::config::Budget;
-use adaptive_kvcache::eval::{FidelityRow, Observer, Row, TaskRow, write_csv, write_json};
+use adaptive_kvcache::eval::{FidelityRow, Observer, Progress, Row, TaskRow, write_csv, write_json};
 use adaptive_kvcache::report::megabytes;
-use indicatif::ProgressBar;
 
-use crate::cli::args::EvalArgs;
-use crate::cli::bench::TICK;
+use super::answers;
+use crate::cli::args::{EvalArgs, FileArgs};
 use crate::cli::interrupt::interrupted;
+use crate::cli::measure::{Lines, config_width};
 use crate::cli::plain;
 
 /// A budget in a table: the share, or the size.
@@ -24,35 +21,27 @@ pub fn budget_text(budget: Option<Budget>) -> String {
 }
 
 /// Prints rows as they are complete, and writes them to files.
-pub struct Table {
+pub struct Table<'a> {
     rows: Vec<Row>,
     /// Where in `rows` those of the measurement under way begin.
     first: usize,
     /// How many rows of `rows` were printed.
     num_printed: usize,
-    json: Option<PathBuf>,
-    csv: Option<PathBuf>,
+    files: &'a FileArgs,
     /// The width of the column of configurations.
     config_width: usize,
-    spinner: ProgressBar,
-    /// How printing went: measuring goes on for the files if nobody reads the table.
-    printed: std::io::Result<()>,
+    lines: Lines,
 }
 
-impl Table {
-    pub fn new(args: &EvalArgs) -> Result<Self> {
-        let spinner = if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
-        spinner.enable_steady_tick(TICK);
-        let widths = args.configs.iter().map(|name| plain(name).chars().count());
+impl<'a> Table<'a> {
+    pub fn new(args: &'a EvalArgs) -> Result<Self> {
         let table = Self {
             rows: Vec::new(),
             first: 0,
             num_printed: 0,
-            json: args.json.clone(),
-            csv: args.csv.clone(),
-            config_width: widths.max().unwrap_or(0).max("config".len()),
-            spinner,
-            printed: Ok(()),
+            files: &args.files,
+            config_width: config_width(&args.configs),
+            lines: Lines::new(),
         };
         table.write()?;
         Ok(table)
@@ -68,67 +57,67 @@ impl Table {
         self.first = self.rows.len();
     }
 
-    /// Prints the rows that lack windows, since the measurements ended early.
+    /// Prints the rows that lack windows, since the measurements ended early, and what all answers come to.
     pub fn finish(&mut self) {
-        self.spinner.finish_and_clear();
+        self.lines.finish();
         while self.num_printed < self.rows.len() {
             self.print_row(self.num_printed);
+        }
+        if let Some(summary) = answers::summary(&self.rows, self.config_width) {
+            self.lines.print(&summary);
         }
     }
 
     /// How printing went.
     pub fn into_printed(self) -> std::io::Result<()> {
-        self.printed
+        self.lines.into_printed()
     }
 
     fn write(&self) -> Result<()> {
-        if let Some(path) = &self.json {
+        if let Some(path) = &self.files.json {
             write_json(path, &self.rows)?;
         }
-        self.csv.as_ref().map_or(Ok(()), |path| write_csv(path, &self.rows))
+        self.files.csv.as_ref().map_or(Ok(()), |path| write_csv(path, &self.rows))
     }
 
-    fn print(&mut self, line: &str) {
-        let print = || {
-            let mut out = std::io::stdout().lock();
-            writeln!(out, "{line}")?;
-            out.flush()
-        };
-        if self.printed.is_ok() {
-            self.printed = self.spinner.suspend(print);
-        }
-    }
-
-    /// Prints the next row, below a heading if it is the first of its kind.
+    /// Prints the next row, below a heading if it is the first of its kind, or of its prompt.
     fn print_row(&mut self, index: usize) {
-        let row = self.rows[index].clone();
-        let is_new_kind = index
-            .checked_sub(1)
-            .is_none_or(|last| std::mem::discriminant(&self.rows[last]) != std::mem::discriminant(&row));
-        if is_new_kind {
-            if index > 0 {
-                self.print("");
-            }
-            let heading = match &row {
-                Row::Fidelity(_) => fidelity_heading(self.config_width),
-                Row::Task(_) => task_heading(self.config_width),
+        let row = &self.rows[index];
+        let last = index.checked_sub(1).map(|last| &self.rows[last]);
+        let is_new = last.is_none_or(|last| match (last, row) {
+            (Row::Answer(last), Row::Answer(row)) => last.prompt_idx != row.prompt_idx,
+            _ => std::mem::discriminant(last) != std::mem::discriminant(row),
+        });
+        let width = self.config_width;
+        let mut text = String::new();
+        if is_new {
+            let heading = match row {
+                Row::Fidelity(_) => fidelity_heading("budget", width),
+                Row::Task(_) => task_heading(width),
+                Row::Answer(row) => answers::heading(row),
             };
-            self.print(&heading);
+            let blank = if index > 0 { "\n" } else { "" };
+            text = format!("{blank}{heading}\n");
         }
-        let line = match &row {
-            Row::Fidelity(row) => fidelity_line(row, self.config_width),
-            Row::Task(row) => task_line(row, self.config_width),
+        text += &match row {
+            Row::Fidelity(row) => fidelity_line(row, &budget_text(row.budget), width),
+            Row::Task(row) => task_line(row, width),
+            Row::Answer(row) => answers::block(row),
         };
-        self.print(&line);
+        self.lines.print(&text);
         self.num_printed = index + 1;
     }
 }
 
-fn fidelity_heading(width: usize) -> String {
+/// The heading of [`fidelity_line`].
+///
+/// * `setting`: of the column beside the configuration
+/// * `width`: of the column of configurations
+pub fn fidelity_heading(setting: &str, width: usize) -> String {
     format!(
         "{:<width$}  {:>7}  {:<5}{:>8}{:>9}{:>10}{:>10}{:>10}{:>9}{:>8}{:>8}{:>9}{:>9}",
         "config",
-        "budget",
+        setting,
         "kv",
         "kept %",
         "KV MB",
@@ -143,13 +132,14 @@ fn fidelity_heading(width: usize) -> String {
     )
 }
 
-fn fidelity_line(row: &FidelityRow, width: usize) -> String {
+/// A row of the table.
+pub fn fidelity_line(row: &FidelityRow, setting: &str, width: usize) -> String {
     let optional =
         |value: Option<f64>, digits: usize| value.map_or("-".to_owned(), |value| format!("{value:.digits$}"));
     format!(
         "{:<width$}  {:>7}  {:<5}{:>8.1}{:>9.2}{:>10.5}{:>10}{:>10.5}{:>9.4}{:>8.1}{:>8.3}{:>9.3}{:>9}",
         plain(&row.config),
-        budget_text(row.budget),
+        setting,
         row.kv_dtype,
         100.0 * row.kept_ratio,
         megabytes(row.kv_bytes),
@@ -188,11 +178,17 @@ fn task_line(row: &TaskRow, width: usize) -> String {
     )
 }
 
-impl Observer for Table {
+impl Progress for Table<'_> {
     fn starts(&mut self, what: &str) {
-        self.spinner.set_message(plain(what));
+        self.lines.set_message(what);
     }
 
+    fn is_over(&self) -> bool {
+        interrupted() || (!self.files.has_rows() && self.lines.failed())
+    }
+}
+
+impl Observer for Table<'_> {
     fn row(&mut self, index: usize, row: Row, is_complete: bool) -> Result<()> {
         let index = self.first + index;
         match self.rows.get_mut(index) {
@@ -203,9 +199,5 @@ impl Observer for Table {
             self.print_row(index);
         }
         self.write()
-    }
-
-    fn is_over(&self) -> bool {
-        interrupted() || (self.json.is_none() && self.csv.is_none() && self.printed.is_err())
     }
 }

@@ -8,7 +8,7 @@ use super::tiny_gguf::{Meta, TinyGguf};
 use super::{Lab, MODEL, Refusal, succeeds};
 
 /// Keys of every fidelity row, in this order.
-const FIDELITY_KEYS: [&str; 21] = [
+const FIDELITY_KEYS: [&str; 23] = [
     "config",
     "kept_ratio",
     "kv_bytes",
@@ -25,6 +25,8 @@ const FIDELITY_KEYS: [&str; 21] = [
     "prompt_tokens",
     "kl_std_error",
     "kl_by_window",
+    "kept_ratio_by_window",
+    "kv_bytes_by_window",
     "perplexity_by_position",
     "perplexity_full_by_position",
     "equal_tokens",

@@ -10,6 +10,7 @@ mod eval;
 mod hostile;
 mod runs;
 mod tiny_gguf;
+mod tune;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

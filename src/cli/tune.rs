@@ -1,0 +1,206 @@
+//! `tune`: the configuration that a limit allows, as a file; what was tried as a table, as JSON, as CSV and as a picture.
+
+use std::path::{Path, PathBuf};
+
+use adaptive_kvcache::cache::KvDtype;
+use adaptive_kvcache::config::{AdaptiveConfig, Budget};
+use adaptive_kvcache::eval::{FidelityRow, FullScores, Progress, Row, Variant};
+use adaptive_kvcache::report::megabytes;
+use adaptive_kvcache::tune::{self, Bench, Candidate, Curve, Goal, Judge, Limit, Point};
+use adaptive_kvcache::{Error, Result};
+use anyhow::Context;
+
+use super::args::{CacheDtype, FileArgs, TuneArgs};
+use super::eval::{draw, fidelity_heading, fidelity_line};
+use super::generate::check_report_path;
+use super::interrupt::{interrupted, listen};
+use super::measure::{Lines, config_width, configuration, ids_without_bos, kv_dtypes};
+use super::session::Session;
+use super::{Outcome, STDOUT_FAILED, plain};
+
+/// The file that is written if the user names none.
+const OUTPUT: &str = "tuned.json";
+
+/// A configuration that keeps everything, as a file holds it.
+const KEEP_ALL: &str = r#"{"policies": ["full"]}"#;
+
+pub fn run(args: &TuneArgs) -> anyhow::Result<Outcome> {
+    let limit = args.limit.limit().context("no limit")?;
+    let goal = Goal { limit, judge: if args.worst { Judge::Worst } else { Judge::Mean } };
+    let dtypes = match limit {
+        _ if !args.kv_dtype.is_empty() => kv_dtypes(&args.kv_dtype),
+        // Fewer bits a number would only add to what is lost.
+        Limit::MaxKept(_) => kv_dtypes(&[CacheDtype::F16]),
+        Limit::MaxKl(_) | Limit::MaxBytes(_) => kv_dtypes(&[CacheDtype::F16, CacheDtype::Q8_0]),
+    };
+    let candidates = candidates(&args.configs, &dtypes)?;
+    let output = output(args.output.as_deref())?;
+    args.files.check()?;
+    let text = args.measure.text()?;
+    listen()?;
+    let session = args.measure.open(&dtypes)?;
+    let subject = session.subject();
+    let ids = ids_without_bos(&session.loaded.tokenizer, &text)?;
+    let plan = args.measure.plan();
+    plan.check(&subject, ids.len())?;
+
+    let mut progress = Shown { lines: Lines::new(), files: &args.files };
+    write_files(&args.files, &Curve::new(goal, &[], None))?;
+    let mut points = Vec::new();
+    let searched = FullScores::measure(&subject, &ids, &plan, &mut progress).and_then(|full| {
+        let width = config_width(&args.configs);
+        let mut bench = Measured { session: &session, full, goal, points: &mut points, progress: &mut progress, width };
+        tune::search(&candidates, goal, &mut bench)
+    });
+    progress.lines.finish();
+    match searched {
+        Ok(()) | Err(Error::Interrupted) => {}
+        Err(error) => return Err(error.into()),
+    }
+    if let Some(path) = &args.files.plot {
+        let rows: Vec<Row> = points.iter().map(|point| Row::Fidelity(point.row.clone())).collect();
+        draw(path, &args.measure.model, &rows)?;
+    }
+    if interrupted() {
+        // What is best so far may be far from the best.
+        return Ok(Outcome::Interrupted);
+    }
+    let index = tune::best(&points, goal).ok_or_else(|| nothing(&points, goal))?;
+    tune::write_config(&output, &points[index].config)?;
+    write_files(&args.files, &Curve::new(goal, &points, Some((index, &output))))?;
+    progress.lines.print(&chosen(&points[index], goal, &output));
+    progress.lines.into_printed().context(STDOUT_FAILED)?;
+    Ok(Outcome::Done)
+}
+
+/// Every configuration in every KV dtype.
+fn candidates(names: &[String], kv_dtypes: &[KvDtype]) -> Result<Vec<Candidate>> {
+    let mut candidates = Vec::with_capacity(names.len() * kv_dtypes.len());
+    for name in names {
+        let config = configuration(name)?.map_or_else(|| AdaptiveConfig::parse(KEEP_ALL, None), Ok)?;
+        candidates.extend(kv_dtypes.iter().map(|&kv_dtype| Candidate {
+            name: name.clone(),
+            config: config.clone(),
+            kv_dtype,
+        }));
+    }
+    Ok(candidates)
+}
+
+/// Where the configuration goes. A file that the user names is replaced, as with other options; one that the user did not
+/// think of is not.
+fn output(named: Option<&Path>) -> Result<PathBuf> {
+    let path = named.unwrap_or(Path::new(OUTPUT));
+    if named.is_none() && path.symlink_metadata().is_ok() {
+        let reason = format!("there is a file `{OUTPUT}` already");
+        return Err(Error::input(reason).with_hint("name a file, or this one to replace it, with --output"));
+    }
+    check_report_path(path)?;
+    Ok(path.to_owned())
+}
+
+fn write_files(files: &FileArgs, curve: &Curve<'_>) -> Result<()> {
+    if let Some(path) = &files.json {
+        curve.write_json(path)?;
+    }
+    files.csv.as_ref().map_or(Ok(()), |path| curve.write_csv(path))
+}
+
+/// The setting of a point, in a table: a share, or the recovery threshold T.
+fn setting(point: &Point) -> String {
+    match (point.row.budget, point.recovery_threshold()) {
+        (Some(Budget::KeptRatio(ratio)), _) => format!("{}%", (ratio * 1e4).round() / 100.0),
+        (_, Some(threshold)) => format!("T={threshold}"),
+        _ => "-".to_owned(),
+    }
+}
+
+/// Figures of a point as it is judged, for people.
+fn described(point: &Point, goal: Goal) -> String {
+    let setting = match (point.row.budget, point.recovery_threshold()) {
+        (Some(Budget::KeptRatio(ratio)), _) => format!(", kept_ratio {ratio}"),
+        (_, Some(threshold)) => format!(", recovery_threshold {threshold}"),
+        _ => String::new(),
+    };
+    let figures = goal.figures(&point.row);
+    let of = if goal.judge == Judge::Worst { " in the worst window" } else { "" };
+    format!(
+        "{}{setting}, {}: {:.1} % kept, {:.2} MB, KL {:.5}{of}",
+        plain(&point.row.config),
+        point.row.kv_dtype,
+        100.0 * figures.kept_ratio,
+        megabytes(figures.kv_bytes),
+        figures.kl,
+    )
+}
+
+/// What is said at the end.
+fn chosen(point: &Point, goal: Goal, output: &Path) -> String {
+    let file = plain(&output.display().to_string());
+    let kv_dtype = point.row.kv_dtype;
+    format!("\nchosen: {} -> {file}\nuse it with: --config {file} --kv-dtype {kv_dtype}", described(point, goal))
+}
+
+/// No point is within the limit.
+fn nothing(points: &[Point], goal: Goal) -> Error {
+    let (limit, option) = match goal.limit {
+        Limit::MaxKl(kl) => (format!("a KL divergence of {kl}"), "--max-kl"),
+        Limit::MaxBytes(bytes) => (format!("{:.3} MB", megabytes(bytes)), "--max-bytes"),
+        Limit::MaxKept(ratio) => (format!("a kept share of {ratio}"), "--max-kept"),
+    };
+    let closest = tune::closest(points, goal).map(|index| described(&points[index], goal));
+    let closest = closest.map_or_else(String::new, |closest| format!("; the closest is {closest}"));
+    Error::input(format!("nothing that was tried is within {limit}{closest}"))
+        .with_hint(format!("raise {option}, or try other --configs or --kv-dtype"))
+}
+
+/// Shows what is being measured.
+struct Shown<'a> {
+    lines: Lines,
+    files: &'a FileArgs,
+}
+
+impl Progress for Shown<'_> {
+    fn starts(&mut self, what: &str) {
+        self.lines.set_message(what);
+    }
+
+    fn is_over(&self) -> bool {
+        // Whether or not anybody reads the table, there is a file to be written.
+        interrupted()
+    }
+}
+
+/// Measures on the windows, and prints and writes each point.
+struct Measured<'a, 'm> {
+    session: &'m Session,
+    full: FullScores<'m>,
+    goal: Goal,
+    points: &'a mut Vec<Point>,
+    progress: &'a mut Shown<'m>,
+    /// Of the column of configurations.
+    width: usize,
+}
+
+impl Bench for Measured<'_, '_> {
+    fn measure(&mut self, candidate: &Candidate, config: &AdaptiveConfig) -> Result<FidelityRow> {
+        let variant = Variant {
+            config: candidate.name.clone(),
+            budget: config.method.map(|method| method.budget),
+            kv_dtype: candidate.kv_dtype,
+            retention: self.session.adaptive(config.clone()),
+        };
+        self.full.score(&variant, self.progress)
+    }
+
+    fn point(&mut self, point: Point) -> Result<()> {
+        if self.points.is_empty() {
+            self.progress.lines.print(&format!("{}{:>8}", fidelity_heading("setting", self.width), "within"));
+        }
+        let within = if point.within_limit { "yes" } else { "no" };
+        let line = format!("{}{within:>8}", fidelity_line(&point.row, &setting(&point), self.width));
+        self.progress.lines.print(&line);
+        self.points.push(point);
+        write_files(self.progress.files, &Curve::new(self.goal, self.points, None))
+    }
+}
