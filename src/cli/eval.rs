@@ -17,7 +17,7 @@ use super::measure::{configuration, ids_without_bos, kv_dtypes};
 use super::prompts::Prompts;
 use super::session::Session;
 use super::{Outcome, STDOUT_FAILED};
-pub use picture::draw;
+pub use picture::{draw, panels};
 use table::Table;
 pub use table::{fidelity_heading, fidelity_line};
 
@@ -72,7 +72,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
         Err(error) => return Err(error.into()),
     }
     if let Some(path) = &args.files.plot {
-        draw(path, &args.measure.model, table.rows())?;
+        draw(path, &args.measure.model, &panels(table.rows()))?;
     }
     table.into_printed().context(STDOUT_FAILED)?;
     Ok(if interrupted() { Outcome::Interrupted } else { Outcome::Done })

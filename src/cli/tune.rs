@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::config::{AdaptiveConfig, Budget};
 use adaptive_kvcache::eval::{FidelityRow, FullScores, Progress, Row, Variant};
+use adaptive_kvcache::plot::{TradeoffLimit, TradeoffPanel, TradeoffPoint};
 use adaptive_kvcache::report::megabytes;
 use adaptive_kvcache::tune::{self, Bench, Candidate, Curve, Goal, Judge, Limit, Point};
 use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
 
 use super::args::{CacheDtype, FileArgs, TuneArgs};
-use super::eval::{draw, fidelity_heading, fidelity_line};
+use super::eval::{draw, fidelity_heading, fidelity_line, panels};
 use super::generate::check_report_path;
 use super::interrupt::{interrupted, listen};
 use super::measure::{Lines, config_width, configuration, ids_without_bos, kv_dtypes};
@@ -57,15 +58,15 @@ pub fn run(args: &TuneArgs) -> anyhow::Result<Outcome> {
         Ok(()) | Err(Error::Interrupted) => {}
         Err(error) => return Err(error.into()),
     }
+    // What is best so far may be far from the best.
+    let best = if interrupted() { None } else { tune::best(&points, goal) };
     if let Some(path) = &args.files.plot {
-        let rows: Vec<Row> = points.iter().map(|point| Row::Fidelity(point.row.clone())).collect();
-        draw(path, &args.measure.model, &rows)?;
+        draw(path, &args.measure.model, &pictured(&points, goal, best))?;
     }
     if interrupted() {
-        // What is best so far may be far from the best.
         return Ok(Outcome::Interrupted);
     }
-    let index = tune::best(&points, goal).ok_or_else(|| nothing(&points, goal))?;
+    let index = best.ok_or_else(|| nothing(&points, goal))?;
     tune::write_config(&output, &points[index].config)?;
     write_files(&args.files, &Curve::new(goal, &points, Some((index, &output))))?;
     progress.lines.print(&chosen(&points[index], goal, &output));
@@ -104,6 +105,24 @@ fn write_files(files: &FileArgs, curve: &Curve<'_>) -> Result<()> {
         curve.write_json(path)?;
     }
     files.csv.as_ref().map_or(Ok(()), |path| curve.write_csv(path))
+}
+
+/// The curve, the limit where it is a size or a divergence, and what was chosen.
+#[expect(clippy::cast_precision_loss)]
+fn pictured(points: &[Point], goal: Goal, best: Option<usize>) -> Vec<TradeoffPanel> {
+    let rows: Vec<Row> = points.iter().map(|point| Row::Fidelity(point.row.clone())).collect();
+    let mut panels = panels(&rows);
+    for panel in &mut panels {
+        panel.limit = match goal.limit {
+            Limit::MaxKl(kl) => Some(TradeoffLimit::Value(kl)),
+            Limit::MaxBytes(bytes) => Some(TradeoffLimit::KvBytes(bytes as f64)),
+            // Shares of different numbers are different sizes.
+            Limit::MaxKept(_) => None,
+        };
+        let row = best.map(|index| &points[index].row);
+        panel.marked = row.map(|row| TradeoffPoint { kv_bytes: row.kv_bytes as f64, value: row.kl_mean, error: 0.0 });
+    }
+    panels
 }
 
 /// The setting of a point, in a table: a share, or the recovery threshold T.

@@ -33,7 +33,7 @@ pub use attention::{HeadMap, layer_attention};
 pub use memory::kv_memory;
 pub use policy::{PolicyGrid, policies};
 pub use speed::{SpeedLine, speed};
-pub use tradeoff::{TradeoffLine, TradeoffPanel, TradeoffPoint, TradeoffScale, tradeoff};
+pub use tradeoff::{TradeoffLimit, TradeoffLine, TradeoffPanel, TradeoffPoint, TradeoffScale, tradeoff};
 
 #[cfg(test)]
 mod test_png {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::axis::{MB, value_ticks};
 use super::canvas::{Align, Canvas, check_count};
-use super::color::{FAINT, INK, MUTED, Rgb, level};
+use super::color::{FAINT, INK, MUTED, Rgb, WHITE, level};
 use super::legend::{SAMPLE, flow};
 use super::text::{self, Size};
 use crate::error::{Error, Result};
@@ -20,6 +20,9 @@ const LINE_WIDTH: f64 = 2.0;
 const DOT: f64 = 9.0;
 /// Half the width of an error bar's ends.
 const CAP: f64 = 5.0;
+/// Diameter of the ring around a marked point, and of the gap within it.
+const RING: f64 = 17.0;
+const RING_GAP: f64 = 13.0;
 /// The most decades of a logarithmic axis; what is smaller lies at its foot.
 const MAX_DECADES: i32 = 12;
 
@@ -50,12 +53,22 @@ pub enum TradeoffScale {
     Share,
 }
 
+/// What points are held against; drawn as a line across the panel.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum TradeoffLimit {
+    Value(f64),
+    KvBytes(f64),
+}
+
 /// One measure.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TradeoffPanel {
     pub title: String,
     pub scale: TradeoffScale,
     pub lines: Vec<TradeoffLine>,
+    pub limit: Option<TradeoffLimit>,
+    /// A point with a ring around it.
+    pub marked: Option<TradeoffPoint>,
 }
 
 /// Draws the panels side by side.
@@ -134,11 +147,15 @@ impl Axis {
         let (mut decades, mut has_zero) = ((-1, 0), false);
         if scale == TradeoffScale::Log {
             let is_positive = |value: &f64| value.is_finite() && *value > 0.0;
-            let positive = || panel.points().map(|point| point.value).filter(is_positive);
+            let limit = match panel.limit {
+                Some(TradeoffLimit::Value(limit)) => Some(limit),
+                _ => None,
+            };
+            let positive = || panel.points().map(|point| point.value).chain(limit).filter(is_positive);
             has_zero = panel.points().any(|point| !is_positive(&point.value));
             if positive().next().is_some() {
                 // An error bar is part of what the axis has room for.
-                let highest = panel.points().map(|point| point.value + point.error).filter(is_positive);
+                let highest = panel.points().map(|point| point.value + point.error).chain(limit).filter(is_positive);
                 let high = highest.fold(f64::MIN_POSITIVE, f64::max).log10().ceil() as i32;
                 let low = positive().fold(f64::INFINITY, f64::min).log10().floor() as i32;
                 decades = (low.min(high - 1).max(high - MAX_DECADES), high);
@@ -192,7 +209,11 @@ impl TradeoffPanel {
             canvas.fill((left, y), (PANEL_WIDTH, 1), FAINT);
             canvas.text(label, (left - 8, y + Size::Normal.digit() / 2), Align::Right, Size::Normal, MUTED);
         }
-        let largest = self.points().map(|point| point.kv_bytes / MB).fold(0.0, f64::max);
+        let limit_bytes = match self.limit {
+            Some(TradeoffLimit::KvBytes(limit)) => Some(limit),
+            _ => None,
+        };
+        let largest = self.points().map(|point| point.kv_bytes).chain(limit_bytes).fold(0.0, f64::max) / MB;
         let (ticks, decimals) = value_ticks(largest);
         let full_scale = if largest > 0.0 { largest * 1.04 } else { 1.0 }; // dots stay clear of the edge
         let x_of = |bytes: f64| f64::from(left) + bytes / MB / full_scale * f64::from(PANEL_WIDTH);
@@ -206,6 +227,21 @@ impl TradeoffPanel {
         let middle = (left + PANEL_WIDTH / 2, bottom + 44);
         canvas.text("kept keys and values, MB (1 MB = 1024 × 1024 bytes)", middle, Align::Center, Size::Normal, INK);
 
+        let right = f64::from(left + PANEL_WIDTH);
+        match self.limit {
+            Some(TradeoffLimit::Value(limit)) => {
+                canvas.line((f64::from(left), y_of(limit)), (right, y_of(limit)), LINE_WIDTH / 2.0, INK);
+            }
+            Some(TradeoffLimit::KvBytes(limit)) => {
+                canvas.line((x_of(limit), f64::from(top)), (x_of(limit), f64::from(bottom)), LINE_WIDTH / 2.0, INK);
+            }
+            None => {}
+        }
+        if let Some(point) = &self.marked {
+            let center = (x_of(point.kv_bytes), y_of(point.value));
+            canvas.line(center, center, RING, INK);
+            canvas.line(center, center, RING_GAP, WHITE);
+        }
         for line in &self.lines {
             let color = color(&line.name);
             let mut points = line.points.clone();
@@ -240,7 +276,7 @@ mod tests {
     }
 
     fn panel(scale: TradeoffScale, lines: Vec<TradeoffLine>) -> TradeoffPanel {
-        TradeoffPanel { title: "a measure".to_owned(), scale, lines }
+        TradeoffPanel { title: "a measure".to_owned(), scale, lines, limit: None, marked: None }
     }
 
     #[test]
@@ -268,6 +304,24 @@ mod tests {
         for panels in [vec![], vec![panel(TradeoffScale::Log, vec![line("one", &[])])]] {
             assert!(matches!(tradeoff(Path::new("a.png"), "", &panels), Err(Error::Shape { .. })));
         }
+    }
+
+    #[test]
+    fn limits_and_marks_are_drawn_within_the_axes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        let points = [(1e6, 0.03, 0.0), (2e6, 0.01, 0.0)];
+        let mut panel = panel(TradeoffScale::Log, vec![line("one", &points)]);
+        let mut sizes = Vec::new();
+        for limit in [None, Some(TradeoffLimit::Value(1e-4)), Some(TradeoffLimit::KvBytes(7e6))] {
+            panel.limit = limit;
+            panel.marked = limit.map(|_| panel.lines[0].points[0]);
+            let axis = Axis::of(&panel);
+            assert_eq!(axis.ticks[0].1, if limit == Some(TradeoffLimit::Value(1e-4)) { "0.0001" } else { "0.01" });
+            tradeoff(&path, "model", std::slice::from_ref(&panel)).unwrap();
+            sizes.push(std::fs::read(&path).unwrap());
+        }
+        assert!(sizes[0] != sizes[1] && sizes[1] != sizes[2]);
     }
 
     #[test]

@@ -95,15 +95,24 @@ impl Goal {
         }
     }
 
-    /// Index of the best within the limit: the smallest, or the one that diverges least; of equal ones the better in the
-    /// other respect, then the first.
+    /// Whether `a` is better than `b`, if the limit holds for both: smaller, or less divergent; of equal ones, better in
+    /// the other respect. A divergence that is no number is never better.
+    pub(super) fn prefers(self, a: Figures, b: Figures) -> bool {
+        let (bytes, kl) = (a.kv_bytes.cmp(&b.kv_bytes), a.kl.total_cmp(&b.kl));
+        let order = if self.limit.wanted() == Wanted::Lowest { bytes.then(kl) } else { kl.then(bytes) };
+        order.is_lt() && !a.kl.is_nan()
+    }
+
+    /// Index of the best within the limit; of equal ones the first.
     pub(super) fn best(self, all: &[Figures]) -> Option<usize> {
-        let allowed = all.iter().enumerate().filter(|(_, figures)| self.allows(figures) && !figures.kl.is_nan());
-        let best = allowed.min_by(|(_, a), (_, b)| {
-            let (bytes, kl) = (a.kv_bytes.cmp(&b.kv_bytes), a.kl.total_cmp(&b.kl));
-            if self.limit.wanted() == Wanted::Lowest { bytes.then(kl) } else { kl.then(bytes) }
-        });
-        best.map(|(index, _)| index)
+        let mut best: Option<usize> = None;
+        for (index, &figures) in all.iter().enumerate() {
+            let is_usable = self.allows(&figures) && !figures.kl.is_nan();
+            if is_usable && best.is_none_or(|best| self.prefers(figures, all[best])) {
+                best = Some(index);
+            }
+        }
+        best
     }
 
     /// Index of the one that exceeds the limit least, or is farthest within it.

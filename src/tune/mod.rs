@@ -68,20 +68,28 @@ pub trait Bench {
     fn point(&mut self, point: Point) -> Result<()>;
 }
 
-/// Searches every candidate's setting, one after the other.
+/// Searches every candidate's setting, one after the other; of those that come to nothing beside what was found before
+/// them, no further than it takes to know.
 ///
 /// # Errors
 /// Whatever `bench` fails with.
 pub fn search(candidates: &[Candidate], goal: Goal, bench: &mut dyn Bench) -> Result<()> {
+    let mut best: Option<Figures> = None;
     for candidate in candidates {
         let knob = Knob::of(&candidate.config);
         let last = knob.map_or(0, Knob::last_step);
         bisect(last, goal.limit.wanted(), &mut |step| {
             let config = knob.map_or_else(|| candidate.config.clone(), |knob| knob.turned(&candidate.config, step));
             let row = bench.measure(candidate, &config)?;
-            let within_limit = goal.allows(&goal.figures(&row));
+            let figures = goal.figures(&row);
+            let within_limit = goal.allows(&figures);
             bench.point(Point { config, within_limit, row })?;
-            Ok(within_limit)
+            if within_limit {
+                best = best.filter(|&best| !goal.prefers(figures, best)).or(Some(figures));
+                return Ok(Some(true));
+            }
+            // What lies within the limit is expected to be worse than this in what it is chosen by.
+            Ok(best.is_none_or(|best| goal.prefers(figures, best)).then_some(false))
         })?;
     }
     Ok(())

@@ -14,13 +14,17 @@ pub(super) enum Wanted {
 /// Tries steps of `0..=last`, each once at most: the highest first, then the middle of what is left, until the wanted
 /// one and its neighbour that does not satisfy the condition were tried. If the highest decides it, no other is tried.
 ///
-/// * `satisfies`: tries a step; where the expectation of [`Wanted`] does not hold, a step that satisfies may be found
-///   that is not the wanted one
+/// * `satisfies`: tries a step, and says whether it satisfies the condition, or `None` to try no more; where the
+///   expectation of [`Wanted`] does not hold, a step that satisfies may be found that is not the wanted one
 ///
 /// # Errors
 /// Whatever `satisfies` fails with.
-pub(super) fn bisect(last: usize, wanted: Wanted, satisfies: &mut dyn FnMut(usize) -> Result<bool>) -> Result<()> {
-    let top = satisfies(last)?;
+pub(super) fn bisect(
+    last: usize,
+    wanted: Wanted,
+    satisfies: &mut dyn FnMut(usize) -> Result<Option<bool>>,
+) -> Result<()> {
+    let Some(top) = satisfies(last)? else { return Ok(()) };
     // Nothing below can satisfy it, or nothing below is better.
     if top != (wanted == Wanted::Lowest) {
         return Ok(());
@@ -29,10 +33,10 @@ pub(super) fn bisect(last: usize, wanted: Wanted, satisfies: &mut dyn FnMut(usiz
     let (mut low, mut high) = (0, last);
     while low < high {
         let middle = low.midpoint(high);
-        if satisfies(middle)? == top {
-            high = middle;
-        } else {
-            low = middle + 1;
+        match satisfies(middle)? {
+            None => break,
+            Some(same) if same == top => high = middle,
+            Some(_) => low = middle + 1,
         }
     }
     Ok(())
@@ -48,7 +52,7 @@ mod tests {
         let mut tried = Vec::new();
         bisect(last, wanted, &mut |step| {
             tried.push(step);
-            Ok(satisfies(step))
+            Ok(Some(satisfies(step)))
         })
         .unwrap();
         tried
@@ -83,11 +87,24 @@ mod tests {
     }
 
     #[test]
+    fn no_more_is_tried_when_it_is_enough() {
+        for enough in 1..5 {
+            let mut count = 0;
+            bisect(200, Wanted::Lowest, &mut |_| {
+                count += 1;
+                Ok((count < enough).then_some(true))
+            })
+            .unwrap();
+            assert_eq!(count, enough);
+        }
+    }
+
+    #[test]
     fn a_failure_ends_the_search() {
         let mut count = 0;
         let result = bisect(200, Wanted::Lowest, &mut |_| {
             count += 1;
-            if count == 2 { Err(Error::Interrupted) } else { Ok(true) }
+            if count == 2 { Err(Error::Interrupted) } else { Ok(Some(true)) }
         });
         assert!(matches!(result, Err(Error::Interrupted)));
         assert_eq!(count, 2);

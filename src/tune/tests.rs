@@ -151,6 +151,25 @@ fn more_rows_of_smaller_numbers_win_where_they_are_smaller_or_more_exact() {
 }
 
 #[test]
+fn a_candidate_is_given_up_when_it_cannot_win() {
+    let both = [replay(KvDtype::F16), fastgen(KvDtype::F16)];
+    for (limit, expected) in [
+        // Of the second, everything; then a setting that is larger than the first's, and not exact enough.
+        (Limit::MaxKl(0.02 + 1e-9), vec![1.0, 0.5]),
+        // Everything is too much, and exact; so is 0.5, and it diverges more than the first.
+        (Limit::MaxBytes(600), vec![1.0, 0.5]),
+    ] {
+        let points = searched(&both, smooth, mean(limit));
+        let tried: Vec<f64> = points.iter().filter_map(Point::recovery_threshold).collect();
+        assert_eq!(tried, expected, "{limit:?}");
+        // The other way round, the first is searched to the end.
+        let points = searched(&[fastgen(KvDtype::F16), replay(KvDtype::F16)], smooth, mean(limit));
+        assert!(points.iter().filter_map(Point::recovery_threshold).count() > 9, "{limit:?}");
+        assert_eq!(points[best(&points, mean(limit)).unwrap()].row.config, "replay");
+    }
+}
+
+#[test]
 fn with_noise_the_best_of_what_was_measured_is_chosen() {
     /// Jumps up and down from step to step, by up to a third.
     fn noisy(candidate: &Candidate, value: f64) -> (f64, f64) {

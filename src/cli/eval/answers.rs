@@ -27,7 +27,8 @@ pub fn block(row: &AnswerRow) -> String {
         100.0 * row.saved_ratio,
         megabytes(row.saved_bytes),
     );
-    for line in row.answer.trim().lines() {
+    let answer = row.answer.trim();
+    for line in if answer.is_empty() { "(no text)" } else { answer }.lines() {
         text += "\n    ";
         text += plain(line).trim_end();
     }

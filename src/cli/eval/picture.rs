@@ -10,8 +10,17 @@ use super::answers::by_setting;
 use super::table::budget_text;
 use crate::cli::plain;
 
-/// Draws the rows, if there are any.
-pub fn draw(path: &Path, model: &Path, rows: &[Row]) -> Result<()> {
+/// Draws the panels, if there are any.
+pub fn draw(path: &Path, model: &Path, panels: &[TradeoffPanel]) -> Result<()> {
+    if panels.is_empty() {
+        return Ok(());
+    }
+    let model = model.file_name().unwrap_or(model.as_os_str());
+    tradeoff(path, &plain(&model.to_string_lossy()), panels)
+}
+
+/// A panel for each measure of the rows.
+pub fn panels(rows: &[Row]) -> Vec<TradeoffPanel> {
     let mut panels: Vec<TradeoffPanel> = Vec::new();
     for row in rows {
         let Row::Fidelity(row) = row else { continue };
@@ -32,11 +41,7 @@ pub fn draw(path: &Path, model: &Path, rows: &[Row]) -> Result<()> {
         let point = TradeoffPoint { kv_bytes, value, error: 0.0 };
         line(&mut panels, title, TradeoffScale::Share, &group[0].config, group[0].kv_dtype).points.push(point);
     }
-    if panels.is_empty() {
-        return Ok(());
-    }
-    let model = model.file_name().unwrap_or(model.as_os_str());
-    tradeoff(path, &plain(&model.to_string_lossy()), &panels)
+    panels
 }
 
 /// One point for each task, text length and variant: the mean over depths; with one of its rows.
@@ -76,7 +81,7 @@ fn line<'a>(
 ) -> &'a mut TradeoffLine {
     let name = plain(&format!("{config}, {kv_dtype}"));
     let index = panels.iter().position(|panel| panel.title == title).unwrap_or_else(|| {
-        panels.push(TradeoffPanel { title: title.to_owned(), scale, lines: Vec::new() });
+        panels.push(TradeoffPanel { title: title.to_owned(), scale, lines: Vec::new(), limit: None, marked: None });
         panels.len() - 1
     });
     let lines = &mut panels[index].lines;

@@ -281,6 +281,95 @@ fn facts_are_found_and_rows_are_the_same_every_time() {
     assert_eq!(rows[..6], again.as_array().unwrap()[..]);
 }
 
+const ANSWER_KEYS: [&str; 16] = [
+    "prompt_idx",
+    "prompt",
+    "prompt_tokens",
+    "config",
+    "kv_dtype",
+    "budget",
+    "kept_ratio",
+    "saved_ratio",
+    "raw_bytes",
+    "kv_bytes",
+    "saved_bytes",
+    "equal_tokens",
+    "full_tokens",
+    "answer_tokens",
+    "finish_reason",
+    "answer",
+];
+
+/// Each cache answers as `generate` does with the same configuration, and keeps as much.
+#[test]
+fn prompts_are_answered_side_by_side_as_generate_answers_them() {
+    let lab = Lab::new();
+    let original = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/original_0.4.json");
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/config.json");
+    lab.write("p.txt", "Why does the sea look blue from far away? It looks blue\n\n\"One, two,\\nthree,\"\n");
+    let configs = format!("{config},full,{original}");
+    let files = ["--json", "e.json", "--csv", "e.csv", "--plot", "e.png"];
+    let ask = ["--windows", "0", "--prompts", "p.txt", "--answer-tokens", "8", "--configs", &configs];
+    let text = succeeds(&lab.run(&[&["eval", "--model", MODEL], &ask[..], &files].concat()));
+    let json = lab.json("e.json");
+    let rows = json.as_array().unwrap();
+    assert_eq!(rows.len(), 6);
+    for (row, (prompt_idx, setting)) in
+        rows.iter().zip([(0, config), (0, "full"), (0, original), (1, config), (1, "full"), (1, original)])
+    {
+        assert_eq!(keys(row), ANSWER_KEYS);
+        assert_eq!((&row["prompt_idx"], &row["config"]), (&json!(prompt_idx), &json!(setting)));
+        let prompt = row["prompt"].as_str().unwrap();
+        let adaptive = if setting == "full" { ["--use-adakv", "0"] } else { ["--config", setting] };
+        lab.generate(&[&["--prompt", prompt, "-n", "8", "--report", "r.json"], &adaptive[..]].concat());
+        let alone = lab.json("r.json");
+        assert_eq!((&row["answer"], &row["finish_reason"]), (&alone["text"], &alone["finish_reason"]));
+        assert_eq!(row["prompt_tokens"], alone["prompt_tokens"].as_array().unwrap().len());
+        assert_eq!(row["answer_tokens"], alone["generated_tokens"].as_array().unwrap().len());
+        let kv = &alone["kv"];
+        assert_eq!((&row["raw_bytes"], &row["kv_bytes"]), (&kv["raw_bytes"], &kv["kept_bytes"]));
+        assert_eq!(row["saved_ratio"], kv["saved_ratio"]);
+        let saved = kv["raw_bytes"].as_u64().unwrap() - kv["kept_bytes"].as_u64().unwrap();
+        assert_eq!((&row["saved_bytes"], saved > 0), (&json!(saved), setting != "full"), "{row}");
+        let full = &rows[prompt_idx * 3 + 1];
+        assert_eq!(row["full_tokens"], full["answer_tokens"]);
+        let is_same = row["answer"] == full["answer"];
+        assert_eq!(row["equal_tokens"] == row["full_tokens"], is_same, "{row}");
+        assert!(text.contains(row["answer"].as_str().unwrap().trim().lines().next().unwrap()), "{text}");
+    }
+    assert!(text.starts_with("prompt 1, 13 tokens: Why does the sea"), "{text}");
+    assert!(text.contains("\n\nprompt 2, ") && text.contains("One, two,\\nthree,\n"), "{text}");
+    let summary: Vec<_> = text.lines().rev().take(3).collect();
+    assert!(summary[0].starts_with(original) && summary[2].starts_with(config), "{text}");
+    let mean = |setting: &str| {
+        let saved = rows.iter().filter(|row| row["config"] == setting).map(|row| row["saved_ratio"].as_f64().unwrap());
+        format!("{:.2}", 50.0 * saved.sum::<f64>())
+    };
+    assert_eq!(summary[0].split_whitespace().nth(6), Some(mean(original).as_str()), "{text}");
+    assert_eq!(lab.read("e.csv").lines().next().unwrap(), ANSWER_KEYS.join(","));
+    assert!(std::fs::metadata(lab.path("e.png")).unwrap().len() > 1000);
+
+    // In the model's chat template, the prompt is longer.
+    succeeds(&lab.run(&[&["eval", "--model", MODEL], &ask[..], &["--chat", "--json", "c.json"]].concat()));
+    assert!(lab.json("c.json")[0]["prompt_tokens"].as_u64() > rows[0]["prompt_tokens"].as_u64());
+}
+
+#[test]
+fn prompts_that_cannot_be_answered_are_refused() {
+    let lab = lab();
+    lab.write("p.txt", "ab\n{\"prompt\": 3}\n");
+    let with = |more: &[&str]| refuses(&lab, &[&["--windows", "0", "--prompts", "p.txt"], more].concat());
+    with(&[]).status(1).names("p.txt:2").hints("`messages`");
+    lab.write("p.txt", "ab\nab ac b a\n");
+    with(&["--chat"]).status(2).names("chat template").is_short();
+    with(&["--answer-tokens", "60"]).status(2).names("p.txt:2").names("60").names("64").hints("--answer-tokens");
+    with(&["--answer-tokens", "0"]).status(2).names("--answer-tokens");
+    lab.write("p.txt", "\"\"\n");
+    with(&[]).status(2).names("p.txt:1").names("empty").is_short();
+    refuses(&lab, &["--prompts", "none.txt"]).status(1).names("`none.txt`").is_short();
+    assert!(refuses(&lab, &["--chat"]).status(2).rest.contains("--prompts"));
+}
+
 /// More windows than anybody waits for.
 #[cfg(unix)]
 #[test]

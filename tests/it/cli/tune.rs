@@ -11,7 +11,7 @@ const WINDOWS: [&str; 6] = ["--prompt-tokens", "20", "--score-tokens", "8", "--w
 /// Bytes of the tiny model's cache of a window's prompt, f16: one layer, 16 numbers of a key and 16 of a value.
 const FULL_BYTES: u64 = 20 * 2 * 16 * 2;
 
-/// A folder with the tiny model, whose context is 64 tokens and whose heads have 8 numbers, and a text of 80 tokens.
+/// A folder with the tiny model, whose context is 64 tokens and whose heads have 16 numbers, and a text of 80 tokens.
 fn lab() -> Lab {
     let lab = Lab::new();
     lab.write("tiny.gguf", TinyGguf::new().bytes());
@@ -147,7 +147,7 @@ fn a_file_that_nobody_named_is_not_replaced() {
     refuses(&lab, &[&limit[..], &["--output", "text.txt/a"]].concat()).status(1).names("`text.txt`");
 }
 
-/// At least one position of each head is kept; `q8_0` is not for heads of 8 numbers.
+/// At least one position of each head is kept; `q8_0` is not for heads of 16 numbers.
 #[test]
 fn what_cannot_be_had_is_said_with_what_is_closest() {
     let lab = lab();
