@@ -183,7 +183,7 @@ fn what_cannot_be_had_is_said_with_what_is_closest() {
     }
     let limit = ["--max-kl", "0.1"];
     let with = |more: &[&str]| refuses(&lab, &[&limit[..], more].concat());
-    with(&[]).status(2).names("q8_0").is_short();
+    with(&[]).status(1).names("q8_0").is_short();
     with(&["--kv-dtype", "f16", "--windows", "0"]).status(2).is_short();
     with(&["--kv-dtype", "f16", "--windows", "9"]).status(2).names("9 x (20 + 8)").hints("--windows").is_short();
     with(&["--configs", "none.json"]).status(1).names("`none.json`").hints("`replay`").is_short();
