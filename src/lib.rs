@@ -37,6 +37,7 @@ pub mod hub;
 pub mod kernels;
 pub mod memory;
 pub mod model;
+pub mod ops;
 pub mod plot;
 pub mod policy;
 pub mod profile;

@@ -7,6 +7,7 @@
 //! Not for: deciding what is kept ([`crate::profile`]), or owning it ([`crate::cache`]).
 
 pub mod decode;
+pub mod device;
 pub mod map;
 pub mod prefill;
 pub mod replay;

@@ -145,6 +145,24 @@ impl PromptRows {
         Ok((rows(keys), rows(values)))
     }
 
+    /// The keys or the values of a whole prompt.
+    ///
+    /// * `heads`: for each KV head its rows, `[past_lens[head] + len, head_dim]`
+    /// * `past_lens`: `[num_kv_heads]` how many of them come before the prompt's first
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if sizes do not fit.
+    pub fn whole(layout: HeadLayout, heads: Vec<Vec<f32>>, past_lens: &[usize], len: usize) -> Result<Self> {
+        let lens: Vec<usize> = heads.iter().map(Vec::len).collect();
+        let expected: Vec<usize> = past_lens.iter().map(|past_len| (past_len + len) * layout.head_dim).collect();
+        if lens != expected || lens.len() != layout.num_kv_heads {
+            return Err(Error::shape("a prompt's rows", expected, lens));
+        }
+        let head = |(numbers, &past_len)| HeadNumbers { numbers, order: Order::Rows, past_len };
+        let heads = heads.into_iter().zip(past_lens).map(head).collect();
+        Ok(Self { heads, layout, capacity: len, len })
+    }
+
     /// Tokens of the prompt that are stored.
     #[must_use]
     pub fn len(&self) -> usize {

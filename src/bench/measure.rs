@@ -4,7 +4,7 @@ use super::clock::{Clock, Spread, timed};
 use super::read_loop::read_rate;
 use super::row::{Reading, Row, Work};
 use super::threads::with_threads;
-use crate::cache::{AdaptiveKvCache, KvDtype, LayerCacheManager, Retention};
+use crate::cache::{AdaptiveKvCache, KvDtype, Retention};
 use crate::error::{Error, Result};
 use crate::generate::{Sampler, SamplingOptions};
 use crate::memory;
@@ -211,7 +211,7 @@ impl Stage<'_> {
                     continue;
                 }
                 variant.prefill.add(&[time_ms], waiting);
-                variant.kept_ratio = kept_ratio(&cache);
+                variant.kept_ratio = cache.kept_ratio();
                 variant.kv_bytes = cache.bytes().kept;
                 variant.filled = needs_cache.then_some(Filled { cache, logits });
             }
@@ -326,12 +326,4 @@ impl Samples {
 /// Bytes of the caches that wait for their turn.
 fn waiting_bytes(variants: &[Variant<'_>]) -> usize {
     variants.iter().filter_map(|variant| variant.filled.as_ref()).map(|filled| filled.cache.bytes().allocated).sum()
-}
-
-/// Kept rows of all heads as a share of all tokens seen.
-#[expect(clippy::cast_precision_loss)]
-fn kept_ratio(cache: &AdaptiveKvCache) -> f64 {
-    let heads = || cache.layers().iter().flat_map(LayerCacheManager::heads);
-    let (kept, num_heads) = heads().fold((0, 0), |(kept, heads), head| (kept + head.len(), heads + 1));
-    kept as f64 / (cache.seen() * num_heads).max(1) as f64
 }

@@ -128,19 +128,9 @@ impl LayerCacheManager {
         let settled = if self.eviction.is_some() { self.seen } else { self.settled };
         let (first, new) = (as_position(settled)?, as_position(self.seen)?);
         let end = as_position(self.seen + keys.len())?;
-        let summaries: Vec<HeadSummary> = match choices {
-            Some(choices) => choices.into_iter().map(HeadSummary::from).collect(),
-            None => (0..num_kv_heads)
-                .map(|kv_head| HeadSummary {
-                    kv_head,
-                    level: None,
-                    recovered: Vec::new(),
-                    positions: (first..end).collect(),
-                })
-                .collect(),
-        };
+        let summaries = summaries(choices, num_kv_heads, first..end);
         // Checked before anything is stored: a refused prompt leaves the cache as it was.
-        self.check_kept(first..end, &summaries)?;
+        check_kept(num_kv_heads, first..end, &summaries)?;
         let row_counts =
             |rows: &PromptRows| -> Vec<usize> { (0..num_kv_heads).map(|head| rows.past_len(head)).collect() };
         let held: Vec<usize> = self.heads.iter().map(HeadCache::len).collect();
@@ -178,8 +168,8 @@ impl LayerCacheManager {
     /// [`Error::Shape`] if head counts or positions do not fit; nothing is evicted then.
     pub fn keep_of_prompt(&mut self, first_position: usize, choices: Vec<HeadChoice>) -> Result<LayerSummary> {
         let (first, end) = (as_position(first_position)?, as_position(self.seen)?);
-        let heads: Vec<HeadSummary> = choices.into_iter().map(HeadSummary::from).collect();
-        self.check_kept(first..end, &heads)?;
+        let heads = summaries(Some(choices), self.heads.len(), first..end);
+        check_kept(self.heads.len(), first..end, &heads)?;
         for (head, summary) in self.heads.iter_mut().zip(&heads) {
             if head.len() - head.count_below(first) > summary.positions.len() {
                 head.evict_from(first, &summary.positions);
@@ -188,21 +178,6 @@ impl LayerCacheManager {
         }
         let prompt_len = (end - first) as usize;
         Ok(LayerSummary { layer: self.layer, prompt_len, heads, bytes: self.bytes() })
-    }
-
-    /// Checks that there is a choice for each head, with positions in range and ascending.
-    fn check_kept(&self, range: Range<u32>, heads: &[HeadSummary]) -> Result<()> {
-        if !heads.iter().map(|head| head.kv_head).eq(0..self.layout.num_kv_heads) {
-            return Err(Error::shape("the choices of a layer", self.layout.num_kv_heads, heads.len()));
-        }
-        if let Some(position) = heads.iter().flat_map(|head| &head.positions).find(|position| !range.contains(position))
-        {
-            return Err(Error::shape("a kept position", format!("in {range:?}"), position));
-        }
-        if !heads.iter().all(|head| head.positions.is_sorted_by(|a, b| a < b)) {
-            return Err(Error::shape("kept positions", "ascending", "another order"));
-        }
-        Ok(())
     }
 
     /// Room for the keys and values of a prompt of `capacity` tokens, behind copies of what every head holds now.
@@ -326,6 +301,39 @@ impl LayerCacheManager {
     }
 }
 
-fn as_position(position: usize) -> Result<u32> {
+/// What each head got: what was chosen, or everything in the range.
+pub(super) fn summaries(
+    choices: Option<Vec<HeadChoice>>,
+    num_kv_heads: usize,
+    all: Range<u32>,
+) -> Vec<HeadSummary> {
+    match choices {
+        Some(choices) => choices.into_iter().map(HeadSummary::from).collect(),
+        None => (0..num_kv_heads)
+            .map(|kv_head| HeadSummary {
+                kv_head,
+                level: None,
+                recovered: Vec::new(),
+                positions: all.clone().collect(),
+            })
+            .collect(),
+    }
+}
+
+/// Checks that there is a choice for each head, with positions in range and ascending.
+pub(super) fn check_kept(num_kv_heads: usize, range: Range<u32>, heads: &[HeadSummary]) -> Result<()> {
+    if !heads.iter().map(|head| head.kv_head).eq(0..num_kv_heads) {
+        return Err(Error::shape("the choices of a layer", num_kv_heads, heads.len()));
+    }
+    if let Some(position) = heads.iter().flat_map(|head| &head.positions).find(|position| !range.contains(position)) {
+        return Err(Error::shape("a kept position", format!("in {range:?}"), position));
+    }
+    if !heads.iter().all(|head| head.positions.is_sorted_by(|a, b| a < b)) {
+        return Err(Error::shape("kept positions", "ascending", "another order"));
+    }
+    Ok(())
+}
+
+pub(super) fn as_position(position: usize) -> Result<u32> {
     u32::try_from(position).map_err(|_| Error::shape("a position", "below 2^32", position))
 }

@@ -6,11 +6,13 @@
 //!
 //! Not for: choosing (see [`crate::profile`]) or attending (see [`crate::attention`]).
 
+mod device;
 mod eviction;
 mod head;
 mod layer;
 mod storage;
 
+pub use device::DeviceLayer;
 pub use eviction::HeadStep;
 pub use head::HeadCache;
 pub use layer::{HeadSummary, LayerCacheManager, LayerSummary};
@@ -18,6 +20,7 @@ pub use storage::KvDtype;
 
 use crate::attention::HeadLayout;
 use crate::error::{Error, Result};
+use crate::ops::Ops;
 use crate::profile::{Eviction, Profiler};
 use crate::tokens::{TokenClass, TokenClassifier};
 
@@ -88,12 +91,21 @@ impl std::iter::Sum for CacheBytes {
 /// [`Llama::decode`](crate::model::Llama::decode); cloning it forks the sequence.
 #[derive(Debug, Clone)]
 pub struct AdaptiveKvCache {
-    layers: Vec<LayerCacheManager>,
+    layers: Layers,
     retention: Retention,
     seen: usize,
     /// Tokens since the last prompt, which no profile has decided about; not collected for a full cache, and where heads
     /// go on evicting.
     recent: Vec<TokenClass>,
+}
+
+/// Where keys and values are.
+#[derive(Debug, Clone)]
+enum Layers {
+    /// In memory, as the CPU kernels read them.
+    Host(Vec<LayerCacheManager>),
+    /// In tensors, as candle operations read them.
+    Device(Vec<DeviceLayer>),
 }
 
 impl AdaptiveKvCache {
@@ -102,15 +114,36 @@ impl AdaptiveKvCache {
     /// # Errors
     /// As [`KvDtype::check`].
     pub fn new(num_layers: usize, layout: HeadLayout, dtype: KvDtype, retention: Retention) -> Result<Self> {
-        let layers =
-            (0..num_layers).map(|layer| LayerCacheManager::new(layer, layout, dtype)).collect::<Result<_>>()?;
-        Ok(Self { layers, retention, seen: 0, recent: Vec::new() })
+        let layers = (0..num_layers).map(|layer| LayerCacheManager::new(layer, layout, dtype));
+        Ok(Self { layers: Layers::Host(layers.collect::<Result<_>>()?), retention, seen: 0, recent: Vec::new() })
+    }
+
+    /// An empty cache whose keys and values are tensors, for attention made of candle operations.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a quantised format, or where heads go on evicting while tokens are generated.
+    pub fn on_device(
+        num_layers: usize,
+        layout: HeadLayout,
+        dtype: KvDtype,
+        retention: Retention,
+        ops: &Ops,
+    ) -> Result<Self> {
+        if retention.eviction().is_some() {
+            return Err(Error::unsupported("`\"decode\": \"evict\"` with attention made of candle operations")
+                .with_hint("use `\"decode\": \"append\"`, or --attention cpu"));
+        }
+        let layers = (0..num_layers).map(|layer| DeviceLayer::new(layer, layout, dtype, ops));
+        Ok(Self { layers: Layers::Device(layers.collect::<Result<_>>()?), retention, seen: 0, recent: Vec::new() })
     }
 
     /// An empty cache of the same kind.
     #[must_use]
     pub fn emptied(&self) -> Self {
-        let layers = self.layers.iter().map(LayerCacheManager::emptied).collect();
+        let layers = match &self.layers {
+            Layers::Host(layers) => Layers::Host(layers.iter().map(LayerCacheManager::emptied).collect()),
+            Layers::Device(layers) => Layers::Device(layers.iter().map(DeviceLayer::emptied).collect()),
+        };
         Self { layers, retention: self.retention.clone(), seen: 0, recent: Vec::new() }
     }
 
@@ -123,7 +156,15 @@ impl AdaptiveKvCache {
     /// Whether all layers have got the same tokens; they have not after a prompt that failed halfway.
     #[must_use]
     pub fn is_consistent(&self) -> bool {
-        self.layers.iter().all(|layer| layer.seen() == self.seen)
+        self.shapes().iter().all(|&(_, seen)| seen == self.seen)
+    }
+
+    /// Heads and tokens seen of each layer.
+    fn shapes(&self) -> Vec<(HeadLayout, usize)> {
+        match &self.layers {
+            Layers::Host(layers) => layers.iter().map(|layer| (layer.layout(), layer.seen())).collect(),
+            Layers::Device(layers) => layers.iter().map(|layer| (layer.layout(), layer.seen())).collect(),
+        }
     }
 
     /// Checks that the cache is of a model's shape, and that all layers have got the same tokens.
@@ -131,19 +172,52 @@ impl AdaptiveKvCache {
     /// # Errors
     /// [`Error::Shape`] if it is not.
     pub fn expect_shape(&self, num_layers: usize, layout: HeadLayout) -> Result<()> {
-        if self.layers.len() != num_layers {
-            return Err(Error::shape("cache layers", num_layers, self.layers.len()));
+        let shapes = self.shapes();
+        if shapes.len() != num_layers {
+            return Err(Error::shape("cache layers", num_layers, shapes.len()));
         }
-        match self.layers.iter().find(|layer| layer.layout() != layout || layer.seen() != self.seen) {
-            Some(layer) => Err(Error::shape("a cache's layer", (layout, self.seen), (layer.layout(), layer.seen()))),
+        match shapes.into_iter().find(|&shape| shape != (layout, self.seen)) {
+            Some(shape) => Err(Error::shape("a cache's layer", (layout, self.seen), shape)),
             None => Ok(()),
         }
     }
 
-    /// The layers, from the first.
+    /// The layers, from the first; none if they are [tensors](Self::device_layers).
     #[must_use]
     pub fn layers(&self) -> &[LayerCacheManager] {
-        &self.layers
+        match &self.layers {
+            Layers::Host(layers) => layers,
+            Layers::Device(_) => &[],
+        }
+    }
+
+    /// The layers, from the first, if they are tensors; else none.
+    #[must_use]
+    pub fn device_layers(&self) -> &[DeviceLayer] {
+        match &self.layers {
+            Layers::Host(_) => &[],
+            Layers::Device(layers) => layers,
+        }
+    }
+
+    /// How many layers there are, wherever they are.
+    #[must_use]
+    pub fn num_layers(&self) -> usize {
+        match &self.layers {
+            Layers::Host(layers) => layers.len(),
+            Layers::Device(layers) => layers.len(),
+        }
+    }
+
+    /// Kept rows of all heads as a share of all tokens seen, in 0..=1.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss)]
+    pub fn kept_ratio(&self) -> f64 {
+        let lens: Vec<usize> = match &self.layers {
+            Layers::Host(layers) => layers.iter().flat_map(LayerCacheManager::heads).map(HeadCache::len).collect(),
+            Layers::Device(layers) => layers.iter().flat_map(DeviceLayer::positions).map(Vec::len).collect(),
+        };
+        lens.iter().sum::<usize>() as f64 / (self.seen * lens.len()).max(1) as f64
     }
 
     /// What is kept of the prompt.
@@ -155,7 +229,10 @@ impl AdaptiveKvCache {
     /// Bytes of all layers.
     #[must_use]
     pub fn bytes(&self) -> CacheBytes {
-        self.layers.iter().map(LayerCacheManager::bytes).sum()
+        match &self.layers {
+            Layers::Host(layers) => layers.iter().map(LayerCacheManager::bytes).sum(),
+            Layers::Device(layers) => layers.iter().map(DeviceLayer::bytes).sum(),
+        }
     }
 
     /// The classes of the tokens that a profile of this prompt decides about: those that were decoded since the last
@@ -175,10 +252,25 @@ impl AdaptiveKvCache {
     /// The layer to write to.
     ///
     /// # Errors
-    /// [`Error::Shape`] if there is no such layer.
+    /// [`Error::Shape`] if there is no such layer, or the layers are tensors.
     pub fn layer_mut(&mut self, layer: usize) -> Result<&mut LayerCacheManager> {
-        let num_layers = self.layers.len();
-        self.layers.get_mut(layer).ok_or_else(|| Error::shape("cache layers", format!("below {num_layers}"), layer))
+        let num_layers = self.num_layers();
+        let Layers::Host(layers) = &mut self.layers else {
+            return Err(Error::shape("a cache's layers", "in memory", "tensors"));
+        };
+        layers.get_mut(layer).ok_or_else(|| Error::shape("cache layers", format!("below {num_layers}"), layer))
+    }
+
+    /// The layer to write to, as tensors.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there is no such layer, or the layers are not tensors.
+    pub fn device_layer_mut(&mut self, layer: usize) -> Result<&mut DeviceLayer> {
+        let num_layers = self.num_layers();
+        let Layers::Device(layers) = &mut self.layers else {
+            return Err(Error::shape("a cache's layers", "tensors", "in memory"));
+        };
+        layers.get_mut(layer).ok_or_else(|| Error::shape("cache layers", format!("below {num_layers}"), layer))
     }
 
     /// Counts the tokens of a prompt that all layers have stored.

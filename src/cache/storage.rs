@@ -7,6 +7,7 @@
 
 use std::marker::PhantomData;
 
+use candle_core::DType;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use serde::Serialize;
@@ -62,6 +63,21 @@ impl KvDtype {
         }
         let what = format!("a {} KV cache for heads of {head_dim} numbers (not a multiple of {BLOCK})", self.name());
         Err(Error::unsupported(what).with_hint("store this model's cache as f16"))
+    }
+
+    /// In which numbers tensors hold this format.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a quantised format, which is no type of tensors.
+    pub fn tensor_dtype(self) -> Result<DType> {
+        match self {
+            Self::F32 => Ok(DType::F32),
+            Self::F16 => Ok(DType::F16),
+            Self::Q8_0 | Self::Q4_0 => {
+                let what = format!("a {} KV cache with attention made of candle operations", self.name());
+                Err(Error::unsupported(what).with_hint("use --kv-dtype f16 or f32, or --attention cpu"))
+            }
+        }
     }
 
     /// The name in options and reports.

@@ -5,7 +5,7 @@
 //! variants are known beforehand ([`fidelity`]); all windows' where they are not ([`FullScores`]).
 
 use super::metrics::{mean, percentile, perplexity, standard_error};
-use super::{FidelityRow, Filled, Observer, Progress, Row, Subject, Variant, go_on, kept_ratio};
+use super::{FidelityRow, Filled, Observer, Progress, Row, Subject, Variant, go_on};
 use crate::cache::{AdaptiveKvCache, Retention};
 use crate::error::{Error, Result};
 use crate::fidelity::{argmax, kl_divergence, log_softmax};
@@ -222,7 +222,7 @@ impl Reference {
         let filled = subject.fill(prompt, variant.kv_dtype, &variant.retention, progress)?;
         let greedy = greedy(subject, filled.clone(), self.greedy.len(), progress)?;
         let mut scores = WindowScores {
-            kept_ratio: kept_ratio(&filled.cache),
+            kept_ratio: filled.cache.kept_ratio(),
             kv_bytes: filled.cache.bytes().kept,
             kl: Vec::with_capacity(self.logprobs.len()),
             text_logprobs: Vec::with_capacity(self.logprobs.len()),
@@ -232,7 +232,7 @@ impl Reference {
             attention_error: Vec::new(),
         };
         if !self.attended.is_empty() {
-            let mut errors = vec![Vec::new(); filled.cache.layers().len()];
+            let mut errors = vec![Vec::new(); filled.cache.num_layers()];
             each_attended(subject, filled.cache.clone(), scored, progress, |position, layers| {
                 for ((errors, full), layer) in errors.iter_mut().zip(&self.attended[position]).zip(&layers) {
                     errors.push(relative_error(full, layer));
@@ -282,7 +282,7 @@ fn each_attended(
 ) -> Result<()> {
     for (index, pair) in scored.windows(2).enumerate() {
         go_on(progress)?;
-        let mut layers = Vec::with_capacity(cache.layers().len());
+        let mut layers = Vec::with_capacity(cache.num_layers());
         subject.model.decode_observed(pair[0], &mut cache, &mut |attended| layers.push(attended.to_vec()))?;
         use_layers(index, layers);
     }

@@ -18,7 +18,7 @@ pub use metrics::{mean, percentile, perplexity, standard_error};
 pub use rows::{AnswerRow, FidelityRow, Row, TaskRow, write_csv, write_json};
 pub use tasks::{Task, TaskPlan, tasks};
 
-use crate::cache::{AdaptiveKvCache, KvDtype, LayerCacheManager, Retention};
+use crate::cache::{AdaptiveKvCache, KvDtype, Retention};
 use crate::config::Budget;
 use crate::error::{Error, Result};
 use crate::model::{Llama, PrefillObserver, PrefillOptions};
@@ -104,12 +104,4 @@ impl Subject<'_> {
 /// [`Error::Interrupted`] if the measurements are to end.
 fn go_on(progress: &dyn Progress) -> Result<()> {
     if progress.is_over() { Err(Error::Interrupted) } else { Ok(()) }
-}
-
-/// Kept rows of all heads as a share of all tokens seen, in 0..=1.
-#[expect(clippy::cast_precision_loss)]
-fn kept_ratio(cache: &AdaptiveKvCache) -> f64 {
-    let heads = || cache.layers().iter().flat_map(LayerCacheManager::heads);
-    let (kept, num_heads) = heads().fold((0, 0), |(kept, heads), head| (kept + head.len(), heads + 1));
-    kept as f64 / (cache.seen() * num_heads).max(1) as f64
 }

@@ -1,19 +1,23 @@
-//! Linear layers and the embedding, over dense tensors or weights as a file stores them.
+//! Linear layers and the embedding, over dense tensors, weights as a file stores them, or weights on a device.
 
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::quantized::{QMatMul, QTensor};
+use candle_core::{DType, Device, Module, Tensor};
 
 use super::host;
 use crate::error::{Error, Result};
 use crate::kernels::quant::WeightMatrix;
 use crate::kernels::vector::{self, instruction_set};
+use crate::ops::Ops;
 
 /// Weights `[out_features, in_features]`.
 #[derive(Debug, Clone)]
 enum Weights {
     Dense(Tensor),
     Stored(Arc<WeightMatrix>),
+    /// Blocks that candle computes on.
+    Quantised(Arc<QTensor>),
 }
 
 /// `y = x W^T + b`.
@@ -36,6 +40,12 @@ impl Linear {
         Self { weights: Weights::Stored(weight), bias: None }
     }
 
+    /// A layer with quantised weights `[out_features, in_features]` that only candle operations compute on.
+    #[must_use]
+    pub fn quantised(weight: QTensor) -> Self {
+        Self { weights: Weights::Quantised(Arc::new(weight)), bias: None }
+    }
+
     /// Adds a bias `[out_features]`.
     #[must_use]
     pub fn with_bias(mut self, bias: Option<Tensor>) -> Self {
@@ -46,7 +56,7 @@ impl Linear {
     /// The stored matrix and the bias; `None` for a dense weight.
     pub(super) fn stored_parts(&self) -> Option<(&Arc<WeightMatrix>, Option<&Tensor>)> {
         match &self.weights {
-            Weights::Dense(_) => None,
+            Weights::Dense(_) | Weights::Quantised(_) => None,
             Weights::Stored(matrix) => Some((matrix, self.bias.as_ref())),
         }
     }
@@ -88,6 +98,7 @@ impl Linear {
                 weight.matmul(x, seq_len, &mut y);
                 y
             }
+            Weights::Quantised(_) => return Err(Error::unsupported("computing on candle's quantised tensors by slices")),
         };
         if let Some(bias) = &self.bias {
             host::with_slice(bias, |bias| {
@@ -105,13 +116,55 @@ impl Linear {
 }
 
 impl Linear {
+    /// Applies several layers to the same input as candle operations.
+    ///
+    /// * `x`: `[seq_len, in_features]`, f32, on the device of the weights
+    ///
+    /// Returns `[seq_len, out_features]` of each, f32.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for weights that only the kernels compute on; [`Error::Tensor`] if shapes do not fit.
+    pub(super) fn forward_on<const N: usize>(ops: &Ops, x: &Tensor, layers: [&Self; N]) -> Result<[Tensor; N]> {
+        // The input is rounded once for all layers whose weights are of one type.
+        let mut inputs: Vec<Tensor> = Vec::with_capacity(1);
+        let mut outputs = Vec::with_capacity(N);
+        for layer in layers {
+            let y = match &layer.weights {
+                Weights::Dense(weight) => {
+                    // candle's products on the CPU know no bf16.
+                    let widen = weight.dtype() == DType::BF16 && matches!(ops.device(), Device::Cpu);
+                    let weight = if widen { &ops.cast(weight, DType::F32)? } else { weight };
+                    let dtype = if widen { DType::BF16 } else { weight.dtype() };
+                    let x = match inputs.iter().find(|input| input.dtype() == dtype) {
+                        Some(input) => input.clone(),
+                        None => {
+                            inputs.push(ops.cast(x, dtype)?);
+                            inputs[inputs.len() - 1].clone()
+                        }
+                    };
+                    ops.cast(&ops.matmul(&ops.cast(&x, weight.dtype())?, &weight.t()?)?, DType::F32)?
+                }
+                Weights::Quantised(weight) => {
+                    ops.counted(QMatMul::from_arc(Arc::clone(weight)).and_then(|weight| weight.forward(x)))?
+                }
+                Weights::Stored(_) => return Err(Error::unsupported("computing on mapped weights by candle operations")),
+            };
+            outputs.push(match &layer.bias {
+                Some(bias) => ops.add(&y, bias)?,
+                None => y,
+            });
+        }
+        outputs.try_into().map_err(|outputs: Vec<Tensor>| Error::shape("linear layers", N, outputs.len()))
+    }
+
     /// The weights as f32, `[out_features, in_features]`.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for weights on another device than the CPU.
+    /// [`Error::Tensor`] if a device does not hand them out.
     pub(super) fn widened(&self) -> Result<Vec<f32>> {
         match &self.weights {
-            Weights::Dense(weight) => host::to_vec(weight),
+            Weights::Dense(weight) => Ok(weight.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?),
+            Weights::Quantised(weight) => Ok(weight.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()?),
             Weights::Stored(weight) => {
                 let mut wide = vec![0.0; weight.rows() * weight.cols()];
                 weight.dequantize_rows(0..weight.rows(), &mut wide);
@@ -167,6 +220,7 @@ impl Embedding {
                 self.look_up(ids, &mut out)?;
                 host::matrix(out, ids.len(), table.cols())
             }
+            Weights::Quantised(_) => Err(Error::unsupported("looking up rows of candle's quantised tensors")),
         }
     }
 

@@ -7,18 +7,21 @@ use candle_core::Tensor;
 
 use super::block::{Block, BlockContext, norm};
 use super::config::LlamaConfig;
+use super::device::{DeviceContext, DevicePass, RotationTensors};
 use super::host;
 use super::layer_pass::{Choice, LayerPass};
 use super::linear::{Embedding, Linear};
 use super::rope::Rope;
 use super::step::StepModel;
 use crate::attention::decode::{decode, plain_row_weights};
+use crate::attention::device;
 use crate::attention::map::MapAccumulator;
 use crate::cache::{AdaptiveKvCache, HeadStep, KvDtype, LayerCacheManager, LayerSummary, Retention};
 use crate::config::BudgetScale;
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::profile::{LayerPlace, Pool, Profiler, Segment};
+use crate::ops::Ops;
+use crate::profile::{HeadChoice, LayerPlace, Pool, Profiler, Segment};
 
 /// A LLaMA model's weights. It holds no state: every call is given the cache that it reads and writes.
 #[derive(Debug, Clone)]
@@ -29,8 +32,10 @@ pub struct Llama {
     norm: Tensor,
     lm_head: Linear,
     rope: Rope,
-    /// For decoding; `None` if weights are dense.
+    /// For decoding; `None` if weights are dense, or on a device.
     step: Option<StepModel>,
+    /// Present if everything is made of candle operations; weights but the embedding are then on its device.
+    ops: Option<Ops>,
 }
 
 /// How a prompt is processed. Nothing here changes what is computed, only when, and so speed and scratch memory.
@@ -114,7 +119,35 @@ impl Llama {
         }
         let rope = Rope::new(&config.rope);
         let step = StepModel::new(&config, &embed_tokens, &layers, &norm, &lm_head)?;
-        Ok(Self { config, embed_tokens, layers, norm, lm_head, rope, step })
+        Ok(Self { config, embed_tokens, layers, norm, lm_head, rope, step, ops: None })
+    }
+
+    /// Puts a model together that computes by candle operations, on any device.
+    ///
+    /// * `embed_tokens`: on the host, where rows are looked up
+    /// * `layers`, `norm`, `lm_head`: tensors on the device, norms f32
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the number of blocks is not that of the configuration.
+    pub fn on_device(
+        config: LlamaConfig,
+        embed_tokens: Embedding,
+        layers: Vec<Block>,
+        norm: Tensor,
+        lm_head: Linear,
+        ops: Ops,
+    ) -> Result<Self> {
+        if layers.len() != config.num_layers {
+            return Err(Error::shape("a model's blocks", config.num_layers, layers.len()));
+        }
+        let rope = Rope::new(&config.rope);
+        Ok(Self { config, embed_tokens, layers, norm, lm_head, rope, step: None, ops: Some(ops) })
+    }
+
+    /// What its candle operations run on, and how many there were; `None` if the CPU kernels compute.
+    #[must_use]
+    pub fn ops(&self) -> Option<&Ops> {
+        self.ops.as_ref()
     }
 
     /// Sizes of the model.
@@ -126,9 +159,14 @@ impl Llama {
     /// An empty cache for one sequence.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if the heads are not whole blocks of a quantised format, see [`KvDtype::check`].
+    /// [`Error::Unsupported`] if the heads are not whole blocks of a quantised format, see [`KvDtype::check`]; of a model
+    /// that computes by candle operations, as [`AdaptiveKvCache::on_device`].
     pub fn new_cache(&self, dtype: KvDtype, retention: Retention) -> Result<AdaptiveKvCache> {
-        AdaptiveKvCache::new(self.config.num_layers, self.config.heads, dtype, retention)
+        let LlamaConfig { num_layers, heads, .. } = self.config;
+        match &self.ops {
+            Some(ops) => AdaptiveKvCache::on_device(num_layers, heads, dtype, retention, ops),
+            None => AdaptiveKvCache::new(num_layers, heads, dtype, retention),
+        }
     }
 
     /// Processes a prompt as [`prefill_with`](Self::prefill_with) does, with the default options.
@@ -186,16 +224,14 @@ impl Llama {
         let recent = classes.len().saturating_sub(ids.len());
         let segment = Segment { first_position: seen - recent, classes: &classes, recent };
         let chunk_rows = options.rows(ids.len());
-        let mut hidden: Vec<Tensor> =
-            ids.chunks(chunk_rows).map(|ids| self.embed_tokens.forward(ids)).collect::<Result<_>>()?;
-        let angles = self.rope.angles(seen, ids.len());
+        let mut hidden: Vec<Tensor> = ids.chunks(chunk_rows).map(|ids| self.embed(ids)).collect::<Result<_>>()?;
+        let angles = Angles::new(self.rope.angles(seen, ids.len()), self.config.rope.dim / 2, self.ops.as_ref())?;
         let total = ids.len() * self.config.num_layers;
         let mut layers = Vec::with_capacity(self.config.num_layers);
         let mut profile_time = std::time::Duration::ZERO;
         // The best scores of all layers so far and the layers' maps, if layers share a budget.
         let mut pooled: Option<(Pool, Vec<Option<MapAccumulator>>)> = None;
         for (index, block) in self.layers.iter().enumerate() {
-            let layer = cache.layer_mut(index)?;
             let profile = profiler.as_ref().map(|profiler| (profiler, segment));
             let place = LayerPlace {
                 layer: index,
@@ -203,18 +239,25 @@ impl Llama {
                 scale: BudgetScale {
                     num_layers: self.config.num_layers,
                     num_kv_heads: self.config.heads.num_kv_heads,
-                    token_bytes: layer.token_bytes(),
+                    token_bytes: match self.ops {
+                        Some(_) => cache.device_layer_mut(index)?.token_bytes(),
+                        None => cache.layer_mut(index)?.token_bytes(),
+                    },
                 },
             };
-            let mut pass = LayerPass::new(self.config.heads, layer, profile, place, ids.len(), observer.map_side())?;
+            let heads = self.config.heads;
+            let maps = observer.map_side();
+            let mut pass = match &self.ops {
+                Some(ops) => {
+                    let layer = cache.device_layer_mut(index)?;
+                    Pass::Device(DevicePass::new(ops, heads, layer, profile, place, ids.len(), maps)?)
+                }
+                None => Pass::Host(LayerPass::new(heads, cache.layer_mut(index)?, profile, place, ids.len(), maps)?),
+            };
             for (chunk_index, rows) in hidden.iter_mut().enumerate() {
                 let first_row = chunk_index * chunk_rows;
-                let context = BlockContext {
-                    unrotated_queries: pass.wants_unrotated_queries(),
-                    ..self.context(&angles, first_row, rows.dim(0)?)
-                };
-                *rows = pass.chunk(block, rows, first_row, context)?;
-                let done = index * ids.len() + pass.keys.len();
+                *rows = self.chunk(&mut pass, block, rows, first_row, &angles)?;
+                let done = index * ids.len() + pass.len();
                 if observer.progress(done, total).is_break() {
                     return Err(Error::Interrupted);
                 }
@@ -232,12 +275,13 @@ impl Llama {
                     Some(pool.choices(index, segment.first_position))
                 }
             };
-            let summary = layer.store_prompt(&pass.keys, &pass.values, choices)?;
-            if let Some(eviction) = &eviction {
-                layer.watch(eviction, segment, &summary, &pass.received())?;
+            let summary = pass.store(cache, index, choices)?;
+            if let (Some(eviction), Pass::Host(pass)) = (&eviction, &pass) {
+                cache.layer_mut(index)?.watch(eviction, segment, &summary, &pass.received())?;
             }
+            let layer_maps = pass.into_maps();
             if let Some((pool, maps)) = &mut pooled {
-                maps.push(pass.maps);
+                maps.push(layer_maps);
                 if pool.is_overfull() {
                     pool.trim();
                     keep_pooled(cache, pool, index + 1, segment)?;
@@ -246,7 +290,7 @@ impl Llama {
                 continue;
             }
             profile_time += started.elapsed();
-            observer.layer_done(&summary, pass.maps.as_ref())?;
+            observer.layer_done(&summary, layer_maps.as_ref())?;
             layers.push(summary);
         }
         if let Some((mut pool, maps)) = pooled {
@@ -314,12 +358,13 @@ impl Llama {
         Ok(())
     }
 
-    /// Processes one more token through tensors, as a prompt is: the way for dense weights, and the oracle of the other.
+    /// Processes one more token through tensors, as a prompt is: the way for dense weights and for candle operations, and
+    /// the oracle of the other.
     ///
     /// # Errors
     /// As [`decode`](Self::decode).
     pub fn decode_plain(&self, id: u32, cache: &mut AdaptiveKvCache) -> Result<Vec<f32>> {
-        self.decode_observed(id, cache, &mut |_| {})
+        self.decode_shown(id, cache, None)
     }
 
     /// Processes one more token as [`decode_plain`](Self::decode_plain) does, and shows what attention makes of it.
@@ -335,6 +380,18 @@ impl Llama {
         cache: &mut AdaptiveKvCache,
         observe: &mut dyn FnMut(&[f32]),
     ) -> Result<Vec<f32>> {
+        self.decode_shown(id, cache, Some(observe))
+    }
+
+    fn decode_shown(
+        &self,
+        id: u32,
+        cache: &mut AdaptiveKvCache,
+        mut observe: Option<&mut dyn FnMut(&[f32])>,
+    ) -> Result<Vec<f32>> {
+        if let Some(ops) = &self.ops {
+            return self.decode_on(ops, id, cache, observe);
+        }
         let (position, class) = (cache.seen(), cache.class(id));
         self.check_room(position, 1)?;
         let mut hidden = self.embed_tokens.forward(&[id])?; // [1, hidden_size]
@@ -345,12 +402,86 @@ impl Llama {
             let layer = cache.layer_mut(index)?;
             layer.append_token(&projected.keys, &projected.values, position, class)?;
             let attended = decode(self.config.heads, &projected.queries, &layer.rows())?;
-            observe(&attended);
+            if let Some(observe) = observe.as_deref_mut() {
+                observe(&attended);
+            }
             self.evict(layer, &projected.queries)?;
             hidden = block.finish(&hidden, attended, context)?;
         }
         cache.advance(id);
         self.logits(&hidden)
+    }
+
+    /// [`decode_observed`](Self::decode_observed) by candle operations.
+    fn decode_on(
+        &self,
+        ops: &Ops,
+        id: u32,
+        cache: &mut AdaptiveKvCache,
+        mut observe: Option<&mut dyn FnMut(&[f32])>,
+    ) -> Result<Vec<f32>> {
+        let (position, heads) = (cache.seen(), self.config.heads);
+        self.check_room(position, 1)?;
+        let mut hidden = self.embed(&[id])?; // [1, hidden_size]
+        let rotations = RotationTensors::new(ops, &self.rope.angles(position, 1), self.config.rope.dim / 2)?;
+        let context = self.device_context(ops, &rotations);
+        for (index, block) in self.layers.iter().enumerate() {
+            let projected = block.project_on(&hidden, context)?;
+            let layer = cache.device_layer_mut(index)?;
+            layer.append(&projected.keys, &projected.values, position)?;
+            let queries = projected.queries.squeeze(1)?; // [num_heads, head_dim]
+            let attended = device::decode(ops, heads, &queries, &layer.rows()?)?;
+            let attended = attended.reshape((1, heads.query_width()))?;
+            if let Some(observe) = observe.as_deref_mut() {
+                observe(&ops.download(&attended)?);
+            }
+            hidden = block.finish_on(&hidden, &attended, context)?;
+        }
+        cache.advance(id);
+        self.logits(&hidden)
+    }
+
+    /// The vectors of tokens, `[ids.len(), hidden_size]`, f32, where the model computes.
+    fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+        let hidden = self.embed_tokens.forward(ids)?;
+        self.ops.as_ref().map_or(Ok(hidden.clone()), |ops| ops.bring(&hidden))
+    }
+
+    /// Runs one chunk of a prompt's rows through a layer.
+    fn chunk(
+        &self,
+        pass: &mut Pass<'_>,
+        block: &Block,
+        rows: &Tensor,
+        first_row: usize,
+        angles: &Angles,
+    ) -> Result<Tensor> {
+        let num_rows = rows.dim(0)?;
+        match (pass, angles) {
+            (Pass::Host(pass), Angles::Host(angles)) => {
+                let context = BlockContext {
+                    unrotated_queries: pass.wants_unrotated_queries(),
+                    ..self.context(angles, first_row, num_rows)
+                };
+                pass.chunk(block, rows, first_row, context)
+            }
+            (Pass::Device(pass), Angles::Device(ops, rotations)) => {
+                let rotations = rotations.rows(first_row, num_rows)?;
+                pass.chunk(block, rows, first_row, self.device_context(ops, &rotations))
+            }
+            _ => Err(Error::shape("a layer's pass", "where the angles are", "elsewhere")),
+        }
+    }
+
+    fn device_context<'a>(&'a self, ops: &'a Ops, rotations: &'a RotationTensors) -> DeviceContext<'a> {
+        DeviceContext {
+            ops,
+            layout: self.config.heads,
+            rms_norm_eps: self.config.rms_norm_eps,
+            rope_layout: self.config.rope.layout,
+            rope_dim: self.config.rope.dim / 2 * 2,
+            rotations,
+        }
     }
 
     /// Evicts what no longer belongs to what the heads of a layer keep.
@@ -372,6 +503,11 @@ impl Llama {
 
     /// Logits `[vocab_size]` from the last hidden state `[1, hidden_size]`.
     fn logits(&self, hidden: &Tensor) -> Result<Vec<f32>> {
+        if let Some(ops) = &self.ops {
+            let normed = ops.rms_norm(hidden, &self.norm, self.config.rms_norm_eps)?;
+            let [logits] = Linear::forward_on(ops, &normed, [&self.lm_head])?;
+            return ops.download(&logits);
+        }
         let normed = norm(hidden, &self.norm, self.config.rms_norm_eps)?;
         host::to_vec(&self.lm_head.forward(&normed)?)
     }
@@ -400,6 +536,69 @@ impl Llama {
     }
 }
 
+/// A layer's work on a prompt, wherever it is done.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
+enum Pass<'a> {
+    Host(LayerPass<'a>),
+    Device(DevicePass<'a>),
+}
+
+impl Pass<'_> {
+    /// Rows of the prompt that went through the layer.
+    fn len(&self) -> usize {
+        match self {
+            Self::Host(pass) => pass.len(),
+            Self::Device(pass) => pass.len(),
+        }
+    }
+
+    fn choose(&mut self, block: &Block, rope: &Rope) -> Result<Choice> {
+        match self {
+            Self::Host(pass) => pass.choose(block, rope),
+            Self::Device(pass) => pass.choose(block, rope),
+        }
+    }
+
+    /// Stores what was chosen in a layer of the cache.
+    fn store(
+        &self,
+        cache: &mut AdaptiveKvCache,
+        layer: usize,
+        choices: Option<Vec<HeadChoice>>,
+    ) -> Result<LayerSummary> {
+        match self {
+            Self::Host(pass) => {
+                let (keys, values) = pass.rows();
+                cache.layer_mut(layer)?.store_prompt(keys, values, choices)
+            }
+            Self::Device(pass) => pass.store(cache.device_layer_mut(layer)?, choices),
+        }
+    }
+
+    fn into_maps(self) -> Option<MapAccumulator> {
+        match self {
+            Self::Host(pass) => pass.into_maps(),
+            Self::Device(pass) => pass.into_maps(),
+        }
+    }
+}
+
+/// Rotations of a prompt's positions, wherever they are applied.
+enum Angles {
+    /// `[prompt_len, rope dim / 2]`
+    Host(Vec<(f32, f32)>),
+    Device(Ops, RotationTensors),
+}
+
+impl Angles {
+    fn new(angles: Vec<(f32, f32)>, half: usize, ops: Option<&Ops>) -> Result<Self> {
+        Ok(match ops {
+            Some(ops) => Self::Device(ops.clone(), RotationTensors::new(ops, &angles, half)?),
+            None => Self::Host(angles),
+        })
+    }
+}
+
 /// Evicts from the first layers what the pool has dropped.
 fn keep_pooled(
     cache: &mut AdaptiveKvCache,
@@ -408,5 +607,14 @@ fn keep_pooled(
     segment: Segment<'_>,
 ) -> Result<Vec<LayerSummary>> {
     let first = segment.first_position;
-    (0..num_layers).map(|layer| cache.layer_mut(layer)?.keep_of_prompt(first, pool.choices(layer, first))).collect()
+    let on_device = !cache.device_layers().is_empty();
+    let keep = |layer: usize| {
+        let choices = pool.choices(layer, first);
+        if on_device {
+            cache.device_layer_mut(layer)?.keep_of_prompt(first, choices)
+        } else {
+            cache.layer_mut(layer)?.keep_of_prompt(first, choices)
+        }
+    };
+    (0..num_layers).map(keep).collect()
 }

@@ -3,6 +3,7 @@
 
 mod block;
 mod config;
+mod device;
 mod host;
 mod layer_pass;
 mod linear;

@@ -7,7 +7,7 @@
 
 use std::ops::ControlFlow;
 
-use super::super::{Filled, Watch, kept_ratio};
+use super::super::{Filled, Watch};
 use super::{Observer, Subject, go_on};
 use crate::cache::{AdaptiveKvCache, KvDtype, Retention};
 use crate::error::{Error, Result};
@@ -58,7 +58,7 @@ pub(super) struct Outcome {
 impl Outcome {
     /// Of a cache that holds the text, before anything was asked.
     fn of(cache: &AdaptiveKvCache) -> Self {
-        Self { right: Vec::new(), kept_ratio: kept_ratio(cache), kv_bytes: cache.bytes().kept }
+        Self { right: Vec::new(), kept_ratio: cache.kept_ratio(), kv_bytes: cache.bytes().kept }
     }
 
     fn note(&mut self, question: &Question, answer: &str) {

@@ -1,0 +1,527 @@
+//! Attention of blocks of prompt rows over all keys up to them, with the statistics that profiling needs, as candle
+//! operations.
+//!
+//! A prompt may come on top of a filled cache, whose heads keep different numbers of rows. Past rows then end in the same
+//! column for every head, and shorter heads are padded in front, where a mask hides them: so every distance from a row's
+//! own key, on which windows depend, is the same for all heads.
+//!
+//! A block's weights are complete rows, `[num_kv_heads, group_size, rows, keys]`, and exist only while the block is
+//! processed. Sums stay on the device until the layer is done: [`DeviceStats::finish`] brings them to the host at once.
+
+use candle_core::{DType, Tensor};
+
+use super::super::HeadLayout;
+use crate::attention::map::HeadGrid;
+use crate::error::{Error, Result};
+use crate::ops::{MASKED, Ops};
+use crate::profile::stats::{LayerStats, StatsRequest};
+
+/// Weights that a block may hold, over all heads.
+const BLOCK_WEIGHTS: usize = 16 << 20;
+
+/// Query rows of a block, at least: fewer keep no device busy.
+const MIN_BLOCK_ROWS: usize = 16;
+
+/// One layer's keys and values while a prompt is processed, all f32.
+#[derive(Debug, Clone)]
+pub struct PromptTensors {
+    layout: HeadLayout,
+    /// `[num_kv_heads, past + capacity, head_dim]`
+    keys: Tensor,
+    /// `[num_kv_heads, past + capacity, head_dim]`
+    values: Tensor,
+    /// `[num_kv_heads]` rows that each head kept of earlier tokens; they end before column `past`.
+    past_lens: Vec<usize>,
+    past: usize,
+    capacity: usize,
+    len: usize,
+    /// `[num_kv_heads, 1, 1, past + capacity]` what is added to scores, if some head's past is shorter than another's.
+    padding: Option<Tensor>,
+}
+
+impl PromptTensors {
+    /// Room for a prompt of `capacity` tokens behind what each head keeps already.
+    ///
+    /// * `past`: keys and values, `[num_kv_heads, longest, head_dim]`, each head's at the end; `None` if there are none
+    /// * `past_lens`: `[num_kv_heads]` how many of them are the head's; the longest is `longest`
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if sizes do not fit.
+    pub fn new(
+        ops: &Ops,
+        layout: HeadLayout,
+        past: Option<(Tensor, Tensor)>,
+        past_lens: Vec<usize>,
+        capacity: usize,
+    ) -> Result<Self> {
+        let longest = past_lens.iter().copied().max().unwrap_or(0);
+        let HeadLayout { num_kv_heads, head_dim, .. } = layout;
+        let room = || ops.zeros((num_kv_heads, longest + capacity, head_dim), DType::F32);
+        let (keys, values) = (room()?, room()?);
+        if let Some((past_keys, past_values)) = past.filter(|_| longest > 0) {
+            ops.write(&keys, &past_keys, 1, 0)?;
+            ops.write(&values, &past_values, 1, 0)?;
+        }
+        let padding = if past_lens.iter().all(|&len| len == longest) {
+            None
+        } else {
+            #[expect(clippy::cast_possible_truncation)]
+            let of_head = |&len: &usize| {
+                (0..longest + capacity).map(move |column| if column + len < longest { MASKED as f32 } else { 0.0 })
+            };
+            let numbers: Vec<f32> = past_lens.iter().flat_map(of_head).collect();
+            Some(ops.upload(&numbers, (num_kv_heads, 1, 1, longest + capacity))?)
+        };
+        Ok(Self { layout, keys, values, past_lens, past: longest, capacity, len: 0, padding })
+    }
+
+    /// Tokens of the prompt that are stored.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no token of the prompt is stored.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// `[num_kv_heads]` rows of each head before the prompt's first.
+    #[must_use]
+    pub fn past_lens(&self) -> &[usize] {
+        &self.past_lens
+    }
+
+    /// Keys and values as rows one below the other, `[num_kv_heads * rows, head_dim]`, and the row in which one of a
+    /// head's is, counted from its first past row on.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if the device refuses.
+    pub fn flat(&self) -> Result<(Tensor, Tensor, impl Fn(usize, usize) -> usize + '_)> {
+        let rows = self.past + self.capacity;
+        let flat = |x: &Tensor| x.reshape((self.layout.num_kv_heads * rows, self.layout.head_dim));
+        let row = move |kv_head: usize, row: usize| kv_head * rows + self.past - self.past_lens[kv_head] + row;
+        Ok((flat(&self.keys)?, flat(&self.values)?, row))
+    }
+
+    /// Copies of all keys and of all values on the host: `[num_kv_heads]` of `[past_len + len, head_dim]`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if the device refuses.
+    pub fn to_host(&self, ops: &Ops) -> Result<(Vec<Vec<f32>>, Vec<Vec<f32>>)> {
+        let by_head = |x: &Tensor| -> Result<Vec<Vec<f32>>> {
+            let numbers = ops.download(x)?;
+            let width = self.layout.head_dim;
+            let heads = numbers.chunks_exact((self.past + self.capacity) * width).zip(&self.past_lens);
+            Ok(heads.map(|(head, len)| head[(self.past - len) * width..(self.past + self.len) * width].into()).collect())
+        };
+        Ok((by_head(&self.keys)?, by_head(&self.values)?))
+    }
+
+    /// Adds tokens of the prompt.
+    ///
+    /// * `keys`, `values`: `[num_kv_heads, seq_len, head_dim]`, f32, keys rotated
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for more than there is room for, [`Error::Tensor`] if sizes do not fit.
+    pub fn push(&mut self, ops: &Ops, keys: &Tensor, values: &Tensor) -> Result<()> {
+        let seq_len = keys.dim(1)?;
+        if seq_len > self.capacity - self.len {
+            return Err(Error::shape("prompt rows", format!("at most {}", self.capacity - self.len), seq_len));
+        }
+        ops.write(&self.keys, keys, 1, self.past + self.len)?;
+        ops.write(&self.values, values, 1, self.past + self.len)?;
+        self.len += seq_len;
+        Ok(())
+    }
+}
+
+/// A block of prompt rows to attend from.
+#[derive(Debug, Clone)]
+pub struct PromptBlock {
+    /// `[num_heads, seq_len, head_dim]`, f32, rotated.
+    pub queries: Tensor,
+    /// Index of the first row in the prompt.
+    pub first_row: usize,
+}
+
+/// Statistics of all query heads of a layer, on the device; keys are columns of [`PromptTensors`].
+#[derive(Debug)]
+pub struct DeviceStats {
+    request: StatsRequest,
+    num_keys: usize,
+    /// `[num_kv_heads, group_size, num_keys]` each, once there are rows.
+    column_sums: Option<Tensor>,
+    profiled_sums: Option<Tensor>,
+    window_sums: Option<Tensor>,
+    /// `[1, 1, 1, num_keys]` for each level.
+    masks: Vec<Tensor>,
+    /// `[num_kv_heads, group_size, levels]`, once there are rows.
+    differences: Option<Tensor>,
+    /// `[num_kv_heads, group_size, rows]` for each block.
+    log_sums: Vec<Tensor>,
+}
+
+impl DeviceStats {
+    /// Empty statistics.
+    ///
+    /// * `prompt`: with room for all rows
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a mask that is longer than there are keys, [`Error::Tensor`] if the device refuses.
+    pub fn new(ops: &Ops, request: &StatsRequest, prompt: &PromptTensors) -> Result<Self> {
+        let num_keys = prompt.past + prompt.capacity;
+        let upload = |mask: &Vec<f32>| ops.upload(&widened(mask, num_keys)?, (1, 1, 1, num_keys));
+        Ok(Self {
+            masks: request.masks.iter().map(upload).collect::<Result<_>>()?,
+            request: request.clone(),
+            num_keys,
+            column_sums: None,
+            profiled_sums: None,
+            window_sums: None,
+            differences: None,
+            log_sums: Vec::new(),
+        })
+    }
+
+    /// Takes in the weights of a block of rows, which are profiled either all or not at all.
+    fn add(&mut self, ops: &Ops, weights: &Weights) -> Result<()> {
+        let mass = self.request.mass;
+        let is_profiled = mass.is_some_and(|mass| weights.first_row >= mass.first_row);
+        let all = self.request.column_sums || mass.is_some_and(|mass| mass.first_row == 0);
+        let apart = mass.is_some_and(|mass| mass.first_row > 0) && is_profiled;
+        if all || apart {
+            let sums = column_sums(ops, &weights.weights, self.num_keys)?;
+            if all {
+                add_to(ops, &mut self.column_sums, &sums)?;
+            }
+            if apart {
+                add_to(ops, &mut self.profiled_sums, &sums)?;
+            }
+        }
+        if let Some(window) = mass.and_then(|mass| mass.window).filter(|_| is_profiled) {
+            let inside = weights.within(ops, window)?;
+            let sums = column_sums(ops, &ops.mul(&weights.weights, &inside)?, self.num_keys)?;
+            add_to(ops, &mut self.window_sums, &sums)?;
+        }
+        if !self.masks.is_empty() {
+            let found = differences(ops, &weights.weights, &self.masks)?;
+            self.differences = Some(match &self.differences {
+                Some(worst) => ops.maximum(worst, &found)?,
+                None => found,
+            });
+        }
+        if let Some(log_sums) = &weights.log_sums {
+            self.log_sums.push(log_sums.clone());
+        }
+        Ok(())
+    }
+
+    /// Brings everything to the host.
+    ///
+    /// * `stats`: empty statistics for the same request, overwritten
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if the device refuses.
+    pub fn finish(&self, ops: &Ops, prompt: &PromptTensors, stats: &mut LayerStats) -> Result<()> {
+        let group_size = prompt.layout.group_size();
+        let first_key = |head: usize| prompt.past - prompt.past_lens[head / group_size];
+        let download = |sums: &Option<Tensor>| sums.as_ref().map(|sums| ops.download(sums)).transpose();
+        for (sums, of_head) in [
+            (&self.column_sums, (|head| &mut head.column_sums) as fn(&mut crate::profile::HeadStats) -> &mut Vec<f32>),
+            (&self.profiled_sums, |head| &mut head.profiled_sums),
+            (&self.window_sums, |head| &mut head.window_sums),
+        ] {
+            let Some(sums) = download(sums)? else { continue };
+            for (index, sums) in sums.chunks_exact(self.num_keys).enumerate() {
+                *of_head(&mut stats.heads[index]) = sums[first_key(index)..].to_vec();
+            }
+        }
+        if let Some(differences) = download(&self.differences)? {
+            for (head, differences) in stats.heads.iter_mut().zip(differences.chunks_exact(self.masks.len())) {
+                head.differences = differences.to_vec();
+            }
+        }
+        if !self.log_sums.is_empty() {
+            let log_sums = ops.download(&ops.contiguous(&ops.cat(&self.log_sums, 2)?)?)?;
+            for (index, rows) in log_sums.chunks_exact(prompt.len).enumerate() {
+                stats.heads[index].set_log_sums(prompt.past - first_key(index), rows);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A mask for a segment, which is the last of all keys, stretched to all: those before are kept.
+fn widened(mask: &[f32], num_keys: usize) -> Result<Vec<f32>> {
+    let settled = num_keys
+        .checked_sub(mask.len())
+        .ok_or_else(|| Error::shape("a mask of keys", format!("at most {num_keys}"), mask.len()))?;
+    Ok([&vec![1.0; settled][..], mask].concat())
+}
+
+fn add_to(ops: &Ops, sums: &mut Option<Tensor>, more: &Tensor) -> Result<()> {
+    *sums = Some(match sums.as_ref() {
+        Some(sums) => ops.add(sums, more)?,
+        None => more.clone(),
+    });
+    Ok(())
+}
+
+/// Sums over the rows of weights, behind them zeros: `[num_kv_heads, group_size, num_keys]`.
+fn column_sums(ops: &Ops, weights: &Tensor, num_keys: usize) -> Result<Tensor> {
+    let (kv_heads, group_size, rows, seen) = weights.dims4()?;
+    let ones = ops.ones((kv_heads * group_size, 1, rows))?;
+    let sums = ops.matmul(&ones, &weights.reshape((kv_heads * group_size, rows, seen))?)?;
+    let sums = sums.reshape((kv_heads, group_size, seen))?;
+    if seen == num_keys {
+        return Ok(sums);
+    }
+    ops.cat(&[sums, ops.zeros((kv_heads, group_size, num_keys - seen), DType::F32)?], 2)
+}
+
+/// Largest differences over the rows of weights, see [`row_difference`](crate::profile::stats::row_difference):
+/// `[kv_heads, group_size, levels]`.
+///
+/// * `masks`: for each level, of a shape that stretches to `[kv_heads, 1, 1, num_keys]`
+fn differences(ops: &Ops, weights: &Tensor, masks: &[Tensor]) -> Result<Tensor> {
+    let (kv_heads, group_size, rows, seen) = weights.dims4()?;
+    let mut worst = Vec::with_capacity(masks.len());
+    for mask in masks {
+        let kept = ops.mul(weights, &mask.narrow(3, 0, seen)?)?;
+        let (sums, largest) = (ops.sum_last(&kept)?, ops.max_last(&kept)?);
+        // A row that keeps nothing has no difference: 0 by whatever is 0.
+        let renormalised = ops.div(&largest, &ops.at_least(&sums, f32::MIN_POSITIVE)?)?;
+        let rows = ops.at_least(&ops.sub(&renormalised, &largest)?, 0.0)?.reshape((kv_heads, group_size, rows))?;
+        worst.push(ops.max_last(&rows)?);
+    }
+    ops.cat(&worst, 2)
+}
+
+/// Attends from a block of prompt rows, causally, and collects statistics.
+///
+/// * `prompt`: keys and values at least up to the block's last row
+/// * `stats`: statistics to add to, if wanted
+/// * `maps`: `[num_heads]` down-sampled maps to draw into, if wanted; for a prompt without a past only
+///
+/// Returns `[seq_len, num_heads * head_dim]`, f32.
+///
+/// # Errors
+/// [`Error::Shape`] or [`Error::Tensor`] if sizes do not fit.
+pub fn prefill(
+    ops: &Ops,
+    layout: HeadLayout,
+    block: &PromptBlock,
+    prompt: &PromptTensors,
+    mut stats: Option<&mut DeviceStats>,
+    mut maps: Option<&mut [HeadGrid]>,
+) -> Result<Tensor> {
+    let HeadLayout { num_kv_heads, head_dim, .. } = layout;
+    let group_size = layout.group_size();
+    let heads = (0..num_kv_heads).collect::<Vec<_>>();
+    let blocks = Blocks::new(ops, layout, block, prompt, &heads)?;
+    let first_profiled = stats.as_ref().and_then(|stats| stats.request.mass).map_or(0, |mass| mass.first_row);
+    let log_sums = stats.as_ref().is_some_and(|stats| stats.request.log_sums);
+    let mut outs = Vec::new();
+    for rows in blocks.cut(first_profiled) {
+        let weights = blocks.weights(ops, rows.clone(), log_sums)?;
+        if let Some(stats) = stats.as_deref_mut() {
+            stats.add(ops, &weights)?;
+        }
+        if let Some(maps) = maps.as_deref_mut() {
+            draw(ops, &weights, prompt, maps)?;
+        }
+        let seen = weights.num_keys()?;
+        let flat = weights.weights.reshape((num_kv_heads, group_size * rows.len(), seen))?;
+        let out = ops.matmul(&flat, &prompt.values.narrow(1, 0, seen)?)?;
+        let out = out.reshape((num_kv_heads * group_size, rows.len(), head_dim))?.transpose(0, 1)?;
+        outs.push(ops.contiguous(&out)?.reshape((rows.len(), layout.query_width()))?);
+    }
+    ops.cat(&outs, 0)
+}
+
+/// Draws a block's rows into maps.
+fn draw(ops: &Ops, weights: &Weights, prompt: &PromptTensors, maps: &mut [HeadGrid]) -> Result<()> {
+    if prompt.past > 0 {
+        return Err(Error::unsupported("drawing the attention of a further prompt"));
+    }
+    let (seen, num_rows) = (weights.num_keys()?, weights.weights.dim(2)?);
+    let numbers = ops.download(&weights.weights)?;
+    for (map, rows) in maps.iter_mut().zip(numbers.chunks_exact(num_rows * seen)) {
+        for (index, row) in rows.chunks_exact(seen).enumerate() {
+            let row_index = weights.first_row + index;
+            map.add_row(row_index, &row[..=row_index])?;
+        }
+    }
+    Ok(())
+}
+
+/// Largest differences of keep-sets that were not known while the prompt was processed: a second pass over its rows.
+///
+/// * `blocks`: all rows of the prompt
+/// * `pending`: pairs of a KV head and its `[levels][n]` masks of 0 and 1 for its last `n` keys; those before are kept
+///
+/// Returns `[levels]` for each pair: the largest over the rows and the query heads of the KV head.
+///
+/// # Errors
+/// [`Error::Shape`] or [`Error::Tensor`] if sizes do not fit.
+pub fn largest_differences(
+    ops: &Ops,
+    layout: HeadLayout,
+    blocks: &[PromptBlock],
+    prompt: &PromptTensors,
+    pending: &[(usize, Vec<Vec<f32>>)],
+) -> Result<Vec<Vec<f32>>> {
+    let levels = pending.first().map_or(0, |(_, masks)| masks.len());
+    if levels == 0 || pending.iter().any(|(_, masks)| masks.len() != levels) {
+        return Err(Error::shape("the masks of a second pass", format!("{levels} levels, and some"), pending.len()));
+    }
+    let num_keys = prompt.past + prompt.len;
+    let masks = (0..levels).map(|level| {
+        let of_heads = pending.iter().map(|(_, masks)| widened(&masks[level], num_keys)).collect::<Result<Vec<_>>>()?;
+        ops.upload(&of_heads.concat(), (pending.len(), 1, 1, num_keys))
+    });
+    let masks = masks.collect::<Result<Vec<_>>>()?;
+    let heads: Vec<usize> = pending.iter().map(|&(head, _)| head).collect();
+    let mut worst: Option<Tensor> = None;
+    for block in blocks {
+        let blocks = Blocks::new(ops, layout, block, prompt, &heads)?;
+        for rows in blocks.cut(0) {
+            let found = differences(ops, &blocks.weights(ops, rows, false)?.weights, &masks)?;
+            worst = Some(match worst {
+                Some(worst) => ops.maximum(&worst, &found)?,
+                None => found,
+            });
+        }
+    }
+    let worst = worst.ok_or_else(|| Error::shape("the rows of a second pass", "at least 1", 0))?;
+    let numbers = ops.download(&worst)?; // [pending, group_size, levels]
+    let largest = |group: &[f32]| -> Vec<f32> {
+        (0..levels).map(|level| group.iter().skip(level).step_by(levels).fold(0.0, |a: f32, &b| a.max(b))).collect()
+    };
+    Ok(numbers.chunks_exact(layout.group_size() * levels).map(largest).collect())
+}
+
+/// Some heads' queries and keys, ready for products.
+struct Blocks<'a> {
+    prompt: &'a PromptTensors,
+    first_row: usize,
+    seq_len: usize,
+    /// `[heads, group_size, seq_len, head_dim]`, scaled
+    queries: Tensor,
+    /// `[heads, past + capacity, head_dim]`
+    keys: Tensor,
+    /// `[heads, 1, 1, past + capacity]`
+    padding: Option<Tensor>,
+}
+
+/// A block's rows of the attention maps.
+struct Weights {
+    /// `[heads, group_size, rows, num_keys]`; 0 beyond each row's own key.
+    weights: Tensor,
+    /// `[heads, group_size, rows]` logarithms of the rows' sums of exponentials, if wanted.
+    log_sums: Option<Tensor>,
+    /// Index of the first row in the prompt.
+    first_row: usize,
+    /// Column of the first row's own key.
+    first_own_key: usize,
+}
+
+impl Weights {
+    /// Keys that the last row sees.
+    fn num_keys(&self) -> Result<usize> {
+        Ok(self.weights.dim(3)?)
+    }
+
+    /// 1 where a key lies in the window of a row that ends at its own key (or behind it, where weights are 0), else 0:
+    /// `[rows, num_keys]`.
+    fn within(&self, ops: &Ops, window: usize) -> Result<Tensor> {
+        columns_after(ops, self.weights.dim(2)?, self.num_keys()?, self.first_own_key, window)
+    }
+}
+
+/// 1 where a column lies behind the row's own less `window`, else 0: `[rows, columns]`.
+fn columns_after(ops: &Ops, rows: usize, columns: usize, first_own: usize, window: usize) -> Result<Tensor> {
+    #[expect(clippy::cast_precision_loss)]
+    let first = first_own as f64 - window as f64;
+    let ends = ops.shift(&ops.indices(rows)?, first)?.reshape((rows, 1))?;
+    ops.is_larger(&ops.indices(columns)?.reshape((1, columns))?, &ends)
+}
+
+impl<'a> Blocks<'a> {
+    /// * `heads`: KV heads, ascending
+    fn new(
+        ops: &Ops,
+        layout: HeadLayout,
+        block: &PromptBlock,
+        prompt: &'a PromptTensors,
+        heads: &[usize],
+    ) -> Result<Self> {
+        let seq_len = block.queries.dim(1)?;
+        let last = block.first_row + seq_len;
+        if prompt.len < last {
+            return Err(Error::shape("prompt keys", format!("at least {last}"), prompt.len));
+        }
+        let queries = block.queries.reshape((layout.num_kv_heads, layout.group_size(), seq_len, layout.head_dim))?;
+        let queries = ops.scale(&queries, f64::from(layout.scale()))?;
+        let (keys, padding) = (prompt.keys.clone(), prompt.padding.clone());
+        if heads.len() == layout.num_kv_heads {
+            return Ok(Self { prompt, first_row: block.first_row, seq_len, queries, keys, padding });
+        }
+        let heads: Vec<u32> = heads.iter().filter_map(|&head| u32::try_from(head).ok()).collect();
+        let heads = ops.upload(&heads, heads.len())?;
+        Ok(Self {
+            prompt,
+            first_row: block.first_row,
+            seq_len,
+            queries: ops.index_select(&queries, &heads, 0)?,
+            keys: ops.index_select(&keys, &heads, 0)?,
+            padding: padding.map(|padding| ops.index_select(&padding, &heads, 0)).transpose()?,
+        })
+    }
+
+    /// Ranges of the block's rows whose weights exist at the same time; none crosses row `first_profiled` of the prompt.
+    fn cut(&self, first_profiled: usize) -> Vec<std::ops::Range<usize>> {
+        let heads = self.queries.dims()[0] * self.queries.dims()[1];
+        let num_keys = self.prompt.past + self.first_row + self.seq_len;
+        let step = (BLOCK_WEIGHTS / (heads * num_keys).max(1)).max(MIN_BLOCK_ROWS);
+        let border = first_profiled.saturating_sub(self.first_row);
+        let mut ranges = Vec::new();
+        let mut start = 0;
+        while start < self.seq_len {
+            let end = (start + step).min(self.seq_len);
+            let end = if start < border { end.min(border) } else { end };
+            ranges.push(start..end);
+            start = end;
+        }
+        ranges
+    }
+
+    /// Computes some of the block's rows of the attention maps.
+    fn weights(&self, ops: &Ops, rows: std::ops::Range<usize>, log_sums: bool) -> Result<Weights> {
+        let (heads, group_size, _, head_dim) = self.queries.dims4()?;
+        let first_row = self.first_row + rows.start;
+        let first_own_key = self.prompt.past + first_row;
+        let num_keys = first_own_key + rows.len();
+        let queries = ops.contiguous(&self.queries.narrow(2, rows.start, rows.len())?)?;
+        let queries = queries.reshape((heads, group_size * rows.len(), head_dim))?;
+        let scores = ops.matmul(&queries, &self.keys.narrow(1, 0, num_keys)?.transpose(1, 2)?)?;
+        let mut scores = scores.reshape((heads, group_size, rows.len(), num_keys))?;
+        if rows.len() > 1 {
+            let hidden = columns_after(ops, rows.len(), num_keys, first_own_key, 0)?;
+            scores = ops.add(&scores, &ops.scale(&hidden, MASKED)?)?;
+        }
+        if let Some(padding) = &self.padding {
+            scores = ops.add(&scores, &padding.narrow(3, 0, num_keys)?)?;
+        }
+        let log_sums = if log_sums {
+            let largest = ops.max_last(&scores)?;
+            let sums = ops.sum_last(&ops.exp(&ops.sub(&scores, &largest)?)?)?;
+            Some(ops.add(&largest, &ops.ln(&sums)?)?.reshape((heads, group_size, rows.len()))?)
+        } else {
+            None
+        };
+        Ok(Weights { weights: ops.softmax(&scores)?, log_sums, first_row, first_own_key })
+    }
+}
