@@ -32,7 +32,7 @@ pub use weights::WeightDtype;
 
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::model::{Llama, LlamaConfig};
+use crate::model::{Backend, Llama, LlamaConfig};
 use crate::tokenizer::{ModelIds, Tokenizer};
 use tensors::Tensors;
 use weights::{Assembly, Bias, Naming, OutputLayer};
@@ -156,14 +156,30 @@ impl Checkpoint {
         }
     }
 
-    /// Makes the model.
+    /// Makes the model for the CPU kernels.
     ///
     /// * `progress`: called with the number of finished layers and of all layers
     ///
     /// # Errors
     /// As [`weights::assemble`].
     pub fn model(&self, dtype: WeightDtype, progress: &mut dyn FnMut(usize, usize)) -> Result<Llama> {
-        weights::assemble(&self.tensors, self.assembly, self.config.clone(), dtype, progress)
+        self.model_for(&Backend::Kernels, dtype, progress)
+    }
+
+    /// Makes the model.
+    ///
+    /// * `backend`: what is to compute it
+    /// * `progress`: called with the number of finished layers and of all layers
+    ///
+    /// # Errors
+    /// As [`weights::assemble_for`].
+    pub fn model_for(
+        &self,
+        backend: &Backend,
+        dtype: WeightDtype,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Llama> {
+        weights::assemble_for(backend, &self.tensors, self.assembly, self.config.clone(), dtype, progress)
     }
 
     /// Makes the tokenizer.
@@ -207,18 +223,34 @@ pub struct Loaded {
     pub decode_bytes: usize,
 }
 
-/// Loads a model and its tokenizer.
+/// Loads a model that the CPU kernels compute, and its tokenizer.
 ///
 /// * `progress`: called with the number of finished layers and of all layers
 ///
 /// # Errors
-/// As [`open`], [`Checkpoint::tokenizer`] and [`Checkpoint::model`].
+/// As [`load_for`].
 pub fn load(path: impl AsRef<Path>, dtype: WeightDtype, progress: &mut dyn FnMut(usize, usize)) -> Result<Loaded> {
+    load_for(&Backend::Kernels, path, dtype, progress)
+}
+
+/// Loads a model and its tokenizer.
+///
+/// * `backend`: what is to compute it
+/// * `progress`: called with the number of finished layers and of all layers
+///
+/// # Errors
+/// As [`open`], [`Checkpoint::tokenizer`] and [`Checkpoint::model_for`].
+pub fn load_for(
+    backend: &Backend,
+    path: impl AsRef<Path>,
+    dtype: WeightDtype,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Loaded> {
     let checkpoint = open(path)?;
     let tokenizer = checkpoint.tokenizer()?;
     // Reading a large vocabulary leaves several times its size behind.
     memory::release_unused();
-    let model = checkpoint.model(dtype, progress)?;
+    let model = checkpoint.model_for(backend, dtype, progress)?;
     Ok(Loaded {
         model,
         tokenizer,

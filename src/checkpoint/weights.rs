@@ -8,15 +8,16 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use candle_core::quantized::GgmlDType;
-use candle_core::{Device, Tensor};
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::tensors::{StoredDtype, StoredTensor, Tensors, aligned_buffer};
+use crate::device;
 use crate::error::{Error, Result};
 use crate::kernels::quant::WeightMatrix;
-use crate::model::{Block, Embedding, Linear, Llama, LlamaConfig};
+use crate::model::{Backend, Block, Embedding, Linear, Llama, LlamaConfig};
 
 /// Rows that are converted at a time, on each thread: bounds what is held as f32.
 const CONVERTED_ROWS: usize = 4;
@@ -27,7 +28,8 @@ const DTYPE_HINT: &str = "use a checkpoint in F32, F16 or BF16, or a quantised o
 /// In which numbers weight matrices are held and multiplied. Norms and biases are f32 always.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WeightDtype {
-    /// The file's own floats or quantised blocks, in the mapped file.
+    /// The file's own floats or quantised blocks, in the mapped file. For candle operations, quantised blocks as they are,
+    /// and floats in what suits the device (see [`device::float_dtype`]).
     Auto,
     /// Everything widened to f32 in memory: slow, and the mode in which results are compared to references.
     F32,
@@ -167,13 +169,12 @@ pub struct Assembly {
     pub output: OutputLayer,
 }
 
-/// Makes a model of tensors.
+/// Makes a model of tensors for the CPU kernels.
 ///
 /// * `progress`: called with the number of finished layers and of all layers
 ///
 /// # Errors
-/// [`Error::BadFile`] for a tensor that is missing, has the wrong shape or belongs to no part of the model;
-/// [`Error::Unsupported`] for numbers that are not computed with.
+/// As [`assemble_for`].
 pub fn assemble(
     tensors: &Tensors,
     assembly: Assembly,
@@ -181,7 +182,27 @@ pub fn assemble(
     dtype: WeightDtype,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Llama> {
-    Weights { tensors, assembly, dtype, used: HashSet::new() }.model(config, progress)
+    assemble_for(&Backend::Kernels, tensors, assembly, config, dtype, progress)
+}
+
+/// Makes a model of tensors. For candle operations, they go to the device one by one: the host never holds a copy of
+/// more than one of them. Rows of the embedding are looked up in its file, and only they go to the device.
+///
+/// * `backend`: what is to compute the model
+/// * `progress`: called with the number of finished layers and of all layers
+///
+/// # Errors
+/// [`Error::BadFile`] for a tensor that is missing, has the wrong shape or belongs to no part of the model;
+/// [`Error::Unsupported`] for numbers that are not computed with; [`Error::Tensor`] if a device refuses.
+pub fn assemble_for(
+    backend: &Backend,
+    tensors: &Tensors,
+    assembly: Assembly,
+    config: LlamaConfig,
+    dtype: WeightDtype,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Llama> {
+    Weights { tensors, assembly, dtype, backend, used: HashSet::new() }.model(config, progress)
 }
 
 /// Takes tensors by role and expected shape, and remembers which.
@@ -189,6 +210,7 @@ struct Weights<'a> {
     tensors: &'a Tensors,
     assembly: Assembly,
     dtype: WeightDtype,
+    backend: &'a Backend,
     used: HashSet<String>,
 }
 
@@ -196,9 +218,13 @@ impl Weights<'_> {
     fn model(mut self, config: LlamaConfig, progress: &mut dyn FnMut(usize, usize)) -> Result<Llama> {
         let LlamaConfig { hidden_size, vocab_size, num_layers, .. } = config;
         self.refuse_foreign_quantisation()?;
-        let embed_tokens = match self.matrix(&self.weight_name(Role::EmbedTokens), vocab_size, hidden_size)? {
-            MatrixWeights::Dense(table) => Embedding::dense(table),
-            MatrixWeights::Stored(table) => Embedding::stored(table),
+        let table_name = self.weight_name(Role::EmbedTokens);
+        let embed_tokens = match self.backend {
+            Backend::Kernels => match self.matrix(&table_name, vocab_size, hidden_size)? {
+                MatrixWeights::Dense(table) => Embedding::dense(table),
+                MatrixWeights::Stored(table) => Embedding::stored(table),
+            },
+            Backend::Candle(_) => Embedding::stored(Arc::new(self.take(&table_name, &[vocab_size, hidden_size])?)),
         };
         let output_name = self.weight_name(Role::LmHead);
         let has_own = match self.assembly.output {
@@ -212,7 +238,10 @@ impl Weights<'_> {
             self.linear(Role::LmHead, vocab_size, hidden_size, bias)?
         } else {
             self.used.insert(output_name);
-            embed_tokens.tied_output()
+            match self.backend {
+                Backend::Kernels => embed_tokens.tied_output(),
+                Backend::Candle(_) => self.linear(Role::EmbedTokens, vocab_size, hidden_size, Bias::Never)?,
+            }
         };
         let norm = self.vector(&self.weight_name(Role::Norm), hidden_size)?;
         let mut layers = Vec::new();
@@ -226,7 +255,10 @@ impl Weights<'_> {
             return Err(Error::bad_file(&tensor.path, reason)
                 .with_hint("its effect would be lost; use a plain LLaMA checkpoint"));
         }
-        Llama::new(config, embed_tokens, layers, norm, lm_head)
+        match self.backend {
+            Backend::Kernels => Llama::new(config, embed_tokens, layers, norm, lm_head),
+            Backend::Candle(ops) => Llama::on_device(config, embed_tokens, layers, norm, lm_head, ops.clone()),
+        }
     }
 
     fn block(&mut self, config: &LlamaConfig, layer: usize) -> Result<Block> {
@@ -271,11 +303,62 @@ impl Weights<'_> {
             (Bias::Never | Bias::IfPresent, None) => None,
             (Bias::Always, _) | (Bias::IfPresent, Some(_)) => Some(self.vector(&bias_name, rows)?),
         };
-        let linear = match self.matrix(&self.weight_name(role), rows, cols)? {
-            MatrixWeights::Dense(weight) => Linear::dense(weight),
-            MatrixWeights::Stored(weight) => Linear::stored(weight),
+        let name = self.weight_name(role);
+        let linear = match self.backend {
+            Backend::Kernels => match self.matrix(&name, rows, cols)? {
+                MatrixWeights::Dense(weight) => Linear::dense(weight),
+                MatrixWeights::Stored(weight) => Linear::stored(weight),
+            },
+            Backend::Candle(ops) => {
+                let matrix = self.take(&name, &[rows, cols])?;
+                self.on_device(&name, &matrix, ops.device())?
+            }
         };
         Ok(linear.with_bias(bias))
+    }
+
+    /// A matrix on a device, straight from its file.
+    fn on_device(&self, name: &str, matrix: &WeightMatrix, device: &Device) -> Result<Linear> {
+        let shape = (matrix.rows(), matrix.cols());
+        let stored = match matrix.dtype() {
+            GgmlDType::F32 => Some(DType::F32),
+            GgmlDType::F16 => Some(DType::F16),
+            GgmlDType::BF16 => Some(DType::BF16),
+            _ => None,
+        };
+        let wanted = match self.dtype {
+            WeightDtype::Auto => device::float_dtype(device)?,
+            WeightDtype::F32 => DType::F32,
+            WeightDtype::F16 => DType::F16,
+            WeightDtype::Bf16 => DType::BF16,
+        };
+        let dense = match stored {
+            Some(dtype) => Tensor::from_raw_buffer(matrix.data(), dtype, &[shape.0, shape.1], device)?,
+            None => {
+                let blocks = QStorage::from_data(matrix.data().into(), device, matrix.dtype())?;
+                let blocks = QTensor::new(blocks, shape)?;
+                if self.dtype == WeightDtype::Auto {
+                    return Ok(Linear::quantised(blocks));
+                }
+                blocks.dequantize(device)?
+            }
+        };
+        let rounded = dense.to_dtype(wanted)?;
+        if wanted != DType::F32 && stored != Some(wanted) {
+            // No sum of a matrix's finite halves is too large for f32.
+            let sum = rounded.to_dtype(DType::F32)?.abs()?.sum_all()?.to_scalar::<f32>()?;
+            if !sum.is_finite() {
+                return Err(self.too_large(name, wanted.as_str()));
+            }
+        }
+        Ok(Linear::dense(rounded))
+    }
+
+    /// Says that a matrix's numbers don't fit the numbers they are to be in.
+    fn too_large(&self, name: &str, dtype: &str) -> Error {
+        let path = self.tensors.get(name).map_or(self.tensors.path(), |tensor| &tensor.path);
+        let reason = format!("tensor `{name}` has numbers that are too large for {dtype} or not finite");
+        Error::bad_file(path, reason).with_hint("use --dtype auto, bf16 or f32")
     }
 
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<MatrixWeights> {
@@ -290,7 +373,11 @@ impl Weights<'_> {
 
     /// A norm's weight or a bias, f32.
     fn vector(&mut self, name: &str, len: usize) -> Result<Tensor> {
-        Ok(widen(&self.take(name, &[len])?)?.squeeze(0)?)
+        let vector = widen(&self.take(name, &[len])?)?.squeeze(0)?;
+        match self.backend {
+            Backend::Kernels => Ok(vector),
+            Backend::Candle(ops) => Ok(vector.to_device(ops.device())?),
+        }
     }
 
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<WeightMatrix> {
@@ -316,9 +403,7 @@ impl Weights<'_> {
             _ => round_rows(&matrix, |value| bf16::from_f32(value).to_bits(), bf16::INFINITY.to_bits()),
         };
         if !is_finite {
-            let path = self.tensors.get(name).map_or(self.tensors.path(), |tensor| &tensor.path);
-            let reason = format!("tensor `{name}` has numbers that are too large for {dtype:?} or not finite");
-            return Err(Error::bad_file(path, reason).with_hint("use --dtype auto, bf16 or f32"));
+            return Err(self.too_large(name, &format!("{dtype:?}")));
         }
         let (buffer, range) = bytes;
         WeightMatrix::new(Arc::new(buffer), range, dtype, matrix.rows(), matrix.cols())

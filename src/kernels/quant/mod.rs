@@ -123,7 +123,9 @@ impl WeightMatrix {
         self.cols / self.dtype.block_size() * self.dtype.type_size()
     }
 
-    fn data(&self) -> &[u8] {
+    /// The stored bytes, row after row.
+    #[must_use]
+    pub fn data(&self) -> &[u8] {
         &(*self.owner).as_ref()[self.range.clone()]
     }
 
