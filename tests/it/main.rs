@@ -14,6 +14,7 @@ mod checkpoint;
 mod chunks;
 mod cli;
 mod conversation;
+mod device;
 mod eviction;
 mod golden;
 mod hub;

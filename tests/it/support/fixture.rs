@@ -4,7 +4,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, load};
+use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, load_for};
+use adaptive_kvcache::model::Backend;
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{D, DType, Device, IndexOp, Tensor};
@@ -144,10 +145,15 @@ impl Fixture {
 
     /// The fixture through our own loader, matrices in `dtype`.
     pub fn load(&self, dtype: GgmlDType, weights: WeightDtype) -> Loaded {
+        self.load_for(&Backend::Kernels, dtype, weights)
+    }
+
+    /// As [`load`](Self::load), for the CPU kernels or for candle operations.
+    pub fn load_for(&self, backend: &Backend, dtype: GgmlDType, weights: WeightDtype) -> Loaded {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("fixture.gguf");
         self.write_gguf(&path, dtype);
-        load(&path, weights, &mut |_, _| {}).unwrap()
+        load_for(backend, &path, weights, &mut |_, _| {}).unwrap()
     }
 
     /// Logits `[seq_len, vocab_size]` of the slow obvious forward pass over the whole sequence.

@@ -9,9 +9,12 @@ use std::sync::OnceLock;
 use adaptive_kvcache::cache::Retention;
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, load};
 use adaptive_kvcache::config::AdaptiveConfig;
+use adaptive_kvcache::model::Backend;
+use adaptive_kvcache::ops::Ops;
 use adaptive_kvcache::profile::Profiler;
 use adaptive_kvcache::tokenizer::Tokenizer;
 use adaptive_kvcache::tokens::TokenClassifier;
+use candle_core::Device;
 use serde_json::Value;
 
 /// A file under `tests/data`.
@@ -44,6 +47,11 @@ pub fn smollm2_f32() -> &'static Loaded {
 pub fn smollm2() -> &'static Loaded {
     static MODEL: OnceLock<Loaded> = OnceLock::new();
     MODEL.get_or_init(|| load(smollm2_path(), WeightDtype::Auto, &mut |_, _| {}).unwrap())
+}
+
+/// Candle operations on the CPU.
+pub fn candle_on_cpu() -> Backend {
+    Backend::Candle(Ops::new(Device::Cpu).unwrap())
 }
 
 /// An adaptive cache's retention under a configuration in JSON.
