@@ -53,7 +53,7 @@ impl DeviceChoice {
         match self {
             Self::Cpu => Ok((Device::Cpu, None)),
             Self::Cuda(index) => {
-                let name = format!("cuda:{index}");
+                let name = if index == 0 { "cuda".to_owned() } else { format!("cuda:{index}") };
                 built_with(cfg!(feature = "cuda"), &name, "cuda")?;
                 Ok((Device::new_cuda(index).map_err(|source| refused(&name, &source))?, None))
             }
@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn a_device_of_another_build_is_refused_by_its_feature() {
         let error = DeviceChoice::Cuda(0).open().unwrap_err();
-        assert_eq!(error.to_string(), "device `cuda:0` in this build is not supported");
+        assert_eq!(error.to_string(), "device `cuda` in this build is not supported");
         assert!(error.hint().unwrap().contains("--features cuda"), "{error:?}");
     }
 }

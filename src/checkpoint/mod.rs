@@ -28,8 +28,10 @@ use std::path::{Path, PathBuf};
 
 pub use gguf::GgufFile;
 pub use pth::PthFile;
+use candle_core::DType;
 pub use weights::WeightDtype;
 
+use crate::device;
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::model::{Backend, Llama, LlamaConfig};
@@ -182,6 +184,19 @@ impl Checkpoint {
         weights::assemble_for(backend, &self.tensors, self.assembly, self.config.clone(), dtype, progress)
     }
 
+    /// In which numbers most matrices are held with this choice, where the choice is left to what computes them.
+    fn held_dtype(&self, backend: &Backend, dtype: WeightDtype) -> Result<WeightDtype> {
+        let is_float = matches!(&*self.tensors.main_dtype(), "f32" | "f16" | "bf16");
+        Ok(match (backend, dtype) {
+            (Backend::Candle(ops), WeightDtype::Auto) if is_float => match device::float_dtype(ops.device())? {
+                DType::F16 => WeightDtype::F16,
+                DType::BF16 => WeightDtype::Bf16,
+                _ => WeightDtype::F32,
+            },
+            _ => dtype,
+        })
+    }
+
     /// Makes the tokenizer.
     ///
     /// # Errors
@@ -251,13 +266,14 @@ pub fn load_for(
     // Reading a large vocabulary leaves several times its size behind.
     memory::release_unused();
     let model = checkpoint.model_for(backend, dtype, progress)?;
+    let held = checkpoint.held_dtype(backend, dtype)?;
     Ok(Loaded {
         model,
         tokenizer,
         format: checkpoint.format,
-        dtype: checkpoint.dtype_name(dtype),
+        dtype: checkpoint.dtype_name(held),
         weights_bytes: checkpoint.tensors.bytes(),
-        decode_bytes: checkpoint.decode_bytes(dtype),
+        decode_bytes: checkpoint.decode_bytes(held),
     })
 }
 

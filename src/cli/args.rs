@@ -73,15 +73,33 @@ pub struct ModelArgs {
     /// Numbers of the KV cache
     #[arg(long, value_enum, default_value_t = CacheDtype::F16)]
     pub kv_dtype: CacheDtype,
-    /// Where to compute: auto, cpu, cuda[:N] or metal
-    #[arg(long, default_value = "auto")]
-    pub device: String,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Threads to compute with [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
     /// The most prompt rows that go through a layer at a time: fewer need less memory, more are faster
     #[arg(long, value_name = "N", default_value_t = PrefillOptions::DEFAULT_CHUNK)]
     pub prefill_chunk: NonZeroUsize,
+}
+
+/// Where a model is computed, and by what.
+#[derive(Debug, Clone, Args)]
+pub struct DeviceArgs {
+    /// Where to compute: auto, cpu, cuda[:N] or metal; auto is the first GPU that this build supports, or the CPU
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// What computes: the CPU's own kernels, or candle operations on any device; auto is the first on the CPU and the
+    /// second elsewhere
+    #[arg(long, value_enum, default_value_t = Attention::Auto)]
+    pub attention: Attention,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Attention {
+    Auto,
+    Cpu,
+    Candle,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -394,6 +412,8 @@ pub struct BenchArgs {
     /// Numbers of the weight matrices: the file's own, or all converted
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Text whose first tokens are the prompts, repeated if it is too short [default: chapters of a novel]
     #[arg(long, value_name = "PATH")]
     pub prompt_file: Option<PathBuf>,
@@ -443,6 +463,8 @@ pub struct MeasureArgs {
     /// Numbers of the weight matrices: the file's own, or all converted
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Threads to compute with [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,

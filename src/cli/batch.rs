@@ -79,10 +79,12 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     }
     let ended = texts.iter().filter(|text| text.finish_reason != FinishReason::Interrupted).count();
     if let Some(path) = &args.report {
+        let (device, attention) = session.device();
         BatchReport {
             version: env!("CARGO_PKG_VERSION"),
             model: ModelReport::new(&args.run.model.model, &session.loaded),
-            device: "cpu".to_owned(),
+            device,
+            attention,
             threads: session.threads,
             kv_dtype: session.kv_dtype.name(),
             adaptive: args.cache.use_adakv,

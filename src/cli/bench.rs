@@ -50,12 +50,12 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
         model: args.model.clone(),
         dtype: args.dtype,
         kv_dtype: args.kv_dtype[0],
-        device: "auto".to_owned(),
+        device: args.device.clone(),
         threads: args.threads.iter().copied().max(),
         prefill_chunk: args.prefill_chunk,
     })?;
     for dtype in &kv_dtypes {
-        dtype.check(session.loaded.model.config().heads.head_dim)?;
+        session.check_kv_dtype(*dtype)?;
     }
     let settings = args.settings.iter().zip(configs).map(|(name, config)| Setting {
         name: name.clone(),

@@ -39,7 +39,7 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<Outcome> {
     let mut session = Session::open(&args.run.model)?;
     let kv_dtype = session.kv_dtype;
     let full_kv_dtype = args.full_kv_dtype.map_or(kv_dtype, KvDtype::from);
-    full_kv_dtype.check(session.loaded.model.config().heads.head_dim)?;
+    session.check_kv_dtype(full_kv_dtype)?;
     let prompt = session.encode(&args.run.prompt)?;
     let options = args.run.sampling.options(DEFAULT_NEW_TOKENS);
 

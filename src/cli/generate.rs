@@ -52,6 +52,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     }
     let kept = cache.bytes();
     let prefill_memory = process_memory().unwrap_or_default();
+    let device_memory = session.device_memory();
     let logprobs = top_logprobs(&prefill.logits, REPORTED_LOGPROBS);
 
     let mut generation =
@@ -89,6 +90,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     let memory = MemoryReport {
         peak_rss_bytes: process_memory().unwrap_or_default().peak,
         prefill_rss_bytes: prefill_memory.resident,
+        prefill_device_bytes: device_memory.map(|memory| memory.used),
+        device_total_bytes: device_memory.map(|memory| memory.total),
     };
     if !args.quiet {
         let figures = Figures { kept, timings, memory, prompt_len: ids.len(), generated: generated.len() };
@@ -96,11 +99,13 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
         let _ = figures.print(&prefill.layers);
     }
     if let Some(path) = &args.report {
+        let (device, attention) = session.device();
         let heads = prefill.layers.iter().map(|layer| LayerReport::new(layer, &config, args.report_positions));
         let report = Report {
             version: env!("CARGO_PKG_VERSION"),
             model: ModelReport::new(&args.run.model.model, &session.loaded),
-            device: "cpu".to_owned(),
+            device,
+            attention,
             threads: session.threads,
             prefill_chunk: session.prefill_options.chunk.get(),
             kv_dtype: session.kv_dtype.name(),
@@ -175,6 +180,11 @@ impl Figures {
             "process  {:.1} MB resident after prefill, {:.1} MB at most",
             megabytes(memory.prefill_rss_bytes),
             megabytes(memory.peak_rss_bytes)
-        )
+        )?;
+        if let (Some(used), Some(total)) = (memory.prefill_device_bytes, memory.device_total_bytes) {
+            let (used, total) = (megabytes(used), megabytes(total));
+            writeln!(stderr, "device   {used:.1} MB taken after prefill, by all processes, of {total:.1} MB")?;
+        }
+        Ok(())
     }
 }

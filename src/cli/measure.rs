@@ -68,12 +68,12 @@ impl MeasureArgs {
             model: self.model.clone(),
             dtype: self.dtype,
             kv_dtype: self.full_kv_dtype,
-            device: "auto".to_owned(),
+            device: self.device.clone(),
             threads: self.threads,
             prefill_chunk: self.prefill_chunk,
         })?;
         for dtype in kv_dtypes {
-            dtype.check(session.loaded.model.config().heads.head_dim)?;
+            session.check_kv_dtype(*dtype)?;
         }
         Ok(session)
     }

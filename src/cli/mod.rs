@@ -8,6 +8,7 @@ mod batch;
 mod bench;
 mod chat;
 mod compare;
+mod device;
 mod eval;
 mod generate;
 mod hub;

@@ -10,6 +10,7 @@ use adaptive_kvcache::attention::map::MapAccumulator;
 use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
 use adaptive_kvcache::checkpoint::{self, Loaded};
 use adaptive_kvcache::config::{AdaptiveConfig, Budget, TokenIds};
+use adaptive_kvcache::device::{self, DeviceMemory};
 use adaptive_kvcache::model::{Prefill, PrefillObserver, PrefillOptions};
 use adaptive_kvcache::profile::Profiler;
 use adaptive_kvcache::report::log_lines;
@@ -19,6 +20,7 @@ use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::device::backend;
 use super::args::{DialogueArgs, ModelArgs, PromptArgs};
 use super::interrupt::{interrupted, while_waiting};
 use super::pictures::{MAP_SIDE, Pictures};
@@ -36,9 +38,9 @@ pub struct Session {
 }
 
 impl Session {
-    /// Sets threads up, checks the device and loads the model.
+    /// Opens the device, sets threads up and loads the model.
     pub fn open(args: &ModelArgs) -> anyhow::Result<Self> {
-        check_device(&args.device)?;
+        let backend = backend(&args.device)?;
         let mut pool = rayon::ThreadPoolBuilder::new();
         if let Some(threads) = args.threads {
             pool = pool.num_threads(usize::from(threads));
@@ -47,20 +49,44 @@ impl Session {
         let model = super::hub::local_path(&args.model)?;
         let started = Instant::now();
         let bar = progress_bar("loading");
-        let loaded = checkpoint::load(&model, args.dtype.into(), &mut |done, total| {
+        let loaded = checkpoint::load_for(&backend, &model, args.dtype.into(), &mut |done, total| {
             bar.set_length(total as u64);
             bar.set_position(done as u64);
         })?;
         bar.finish_and_clear();
         let kv_dtype = KvDtype::from(args.kv_dtype);
-        kv_dtype.check(loaded.model.config().heads.head_dim)?;
-        Ok(Self {
+        let session = Self {
             loaded,
             load_time: started.elapsed(),
             threads: rayon::current_num_threads(),
             kv_dtype,
             prefill_options: PrefillOptions { chunk: args.prefill_chunk },
-        })
+        };
+        session.check_kv_dtype(kv_dtype)?;
+        Ok(session)
+    }
+
+    /// Checks that a cache of this model can be stored so.
+    ///
+    /// # Errors
+    /// As [`KvDtype::check`], and [`KvDtype::tensor_dtype`] where tensors hold the cache.
+    pub fn check_kv_dtype(&self, dtype: KvDtype) -> Result<()> {
+        let model = &self.loaded.model;
+        dtype.check(model.config().heads.head_dim)?;
+        model.ops().map_or(Ok(()), |_| dtype.tensor_dtype().map(drop))
+    }
+
+    /// The device's name, and what computes, for reports.
+    pub fn device(&self) -> (String, &'static str) {
+        match self.loaded.model.ops() {
+            Some(ops) => (device::name(ops.device()), "candle"),
+            None => ("cpu".to_owned(), "cpu"),
+        }
+    }
+
+    /// The device's memory, if it has its own and its driver tells.
+    pub fn device_memory(&self) -> Option<DeviceMemory> {
+        self.loaded.model.ops().and_then(|ops| device::memory(ops.device()))
     }
 
     /// Token ids of the prompt.
@@ -180,26 +206,6 @@ fn classifier(config: &AdaptiveConfig, tokenizer: &Tokenizer) -> TokenClassifier
         TokenIds::List(ids) => ids.clone(),
     };
     TokenClassifier::new(special, punctuation)
-}
-
-fn check_device(device: &str) -> Result<()> {
-    let name = device.split(':').next().unwrap_or_default();
-    let built = match name {
-        "auto" | "cpu" if name == device => return Ok(()),
-        "cuda" => cfg!(feature = "cuda"),
-        "metal" => cfg!(feature = "metal"),
-        _ => {
-            return Err(Error::input(format!("unknown device `{device}`"))
-                .with_hint("expected auto, cpu, cuda, cuda:N or metal"));
-        }
-    };
-    if built {
-        return Err(
-            Error::unsupported(format!("adaptive attention on `{device}`")).with_hint("use --device cpu for now")
-        );
-    }
-    Err(Error::unsupported(format!("device `{device}` in this build"))
-        .with_hint(format!("build with --features {name}, or use --device cpu")))
 }
 
 /// A bar on standard error if that is a terminal, else nothing.

@@ -123,7 +123,7 @@ impl Answer {
         progress: &dyn Progress,
     ) -> Result<Self> {
         let Filled { mut cache, logits } = subject.fill(prompt, kv_dtype, retention, progress)?;
-        let (kept_ratio, bytes) = (kept_ratio(&cache), cache.bytes());
+        let (kept_ratio, bytes) = (cache.kept_ratio(), cache.bytes());
         let options = GenerationOptions { max_new_tokens, ..GenerationOptions::default() };
         let mut generation = Generation::new(subject.model, subject.tokenizer, &mut cache, prompt, logits, options);
         let mut text = String::new();

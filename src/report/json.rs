@@ -17,6 +17,8 @@ pub struct Report {
     pub version: &'static str,
     pub model: ModelReport,
     pub device: String,
+    /// What computed: `cpu` for the CPU kernels, `candle` for candle operations.
+    pub attention: &'static str,
     pub threads: usize,
     /// The most prompt rows that went through a layer at a time.
     pub prefill_chunk: usize,
@@ -135,6 +137,13 @@ pub struct MemoryReport {
     pub peak_rss_bytes: usize,
     /// Resident right after prefill.
     pub prefill_rss_bytes: usize,
+    /// Of the device's own memory taken right after prefill, by all processes; absent where there is no such device, or
+    /// its driver does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefill_device_bytes: Option<usize>,
+    /// What there is of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_total_bytes: Option<usize>,
 }
 
 /// Level and policy names of a head, or 0 and the name of the method that chose; a head that nothing chose for keeps
@@ -171,6 +180,8 @@ pub struct BatchReport {
     pub version: &'static str,
     pub model: ModelReport,
     pub device: String,
+    /// What computed: `cpu` for the CPU kernels, `candle` for candle operations.
+    pub attention: &'static str,
     pub threads: usize,
     pub kv_dtype: &'static str,
     pub adaptive: bool,

@@ -137,11 +137,15 @@ fn a_device_that_is_not_there_is_refused() {
     for (device, built) in
         [("cuda", cfg!(feature = "cuda")), ("cuda:1", cfg!(feature = "cuda")), ("metal", cfg!(feature = "metal"))]
     {
-        let refusal = lab.generate_refuses(&["--device", device]);
-        refusal.status(1).names(format!("`{device}`")).hints("--device cpu").is_short();
+        // Of a build for such devices, there may be one.
         if !built {
+            let refusal = lab.generate_refuses(&["--device", device]);
+            refusal.status(1).names(format!("`{device}`")).hints("--device cpu").is_short();
             refusal.names("this build").hints("--features");
         }
+        // Nor do the CPU's kernels run elsewhere, whatever was built.
+        let refusal = lab.generate_refuses(&["--device", device, "--attention", "cpu"]);
+        refusal.status(1).names(format!("`{device}`")).names("--attention cpu").hints("--attention candle").is_short();
     }
     lab.generate_refuses(&["--device", "nonsense"]).status(2).names("`nonsense`").hints("cpu").is_short();
 }

@@ -73,11 +73,15 @@ impl Fixture {
             .collect()
     }
 
-    /// Writes the fixture as GGUF, as llama.cpp's converter would, with matrices in `dtype`.
+    /// Writes the fixture as GGUF, as llama.cpp's converter would, with matrices in `dtype` where their rows are whole
+    /// blocks.
     pub fn write_gguf(&self, path: &Path, dtype: GgmlDType) {
         let (heads, kv_heads) = (self.size("num_attention_heads"), self.size("num_key_value_heads"));
         let mut tensors: Vec<(String, QTensor)> = Vec::new();
         let mut add = |name: &str, tensor: &Tensor, dtype: GgmlDType| {
+            // As converters do with rows that are no whole number of blocks.
+            let is_whole = tensor.dims().last().unwrap().is_multiple_of(dtype.block_size());
+            let dtype = if is_whole { dtype } else { GgmlDType::F32 };
             tensors.push((name.to_owned(), QTensor::quantize(tensor, dtype).unwrap()));
         };
         add("token_embd.weight", &self.weights["model.embed_tokens.weight"], dtype);

@@ -1,0 +1,35 @@
+//! Where a model is computed, and by what.
+
+use adaptive_kvcache::device::DeviceChoice;
+use adaptive_kvcache::model::Backend;
+use adaptive_kvcache::ops::Ops;
+use adaptive_kvcache::{Error, Result};
+use candle_core::Device;
+
+use super::args::{Attention, DeviceArgs};
+
+/// Opens what the user asks for. If a GPU was looked for in vain, one line on standard error says so.
+///
+/// # Errors
+/// [`Error::Input`] for an unknown device; as [`DeviceChoice::open`]; [`Error::Unsupported`] for CPU kernels on another
+/// device than the CPU.
+pub fn backend(args: &DeviceArgs) -> Result<Backend> {
+    let choice: DeviceChoice = args.device.parse()?;
+    if args.attention == Attention::Cpu {
+        return match choice {
+            DeviceChoice::Auto | DeviceChoice::Cpu => Ok(Backend::Kernels),
+            DeviceChoice::Cuda(_) | DeviceChoice::Metal => {
+                Err(Error::unsupported(format!("--attention cpu on device `{}`", args.device))
+                    .with_hint("use --attention candle or auto, or --device cpu"))
+            }
+        };
+    }
+    let (device, note) = choice.open()?;
+    if let Some(reason) = note {
+        eprintln!("note: computing on the CPU: {reason}");
+    }
+    match device {
+        Device::Cpu if args.attention == Attention::Auto => Ok(Backend::Kernels),
+        device => Ok(Backend::Candle(Ops::new(device)?)),
+    }
+}
