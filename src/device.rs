@@ -135,7 +135,7 @@ pub struct DeviceMemory {
 
 /// Reads a device's memory; `None` for the CPU, and where the driver does not tell.
 ///
-/// Waits for what the device is computing, and gives what candle has freed back first.
+/// Waits for what the device is computing: only then has its driver back what was freed.
 #[must_use]
 pub fn memory(device: &Device) -> Option<DeviceMemory> {
     match device {

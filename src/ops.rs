@@ -202,13 +202,13 @@ impl Ops {
         Ok(a.maximum(b)?)
     }
 
-    /// Numbers that are at least `least`.
+    /// 0 in the place of what is below.
     ///
     /// # Errors
     /// As [`upload`](Self::upload).
-    pub fn at_least(&self, x: &Tensor, least: f32) -> Result<Tensor> {
+    pub fn relu(&self, x: &Tensor) -> Result<Tensor> {
         self.count(1);
-        Ok(x.maximum(least)?)
+        Ok(x.relu()?)
     }
 
     /// `x * factor`.

@@ -169,9 +169,7 @@ impl DeviceLayer {
         }
         let picked = self.pick(&self.flat()?, &rows)?;
         let HeadLayout { num_kv_heads, head_dim, .. } = self.layout;
-        let past = picked.each(|x| {
-            Ok(self.ops.cast(x, DType::F32)?.reshape((num_kv_heads, longest, head_dim))?)
-        })?;
+        let past = picked.each(|x| Ok(self.ops.cast(x, DType::F32)?.reshape((num_kv_heads, longest, head_dim))?))?;
         PromptTensors::new(&self.ops, self.layout, Some((past.keys, past.values)), lens, capacity)
     }
 
@@ -225,11 +223,8 @@ impl DeviceLayer {
             }
         }
         let dtype = self.dtype.tensor_dtype()?;
-        let kept = if picked.is_empty() {
-            None
-        } else {
-            Some(self.pick(from, &picked)?.each(|x| self.ops.cast(x, dtype))?)
-        };
+        let kept =
+            if picked.is_empty() { None } else { Some(self.pick(from, &picked)?.each(|x| self.ops.cast(x, dtype))?) };
         let order = if slots.is_in_order() {
             None
         } else {
@@ -273,13 +268,11 @@ impl DeviceLayer {
             let from_prompt = from_prompt.iter().map(|position| (held.len() + (position - new) as usize, position));
             let (head_rows, head_positions): (Vec<usize>, Vec<u32>) =
                 past.chain(from_prompt).map(|(row, &position)| (flat_row(summary.kv_head, row), position)).unzip();
-            let mut head_positions = head_positions;
-            head_positions.shrink_to_fit();
             rows.push(head_rows);
             positions.push(head_positions);
         }
         self.regroup(&Rows { keys, values }, &rows)?;
-        self.positions = positions;
+        self.hold(positions);
         self.seen = end as usize;
         self.settled = self.seen;
         Ok(self.summary((end - first) as usize, summaries))
@@ -308,9 +301,14 @@ impl DeviceLayer {
         }
         if positions.iter().map(Vec::len).ne(self.positions.iter().map(Vec::len)) {
             self.regroup(&self.flat()?, &rows)?;
-            self.positions = positions;
+            self.hold(positions);
         }
         Ok(self.summary((end - first) as usize, summaries))
+    }
+
+    fn hold(&mut self, mut positions: Vec<Vec<u32>>) {
+        positions.iter_mut().for_each(Vec::shrink_to_fit);
+        self.positions = positions;
     }
 
     fn summary(&self, prompt_len: usize, heads: Vec<HeadSummary>) -> LayerSummary {
@@ -373,7 +371,8 @@ impl DeviceLayer {
         let visible = if lens().all(|len| len == longest) {
             None
         } else {
-            let of_slot = |len: usize| (0..longest + room).map(move |column| u8::from(column < len || column >= longest));
+            let of_slot =
+                |len: usize| (0..longest + room).map(move |column| u8::from(column < len || column >= longest));
             let numbers: Vec<u8> = lens().flat_map(of_slot).collect();
             Some(self.ops.upload(&numbers, (num_kv_heads, 1, longest + room))?)
         };

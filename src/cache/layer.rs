@@ -302,11 +302,7 @@ impl LayerCacheManager {
 }
 
 /// What each head got: what was chosen, or everything in the range.
-pub(super) fn summaries(
-    choices: Option<Vec<HeadChoice>>,
-    num_kv_heads: usize,
-    all: Range<u32>,
-) -> Vec<HeadSummary> {
+pub(super) fn summaries(choices: Option<Vec<HeadChoice>>, num_kv_heads: usize, all: Range<u32>) -> Vec<HeadSummary> {
     match choices {
         Some(choices) => choices.into_iter().map(HeadSummary::from).collect(),
         None => (0..num_kv_heads)

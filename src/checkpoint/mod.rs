@@ -26,9 +26,9 @@ mod zip;
 
 use std::path::{Path, PathBuf};
 
+use candle_core::DType;
 pub use gguf::GgufFile;
 pub use pth::PthFile;
-use candle_core::DType;
 pub use weights::WeightDtype;
 
 use crate::device;

@@ -332,16 +332,14 @@ impl Weights<'_> {
             WeightDtype::F16 => DType::F16,
             WeightDtype::Bf16 => DType::BF16,
         };
-        let dense = match stored {
-            Some(dtype) => Tensor::from_raw_buffer(matrix.data(), dtype, &[shape.0, shape.1], device)?,
-            None => {
-                let blocks = QStorage::from_data(matrix.data().into(), device, matrix.dtype())?;
-                let blocks = QTensor::new(blocks, shape)?;
-                if self.dtype == WeightDtype::Auto {
-                    return Ok(Linear::quantised(blocks));
-                }
-                blocks.dequantize(device)?
+        let dense = if let Some(dtype) = stored {
+            Tensor::from_raw_buffer(matrix.data(), dtype, &[shape.0, shape.1], device)?
+        } else {
+            let blocks = QTensor::new(QStorage::from_data(matrix.data().into(), device, matrix.dtype())?, shape)?;
+            if self.dtype == WeightDtype::Auto {
+                return Ok(Linear::quantised(blocks));
             }
+            blocks.dequantize(device)?
         };
         let rounded = dense.to_dtype(wanted)?;
         if wanted != DType::F32 && stored != Some(wanted) {

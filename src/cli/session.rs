@@ -20,8 +20,8 @@ use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::device::backend;
 use super::args::{DialogueArgs, ModelArgs, PromptArgs};
+use super::device::backend;
 use super::interrupt::{interrupted, while_waiting};
 use super::pictures::{MAP_SIDE, Pictures};
 
@@ -72,8 +72,8 @@ impl Session {
     /// As [`KvDtype::check`], and [`KvDtype::tensor_dtype`] where tensors hold the cache.
     pub fn check_kv_dtype(&self, dtype: KvDtype) -> Result<()> {
         let model = &self.loaded.model;
-        dtype.check(model.config().heads.head_dim)?;
-        model.ops().map_or(Ok(()), |_| dtype.tensor_dtype().map(drop))
+        model.ops().map_or(Ok(()), |_| dtype.tensor_dtype().map(drop))?;
+        dtype.check(model.config().heads.head_dim)
     }
 
     /// The device's name, and what computes, for reports.

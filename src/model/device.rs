@@ -15,7 +15,6 @@ use super::rope::Rope;
 use crate::attention::HeadLayout;
 use crate::attention::device::{self, DeviceStats, PromptBlock, PromptTensors};
 use crate::attention::map::MapAccumulator;
-use crate::attention::prefill::PromptRows;
 use crate::cache::{DeviceLayer, LayerSummary};
 use crate::error::Result;
 use crate::ops::Ops;
@@ -156,8 +155,7 @@ impl<'a> DevicePass<'a> {
     ) -> Result<Self> {
         let prompt = cache.prompt_tensors(prompt_len)?;
         let num_keys = |head: usize| prompt.past_lens()[head / layout.group_size()] + prompt_len;
-        let profile =
-            profile.map(|profile| Profile::new(layout, profile, place, (0..layout.num_heads).map(num_keys)));
+        let profile = profile.map(|profile| Profile::new(layout, profile, place, (0..layout.num_heads).map(num_keys)));
         let second_pass = profile.as_ref().is_some_and(Profile::may_need_second_pass);
         let profile = match profile {
             Some(profile) => {
@@ -222,13 +220,7 @@ impl<'a> DevicePass<'a> {
     pub fn choose(&mut self, block: &Block, rope: &Rope) -> Result<Choice> {
         let Some((profile, stats)) = &mut self.profile else { return Ok(Choice::Everything) };
         stats.finish(self.ops, &self.prompt, &mut profile.stats)?;
-        let rows = if profile.reads_rows() {
-            let (keys, values) = self.prompt.to_host(self.ops)?;
-            let whole = |rows| PromptRows::whole(self.layout, rows, self.prompt.past_lens(), self.prompt.len());
-            Some((whole(keys)?, whole(values)?))
-        } else {
-            None
-        };
+        let rows = profile.reads_rows().then(|| self.prompt.to_host(self.ops)).transpose()?;
         let queries = self.queries.as_deref().unwrap_or_default();
         let rows = rows.as_ref().map(|(keys, values)| (keys, values));
         profile.choose(self.layout, block, rope, rows, |pending| {

@@ -54,8 +54,7 @@ impl<'a> Profile<'a> {
         num_keys: impl Iterator<Item = usize>,
     ) -> Self {
         let budgeted = profiler.budgeted();
-        let request =
-            budgeted.as_ref().map_or_else(|| profiler.request(segment), |budgeted| budgeted.request(segment));
+        let request = budgeted.as_ref().map_or_else(|| profiler.request(segment), |budgeted| budgeted.request(segment));
         let query_stats = budgeted.as_ref().and_then(|budgeted| budgeted.needs().future_queries).map(|future| {
             let first_row = segment.first_position + segment.recent;
             (future, QueryStats::new(layout, future.skip_positions.saturating_sub(first_row)))
@@ -140,8 +139,7 @@ impl<'a> LayerPass<'a> {
     ) -> Result<Self> {
         let (keys, values) = cache.prompt_rows(prompt_len)?;
         let num_keys = |head: usize| keys.past_len(head / layout.group_size()) + prompt_len;
-        let profile =
-            profile.map(|profile| Profile::new(layout, profile, place, (0..layout.num_heads).map(num_keys)));
+        let profile = profile.map(|profile| Profile::new(layout, profile, place, (0..layout.num_heads).map(num_keys)));
         let second_pass = profile.as_ref().is_some_and(Profile::may_need_second_pass);
         let queries = second_pass.then(|| Vec::with_capacity(prompt_len * layout.query_width()));
         let maps = map_side.map(|side| MapAccumulator::new(layout.num_heads, prompt_len, side));

@@ -98,7 +98,9 @@ impl Linear {
                 weight.matmul(x, seq_len, &mut y);
                 y
             }
-            Weights::Quantised(_) => return Err(Error::unsupported("computing on candle's quantised tensors by slices")),
+            Weights::Quantised(_) => {
+                return Err(Error::unsupported("computing on candle's quantised tensors by slices"));
+            }
         };
         if let Some(bias) = &self.bias {
             host::with_slice(bias, |bias| {
@@ -131,23 +133,25 @@ impl Linear {
         for layer in layers {
             let y = match &layer.weights {
                 Weights::Dense(weight) => {
-                    // candle's products on the CPU know no bf16.
-                    let widen = weight.dtype() == DType::BF16 && matches!(ops.device(), Device::Cpu);
-                    let weight = if widen { &ops.cast(weight, DType::F32)? } else { weight };
-                    let dtype = if widen { DType::BF16 } else { weight.dtype() };
-                    let x = match inputs.iter().find(|input| input.dtype() == dtype) {
-                        Some(input) => input.clone(),
-                        None => {
-                            inputs.push(ops.cast(x, dtype)?);
-                            inputs[inputs.len() - 1].clone()
-                        }
+                    let x = if let Some(input) = inputs.iter().find(|input| input.dtype() == weight.dtype()) {
+                        input.clone()
+                    } else {
+                        let input = ops.cast(x, weight.dtype())?;
+                        inputs.push(input.clone());
+                        input
                     };
-                    ops.cast(&ops.matmul(&ops.cast(&x, weight.dtype())?, &weight.t()?)?, DType::F32)?
+                    // candle's products on the CPU know no bf16: there the rounded numbers are widened again.
+                    let widens = weight.dtype() == DType::BF16 && matches!(ops.device(), Device::Cpu);
+                    let dtype = if widens { DType::F32 } else { weight.dtype() };
+                    let product = ops.matmul(&ops.cast(&x, dtype)?, &ops.cast(weight, dtype)?.t()?)?;
+                    ops.cast(&product, DType::F32)?
                 }
                 Weights::Quantised(weight) => {
                     ops.counted(QMatMul::from_arc(Arc::clone(weight)).and_then(|weight| weight.forward(x)))?
                 }
-                Weights::Stored(_) => return Err(Error::unsupported("computing on mapped weights by candle operations")),
+                Weights::Stored(_) => {
+                    return Err(Error::unsupported("computing on mapped weights by candle operations"));
+                }
             };
             outputs.push(match &layer.bias {
                 Some(bias) => ops.add(&y, bias)?,

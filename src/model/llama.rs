@@ -11,6 +11,7 @@ use super::device::{DeviceContext, DevicePass, RotationTensors};
 use super::host;
 use super::layer_pass::{Choice, LayerPass};
 use super::linear::{Embedding, Linear};
+use super::pass::{Angles, Pass};
 use super::rope::Rope;
 use super::step::StepModel;
 use crate::attention::decode::{decode, plain_row_weights};
@@ -21,7 +22,7 @@ use crate::config::BudgetScale;
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::ops::Ops;
-use crate::profile::{HeadChoice, LayerPlace, Pool, Profiler, Segment};
+use crate::profile::{LayerPlace, Pool, Profiler, Segment};
 
 /// A LLaMA model's weights. It holds no state: every call is given the cache that it reads and writes.
 #[derive(Debug, Clone)]
@@ -101,6 +102,9 @@ pub trait PrefillObserver {
 
 /// Watches nothing.
 impl PrefillObserver for () {}
+
+/// Is shown the attention's output of each layer, `[num_heads, head_dim]`.
+type Observe<'a> = &'a mut dyn FnMut(&[f32]);
 
 impl Llama {
     /// Puts a model together.
@@ -383,12 +387,7 @@ impl Llama {
         self.decode_shown(id, cache, Some(observe))
     }
 
-    fn decode_shown(
-        &self,
-        id: u32,
-        cache: &mut AdaptiveKvCache,
-        mut observe: Option<&mut dyn FnMut(&[f32])>,
-    ) -> Result<Vec<f32>> {
+    fn decode_shown(&self, id: u32, cache: &mut AdaptiveKvCache, mut observe: Option<Observe<'_>>) -> Result<Vec<f32>> {
         if let Some(ops) = &self.ops {
             return self.decode_on(ops, id, cache, observe);
         }
@@ -418,7 +417,7 @@ impl Llama {
         ops: &Ops,
         id: u32,
         cache: &mut AdaptiveKvCache,
-        mut observe: Option<&mut dyn FnMut(&[f32])>,
+        mut observe: Option<Observe<'_>>,
     ) -> Result<Vec<f32>> {
         let (position, heads) = (cache.seen(), self.config.heads);
         self.check_room(position, 1)?;
@@ -533,69 +532,6 @@ impl Llama {
                 .with_hint("shorten the prompt"));
         }
         Ok(())
-    }
-}
-
-/// A layer's work on a prompt, wherever it is done.
-#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
-enum Pass<'a> {
-    Host(LayerPass<'a>),
-    Device(DevicePass<'a>),
-}
-
-impl Pass<'_> {
-    /// Rows of the prompt that went through the layer.
-    fn len(&self) -> usize {
-        match self {
-            Self::Host(pass) => pass.len(),
-            Self::Device(pass) => pass.len(),
-        }
-    }
-
-    fn choose(&mut self, block: &Block, rope: &Rope) -> Result<Choice> {
-        match self {
-            Self::Host(pass) => pass.choose(block, rope),
-            Self::Device(pass) => pass.choose(block, rope),
-        }
-    }
-
-    /// Stores what was chosen in a layer of the cache.
-    fn store(
-        &self,
-        cache: &mut AdaptiveKvCache,
-        layer: usize,
-        choices: Option<Vec<HeadChoice>>,
-    ) -> Result<LayerSummary> {
-        match self {
-            Self::Host(pass) => {
-                let (keys, values) = pass.rows();
-                cache.layer_mut(layer)?.store_prompt(keys, values, choices)
-            }
-            Self::Device(pass) => pass.store(cache.device_layer_mut(layer)?, choices),
-        }
-    }
-
-    fn into_maps(self) -> Option<MapAccumulator> {
-        match self {
-            Self::Host(pass) => pass.into_maps(),
-            Self::Device(pass) => pass.into_maps(),
-        }
-    }
-}
-
-/// Rotations of a prompt's positions, wherever they are applied.
-enum Angles {
-    /// `[prompt_len, rope dim / 2]`
-    Host(Vec<(f32, f32)>),
-    Device(Ops, RotationTensors),
-}
-
-impl Angles {
-    fn new(angles: Vec<(f32, f32)>, half: usize, ops: Option<&Ops>) -> Result<Self> {
-        Ok(match ops {
-            Some(ops) => Self::Device(ops.clone(), RotationTensors::new(ops, &angles, half)?),
-            None => Self::Host(angles),
-        })
     }
 }
 

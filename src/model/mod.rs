@@ -8,6 +8,7 @@ mod host;
 mod layer_pass;
 mod linear;
 mod llama;
+mod pass;
 mod rope;
 pub mod rope_scaling;
 mod step;

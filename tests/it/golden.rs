@@ -3,11 +3,12 @@
 //! `tests/data/smollm2_profile.json` was made with the weights widened to f32.
 
 use adaptive_kvcache::cache::{KvDtype, Retention};
+use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, load_for};
 use adaptive_kvcache::fidelity::top_logprobs;
 use adaptive_kvcache::generate::{Generation, GenerationOptions};
 use serde_json::Value;
 
-use crate::support::{adaptive, data, ids, json, smollm2_f32};
+use crate::support::{adaptive, candle_on_cpu, data, ids, json, smollm2_f32, smollm2_path};
 
 /// Between two f32 forward passes over 30 layers.
 const LOGPROB_TOLERANCE: f64 = 0.02;
@@ -21,7 +22,19 @@ fn golden() -> Value {
 
 #[test]
 fn ids_logprobs_and_greedy_tokens_are_equal() {
-    let loaded = smollm2_f32();
+    assert_texts(smollm2_f32());
+}
+
+#[test]
+fn ids_logprobs_and_greedy_tokens_of_candle_operations_are_equal() {
+    assert_texts(&smollm2_on_candle());
+}
+
+fn smollm2_on_candle() -> Loaded {
+    load_for(&candle_on_cpu(), smollm2_path(), WeightDtype::F32, &mut |_, _| {}).unwrap()
+}
+
+fn assert_texts(loaded: &Loaded) {
     for case in golden()["cases"].as_array().unwrap() {
         let name = &case["name"];
         let prompt = loaded.tokenizer.encode(case["text"].as_str().unwrap()).unwrap();
@@ -45,7 +58,15 @@ fn ids_logprobs_and_greedy_tokens_are_equal() {
 
 #[test]
 fn every_heads_level_and_kept_count_are_equal() {
-    let loaded = smollm2_f32();
+    assert_choices(smollm2_f32());
+}
+
+#[test]
+fn every_heads_level_and_kept_count_of_candle_operations_are_equal() {
+    assert_choices(&smollm2_on_candle());
+}
+
+fn assert_choices(loaded: &Loaded) {
     let (mut compared, mut near) = (0, 0);
     for case in golden()["cases"].as_array().unwrap() {
         let prompt = ids(&case["ids"]);

@@ -2,7 +2,10 @@
 //!
 //! Scores of all heads come into one tensor, as long as the longest head: of scores, padding costs little. So masking and
 //! softmax are one operation each for the whole layer, and only the products with keys and values are per group.
-//! Operations are at most a constant and another constant for each group, whatever heads and rows there are.
+//! Operations are at most a constant and another constant for each group, whatever heads and rows there are. Rows in f16
+//! are widened group by group as they are read.
+//!
+//! Whatever computes the same from the same [`GroupedRows`] can take the place of [`decode`].
 
 use candle_core::{DType, Tensor};
 

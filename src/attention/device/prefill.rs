@@ -8,10 +8,13 @@
 //! A block's weights are complete rows, `[num_kv_heads, group_size, rows, keys]`, and exist only while the block is
 //! processed. Sums stay on the device until the layer is done: [`DeviceStats::finish`] brings them to the host at once.
 
+use std::ops::Range;
+
 use candle_core::{DType, Tensor};
 
 use super::super::HeadLayout;
 use crate::attention::map::HeadGrid;
+use crate::attention::prefill::PromptRows;
 use crate::error::{Error, Result};
 use crate::ops::{MASKED, Ops};
 use crate::profile::stats::{LayerStats, StatsRequest};
@@ -105,16 +108,17 @@ impl PromptTensors {
         Ok((flat(&self.keys)?, flat(&self.values)?, row))
     }
 
-    /// Copies of all keys and of all values on the host: `[num_kv_heads]` of `[past_len + len, head_dim]`.
+    /// Copies of all keys and of all values on the host.
     ///
     /// # Errors
     /// [`Error::Tensor`] if the device refuses.
-    pub fn to_host(&self, ops: &Ops) -> Result<(Vec<Vec<f32>>, Vec<Vec<f32>>)> {
-        let by_head = |x: &Tensor| -> Result<Vec<Vec<f32>>> {
+    pub fn to_host(&self, ops: &Ops) -> Result<(PromptRows, PromptRows)> {
+        let by_head = |x: &Tensor| -> Result<PromptRows> {
             let numbers = ops.download(x)?;
             let width = self.layout.head_dim;
             let heads = numbers.chunks_exact((self.past + self.capacity) * width).zip(&self.past_lens);
-            Ok(heads.map(|(head, len)| head[(self.past - len) * width..(self.past + self.len) * width].into()).collect())
+            let own = heads.map(|(head, len)| head[(self.past - len) * width..(self.past + self.len) * width].to_vec());
+            PromptRows::whole(self.layout, own.collect(), &self.past_lens, self.len)
         };
         Ok((by_head(&self.keys)?, by_head(&self.values)?))
     }
@@ -186,13 +190,13 @@ impl DeviceStats {
     }
 
     /// Takes in the weights of a block of rows, which are profiled either all or not at all.
-    fn add(&mut self, ops: &Ops, weights: &Weights) -> Result<()> {
+    fn add(&mut self, ops: &Ops, rows: &MapRows) -> Result<()> {
         let mass = self.request.mass;
-        let is_profiled = mass.is_some_and(|mass| weights.first_row >= mass.first_row);
+        let is_profiled = mass.is_some_and(|mass| rows.first_row >= mass.first_row);
         let all = self.request.column_sums || mass.is_some_and(|mass| mass.first_row == 0);
         let apart = mass.is_some_and(|mass| mass.first_row > 0) && is_profiled;
         if all || apart {
-            let sums = column_sums(ops, &weights.weights, self.num_keys)?;
+            let sums = column_sums(ops, &rows.weights, self.num_keys)?;
             if all {
                 add_to(ops, &mut self.column_sums, &sums)?;
             }
@@ -201,18 +205,18 @@ impl DeviceStats {
             }
         }
         if let Some(window) = mass.and_then(|mass| mass.window).filter(|_| is_profiled) {
-            let inside = weights.within(ops, window)?;
-            let sums = column_sums(ops, &ops.mul(&weights.weights, &inside)?, self.num_keys)?;
+            let inside = rows.within(ops, window)?;
+            let sums = column_sums(ops, &ops.mul(&rows.weights, &inside)?, self.num_keys)?;
             add_to(ops, &mut self.window_sums, &sums)?;
         }
         if !self.masks.is_empty() {
-            let found = differences(ops, &weights.weights, &self.masks)?;
+            let found = differences(ops, &rows.weights, &self.masks)?;
             self.differences = Some(match &self.differences {
                 Some(worst) => ops.maximum(worst, &found)?,
                 None => found,
             });
         }
-        if let Some(log_sums) = &weights.log_sums {
+        if let Some(log_sums) = &rows.log_sums {
             self.log_sums.push(log_sums.clone());
         }
         Ok(())
@@ -291,9 +295,9 @@ fn differences(ops: &Ops, weights: &Tensor, masks: &[Tensor]) -> Result<Tensor> 
     for mask in masks {
         let kept = ops.mul(weights, &mask.narrow(3, 0, seen)?)?;
         let (sums, largest) = (ops.sum_last(&kept)?, ops.max_last(&kept)?);
-        // A row that keeps nothing has no difference: 0 by whatever is 0.
-        let renormalised = ops.div(&largest, &ops.at_least(&sums, f32::MIN_POSITIVE)?)?;
-        let rows = ops.at_least(&ops.sub(&renormalised, &largest)?, 0.0)?.reshape((kv_heads, group_size, rows))?;
+        // A row that keeps nothing has no difference: 0 divided by as little as changes no other sum.
+        let renormalised = ops.div(&largest, &ops.shift(&sums, f64::from(f32::MIN_POSITIVE))?)?;
+        let rows = ops.relu(&ops.sub(&renormalised, &largest)?)?.reshape((kv_heads, group_size, rows))?;
         worst.push(ops.max_last(&rows)?);
     }
     ops.cat(&worst, 2)
@@ -325,33 +329,34 @@ pub fn prefill(
     let log_sums = stats.as_ref().is_some_and(|stats| stats.request.log_sums);
     let mut outs = Vec::new();
     for rows in blocks.cut(first_profiled) {
-        let weights = blocks.weights(ops, rows.clone(), log_sums)?;
+        let num_rows = rows.len();
+        let map = blocks.map(ops, rows, log_sums)?;
         if let Some(stats) = stats.as_deref_mut() {
-            stats.add(ops, &weights)?;
+            stats.add(ops, &map)?;
         }
         if let Some(maps) = maps.as_deref_mut() {
-            draw(ops, &weights, prompt, maps)?;
+            draw(ops, &map, prompt, maps)?;
         }
-        let seen = weights.num_keys()?;
-        let flat = weights.weights.reshape((num_kv_heads, group_size * rows.len(), seen))?;
+        let seen = map.num_keys()?;
+        let flat = map.weights.reshape((num_kv_heads, group_size * num_rows, seen))?;
         let out = ops.matmul(&flat, &prompt.values.narrow(1, 0, seen)?)?;
-        let out = out.reshape((num_kv_heads * group_size, rows.len(), head_dim))?.transpose(0, 1)?;
-        outs.push(ops.contiguous(&out)?.reshape((rows.len(), layout.query_width()))?);
+        let out = out.reshape((num_kv_heads * group_size, num_rows, head_dim))?.transpose(0, 1)?;
+        outs.push(ops.contiguous(&out)?.reshape((num_rows, layout.query_width()))?);
     }
     ops.cat(&outs, 0)
 }
 
 /// Draws a block's rows into maps.
-fn draw(ops: &Ops, weights: &Weights, prompt: &PromptTensors, maps: &mut [HeadGrid]) -> Result<()> {
+fn draw(ops: &Ops, map: &MapRows, prompt: &PromptTensors, maps: &mut [HeadGrid]) -> Result<()> {
     if prompt.past > 0 {
         return Err(Error::unsupported("drawing the attention of a further prompt"));
     }
-    let (seen, num_rows) = (weights.num_keys()?, weights.weights.dim(2)?);
-    let numbers = ops.download(&weights.weights)?;
-    for (map, rows) in maps.iter_mut().zip(numbers.chunks_exact(num_rows * seen)) {
+    let (seen, num_rows) = (map.num_keys()?, map.weights.dim(2)?);
+    let numbers = ops.download(&map.weights)?;
+    for (grid, rows) in maps.iter_mut().zip(numbers.chunks_exact(num_rows * seen)) {
         for (index, row) in rows.chunks_exact(seen).enumerate() {
-            let row_index = weights.first_row + index;
-            map.add_row(row_index, &row[..=row_index])?;
+            let row_index = map.first_row + index;
+            grid.add_row(row_index, &row[..=row_index])?;
         }
     }
     Ok(())
@@ -388,7 +393,7 @@ pub fn largest_differences(
     for block in blocks {
         let blocks = Blocks::new(ops, layout, block, prompt, &heads)?;
         for rows in blocks.cut(0) {
-            let found = differences(ops, &blocks.weights(ops, rows, false)?.weights, &masks)?;
+            let found = differences(ops, &blocks.map(ops, rows, false)?.weights, &masks)?;
             worst = Some(match worst {
                 Some(worst) => ops.maximum(&worst, &found)?,
                 None => found,
@@ -417,7 +422,7 @@ struct Blocks<'a> {
 }
 
 /// A block's rows of the attention maps.
-struct Weights {
+struct MapRows {
     /// `[heads, group_size, rows, num_keys]`; 0 beyond each row's own key.
     weights: Tensor,
     /// `[heads, group_size, rows]` logarithms of the rows' sums of exponentials, if wanted.
@@ -428,7 +433,7 @@ struct Weights {
     first_own_key: usize,
 }
 
-impl Weights {
+impl MapRows {
     /// Keys that the last row sees.
     fn num_keys(&self) -> Result<usize> {
         Ok(self.weights.dim(3)?)
@@ -482,7 +487,7 @@ impl<'a> Blocks<'a> {
     }
 
     /// Ranges of the block's rows whose weights exist at the same time; none crosses row `first_profiled` of the prompt.
-    fn cut(&self, first_profiled: usize) -> Vec<std::ops::Range<usize>> {
+    fn cut(&self, first_profiled: usize) -> Vec<Range<usize>> {
         let heads = self.queries.dims()[0] * self.queries.dims()[1];
         let num_keys = self.prompt.past + self.first_row + self.seq_len;
         let step = (BLOCK_WEIGHTS / (heads * num_keys).max(1)).max(MIN_BLOCK_ROWS);
@@ -499,7 +504,7 @@ impl<'a> Blocks<'a> {
     }
 
     /// Computes some of the block's rows of the attention maps.
-    fn weights(&self, ops: &Ops, rows: std::ops::Range<usize>, log_sums: bool) -> Result<Weights> {
+    fn map(&self, ops: &Ops, rows: Range<usize>, log_sums: bool) -> Result<MapRows> {
         let (heads, group_size, _, head_dim) = self.queries.dims4()?;
         let first_row = self.first_row + rows.start;
         let first_own_key = self.prompt.past + first_row;
@@ -522,6 +527,6 @@ impl<'a> Blocks<'a> {
         } else {
             None
         };
-        Ok(Weights { weights: ops.softmax(&scores)?, log_sums, first_row, first_own_key })
+        Ok(MapRows { weights: ops.softmax(&scores)?, log_sums, first_row, first_own_key })
     }
 }

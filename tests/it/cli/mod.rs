@@ -5,6 +5,7 @@
 mod batch;
 mod bench;
 mod chat;
+mod device;
 mod errors;
 mod eval;
 mod hostile;
