@@ -69,11 +69,15 @@ impl DeviceChoice {
                 } else {
                     return Ok((Device::Cpu, None));
                 };
-                // Whatever keeps the GPU from being used, there is always the CPU.
-                gpu.open().or_else(|error| Ok((Device::Cpu, Some(error.to_string()))))
+                Ok(or_cpu(gpu.open()))
             }
         }
     }
+}
+
+/// Whatever keeps a GPU from being used, there is always the CPU: with the reason, in one line.
+fn or_cpu(gpu: Result<(Device, Option<String>)>) -> (Device, Option<String>) {
+    gpu.unwrap_or_else(|error| (Device::Cpu, Some(error.to_string())))
 }
 
 fn built_with(is_built: bool, device: &str, feature: &str) -> Result<()> {
@@ -173,6 +177,16 @@ mod tests {
         assert_eq!(float_dtype(&device).unwrap(), DType::F32);
         assert_eq!(memory(&device), None);
         DeviceChoice::Auto.open().unwrap();
+    }
+
+    #[test]
+    fn a_gpu_that_cannot_be_opened_leaves_the_cpu_and_one_line() {
+        let source = candle_core::Error::Msg("no device\n  0: a backtrace".to_owned());
+        let (device, note) = or_cpu(Err(refused("cuda", &source)));
+        assert_eq!(name(&device), "cpu");
+        let expected = "device `cuda`, which cannot be opened (no device), is not supported";
+        assert_eq!(note.as_deref(), Some(expected));
+        assert_eq!(or_cpu(Ok((Device::Cpu, None))).1, None);
     }
 
     #[cfg(not(feature = "cuda"))]

@@ -346,7 +346,7 @@ impl Weights<'_> {
             // No sum of a matrix's finite halves is too large for f32.
             let sum = rounded.to_dtype(DType::F32)?.abs()?.sum_all()?.to_scalar::<f32>()?;
             if !sum.is_finite() {
-                return Err(self.too_large(name, wanted.as_str()));
+                return Err(self.too_large(name, wanted.as_str()).with_hint("use --dtype bf16 or f32"));
             }
         }
         Ok(Linear::dense(rounded))
