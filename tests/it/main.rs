@@ -15,6 +15,7 @@ mod chunks;
 mod cli;
 mod conversation;
 mod device;
+mod device_attention;
 mod eviction;
 mod golden;
 mod hub;
