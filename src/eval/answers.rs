@@ -3,7 +3,7 @@
 //! A prompt is read and answered as `generate` does it, greedily: nothing is forced, so that an answer goes its own way
 //! from the first token that differs.
 
-use super::{AnswerRow, Filled, Observer, Progress, Row, Subject, Variant, go_on, kept_ratio};
+use super::{AnswerRow, Filled, Observer, Progress, Row, Subject, Variant, go_on};
 use crate::cache::{CacheBytes, KvDtype, Retention};
 use crate::error::{Error, Result};
 use crate::generate::{FinishReason, Generation, GenerationOptions};

@@ -66,7 +66,9 @@ pub(crate) trait Lanes: Copy {
     fn bytes(source: &[[u8; 4]; LANES]) -> Self::Quants;
     /// The lower and the upper four bits of sixteen groups of four bytes.
     fn nibbles(source: &[[u8; 4]; LANES]) -> [Self::Quants; 2];
-    /// Adds the products of each lane's four quants with four factors.
+    /// Adds the products of each lane's four quants with four factors. These are read where they are: passed by value
+    /// they would come through other registers.
+    #[expect(clippy::trivially_copy_pass_by_ref)]
     fn add_products(sums: Self::Sums, quants: Self::Quants, factors: &Factors) -> Self::Sums;
     /// The sums as floats.
     fn total(sums: Self::Sums) -> Self;

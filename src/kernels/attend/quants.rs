@@ -241,14 +241,12 @@ impl<Q: BlockFormat> Rows for BlockRows<'_, Q> {
                 }
             }
         }
+        let mut value = [0.0; MAX_HEAD_DIM];
+        let value = &mut value[..head_dim];
         for row in in_fours..count {
-            let mut value = [0.0; MAX_HEAD_DIM];
-            self.value(first + row, &mut value[..head_dim]);
-            for group in 0..GROUP {
-                let weight = weights[group][row];
-                for (out, value) in out[group * head_dim..][..head_dim].iter_mut().zip(value) {
-                    *out += weight * value;
-                }
+            self.value(first + row, value);
+            for (out, weights) in out.chunks_exact_mut(head_dim).zip(weights) {
+                out.iter_mut().zip(&*value).for_each(|(out, value)| *out += weights[row] * value);
             }
         }
     }
