@@ -10,6 +10,7 @@ pub mod decode;
 pub mod device;
 pub mod map;
 pub mod prefill;
+pub mod ragged;
 pub mod replay;
 
 use crate::error::{Error, Result};

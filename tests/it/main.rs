@@ -26,6 +26,7 @@ mod model;
 mod numbers;
 mod policy;
 mod profile;
+mod ragged;
 mod replay;
 mod shape_script;
 mod support;

@@ -1,0 +1,4 @@
+// Ragged decoding over keys and values stored as f16; a file, and so a module, for each format: only one is loaded.
+#include "ragged_decode.cuh"
+
+RAGGED_DECODE_KERNELS(RAGGED_DECODE_KERNEL, f16, F16)
