@@ -78,3 +78,65 @@ if [ "$what" = toolkit ]; then
         "CUDA_COMPUTE_CAP=$CUDA_COMPUTE_CAP"
     exit
 fi
+
+step "our kernel: registers, shared memory and spills on each generation of GPUs"
+ptx=target/cuda/check
+mkdir -p "$ptx"
+for format in f16 bf16 f32; do
+    source=src/attention/ragged/kernels/ragged_decode_$format.cu
+    for arch in 75 80 90 100 120; do
+        nvcc -std=c++17 -O3 -ptx -arch="compute_$arch" -o "$ptx/ragged_decode_${format}_$arch.ptx" "$source"
+        ptxas -v -arch="sm_$arch" -o "$ptx/ragged_decode_${format}_$arch.cubin" "$ptx/ragged_decode_${format}_$arch.ptx" \
+            >"$ptx/ptxas.log" 2>&1 || { cat "$ptx/ptxas.log" >&2; fail "ptxas refused $source"; }
+        python3 - "$ptx/ptxas.log" "$format" "$arch" <<'PYTHON'
+import re, sys
+log, storage, arch = open(sys.argv[1]).read(), sys.argv[2], sys.argv[3]
+kernels = re.findall(r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes "
+                     r"spill loads.*?Used (\d+) registers.*?(\d+) bytes smem", log, re.S)
+if len(kernels) != 15:
+    sys.exit(f"error: expected 15 kernels for {storage} on sm_{arch}, got {len(kernels)}")
+spilled = [kernel[0] for kernel in kernels if any(int(number) for number in kernel[1:4])]
+registers, shared = [int(kernel[4]) for kernel in kernels], [int(kernel[5]) for kernel in kernels]
+print(f"{storage:>4} sm_{arch:<3}: {len(kernels)} kernels, {min(registers)} to {max(registers)} registers, "
+      f"{min(shared)} to {max(shared)} bytes of shared memory, spills: {', '.join(spilled) or 'none'}")
+if spilled:
+    sys.exit("error: registers are spilled to memory")
+PYTHON
+    done
+done
+if [ "$what" = kernel ]; then exit; fi
+
+step "build with the feature \`cuda\` for compute capability $CUDA_COMPUTE_CAP"
+started=$SECONDS
+cargo build --release --locked --features cuda --target-dir target/cuda
+binary=target/cuda/release/adaptive-kvcache
+echo "built $binary in $((SECONDS - started)) s"
+
+step "what the program needs"
+needed=$(readelf -d "$binary" | sed -nE 's/.*\(NEEDED\).*\[(.*)\]/\1/p' | sort)
+echo "$needed"
+for library in libcuda.so libcudart.so libcublas.so libcublasLt.so libcurand.so libnvrtc.so; do
+    grep -q "^$library" <<<"$needed" || fail "\`$binary\` is not linked with $library"
+done
+# The kernels' PTX is in the program.
+grep -qa "ragged_decode_f16_w128_g8" "$binary" || fail "\`$binary\` lacks this project's own kernels"
+
+# Runs the program with these library folders; an exit status other than the expected one is an error.
+run() {
+    local expected=$1 folders=$2 status=0
+    shift 2
+    LD_LIBRARY_PATH=$folders "$binary" "$@" || status=$?
+    echo "exit status $status"
+    [ "$status" = "$expected" ] || fail "expected exit status $expected"
+}
+
+if ldconfig -p | grep -q 'libcuda\.so\.1'; then
+    echo "this machine has a driver: not looking at what happens without one"
+else
+    step "start without a driver"
+    run 127 "$CUDA_HOME/lib" --version
+    step "start with a driver's library, but without a GPU"
+    run 0 "$CUDA_HOME/lib:$CUDA_HOME/lib/stubs" --version
+fi
+
+step "all passed"

@@ -10,7 +10,7 @@ use candle_core::cuda_backend::cudarc::driver::{
     CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg, SyncOnDrop,
 };
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
-use candle_core::{CudaStorage, Layout, Shape, Storage, StorageRef, Tensor};
+use candle_core::{CudaStorage, Layout, Shape, Storage, StorageRef};
 
 use super::Attend;
 use super::launch::{Arguments, Buffers, Format, Plan, THREADS};
@@ -80,12 +80,11 @@ fn launch<T>(
     let (mut partial_sums, mut partial_stats) =
         unsafe { (device.alloc::<f32>(plan.partial_sums)?, device.alloc::<f32>(plan.partial_stats)?) };
 
-    let pair = |pair: Option<(&Tensor, &Tensor)>| {
-        pair.map(|(keys, values)| (keys.storage_and_layout(), values.storage_and_layout()))
-            .map_or((None, None), |(keys, values)| (Some(keys), Some(values)))
-    };
-    let (kept_keys, kept_values) = pair(op.rows.kept.as_ref().map(|(keys, values)| (keys, values)));
-    let (tail_keys, tail_values) = pair(op.tail);
+    let kept = op.rows.kept.as_ref();
+    let kept_keys = kept.map(|(keys, _)| keys.storage_and_layout());
+    let kept_values = kept.map(|(_, values)| values.storage_and_layout());
+    let tail_keys = op.tail.map(|(keys, _)| keys.storage_and_layout());
+    let tail_values = op.tail.map(|(_, values)| values.storage_and_layout());
     let (slots, counters) = (op.rows.device_slots.storage_and_layout(), op.rows.counters.storage_and_layout());
     let (queries, _queries) = address(queries, layout, &stream)?;
     let (kept_keys, _kept_keys) = optional_address(kept_keys.as_ref(), &stream)?;

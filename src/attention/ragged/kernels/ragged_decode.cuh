@@ -17,7 +17,7 @@
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#define KERNEL extern "C" __global__ void __launch_bounds__(THREADS)
+#define KERNEL extern "C" __global__ void __launch_bounds__(THREADS, 2)
 #define INLINE static __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
 #else
