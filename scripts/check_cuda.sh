@@ -106,6 +106,9 @@ PYTHON
 done
 if [ "$what" = kernel ]; then exit; fi
 
+step "lints of what only the feature \`cuda\` compiles, its tests included"
+cargo clippy --locked --all-targets --features cuda --target-dir target/cuda -- -D warnings
+
 step "build with the feature \`cuda\` for compute capability $CUDA_COMPUTE_CAP"
 started=$SECONDS
 cargo build --release --locked --features cuda --target-dir target/cuda
@@ -115,11 +118,13 @@ echo "built $binary in $((SECONDS - started)) s"
 step "what the program needs"
 needed=$(readelf -d "$binary" | sed -nE 's/.*\(NEEDED\).*\[(.*)\]/\1/p' | sort)
 echo "$needed"
-for library in libcuda.so libcudart.so libcublas.so libcublasLt.so libcurand.so libnvrtc.so; do
+for library in libcuda.so libcudart.so libcublas.so libcurand.so; do
     grep -q "^$library" <<<"$needed" || fail "\`$binary\` is not linked with $library"
 done
-# The kernels' PTX is in the program.
-grep -qa "ragged_decode_f16_w128_g8" "$binary" || fail "\`$binary\` lacks this project's own kernels"
+for format in f16 bf16 f32; do
+    grep -qs "\.entry ragged_decode_${format}_w128_g8" target/cuda/release/build/adaptive-kvcache-*/out/ragged_decode_$format.ptx ||
+        fail "the build has not compiled this project's own kernels for $format"
+done
 
 # Runs the program with these library folders; an exit status other than the expected one is an error.
 run() {

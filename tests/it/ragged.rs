@@ -90,14 +90,18 @@ impl Layer {
     }
 
     fn rows<T: Element + WithDType>(&self) -> RaggedRows {
+        self.rows_on::<T>(&Device::Cpu)
+    }
+
+    fn rows_on<T: Element + WithDType>(&self, device: &Device) -> RaggedRows {
         let head_dim = self.layout.head_dim;
         let tensor = |numbers: &Vec<f32>| {
             let stored: Vec<T> = numbers.iter().map(|&number| T::narrow(number)).collect();
             let rows = stored.len() / head_dim;
-            Tensor::from_vec(stored, (rows, head_dim), &Device::Cpu).unwrap()
+            Tensor::from_vec(stored, (rows, head_dim), device).unwrap()
         };
         let kept = Some((tensor(&self.kept[0]), tensor(&self.kept[1])));
-        RaggedRows::new(&Device::Cpu, self.layout, T::DTYPE, kept, self.slots.clone()).unwrap()
+        RaggedRows::new(device, self.layout, T::DTYPE, kept, self.slots.clone()).unwrap()
     }
 
     /// The rows in use, as a view of the whole buffer; `None` if there are none.
@@ -236,5 +240,47 @@ fn what_does_not_fit_is_an_error_that_says_what() {
     for (result, expected) in wrong {
         let error = result.unwrap_err();
         assert!(error.contains(expected), "{error}");
+    }
+}
+
+/// What a GPU computes, on a machine that has one: `cargo test --features cuda --test it ragged -- --include-ignored`.
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn a_gpu_computes_what_the_cpu_does() {
+    fn check<T: Element + WithDType>(layer: &Layer, gpu: &Device) {
+        let tail = layer.tail::<T>();
+        let on_gpu = tail.as_ref().map(|tail| {
+            tail.each_ref().map(|rows| {
+                // The whole buffer moves, so that the GPU gets a view as well.
+                let buffer = rows.to_device(gpu).unwrap();
+                let room = buffer.zeros_like().unwrap();
+                Tensor::cat(&[buffer, room], 1).unwrap().narrow(1, 0, layer.tail_len).unwrap()
+            })
+        });
+        let rows = layer.rows_on::<T>(gpu);
+        let queries = layer.queries().to_device(gpu).unwrap();
+        // Twice: the second launch finds what the first one has left in the counters.
+        for _ in 0..2 {
+            let out = rows.attend(&queries, on_gpu.as_ref().map(|[keys, values]| (keys, values))).unwrap();
+            for (index, (got, expected)) in numbers(&out).iter().zip(layer.expected()).enumerate() {
+                assert!((f64::from(*got) - expected).abs() < 4.0 * TOLERANCE, "{index}: {got}, expected {expected}");
+            }
+        }
+    }
+    let gpu = Device::new_cuda(0).expect("an NVIDIA GPU");
+    let mut seed = 0;
+    for head_dim in [64, 80, 128, 256] {
+        for group_size in [1, 3, 8, 16] {
+            for kept_lens in [[0, 1, 37, 513], [20_011, 90, 8000, 3]] {
+                for (tail_len, tail_capacity) in [(1, 1), (200, 256)] {
+                    seed += 1;
+                    let layout = layout(4 * group_size, 4, head_dim);
+                    check::<f32>(&Layer::new::<f32>(layout, &kept_lens, tail_len, tail_capacity, seed), &gpu);
+                    check::<f16>(&Layer::new::<f16>(layout, &kept_lens, tail_len, tail_capacity, seed), &gpu);
+                    check::<bf16>(&Layer::new::<bf16>(layout, &kept_lens, tail_len, tail_capacity, seed), &gpu);
+                }
+            }
+        }
     }
 }

@@ -4,6 +4,8 @@
 //! the launch may use, and threads and blocks take turns in several orders, which must not change a bit of the result. Not
 //! for: showing that a GPU's compiler or memory behaves as the emulation does.
 
+#![allow(clippy::cast_possible_truncation, reason = "sizes of tests are small")]
+
 use std::ffi::{CString, c_char, c_uint, c_void};
 use std::ops::Range;
 use std::path::Path;
