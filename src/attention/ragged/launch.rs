@@ -1,7 +1,7 @@
 //! What a launch of the kernels in `kernels/` needs: its name, its grid and its arguments.
 //!
 //! Knows nothing of a device, so that tests run the kernels on the host with the very numbers that a GPU would get. Not
-//! for: checking shapes (see [`super::RaggedDecode`]).
+//! for: checking shapes (see [`super::RaggedRows`]).
 
 // Without a GPU only the tests need it.
 #![cfg_attr(not(feature = "cuda"), allow(dead_code))]
