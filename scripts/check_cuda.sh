@@ -107,7 +107,7 @@ done
 if [ "$what" = kernel ]; then exit; fi
 
 step "lints of what only the feature \`cuda\` compiles, its tests included"
-cargo clippy --locked --all-targets --features cuda --target-dir target/cuda -- -D warnings
+cargo clippy --release --locked --all-targets --features cuda --target-dir target/cuda -- -D warnings
 
 step "build with the feature \`cuda\` for compute capability $CUDA_COMPUTE_CAP"
 started=$SECONDS
