@@ -5,277 +5,27 @@
 //!
 //! Not for: options of a single run, such as the prompt or sampling.
 
+mod budget;
+mod keys;
+mod search;
+
 use std::path::Path;
 
-use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::policy::{self, METHODS, Method, MethodSettings, POLICIES, Policy, PolicySettings, method_by_name};
+use crate::policy::{METHODS, Method, MethodSettings, PolicySettings, method_by_name};
+pub use budget::{Budget, BudgetScale, BudgetedMethod, parse_size};
+use keys::{
+    COMMON_KEYS, FASTGEN_KEYS, KEYS, Pairs, Reject, canonical_key, choice, positive, ratio, strings, token_ids,
+    unknown_key, whole,
+};
+pub use search::{Criterion, DecodeMode, GroupReduction, ProfileRows, SearchOrder, TokenIds};
 
 /// The method that searches policies for each head and has no budget; the default.
 pub const FASTGEN: &str = "fastgen";
-
-/// How it is decided that a keep-set recovers a head (see [`crate::profile`]).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Criterion {
-    /// The original's: the largest difference between the full attention map and the softmax over kept keys alone.
-    MaxAbs,
-    /// The paper's (section 4.1): the share of attention that the kept positions hold.
-    Mass,
-}
-
-/// How the recovered masses of the query heads that share a KV head become one value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum GroupReduction {
-    /// The smallest: every query head must be recovered.
-    Min,
-    /// The mean.
-    Mean,
-}
-
-/// Which query rows of the prompt count for the recovered mass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ProfileRows {
-    /// All rows (the paper).
-    All,
-    /// The last `n` rows, an observation window; `n >= 1`.
-    Last(usize),
-}
-
-impl ProfileRows {
-    /// How many rows of a prompt of `prompt_len` tokens are profiled.
-    #[must_use]
-    pub fn count(self, prompt_len: usize) -> usize {
-        match self {
-            Self::All => prompt_len,
-            Self::Last(rows) => rows.min(prompt_len),
-        }
-    }
-}
-
-impl Serialize for ProfileRows {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::All => serializer.serialize_str("all"),
-            Self::Last(rows) => serializer.serialize_u64(*rows as u64),
-        }
-    }
-}
-
-/// What happens to the cache while tokens are generated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DecodeMode {
-    /// Every new token is kept by every head (the original).
-    Append,
-    /// Heads go on evicting, the newest tokens included; see [`Eviction`](crate::profile::Eviction). For `fastgen`, and
-    /// for the methods that [say how](Method::eviction).
-    Evict,
-}
-
-/// Token ids that a configuration lists, or leaves to the tokenizer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TokenIds {
-    /// Taken from the loaded tokenizer.
-    Auto,
-    /// Listed. Negative ids (the original's file has -1) never match and are dropped.
-    List(Vec<u32>),
-}
-
-impl Serialize for TokenIds {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Auto => serializer.serialize_str("auto"),
-            Self::List(ids) => ids.serialize(serializer),
-        }
-    }
-}
-
-/// The search order: each level is the union of the policies up to it; the last keeps everything.
-#[derive(Debug, Clone)]
-pub struct SearchOrder(Vec<&'static dyn Policy>);
-
-impl SearchOrder {
-    /// The policies, in the order in which the search adds them; the last is `full`.
-    #[must_use]
-    pub fn policies(&self) -> &[&'static dyn Policy] {
-        &self.0
-    }
-
-    /// The policies that make up level `level`: the first `level + 1`, or `full` alone at the last level.
-    #[must_use]
-    pub fn level(&self, level: usize) -> &[&'static dyn Policy] {
-        let end = (level + 1).min(self.0.len());
-        if end == self.0.len() { &self.0[end - 1..] } else { &self.0[..end] }
-    }
-
-    /// How many levels there are, `full` included; at least 1.
-    #[must_use]
-    pub fn num_levels(&self) -> usize {
-        self.0.len()
-    }
-
-    /// The names of the policies of a level, as logs and reports give them.
-    #[must_use]
-    pub fn level_names(&self, level: usize) -> Vec<&'static str> {
-        self.level(level).iter().map(|policy| policy.name()).collect()
-    }
-
-    /// Checks names against the registry: known, no repetition, `full` last and only last.
-    fn from_names(names: &[String]) -> std::result::Result<Self, String> {
-        let mut order: Vec<&'static dyn Policy> = Vec::new();
-        for name in names {
-            let policy = policy::by_name(name).ok_or_else(|| {
-                let known: Vec<_> = POLICIES.iter().map(|policy| format!("`{}`", policy.name())).collect();
-                format!("unknown policy `{name}`, expected some of {}", known.join(", "))
-            })?;
-            if order.iter().any(|earlier| earlier.name() == policy.name()) {
-                return Err(format!("policy `{name}` is listed twice"));
-            }
-            if order.last().is_some_and(|earlier| earlier.keeps_all()) {
-                return Err(format!("policy `{name}` comes after `full`, which ends the search"));
-            }
-            order.push(policy);
-        }
-        match order.last() {
-            Some(last) if last.keeps_all() => Ok(Self(order)),
-            _ => Err("expected a list that ends in `full`".to_owned()),
-        }
-    }
-}
-
-impl Default for SearchOrder {
-    fn default() -> Self {
-        Self(POLICIES.to_vec())
-    }
-}
-
-impl PartialEq for SearchOrder {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.iter().map(|policy| policy.name()).eq(other.0.iter().map(|policy| policy.name()))
-    }
-}
-
-impl Serialize for SearchOrder {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.iter().map(|policy| policy.name()))
-    }
-}
-
-/// How much a method keeps of each segment that it decides about: of a prompt, or of a further prompt together with what
-/// was generated since the one before.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Budget {
-    /// This share of the segment, in 0..=1, for every head on average.
-    KeptRatio(f64),
-    /// Bytes of kept keys and values of the segment, all layers together, in the cache's own format; at least 1.
-    Bytes(usize),
-}
-
-/// The cache that a [`Budget`] is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BudgetScale {
-    /// Layers of the model.
-    pub num_layers: usize,
-    /// KV heads of a layer.
-    pub num_kv_heads: usize,
-    /// Bytes of one stored key and its value.
-    pub token_bytes: usize,
-}
-
-impl Budget {
-    /// How many of `len` positions a head keeps on average: the share of them, not rounded; or the whole positions that
-    /// the head's equal part of the layer's equal part of the bytes has room for. At least 1, whatever the budget, unless
-    /// `len` is 0: a head that keeps nothing has nothing to attend to.
-    ///
-    /// Where all heads keep the same, that is this number rounded down, as [`ratio_count`](crate::policy::ratio_count)
-    /// does.
-    #[must_use]
-    #[expect(clippy::cast_precision_loss)] // counts of tokens
-    pub fn average(self, len: usize, scale: BudgetScale) -> f64 {
-        let average = match self {
-            Self::KeptRatio(ratio) => ratio * len as f64,
-            Self::Bytes(bytes) => {
-                let layer_bytes = bytes / scale.num_layers.max(1);
-                (layer_bytes / (scale.num_kv_heads * scale.token_bytes).max(1)) as f64
-            }
-        };
-        average.clamp(1.min(len) as f64, len as f64)
-    }
-
-    /// How many positions all heads of all layers keep together, where one list decides about all: the share of all of
-    /// them, or what the bytes have room for, rounded down; at least one for each head.
-    #[must_use]
-    pub fn total(self, len: usize, scale: BudgetScale) -> usize {
-        let heads = scale.num_layers * scale.num_kv_heads;
-        let total = match self {
-            Self::KeptRatio(ratio) => policy::ratio_count(ratio, len * heads),
-            Self::Bytes(bytes) => bytes / scale.token_bytes.max(1),
-        };
-        total.clamp(heads.min(len * heads), len * heads)
-    }
-
-    /// The key that sets it.
-    #[must_use]
-    pub fn key(self) -> &'static str {
-        match self {
-            Self::KeptRatio(_) => "kept_ratio",
-            Self::Bytes(_) => "kv_budget",
-        }
-    }
-}
-
-impl Default for Budget {
-    /// Half of everything.
-    fn default() -> Self {
-        Self::KeptRatio(0.5)
-    }
-}
-
-/// A size in bytes, as a person writes it: a number, and KB, MB (the default) or GB, in powers of 1024, or B for bytes.
-///
-/// # Errors
-/// What was expected, if it is anything else, or less than a byte.
-pub fn parse_size(text: &str) -> std::result::Result<usize, String> {
-    let text = text.trim();
-    let end = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let unit = match text[end..].to_ascii_uppercase().as_str() {
-        "B" => 1u64,
-        "" | "MB" | "M" | "MIB" => 1 << 20,
-        "KB" | "K" | "KIB" => 1 << 10,
-        "GB" | "G" | "GIB" => 1 << 30,
-        _ => 0,
-    };
-    let number: Option<f64> = text[..end].trim().parse().ok();
-    #[expect(clippy::cast_precision_loss)]
-    let bytes = number.filter(|number| number.is_finite() && *number > 0.0).map(|number| number * unit as f64);
-    match bytes {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        Some(bytes) if (1.0..1e15).contains(&bytes) => Ok(bytes as usize),
-        _ => Err("expected a size such as 64MB, 512KB or 1.5GB".to_owned()),
-    }
-}
-
-/// A method with a budget, and how large that is.
-#[derive(Debug, Clone, Copy)]
-pub struct BudgetedMethod {
-    /// One of [`METHODS`].
-    pub method: &'static dyn Method,
-    /// How much it keeps.
-    pub budget: Budget,
-}
-
-impl PartialEq for BudgetedMethod {
-    fn eq(&self, other: &Self) -> bool {
-        self.method.name() == other.method.name() && self.budget == other.budget
-    }
-}
 
 /// Everything that decides what an adaptive cache keeps. Serialises as a file that reads back as itself: every key that
 /// has an effect, every default spelt out.
@@ -337,58 +87,6 @@ impl Default for AdaptiveConfig {
                 r#", . ! ? ; : ( ) " ' - / \ @ # $ % ^ & * + = ~ ` < > [ ] { }"#.split(' ').map(str::to_owned).collect(),
             punctuation_token_ids: TokenIds::Auto,
         }
-    }
-}
-
-/// Canonical key, and the original program's name for it where there is one.
-const KEYS: &[(&str, Option<&str>)] = &[
-    ("method", None),
-    ("kept_ratio", None),
-    ("kv_budget", None),
-    ("observation_window", None),
-    ("pool_kernel", None),
-    ("seed", None),
-    ("criterion", None),
-    ("recovery_threshold", Some("t")),
-    ("frequency_ratio", Some("top_p_frequency")),
-    ("locality_ratio", Some("locality_length")),
-    ("policies", None),
-    ("gqa", None),
-    ("profile_rows", None),
-    ("sink_tokens", None),
-    ("decode", None),
-    ("special_token_ids", None),
-    ("punctuation_list", None),
-    ("punctuation_token_ids", None),
-];
-
-/// Keys that every method reads.
-const COMMON_KEYS: &[&str] = &["method", "decode"];
-
-/// Keys that `fastgen` reads, besides the common ones.
-const FASTGEN_KEYS: &[&str] = &[
-    "criterion",
-    "recovery_threshold",
-    "frequency_ratio",
-    "locality_ratio",
-    "policies",
-    "gqa",
-    "profile_rows",
-    "sink_tokens",
-    "special_token_ids",
-    "punctuation_list",
-    "punctuation_token_ids",
-];
-
-/// A setting that cannot be used: the reason and perhaps a remedy.
-struct Reject {
-    reason: String,
-    hint: Option<String>,
-}
-
-impl From<String> for Reject {
-    fn from(reason: String) -> Self {
-        Self { reason, hint: None }
     }
 }
 
@@ -689,86 +387,6 @@ fn no_eviction(method: &dyn Method) -> Reject {
     }
 }
 
-fn canonical_key(key: &str) -> Option<&'static str> {
-    KEYS.iter()
-        .find(|(canonical, original)| *canonical == key || *original == Some(key))
-        .map(|(canonical, _)| *canonical)
-}
-
-fn unknown_key(key: &str) -> Reject {
-    let known = KEYS.iter().flat_map(|(canonical, original)| std::iter::once(*canonical).chain(*original));
-    let nearest = known.min_by_key(|known| strsim::damerau_levenshtein(known, key));
-    Reject { reason: "unknown key".to_owned(), hint: nearest.map(|nearest| format!("did you mean `{nearest}`?")) }
-}
-
-fn choice<T: Copy>(value: &Value, choices: &[(&str, T)]) -> std::result::Result<T, Reject> {
-    choices.iter().find(|(name, _)| value.as_str() == Some(name)).map(|(_, choice)| *choice).ok_or_else(|| {
-        let names: Vec<_> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
-        format!("expected {}, got `{value}`", names.join(" or ")).into()
-    })
-}
-
-fn ratio(value: &Value) -> std::result::Result<f64, Reject> {
-    value
-        .as_f64()
-        .filter(|ratio| (0.0..=1.0).contains(ratio))
-        .ok_or_else(|| format!("expected a number in 0..=1, got `{value}`").into())
-}
-
-fn whole(value: &Value) -> Option<usize> {
-    value.as_u64().and_then(|number| usize::try_from(number).ok())
-}
-
-fn positive(value: &Value) -> std::result::Result<usize, Reject> {
-    whole(value)
-        .filter(|&number| number > 0)
-        .ok_or_else(|| format!("expected a whole number of at least 1, got `{value}`").into())
-}
-
-fn strings(value: &Value) -> std::result::Result<Vec<String>, Reject> {
-    value
-        .as_array()
-        .and_then(|items| items.iter().map(|item| item.as_str().map(str::to_owned)).collect())
-        .ok_or_else(|| format!("expected a list of strings, got `{value}`").into())
-}
-
-fn token_ids(value: &Value) -> std::result::Result<TokenIds, Reject> {
-    if value.as_str() == Some("auto") {
-        return Ok(TokenIds::Auto);
-    }
-    let ids: Option<Vec<i64>> = value.as_array().and_then(|items| items.iter().map(Value::as_i64).collect());
-    let ids = ids.ok_or_else(|| format!("expected \"auto\" or a list of token ids, got `{value}`"))?;
-    if let Some(id) = ids.iter().find(|&&id| id > i64::from(u32::MAX)) {
-        return Err(format!("token id `{id}` is larger than any vocabulary").into());
-    }
-    Ok(TokenIds::List(ids.into_iter().filter_map(|id| u32::try_from(id).ok()).collect()))
-}
-
-/// A JSON object as written: keys in order, repetitions included.
-struct Pairs(Vec<(String, Value)>);
-
-impl<'de> Deserialize<'de> for Pairs {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct PairsVisitor;
-        impl<'de> Visitor<'de> for PairsVisitor {
-            type Value = Pairs;
-
-            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                formatter.write_str("a JSON object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
-                let mut pairs = Vec::new();
-                while let Some(pair) = map.next_entry()? {
-                    pairs.push(pair);
-                }
-                Ok(Pairs(pairs))
-            }
-        }
-        deserializer.deserialize_map(PairsVisitor)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -893,7 +511,7 @@ mod tests {
             message(fastgen),
             "`kept_ratio`: the method `fastgen` has no budget | set `recovery_threshold` instead, or choose another `method`"
         );
-        let snapkv = || AdaptiveConfig::for_method(&policy::methods::SnapKv);
+        let snapkv = || AdaptiveConfig::for_method(&crate::policy::methods::SnapKv);
         assert!(message(snapkv().with_budget(Budget::KeptRatio(1.1)).unwrap_err()).contains("in 0..=1, got `1.1`"));
         assert!(snapkv().with_budget(Budget::KeptRatio(f64::NAN)).is_err());
         assert!(
