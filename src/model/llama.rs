@@ -289,6 +289,8 @@ impl Llama {
                 if pool.is_overfull() {
                     pool.trim();
                     keep_pooled(cache, pool, index + 1, segment)?;
+                    // What the layers gave up lies scattered: of 24 MB at 2,048 tokens 15 would stay in the peak.
+                    memory::release_unused();
                 }
                 profile_time += started.elapsed();
                 continue;
