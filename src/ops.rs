@@ -17,26 +17,51 @@ use crate::error::Result;
 /// that the exponential of what is below a row's maximum by it is 0.
 pub const MASKED: f64 = -1e30;
 
+/// What attends from a new token over a layer's cache on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DecodeWith {
+    /// Operations on heads that are grouped by how many rows they keep (see [`mod@crate::attention::device::decode`]).
+    Groups,
+    /// One launch over all heads, each with exactly its own rows (see [`crate::attention::ragged`]): for the CPU and CUDA.
+    /// Layers with heads of more than 256 numbers, or more than 16 query heads for a KV head, are grouped all the same.
+    Ragged,
+}
+
 /// A device, and how many operations were handed to it.
 ///
 /// Clones count together.
 #[derive(Debug, Clone)]
 pub struct Ops {
     device: Device,
+    decode_with: DecodeWith,
     /// `[1]` [`MASKED`]
     masked: Tensor,
     launches: Arc<AtomicU64>,
 }
 
 impl Ops {
-    /// Operations on a device.
+    /// Operations on a device: on CUDA, new tokens attend with [`DecodeWith::Ragged`], elsewhere with
+    /// [`DecodeWith::Groups`].
     ///
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) if the device refuses.
     pub fn new(device: Device) -> Result<Self> {
         #[expect(clippy::cast_possible_truncation)]
         let masked = Tensor::new(&[MASKED as f32], &device)?;
-        Ok(Self { device, masked, launches: Arc::default() })
+        let decode_with = if device.is_cuda() { DecodeWith::Ragged } else { DecodeWith::Groups };
+        Ok(Self { device, decode_with, masked, launches: Arc::default() })
+    }
+
+    /// The same with another way to attend from new tokens. Caches made afterwards hold their rows for it.
+    #[must_use]
+    pub fn with_decode(self, decode_with: DecodeWith) -> Self {
+        Self { decode_with, ..self }
+    }
+
+    /// What attends from new tokens.
+    #[must_use]
+    pub fn decode_with(&self) -> DecodeWith {
+        self.decode_with
     }
 
     /// The device.
@@ -52,7 +77,8 @@ impl Ops {
         self.launches.load(Ordering::Relaxed)
     }
 
-    fn count(&self, operations: usize) {
+    /// Counts operations that are handed to the device elsewhere.
+    pub(crate) fn count(&self, operations: usize) {
         self.launches.fetch_add(operations as u64, Ordering::Relaxed);
     }
 

@@ -3,7 +3,8 @@
 //! What is kept of prompts lies in one tensor for keys and one for values, head after head in the order of
 //! [`Slots`], and does not change until the next prompt. Tokens since then are the same for all heads, so they lie in a
 //! tail with room for all heads alike, which is written in place and grown with bounded slack. A prompt on top merges the
-//! tail into what is kept. Rows that go are not copied along, and their tensors' memory goes back to the device's
+//! tail into what is kept. With [`DecodeWith::Ragged`] heads lie in their own order without padding, and where each one's rows
+//! are goes to the device once for each prompt. Rows that go are not copied along, and their tensors' memory goes back to the device's
 //! allocator with the last use of them.
 //!
 //! Positions are on the host: no choice needs a tensor. Not for: choosing (see [`crate::profile`]) or attending (see
@@ -19,8 +20,9 @@ use super::storage::KvDtype;
 use super::{CacheBytes, HeadSummary, LayerSummary};
 use crate::attention::HeadLayout;
 use crate::attention::device::{GroupedRows, PromptTensors, Slots};
+use crate::attention::ragged::{self, RaggedRows};
 use crate::error::{Error, Result};
-use crate::ops::Ops;
+use crate::ops::{DecodeWith, Ops};
 use crate::profile::HeadChoice;
 
 /// Keys and values of one layer, as tensors.
@@ -47,6 +49,8 @@ pub struct DeviceLayer {
     visible: Option<Tensor>,
     /// The head in each slot and the slot of each head; `None` if they are in order.
     order: Option<[Tensor; 2]>,
+    /// The kept rows for attention in one launch; made with the first token after a prompt, if that is how it is done.
+    ragged: Option<Arc<RaggedRows>>,
 }
 
 /// Keys and values.
@@ -90,6 +94,7 @@ impl DeviceLayer {
             tail_len: 0,
             visible: None,
             order: None,
+            ragged: None,
         })
     }
 
@@ -106,6 +111,7 @@ impl DeviceLayer {
             tail_len: 0,
             visible: None,
             order: None,
+            ragged: None,
             ..*self
         }
     }
@@ -124,10 +130,19 @@ impl DeviceLayer {
         &self.positions
     }
 
-    /// Groups in which heads are attended to.
+    /// Groups in which heads are attended to: with [`DecodeWith::Ragged`], all of them at once.
     #[must_use]
     pub fn num_groups(&self) -> usize {
-        self.slots.groups.len()
+        match self.decode_with() {
+            DecodeWith::Groups => self.slots.groups.len(),
+            DecodeWith::Ragged => 1,
+        }
+    }
+
+    /// What attends from new tokens to this layer.
+    #[must_use]
+    pub fn decode_with(&self) -> DecodeWith {
+        if ragged::fits(self.layout) { self.ops.decode_with() } else { DecodeWith::Groups }
     }
 
     /// Bytes of one stored key and its value.
@@ -143,7 +158,8 @@ impl DeviceLayer {
         let token = self.token_bytes();
         let tensors = self.kept.as_ref().map_or(0, Rows::bytes)
             + self.tail.as_ref().map_or(0, |tail| tail.bytes())
-            + self.visible.iter().chain(self.order.iter().flatten()).map(tensor_bytes).sum::<usize>();
+            + self.visible.iter().chain(self.order.iter().flatten()).map(tensor_bytes).sum::<usize>()
+            + self.ragged.as_ref().map_or(0, |ragged| ragged.index_bytes());
         let positions: usize = self.positions.iter().map(|head| head.capacity() * size_of::<u32>()).sum();
         CacheBytes {
             raw: self.seen * self.layout.num_kv_heads * token,
@@ -212,7 +228,11 @@ impl DeviceLayer {
     ///
     /// * `rows`: `[num_kv_heads]` which rows of `from` each head keeps
     fn regroup(&mut self, from: &Rows, rows: &[Vec<usize>]) -> Result<()> {
-        let slots = Slots::new(&rows.iter().map(Vec::len).collect::<Vec<_>>());
+        let lens: Vec<usize> = rows.iter().map(Vec::len).collect();
+        let slots = match self.decode_with() {
+            DecodeWith::Groups => Slots::new(&lens),
+            DecodeWith::Ragged => Slots::ungrouped(&lens),
+        };
         let mut picked = Vec::with_capacity(slots.num_rows());
         for group in &slots.groups {
             for slot in group.first_slot..group.first_slot + group.num_heads {
@@ -235,7 +255,7 @@ impl DeviceLayer {
             Some([upload(&slots.heads)?, upload(&slots.of_heads())?])
         };
         (self.kept, self.order, self.slots) = (kept, order, slots);
-        (self.tail, self.tail_len, self.visible) = (None, 0, None);
+        (self.tail, self.tail_len, self.visible, self.ragged) = (None, 0, None, None);
         Ok(())
     }
 
@@ -366,6 +386,13 @@ impl DeviceLayer {
             self.ops.write(&grown.keys, &tail.keys, 1, 0)?;
             self.ops.write(&grown.values, &tail.values, 1, 0)?;
         }
+        if self.decode_with() == DecodeWith::Ragged {
+            if self.ragged.is_none() {
+                self.ragged = Some(Arc::new(self.ragged_rows()?));
+            }
+            self.tail = Some(Arc::new(grown));
+            return Ok(());
+        }
         let longest = self.slots.longest();
         let lens = || self.slots.heads.iter().map(|&head| self.positions[head].len() - self.tail_len);
         let visible = if lens().all(|len| len == longest) {
@@ -378,6 +405,17 @@ impl DeviceLayer {
         };
         (self.tail, self.visible) = (Some(Arc::new(grown)), visible);
         Ok(())
+    }
+
+    /// The kept rows for attention in one launch; the heads' places go to the device.
+    fn ragged_rows(&self) -> Result<RaggedRows> {
+        let kept = self.kept.as_ref().map(|kept| (kept.keys.clone(), kept.values.clone()));
+        let slots = self.slots.heads.iter().zip(&self.slots.first_rows).map(|(&kv_head, &first)| {
+            let len = self.positions[kv_head].len() - self.tail_len;
+            ragged::Slot { rows: first..first + len, kv_head }
+        });
+        self.ops.count(2);
+        RaggedRows::new(self.ops.device(), self.layout, self.dtype.tensor_dtype()?, kept, slots.collect())
     }
 
     /// The rows of every head, for attention; at least one token must have come since the last prompt.
@@ -394,6 +432,7 @@ impl DeviceLayer {
             visible: self.visible.as_ref(),
             order: self.order.as_ref().map(|[order, _]| order),
             restore: self.order.as_ref().map(|[_, restore]| restore),
+            ragged: self.ragged.as_deref(),
         })
     }
 }

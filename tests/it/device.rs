@@ -9,22 +9,22 @@ use adaptive_kvcache::cache::{AdaptiveKvCache, DeviceLayer, KvDtype, LayerCacheM
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, load, load_for};
 use adaptive_kvcache::fidelity::argmax;
 use adaptive_kvcache::memory;
-use adaptive_kvcache::model::PrefillOptions;
+use adaptive_kvcache::model::{Backend, PrefillOptions};
 use adaptive_kvcache::ops::Ops;
 use adaptive_kvcache::profile::HeadChoice;
 use candle_core::quantized::GgmlDType;
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 
 use crate::support::fixture::Fixture;
-use crate::support::{adaptive, candle_on_cpu, data, ids, max_difference};
+use crate::support::{adaptive, candle_on_cpu, data, ids, max_difference, ragged_on_cpu};
 
 const FIXTURES: [&str; 4] = ["mha", "gqa-tied", "head-dim", "llama3-rope"];
 
 /// Between two orders of the same f32 additions, relative to the largest logit.
-const TOLERANCE: f32 = 1e-5;
+pub const TOLERANCE: f32 = 1e-5;
 
 /// Rows of a cache in f16, rounded alike from numbers that differ in their last digits.
-const HALF_CACHE_TOLERANCE: f32 = 1e-3;
+pub const HALF_CACHE_TOLERANCE: f32 = 1e-3;
 
 /// Products of f16 or bf16 weights take rounded inputs here, and exact ones in the kernels.
 const F16_TOLERANCE: f32 = 0.01;
@@ -41,7 +41,7 @@ const VALUE_TOLERANCE: f64 = 1e-5;
 
 /// Every criterion and every method that needs other facts; budgets and thresholds at which heads of random weights end at
 /// different levels.
-const CONFIGS: [&str; 14] = [
+pub const CONFIGS: [&str; 14] = [
     r#"{"frequency_ratio": 0.3, "locality_ratio": 0.2, "recovery_threshold": 0.2}"#,
     r#"{"frequency_ratio": 0.3, "locality_ratio": 0.3, "recovery_threshold": 0.8}"#,
     r#"{"policies": ["punctuation", "locality", "special", "full"], "locality_ratio": 0.5, "recovery_threshold": 0.5}"#,
@@ -59,18 +59,18 @@ const CONFIGS: [&str; 14] = [
 ];
 
 /// Tokens of the first prompt, decoded after it, and of the second prompt.
-const FIRST: usize = 301;
-const DECODED: u32 = 20;
+pub const FIRST: usize = 301;
+pub const DECODED: u32 = 20;
 const SECOND: usize = 93;
 
 /// What two turns gave.
-struct Turns {
-    logits: Vec<Vec<f32>>,
-    layers: Vec<LayerSummary>,
-    cache: AdaptiveKvCache,
+pub struct Turns {
+    pub logits: Vec<Vec<f32>>,
+    pub layers: Vec<LayerSummary>,
+    pub cache: AdaptiveKvCache,
 }
 
-fn two_turns(loaded: &Loaded, dtype: KvDtype, retention: &Retention, ids: &[u32], chunk: usize) -> Turns {
+pub fn two_turns(loaded: &Loaded, dtype: KvDtype, retention: &Retention, ids: &[u32], chunk: usize) -> Turns {
     let mut cache = loaded.model.new_cache(dtype, retention.clone()).unwrap();
     let (mut logits, mut layers) = (Vec::new(), Vec::new());
     let options = PrefillOptions { chunk: NonZeroUsize::new(chunk).unwrap() };
@@ -89,16 +89,16 @@ fn positions(cache: &AdaptiveKvCache) -> Vec<Vec<u32>> {
     on_host.chain(cache.device_layers().iter().flat_map(|layer| layer.positions().to_vec())).collect()
 }
 
-fn relative_difference(got: &[f32], expected: &[f32]) -> f32 {
+pub fn relative_difference(got: &[f32], expected: &[f32]) -> f32 {
     max_difference(got, expected) / expected.iter().fold(0.0, |largest: f32, logit| largest.max(logit.abs()))
 }
 
-fn text_ids(loaded: &Loaded) -> Vec<u32> {
+pub fn text_ids(loaded: &Loaded) -> Vec<u32> {
     let text = std::fs::read_to_string(data("text/eighty_days_ch1-5.txt")).unwrap();
     loaded.tokenizer.encode(text.get(..4000).unwrap()).unwrap()
 }
 
-fn assert_same(turns: &Turns, expected: &Turns, tolerance: f32, case: &str) {
+pub fn assert_same(turns: &Turns, expected: &Turns, tolerance: f32, case: &str) {
     for (step, (logits, expected)) in turns.logits.iter().zip(&expected.logits).enumerate() {
         let difference = relative_difference(logits, expected);
         assert!(difference < tolerance, "{case}, step {step}: {difference}");
@@ -237,9 +237,14 @@ fn checkpoints_of_every_kind_are_computed_alike() {
 #[test]
 fn forks_go_on_by_themselves() {
     let fixture = Fixture::read("gqa-tied");
-    let loaded = fixture.load_for(&candle_on_cpu(), GgmlDType::F32, WeightDtype::F32);
-    let ids = text_ids(&loaded);
-    for config in [CONFIGS[3], CONFIGS[9]] {
+    for (backend, config) in [
+        (candle_on_cpu(), CONFIGS[3]),
+        (candle_on_cpu(), CONFIGS[9]),
+        (ragged_on_cpu(), CONFIGS[3]),
+        (ragged_on_cpu(), CONFIGS[9]),
+    ] {
+        let loaded = fixture.load_for(&backend, GgmlDType::F32, WeightDtype::F32);
+        let ids = text_ids(&loaded);
         let start = || {
             let mut cache = loaded.model.new_cache(KvDtype::F16, adaptive(&loaded.tokenizer, config)).unwrap();
             loaded.model.prefill(&ids[..100], &mut cache, &mut ()).unwrap();
@@ -264,10 +269,10 @@ fn forks_go_on_by_themselves() {
 
 /// Operations of one token outside of the layers; within each, and more of them for each group of heads, with a cache in
 /// f32 and in f16, which is widened to be computed with.
-const OUTSIDE: u64 = 6;
+pub const OUTSIDE: u64 = 6;
 const PER_LAYER_AND_GROUP: [(KvDtype, u64, u64); 2] = [(KvDtype::F32, 30, 5), (KvDtype::F16, 34, 7)];
 /// When a tail is full, each layer makes a larger one.
-const PER_GROWTH: u64 = 5;
+pub const PER_GROWTH: u64 = 5;
 
 #[test]
 fn operations_of_a_token_are_bounded_by_groups_of_heads() {
@@ -323,8 +328,14 @@ fn stored_numbers(x: &Tensor) -> usize {
 
 #[test]
 fn bytes_are_those_of_the_tensors_and_slack_is_bounded() {
+    for backend in [candle_on_cpu(), ragged_on_cpu()] {
+        check_bytes(&backend);
+    }
+}
+
+fn check_bytes(backend: &Backend) {
     let fixture = Fixture::read("mha");
-    let loaded = fixture.load_for(&candle_on_cpu(), GgmlDType::F32, WeightDtype::F32);
+    let loaded = fixture.load_for(backend, GgmlDType::F32, WeightDtype::F32);
     let ids = text_ids(&loaded);
     let mut kept_ratios = Vec::new();
     for config in CONFIGS {
@@ -352,10 +363,11 @@ fn bytes_are_those_of_the_tensors_and_slack_is_bounded() {
             let masks = rows.visible.map_or(0, Tensor::elem_count);
             let orders = rows.order.map_or(0, |order| 8 * order.elem_count());
             let on_host: usize = layer.positions().iter().map(|head| 4 * head.capacity()).sum();
-            assert_eq!(layer.bytes().allocated, 4 * numbers + masks + orders + on_host, "{config}");
+            let places = rows.ragged.map_or(0, |_| (3 + 1) * 4 * layer.positions().len());
+            assert_eq!(layer.bytes().allocated, 4 * numbers + masks + orders + places + on_host, "{config}");
             let (kept, heads) = (layer.bytes().kept, layer.positions().len());
             // Of the tail, a sixteenth of the rows, and at least sixteen; and what positions take.
-            let slack = kept / 8 + 16 * heads * (layer.token_bytes() + 8);
+            let slack = kept / 8 + 16 * heads * (layer.token_bytes() + 8) + places;
             assert!(layer.bytes().allocated <= kept + slack, "{config}: {:?}", layer.bytes());
         }
     }

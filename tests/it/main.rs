@@ -16,6 +16,7 @@ mod cli;
 mod conversation;
 mod device;
 mod device_attention;
+mod device_ragged;
 mod eviction;
 mod golden;
 mod hub;

@@ -5,12 +5,14 @@
 //! Operations are at most a constant and another constant for each group, whatever heads and rows there are. Rows in f16
 //! are widened group by group as they are read.
 //!
-//! Whatever computes the same from the same [`GroupedRows`] can take the place of [`decode`].
+//! Where a layer's rows come with [`RaggedRows`], these take the place of all that: one launch, whatever the heads keep, and
+//! rows in f16 are read as they are.
 
 use candle_core::{DType, Tensor};
 
 use super::super::HeadLayout;
 use super::groups::Slots;
+use crate::attention::ragged::RaggedRows;
 use crate::error::{Error, Result};
 use crate::ops::Ops;
 
@@ -30,6 +32,9 @@ pub struct GroupedRows<'a> {
     pub order: Option<&'a Tensor>,
     /// `[num_kv_heads]` the slot of each head, u32; present if `order` is.
     pub restore: Option<&'a Tensor>,
+    /// The same kept rows for one launch: slots are then [ungrouped](Slots::ungrouped), and there is neither a mask nor an
+    /// order. `None` if groups are attended to.
+    pub ragged: Option<&'a RaggedRows>,
 }
 
 /// Attends from one token over every head's rows.
@@ -47,6 +52,10 @@ pub fn decode(ops: &Ops, layout: HeadLayout, queries: &Tensor, rows: &GroupedRow
     let (longest, tail_len) = (rows.slots.longest(), tail_keys.dim(1)?);
     if tail_len == 0 {
         return Err(Error::shape("cached rows", "the newest token's at least", 0));
+    }
+    if let Some(ragged) = rows.ragged {
+        ops.count(1);
+        return ragged.attend(&ops.contiguous(queries)?, Some((tail_keys, tail_values)));
     }
     let queries = ops.scale(queries, f64::from(layout.scale()))?.reshape((num_kv_heads, group_size, head_dim))?;
     let queries = match rows.order {

@@ -24,7 +24,7 @@ pub struct HeadGroup {
 /// The order of a layer's heads, and their groups.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Slots {
-    /// `[num_kv_heads]` the KV head in each slot, from the longest to the shortest.
+    /// `[num_kv_heads]` the KV head in each slot: from the longest to the shortest, unless they are ungrouped.
     pub heads: Vec<usize>,
     /// From the first slot to the last.
     pub groups: Vec<HeadGroup>,
@@ -52,6 +52,22 @@ impl Slots {
         slots
     }
 
+    /// Every head in the slot of its own index and in a group of its own, without padding: for attention that takes heads of
+    /// any lengths together.
+    ///
+    /// * `lens`: `[num_kv_heads]` rows that each KV head keeps
+    #[must_use]
+    pub fn ungrouped(lens: &[usize]) -> Self {
+        let mut slots = Self { heads: (0..lens.len()).collect(), ..Self::default() };
+        let mut first_row = 0;
+        for (first_slot, &len) in lens.iter().enumerate() {
+            slots.groups.push(HeadGroup { first_slot, num_heads: 1, len, first_row });
+            slots.first_rows.push(first_row);
+            first_row += len;
+        }
+        slots
+    }
+
     /// Rows of all groups, padding included.
     #[must_use]
     pub fn num_rows(&self) -> usize {
@@ -61,7 +77,7 @@ impl Slots {
     /// Rows of the longest head.
     #[must_use]
     pub fn longest(&self) -> usize {
-        self.groups.first().map_or(0, |group| group.len)
+        self.groups.iter().map(|group| group.len).max().unwrap_or(0)
     }
 
     /// Whether every head is in the slot of its own index.
@@ -142,6 +158,16 @@ mod tests {
         assert_eq!(padding(&lens, &slots), 10 + 1 + 11);
         assert_eq!(slots.first_rows, [0, 1000, 2000, 2500, 2511, 2522]);
         assert_eq!(slots.of_heads(), [4, 0, 3, 1, 5, 2]);
+    }
+
+    #[test]
+    fn ungrouped_heads_stay_in_order_and_get_no_padding() {
+        let lens = [10, 0, 1000, 990];
+        let slots = Slots::ungrouped(&lens);
+        assert!(slots.is_in_order());
+        assert_eq!((slots.num_rows(), slots.longest(), padding(&lens, &slots)), (2000, 1000, 0));
+        assert_eq!(slots.first_rows, [0, 10, 10, 1010]);
+        assert_eq!(Slots::ungrouped(&[]), Slots::default());
     }
 
     #[test]

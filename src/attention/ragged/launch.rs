@@ -16,6 +16,9 @@ pub(super) const THREADS: u32 = 128;
 /// Most ranges of a head, so that one block can merge them; as in `kernels/ragged_decode.cuh`.
 const MAX_RANGES: usize = 64;
 
+/// Most KV heads: places of a grid in its second dimension.
+pub(super) const MAX_KV_HEADS: usize = u16::MAX as usize;
+
 /// Ranges are whole multiples of this many rows: below it a block has too little to do.
 const RANGE_UNIT: usize = 64;
 
@@ -119,10 +122,10 @@ impl Plan {
     /// # Errors
     /// [`Error::Shape`] if there are more KV heads than a grid has places.
     pub fn grid(&self, work: &Work) -> Result<(u32, u32)> {
-        const MOST: u16 = u16::MAX;
-        let heads =
-            u16::try_from(work.num_kv_heads).map_err(|_| Error::shape("KV heads", ..=MOST, work.num_kv_heads))?;
-        Ok((narrow(self.max_ranges)?, u32::from(heads)))
+        if work.num_kv_heads > MAX_KV_HEADS {
+            return Err(Error::shape("KV heads", ..=MAX_KV_HEADS, work.num_kv_heads));
+        }
+        Ok((narrow(self.max_ranges)?, narrow(work.num_kv_heads)?))
     }
 }
 

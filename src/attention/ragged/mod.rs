@@ -42,6 +42,14 @@ pub fn supports(device: &Device) -> bool {
     }
 }
 
+/// Whether heads are within the sizes that the kernels are made for.
+#[must_use]
+pub fn fits(layout: HeadLayout) -> bool {
+    layout.head_dim <= MAX_HEAD_DIM
+        && layout.group_size() <= MAX_GROUP_SIZE
+        && layout.num_kv_heads <= launch::MAX_KV_HEADS
+}
+
 /// One KV head's place: heads may be stored in any order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slot {
@@ -193,6 +201,12 @@ impl RaggedRows {
         let out = queries.contiguous()?.apply_op1_no_bwd(&Attend { rows: self, tail, work })?;
         self.launches.fetch_add(1, Ordering::Relaxed);
         Ok(out)
+    }
+
+    /// Bytes on the device beside the rows: where each head's are, and a counter for each.
+    #[must_use]
+    pub fn index_bytes(&self) -> usize {
+        (self.device_slots.elem_count() + self.counters.elem_count()) * size_of::<u32>()
     }
 
     /// Launches so far: one for each [`attend`](Self::attend) that succeeded.
