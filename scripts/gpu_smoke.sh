@@ -43,6 +43,8 @@ case $device in
             [ -n "$gpus" ] ||
             fail "no NVIDIA GPU was found: \`nvidia-smi\` says: ${gpus:-nothing}" \
                 "look at the driver, or try the script itself with DEVICE=cpu scripts/gpu_smoke.sh"
+        # The program is linked against CUDA's libraries, which must be found when it starts.
+        [ -z "${CUDA_HOME:-}" ] || export LD_LIBRARY_PATH=$CUDA_HOME/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
         index=0
         [ "$device" = cuda ] || index=${device#cuda:}
         if [ -z "${CUDA_COMPUTE_CAP:-}" ]; then
@@ -66,6 +68,7 @@ done
 mkdir -p "$(dirname "$report")" || exit 1
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
+trap 'echo "interrupted" | tee -a "$report"; exit 130' INT
 
 describe() {
     echo "adaptive-kvcache on device $device: report of scripts/gpu_smoke.sh, $(date -u '+%Y-%m-%d %H:%M UTC')"
@@ -74,7 +77,7 @@ describe() {
     echo "CPU      $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo 2>/dev/null | head -1), $(nproc 2>/dev/null) cores"
     echo "memory   $(sed -n 's/^MemTotal: *//p' /proc/meminfo 2>/dev/null)"
     echo "Rust     $(rustc --version 2>&1 | head -1)"
-    echo "nvcc     $("${NVCC:-nvcc}" --version 2>&1 | tail -1)"
+    echo "nvcc     $("${NVCC:-nvcc}" --version 2>/dev/null | tail -1 | grep . || echo none)"
     echo "GPUs     $gpus"
     echo "for      compute capability ${CUDA_COMPUTE_CAP:-none}"
 }
@@ -82,7 +85,7 @@ describe | tee "$report"
 
 passed=0 failed=0 summary=()
 limit=()
-command -v timeout >/dev/null && limit=(timeout "${STEP_SECONDS:-3600}")
+command -v timeout >/dev/null && limit=(timeout --foreground "${STEP_SECONDS:-3600}")
 
 # NAME COMMAND...: runs a command and reports it.
 step() {
