@@ -102,7 +102,7 @@ pub fn parse_size(text: &str) -> std::result::Result<usize, String> {
 /// A method with a budget, and how large that is.
 #[derive(Debug, Clone, Copy)]
 pub struct BudgetedMethod {
-    /// One of [`METHODS`].
+    /// One of [`METHODS`](crate::policy::METHODS).
     pub method: &'static dyn Method,
     /// How much it keeps.
     pub budget: Budget,

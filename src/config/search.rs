@@ -60,7 +60,7 @@ pub enum DecodeMode {
     /// Every new token is kept by every head (the original).
     Append,
     /// Heads go on evicting, the newest tokens included; see [`Eviction`](crate::profile::Eviction). For `fastgen`, and
-    /// for the methods that [say how](Method::eviction).
+    /// for the methods that [say how](crate::policy::Method::eviction).
     Evict,
 }
 
