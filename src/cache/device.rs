@@ -79,29 +79,21 @@ impl DeviceLayer {
     /// [`Error::Unsupported`] for a quantised format.
     pub(super) fn new(layer: usize, layout: HeadLayout, dtype: KvDtype, ops: &Ops) -> Result<Self> {
         dtype.tensor_dtype()?;
-        let positions = vec![Vec::new(); layout.num_kv_heads];
-        Ok(Self {
-            layer,
-            layout,
-            dtype,
-            ops: ops.clone(),
-            slots: Slots::new(&vec![0; positions.len()]),
-            positions,
-            seen: 0,
-            settled: 0,
-            kept: None,
-            tail: None,
-            tail_len: 0,
-            visible: None,
-            order: None,
-            ragged: None,
-        })
+        Ok(Self::empty(layer, layout, dtype, ops.clone()))
     }
 
     pub(super) fn emptied(&self) -> Self {
-        let positions = vec![Vec::new(); self.layout.num_kv_heads];
+        Self::empty(self.layer, self.layout, self.dtype, self.ops.clone())
+    }
+
+    /// * `dtype`: one that tensors have
+    fn empty(layer: usize, layout: HeadLayout, dtype: KvDtype, ops: Ops) -> Self {
+        let positions = vec![Vec::new(); layout.num_kv_heads];
         Self {
-            ops: self.ops.clone(),
+            layer,
+            layout,
+            dtype,
+            ops,
             slots: Slots::new(&vec![0; positions.len()]),
             positions,
             seen: 0,
@@ -112,7 +104,6 @@ impl DeviceLayer {
             visible: None,
             order: None,
             ragged: None,
-            ..*self
         }
     }
 

@@ -7,7 +7,6 @@ use adaptive_kvcache::Error;
 use adaptive_kvcache::attention::HeadLayout;
 use adaptive_kvcache::cache::{AdaptiveKvCache, DeviceLayer, KvDtype, LayerCacheManager, LayerSummary, Retention};
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, load, load_for};
-use adaptive_kvcache::fidelity::argmax;
 use adaptive_kvcache::memory;
 use adaptive_kvcache::model::{Backend, PrefillOptions};
 use adaptive_kvcache::ops::Ops;
@@ -15,8 +14,8 @@ use adaptive_kvcache::profile::HeadChoice;
 use candle_core::quantized::GgmlDType;
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 
-use crate::support::fixture::Fixture;
-use crate::support::{adaptive, candle_on_cpu, data, ids, max_difference, ragged_on_cpu};
+use crate::support::fixture::{Fixture, check_transformers_case};
+use crate::support::{adaptive, candle_on_cpu, data, max_difference, ragged_on_cpu};
 
 const FIXTURES: [&str; 4] = ["mha", "gqa-tied", "head-dim", "llama3-rope"];
 
@@ -32,9 +31,6 @@ const BF16_TOLERANCE: f32 = 0.05;
 
 /// Products of quantised weights take inputs that are rounded to 8 bits, block by block.
 const QUANTISED_TOLERANCE: f32 = 0.1;
-
-/// Against numbers that were printed with five digits, by another library.
-const PRINTED_TOLERANCE: f32 = 1e-3;
 
 /// A level's value is a mean or a difference of weights in 0..=1.
 const VALUE_TOLERANCE: f64 = 1e-5;
@@ -127,17 +123,7 @@ fn logits_and_greedy_tokens_equal_transformers() {
         let fixture = Fixture::read(name);
         let loaded = fixture.load_for(&candle_on_cpu(), GgmlDType::F32, WeightDtype::Auto);
         for case in fixture.expected.as_array().unwrap() {
-            let mut cache = loaded.model.new_cache(KvDtype::F32, Retention::Full).unwrap();
-            let mut logits = loaded.model.prefill(&ids(&case["ids"]), &mut cache, &mut ()).unwrap().logits;
-            let expected: Vec<f32> =
-                case["last_logits"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect();
-            let difference = max_difference(&logits, &expected);
-            assert!(difference < PRINTED_TOLERANCE, "{name}: {difference}");
-            for &expected in &ids(&case["greedy"]) {
-                let id = u32::try_from(argmax(&logits).unwrap()).unwrap();
-                assert_eq!(id, expected, "{name}");
-                logits = loaded.model.decode(id, &mut cache).unwrap();
-            }
+            check_transformers_case(name, &loaded.model, case);
         }
     }
 }

@@ -10,16 +10,13 @@ use candle_core::{DType, Device, IndexOp, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::llama;
 
-use crate::support::fixture::{Decision, Fixture};
+use crate::support::fixture::{Decision, Fixture, check_transformers_case};
 use crate::support::{adaptive, ids, json, max_difference};
 
 const FIXTURES: [&str; 4] = ["mha", "gqa-tied", "head-dim", "llama3-rope"];
 
 /// Between two orders of the same f32 additions.
 const TOLERANCE: f32 = 1e-4;
-
-/// Against numbers that were printed with five digits, by another library.
-const PRINTED_TOLERANCE: f32 = 1e-3;
 
 fn prompts(fixture: &Fixture) -> Vec<Vec<u32>> {
     fixture.expected.as_array().unwrap().iter().map(|case| ids(&case["ids"])).collect()
@@ -34,17 +31,7 @@ fn logits_and_greedy_tokens_equal_transformers() {
             for case in fixture.expected.as_array().unwrap() {
                 let prompt = ids(&case["ids"]);
                 assert_eq!(loaded.tokenizer.encode(case["text"].as_str().unwrap()).unwrap(), prompt, "{name}");
-                let mut cache = loaded.model.new_cache(KvDtype::F32, Retention::Full).unwrap();
-                let mut logits = loaded.model.prefill(&prompt, &mut cache, &mut ()).unwrap().logits;
-                let expected: Vec<f32> =
-                    case["last_logits"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect();
-                let difference = max_difference(&logits, &expected);
-                assert!(difference < PRINTED_TOLERANCE, "{name}: {difference}");
-                for &expected in &ids(&case["greedy"]) {
-                    let id = u32::try_from(argmax(&logits).unwrap()).unwrap();
-                    assert_eq!(id, expected, "{name}");
-                    logits = loaded.model.decode(id, &mut cache).unwrap();
-                }
+                check_transformers_case(name, &loaded.model, case);
             }
         }
     }

@@ -4,14 +4,16 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use adaptive_kvcache::cache::{KvDtype, Retention};
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, load_for};
-use adaptive_kvcache::model::Backend;
+use adaptive_kvcache::fidelity::argmax;
+use adaptive_kvcache::model::{Backend, Llama};
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{D, DType, Device, IndexOp, Tensor};
 use serde_json::Value as Json;
 
-use super::{data, json, sentencepiece};
+use super::{data, ids, json, max_difference, sentencepiece};
 
 /// One fixture: its configuration, weights and expected results.
 pub struct Fixture {
@@ -300,4 +302,22 @@ pub fn interleave(weight: &Tensor, heads: usize) -> Tensor {
     let (rows, cols) = weight.dims2().unwrap();
     let split = weight.reshape((heads, 2, rows / heads / 2, cols)).unwrap();
     split.transpose(1, 2).unwrap().contiguous().unwrap().reshape((rows, cols)).unwrap()
+}
+
+/// Checks a model with the full cache against what transformers made of a prompt: the logits, and the greedy tokens.
+#[track_caller]
+pub fn check_transformers_case(name: &str, model: &Llama, case: &Json) {
+    /// Against numbers that were printed with five digits, by another library.
+    const PRINTED_TOLERANCE: f32 = 1e-3;
+    let mut cache = model.new_cache(KvDtype::F32, Retention::Full).unwrap();
+    let mut logits = model.prefill(&ids(&case["ids"]), &mut cache, &mut ()).unwrap().logits;
+    let expected: Vec<f32> =
+        case["last_logits"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect();
+    let difference = max_difference(&logits, &expected);
+    assert!(difference < PRINTED_TOLERANCE, "{name}: {difference}");
+    for &expected in &ids(&case["greedy"]) {
+        let id = u32::try_from(argmax(&logits).unwrap()).unwrap();
+        assert_eq!(id, expected, "{name}");
+        logits = model.decode(id, &mut cache).unwrap();
+    }
 }
