@@ -300,11 +300,10 @@ fn attend_body<L: Lanes, R: Rows, const GROUP: usize>(rows: &R, work: Work<'_>) 
     let Work { head_dim, range, queries, out, max_and_sum } = work;
     let prepared = R::prepare::<L>(queries, head_dim);
     let whole = rows.len() / LANES * LANES; // rows in whole tiles
+    let mut scores = [[0.0; BLOCK_ROWS]; GROUP];
     for first in range.clone().step_by(BLOCK_ROWS) {
         let count = (range.end - first).min(BLOCK_ROWS);
         let chunks = count.div_ceil(LANES);
-        let mut scores = [[f32::NEG_INFINITY; BLOCK_ROWS]; GROUP];
-
         let whole_chunks = chunks.min((whole - first.min(whole)) / LANES);
         let pairs = if 4 * GROUP <= L::ACCUMULATORS { whole_chunks / 2 } else { 0 };
         for pair in 0..pairs {
@@ -325,32 +324,59 @@ fn attend_body<L: Lanes, R: Rows, const GROUP: usize>(rows: &R, work: Work<'_>) 
         }
         // A range may end within a tile.
         for scores in &mut scores {
-            scores[count..].fill(f32::NEG_INFINITY);
+            scores[count..chunks * LANES].fill(f32::NEG_INFINITY);
         }
 
-        let mut factors = [1.0; GROUP];
-        for (group, scores) in scores.iter_mut().enumerate() {
-            let scores = &mut scores.as_chunks_mut::<LANES>().0[..chunks];
-            let (max, sum) = &mut max_and_sum[group];
-            // In this order NaN is no maximum, and turns up in the sum.
-            let largest =
-                scores.iter().fold(L::splat(f32::NEG_INFINITY), |max, scores| L::load(scores).max(max)).largest();
-            if largest > *max {
-                factors[group] = (*max - largest).exp();
-                *max = largest;
-            }
-            // All scores are minus infinity or NaN: any finite number keeps their differences defined.
-            let base = L::splat(max.max(f32::MIN));
-            let mut sums = L::splat(0.0);
-            for scores in scores {
-                let weights = L::load(scores).sub(base).exp_nonpositive();
-                sums = sums.add(weights);
-                weights.store(scores);
-            }
-            *sum = *sum * factors[group] + sums.sum();
-        }
+        let factors = exponentials::<L, GROUP>(&mut scores, chunks, max_and_sum);
         rows.add_values::<L, GROUP>(first, count, &scores, factors, out);
     }
+}
+
+/// Turns the scores of the first `chunks` chunks into softmax weights relative to the largest score so far, and returns what
+/// sums over earlier rows are multiplied by.
+///
+/// The query rows take turns: each has chains of operations that wait for one another.
+///
+/// * `max_and_sum`: `[GROUP]`
+#[inline(always)]
+fn exponentials<L: Lanes, const GROUP: usize>(
+    scores: &mut [[f32; BLOCK_ROWS]; GROUP],
+    chunks: usize,
+    max_and_sum: &mut [(f32, f32)],
+) -> [f32; GROUP] {
+    let mut largest = [L::splat(f32::NEG_INFINITY); GROUP];
+    for chunk in 0..chunks {
+        for (largest, scores) in largest.iter_mut().zip(&*scores) {
+            // In this order NaN is no maximum, and turns up in the sum.
+            *largest = L::load(&scores.as_chunks().0[chunk]).max(*largest);
+        }
+    }
+    let mut factors = [1.0; GROUP];
+    let mut bases = [L::splat(0.0); GROUP];
+    for group in 0..GROUP {
+        let largest = largest[group].largest();
+        let max = &mut max_and_sum[group].0;
+        if largest > *max {
+            factors[group] = (*max - largest).exp();
+            *max = largest;
+        }
+        // All scores are minus infinity or NaN: any finite number keeps their differences defined.
+        bases[group] = L::splat(max.max(f32::MIN));
+    }
+    let mut sums = [L::splat(0.0); GROUP];
+    for chunk in 0..chunks {
+        for group in 0..GROUP {
+            let scores = &mut scores[group].as_chunks_mut().0[chunk];
+            let weights = L::load(scores).sub(bases[group]).exp_nonpositive();
+            sums[group] = sums[group].add(weights);
+            weights.store(scores);
+        }
+    }
+    for group in 0..GROUP {
+        let sum = &mut max_and_sum[group].1;
+        *sum = *sum * factors[group] + sums[group].sum();
+    }
+    factors
 }
 
 #[inline(always)]
@@ -378,8 +404,8 @@ trait Rows: Copy {
     /// Writes one value as f32.
     fn value(&self, row: usize, out: &mut [f32]);
     fn prepare<L: Lanes>(queries: &[f32], head_dim: usize) -> Self::Prepared;
-    /// Starts to fetch what is read next from elsewhere: a whole tile's values, and the keys of the tile that is in its
-    /// place in the next block. The processor's own prefetching stops at the end of each page.
+    /// Starts to fetch, while a tile is scored, what is in its place in the next block; not the values, for which
+    /// [`add_values`](Self::add_values) does so.
     fn fetch_ahead(&self, tile: usize);
     /// Scores of the rows of whole tiles, from tile `first` on, for each query row.
     fn score_tiles<L: Lanes, const GROUP: usize, const TILES: usize>(

@@ -33,7 +33,7 @@ pub(crate) struct BlockRows<'a, Q> {
 }
 
 /// Numbers of a block, or weights of a block's rows, as whole numbers of 16 bits.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 struct Rounded {
     /// What a whole number is worth; not a number if one of them was not finite.
     scale: f32,
@@ -41,28 +41,40 @@ struct Rounded {
     offset: i32,
 }
 
-/// Rounds numbers, sixteen at a time.
+/// What numbers are multiplied by before they are rounded, and what a whole number is worth then.
 ///
-/// * `factors`: overwritten, as many as there are numbers
+/// * `largest`: of the numbers, without their signs
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation)] // whole numbers, at most 128 of 16 bits
-fn round<L: Lanes, Q: BlockFormat>(numbers: &[L], factors: &mut [[Factors; LANES / FOUR]]) -> Rounded {
-    let (mut largest, mut not_finite) = (L::splat(0.0), L::splat(0.0));
-    for number in numbers {
-        largest = number.abs().max(largest);
-        not_finite = number.mul_add(L::splat(0.0), not_finite);
-    }
-    let largest = largest.largest();
+fn rounding(largest: f32) -> (f32, f32) {
     // The reciprocal of less would not be finite; so small numbers add nothing to any sum.
-    let (factor, scale) =
-        if largest < 1e-30 { (0.0, 0.0) } else { (LARGEST_FACTOR / largest, largest / LARGEST_FACTOR) };
+    if largest < 1e-30 { (0.0, 0.0) } else { (LARGEST_FACTOR / largest, largest / LARGEST_FACTOR) }
+}
+
+/// What the format's offset adds up to over whole numbers, negated; anything where one of them is not a number.
+///
+/// * `sum`: of the whole numbers, at most 128 of 16 bits
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation)] // a whole number
+fn offset<Q: BlockFormat>(sum: f32) -> i32 {
+    (sum as i32).wrapping_mul(-Q::OFFSET)
+}
+
+/// Rounds the numbers of a block.
+#[inline(always)]
+fn round_block<L: Lanes, Q: BlockFormat>(numbers: &[f32; BLOCK], fours: &mut [Factors; BLOCK / FOUR]) -> Rounded {
+    let numbers = numbers.as_chunks::<LANES>().0;
+    let (mut largest, mut not_finite) = (L::splat(0.0), L::splat(0.0));
+    for numbers in numbers {
+        largest = L::load(numbers).abs().max(largest);
+        not_finite = L::load(numbers).mul_add(L::splat(0.0), not_finite);
+    }
+    let (factor, scale) = rounding(largest.largest());
     let mut sum = L::splat(0.0);
-    for (number, factors) in numbers.iter().zip(factors) {
-        sum = sum.add(number.store_factors(L::splat(factor), factors));
+    for (numbers, fours) in numbers.iter().zip(fours.as_chunks_mut().0) {
+        sum = sum.add(L::load(numbers).store_factors(L::splat(factor), fours));
     }
     // What is not a number stays none, whatever the sums are.
-    let scale = scale + not_finite.sum();
-    Rounded { scale, offset: if scale.is_nan() { 0 } else { -Q::OFFSET * sum.sum() as i32 } }
+    Rounded { scale: scale + not_finite.sum(), offset: offset::<Q>(sum.sum()) }
 }
 
 /// Query rows as whole numbers, block by block.
@@ -74,11 +86,13 @@ pub(super) struct BlockQueries {
 }
 
 impl<Q: BlockFormat> BlockRows<'_, Q> {
-    /// Scales of block `block` of the values of `count` rows from `first` on; 0 for other rows.
+    /// Scales of block `block` of the values of `count` rows from `first` on, and 0 up to the end of the last chunk. Returns
+    /// 0, or not a number if a scale is none.
     #[inline(always)]
-    fn value_scales<L: Lanes>(&self, block: usize, first: usize, count: usize) -> [f32; BLOCK_ROWS] {
-        let mut scales = [0.0; BLOCK_ROWS];
-        for (chunk, scales) in scales.as_chunks_mut().0.iter_mut().enumerate().take(count.div_ceil(LANES)) {
+    fn value_scales<L: Lanes>(&self, block: usize, first: usize, count: usize, scales: &mut [f32; BLOCK_ROWS]) -> f32 {
+        let chunks = count.div_ceil(LANES);
+        let mut not_finite = L::splat(0.0);
+        for (chunk, scales) in scales.as_chunks_mut::<LANES>().0.iter_mut().enumerate().take(chunks) {
             let row = first + chunk * LANES;
             if row + LANES <= self.len() {
                 L::load_f16(&self.value_scales.tile(row / LANES)[block]).store(scales);
@@ -87,9 +101,53 @@ impl<Q: BlockFormat> BlockRows<'_, Q> {
                     *scale = self.value_scales.number(row + lane, block).to_f32();
                 }
             }
+            if count < (chunk + 1) * LANES {
+                scales[count - chunk * LANES..].fill(0.0);
+            }
+            not_finite = L::load(scales).mul_add(L::splat(0.0), not_finite);
         }
-        scales[count..].fill(0.0);
-        scales
+        not_finite.sum()
+    }
+
+    /// Weights times the scales of their rows' values, as whole numbers. The query rows take turns, as in
+    /// [`exponentials`](super::exponentials). A weight that is not a number shows in the weights' sum, not here.
+    ///
+    /// * `not_finite`: as [`value_scales`](Self::value_scales) returns it
+    /// * `fours`: overwritten in the first `chunks` chunks
+    #[inline(always)]
+    fn round_weights<L: Lanes, const GROUP: usize>(
+        weights: &[[f32; BLOCK_ROWS]; GROUP],
+        scales: &[f32; BLOCK_ROWS],
+        not_finite: f32,
+        chunks: usize,
+        fours: &mut [[[Factors; LANES / FOUR]; BLOCK_ROWS / LANES]; GROUP],
+    ) -> [Rounded; GROUP] {
+        let scales = &scales.as_chunks::<LANES>().0[..chunks];
+        let mut largest = [L::splat(0.0); GROUP];
+        for (chunk, scales) in scales.iter().enumerate() {
+            let scales = L::load(scales).abs();
+            for (largest, weights) in largest.iter_mut().zip(weights) {
+                *largest = L::load(&weights.as_chunks().0[chunk]).mul(scales).max(*largest);
+            }
+        }
+        let mut rounded = [Rounded { scale: 0.0, offset: 0 }; GROUP];
+        let mut factors = [L::splat(0.0); GROUP];
+        for group in 0..GROUP {
+            let (factor, scale) = rounding(largest[group].largest());
+            factors[group] = L::splat(factor);
+            rounded[group].scale = scale + not_finite;
+        }
+        let mut sums = [L::splat(0.0); GROUP];
+        for (chunk, scales) in scales.iter().enumerate() {
+            for group in 0..GROUP {
+                let weights = L::load(&weights[group].as_chunks().0[chunk]).mul(L::load(scales));
+                sums[group] = sums[group].add(weights.store_factors(factors[group], &mut fours[group][chunk]));
+            }
+        }
+        for group in 0..GROUP {
+            rounded[group].offset = offset::<Q>(sums[group].sum());
+        }
+        rounded
     }
 
     /// Dequantises a row.
@@ -137,11 +195,10 @@ impl<Q: BlockFormat> Rows for BlockRows<'_, Q> {
         };
         for (group, query) in queries.chunks_exact(head_dim).enumerate().take(MAX_GROUP) {
             for (block, numbers) in query.as_chunks::<BLOCK>().0.iter().enumerate() {
-                let [first, second] = [0, 1].map(|half| &numbers.as_chunks::<LANES>().0[half]);
-                let mut fours = [[[0; 2]; LANES / FOUR]; BLOCK / LANES];
-                prepared.rounded[group][block] = round::<L, Q>(&[L::load(first), L::load(second)], &mut fours);
+                let mut fours = [[0; 2]; BLOCK / FOUR];
+                prepared.rounded[group][block] = round_block::<L, Q>(numbers, &mut fours);
                 for (step, factors) in prepared.factors[group][block].iter_mut().enumerate() {
-                    *factors = Q::fours(step).map(|four| fours.as_flattened()[four]);
+                    *factors = Q::fours(step).map(|four| fours[four]);
                 }
             }
         }
@@ -150,9 +207,12 @@ impl<Q: BlockFormat> Rows for BlockRows<'_, Q> {
 
     #[inline(always)]
     fn fetch_ahead(&self, tile: usize) {
-        let size = LANES * self.values.width;
-        fetch(self.values.numbers, tile * size, size);
-        fetch(self.keys.numbers.as_flattened(), (tile + BLOCK_ROWS / LANES) * size, size);
+        let ahead = tile + BLOCK_ROWS / LANES;
+        let keys = LANES * self.keys.width;
+        fetch(self.keys.numbers, ahead * keys, keys);
+        let scales = LANES * self.key_scales.width;
+        fetch(self.key_scales.numbers, ahead * scales, scales);
+        fetch(self.value_scales.numbers, ahead * scales, scales);
     }
 
     #[inline(always)]
@@ -209,23 +269,29 @@ impl<Q: BlockFormat> Rows for BlockRows<'_, Q> {
         let fours = in_fours.div_ceil(FOUR).min(BLOCK_ROWS / FOUR);
         let quants = self.values.numbers.as_chunks::<FOUR>().0.as_chunks::<LANES>().0;
         let quants = &quants[first / FOUR * chunks..][..fours * chunks];
+        let mut scales = [0.0; BLOCK_ROWS];
+        let mut rounded_weights = [[[[0; 2]; LANES / FOUR]; BLOCK_ROWS / LANES]; GROUP];
         for block in 0..head_dim / BLOCK {
-            let scales = self.value_scales::<L>(block, first, in_fours);
-            let mut rounded_weights = [[[[0; 2]; LANES / FOUR]; BLOCK_ROWS / LANES]; GROUP];
-            let mut undo = [L::splat(0.0); GROUP];
+            let not_finite = self.value_scales::<L>(block, first, in_fours, &mut scales);
+            let rounded = Self::round_weights::<L, GROUP>(
+                weights,
+                &scales,
+                not_finite,
+                in_fours.div_ceil(LANES),
+                &mut rounded_weights,
+            );
             let mut sums = [[L::sums(0); 2]; GROUP];
-            for group in 0..GROUP {
-                let mut scaled = [L::splat(0.0); BLOCK_ROWS / LANES];
-                let both = weights[group].as_chunks().0.iter().zip(scales.as_chunks().0);
-                // What lies behind the range is not a weight.
-                for (scaled, (weights, scales)) in scaled.iter_mut().zip(both).take(in_fours.div_ceil(LANES)) {
-                    *scaled = L::load(weights).mul(L::load(scales));
-                }
-                let rounded = round::<L, Q>(&scaled, &mut rounded_weights[group]);
-                undo[group] = L::splat(rounded.scale);
-                sums[group] = [L::sums(rounded.offset); 2];
+            for (sums, rounded) in sums.iter_mut().zip(&rounded) {
+                *sums = [L::sums(rounded.offset); 2];
             }
             for four in 0..fours {
+                // Block by block, so that fetching keeps pace with computing.
+                let four_ahead = (first + BLOCK_ROWS) / FOUR + four;
+                fetch(
+                    self.values.numbers,
+                    (four_ahead * chunks + block * Q::CHUNKS) * LANES * FOUR,
+                    Q::CHUNKS * LANES * FOUR,
+                );
                 let quants = Q::unpack::<L>(&quants[four * chunks + block * Q::CHUNKS..][..Q::CHUNKS], 0);
                 for (sums, weights) in sums.iter_mut().zip(&rounded_weights) {
                     for (sum, &quants) in sums.iter_mut().zip(&quants) {
@@ -237,7 +303,7 @@ impl<Q: BlockFormat> Rows for BlockRows<'_, Q> {
                 let out = &mut out[group * head_dim + block * BLOCK..][..BLOCK];
                 for (out, sum) in out.as_chunks_mut().0.iter_mut().zip(sums[group]) {
                     let old = L::load(out).mul(L::splat(factors[group]));
-                    L::total(sum).mul_add(undo[group], old).store(out);
+                    L::total(sum).mul_add(L::splat(rounded[group].scale), old).store(out);
                 }
             }
         }
@@ -252,7 +318,8 @@ impl<Q: BlockFormat> Rows for BlockRows<'_, Q> {
     }
 }
 
-/// Starts to fetch `count` numbers from number `first` on into the second-level cache, if there are so many.
+/// Starts to fetch `count` numbers from number `first` on into the second-level cache, if there are so many. Where several
+/// streams are read in turn, page by page, the processor's own prefetching falls behind.
 #[inline(always)]
 fn fetch<T>(numbers: &[T], first: usize, count: usize) {
     /// Bytes that are fetched together.
