@@ -7,94 +7,29 @@
 //!
 //! The slow path, [`Llama::decode_plain`](super::Llama::decode_plain), is its oracle.
 
+mod own;
+mod weights;
+mod work;
+
 use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
-use candle_core::quantized::GgmlDType;
-
-use super::block::Block;
 use super::config::LlamaConfig;
-use super::host;
-use super::linear::{Embedding, Linear};
+use super::linear::Embedding;
 use super::rope::Rope;
 use crate::attention::HeadLayout;
-use crate::attention::decode::RANGE_ROWS;
 use crate::cache::{AdaptiveKvCache, HeadStep};
 use crate::error::{Error, Result};
 use crate::kernels::attend::{attend_range, row_weights};
-use crate::kernels::quant::{Activations, WeightMatrix};
 use crate::kernels::simd::InstructionSet;
 use crate::kernels::team::{SharedSlice, Team, Worker};
 use crate::kernels::vector::{self, instruction_set};
 use crate::tokens::TokenClass;
-
-/// A piece of weights has at least as many rows as if each thread got so many equal ones.
-const PIECES_PER_THREAD: usize = 8;
-
-/// Rows of weights that are not parted.
-const UNIT: usize = 16;
-
-/// Units in a piece, at most: its products stay in a core's cache.
-const MAX_PIECE: usize = 64;
-
-/// A model's weights as a step uses them; exists if all matrices are stored on the CPU.
-#[derive(Debug, Clone)]
-pub(super) struct StepModel {
-    layers: Vec<StepLayer>,
-    /// `[hidden_size]`
-    norm: Vec<f32>,
-    lm_head: StepLinear,
-    hidden_size: usize,
-    intermediate_size: usize,
-}
-
-#[derive(Debug, Clone)]
-struct StepLayer {
-    /// `[hidden_size]`
-    input_norm: Vec<f32>,
-    /// Queries, keys, values: their outputs lie one after the other.
-    qkv: [StepLinear; 3],
-    output: StepLinear,
-    /// `[hidden_size]`
-    post_norm: Vec<f32>,
-    gate: StepLinear,
-    up: StepLinear,
-    down: StepLinear,
-}
-
-#[derive(Debug, Clone)]
-struct StepLinear {
-    matrix: Arc<WeightMatrix>,
-    /// `[rows]`, or empty
-    bias: Vec<f32>,
-}
-
-impl StepLinear {
-    fn new(linear: &Linear) -> Result<Option<Self>> {
-        let Some((matrix, bias)) = linear.stored_parts() else { return Ok(None) };
-        let bias = bias.map(host::to_vec).transpose()?.unwrap_or_default();
-        if !bias.is_empty() && bias.len() != matrix.rows() {
-            return Err(Error::shape("a bias", matrix.rows(), bias.len()));
-        }
-        Ok(Some(Self { matrix: Arc::clone(matrix), bias }))
-    }
-
-    fn rows(&self) -> usize {
-        self.matrix.rows()
-    }
-
-    /// Products of some rows with prepared activations, biases added: `[count, rows.len()]`.
-    fn apply(&self, set: InstructionSet, rows: Range<usize>, x: &Activations, out: &mut Vec<f32>) {
-        out.resize(x.count() * rows.len(), 0.0);
-        self.matrix.dot_rows(rows.clone(), x, out);
-        if !self.bias.is_empty() {
-            for out in out.chunks_exact_mut(rows.len()) {
-                vector::add_assign(set, out, &self.bias[rows.clone()]);
-            }
-        }
-    }
-}
+use own::Own;
+pub(super) use weights::StepModel;
+use weights::{StepLayer, StepLinear};
+use work::{CacheRange, CacheWork, each_piece};
 
 /// Buffers of a step that its threads share.
 #[derive(Debug, Default)]
@@ -111,44 +46,10 @@ struct Shared {
     max_and_sum: Vec<(f32, f32)>,
     /// `[batch, rope dim / 2]`
     angles: Vec<(f32, f32)>,
-    /// `[layers]` lists of the ranges that a layer's heads are cut into, with the token that is about to be added.
-    ranges: Vec<Vec<CacheRange>>,
-    /// `[layers]` lists of ranges that are claimed together.
-    pieces: Vec<Vec<Range<usize>>>,
-    /// `[layers]` lists of the heads of which rows may go, as a sequence and a KV head.
-    evicting: Vec<Vec<(usize, usize)>>,
+    /// `[layers]`
+    cache_work: Vec<CacheWork>,
     /// `[batch, num_kv_heads]`
     head_steps: Vec<HeadStep>,
-}
-
-/// Buffers of one thread.
-#[derive(Debug, Default)]
-struct Own {
-    /// Rows that products are taken with, `[batch, cols]`.
-    rows: Vec<f32>,
-    has_rows: bool,
-    prepared: Vec<Prepared>,
-    products: Vec<f32>,
-    more_products: Vec<f32>,
-    merged: Vec<(f32, f32)>,
-}
-
-/// A thread's rows, prepared for matrices of one format.
-#[derive(Debug)]
-struct Prepared {
-    dtype: GgmlDType,
-    valid: bool,
-    activations: Activations,
-}
-
-/// Rows of one head of one sequence.
-#[derive(Debug, Clone)]
-struct CacheRange {
-    sequence: usize,
-    kv_head: usize,
-    rows: Range<usize>,
-    /// Whether they are the last of the head.
-    last: bool,
 }
 
 thread_local! {
@@ -157,29 +58,6 @@ thread_local! {
 }
 
 impl StepModel {
-    /// `None` if some matrix is not stored.
-    pub(super) fn new(
-        config: &LlamaConfig,
-        embed_tokens: &Embedding,
-        layers: &[Block],
-        norm: &candle_core::Tensor,
-        lm_head: &Linear,
-    ) -> Result<Option<Self>> {
-        if !embed_tokens.is_stored() {
-            return Ok(None);
-        }
-        let Some(lm_head) = StepLinear::new(lm_head)? else { return Ok(None) };
-        let mut step_layers = Vec::with_capacity(layers.len());
-        for block in layers {
-            let Some(layer) = StepLayer::new(block, config)? else { return Ok(None) };
-            step_layers.push(layer);
-        }
-        let hidden_size = config.hidden_size;
-        let norm = norm_weight(norm, hidden_size)?;
-        expect_shape(&lm_head, config.vocab_size, hidden_size)?;
-        Ok(Some(Self { layers: step_layers, norm, lm_head, hidden_size, intermediate_size: config.intermediate_size }))
-    }
-
     /// Gives each sequence one token, and computes the logits of the next.
     ///
     /// * `ids`: `[batch]`
@@ -202,19 +80,13 @@ impl StepModel {
             embed_tokens.look_up(ids, &mut shared.hidden)?;
             shared.qkv.resize(batch * width, 0.0);
             shared.activated.resize(batch * self.intermediate_size, 0.0);
-            shared.ranges.resize(self.layers.len(), Vec::new());
-            shared.pieces.resize(self.layers.len(), Vec::new());
-            shared.evicting.resize(self.layers.len(), Vec::new());
             let threads = rayon::current_num_threads();
-            for layer in 0..self.layers.len() {
-                cut_ranges(caches, layer, &mut shared.ranges[layer]);
-                shared.pieces[layer].clear();
-                let count = shared.ranges[layer].len();
-                shared.pieces[layer].extend(pieces(count, threads, 1, count.max(1)));
-                find_evicting(caches, layer, &mut shared.evicting[layer]);
+            shared.cache_work.resize_with(self.layers.len(), CacheWork::default);
+            for (layer, work) in shared.cache_work.iter_mut().enumerate() {
+                work.cut(caches, layer, threads);
             }
             shared.head_steps.resize(batch * layout.num_kv_heads, HeadStep::default());
-            let ranges = shared.ranges.iter().map(Vec::len).max().unwrap_or(0);
+            let ranges = shared.cache_work.iter().map(|work| work.ranges.len()).max().unwrap_or(0);
             shared.partial.resize(ranges * layout.group_size() * layout.head_dim, 0.0);
             shared.max_and_sum.resize(ranges * layout.group_size(), (0.0, 0.0));
             shared.angles.clear();
@@ -240,9 +112,7 @@ impl StepModel {
                 partial: SharedSlice::new(&mut shared.partial),
                 max_and_sum: SharedSlice::new(&mut shared.max_and_sum),
                 angles: &shared.angles,
-                ranges: &shared.ranges,
-                pieces: &shared.pieces,
-                evicting: &shared.evicting,
+                cache_work: &shared.cache_work,
                 head_steps: SharedSlice::new(&mut shared.head_steps),
                 caches: SharedSlice::new(caches),
                 logits: SharedSlice::new(logits),
@@ -251,85 +121,6 @@ impl StepModel {
             Team::run_on(threads, &|worker| OWN.with_borrow_mut(|own| step.run(worker, own)));
             step.failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
         })
-    }
-}
-
-impl StepLayer {
-    fn new(block: &Block, config: &LlamaConfig) -> Result<Option<Self>> {
-        let (hidden, layout) = (config.hidden_size, config.heads);
-        let linears = [
-            (&block.q_proj, layout.query_width(), hidden),
-            (&block.k_proj, layout.kv_width(), hidden),
-            (&block.v_proj, layout.kv_width(), hidden),
-            (&block.o_proj, hidden, layout.query_width()),
-            (&block.gate_proj, config.intermediate_size, hidden),
-            (&block.up_proj, config.intermediate_size, hidden),
-            (&block.down_proj, hidden, config.intermediate_size),
-        ];
-        let mut stored = Vec::with_capacity(linears.len());
-        for (linear, rows, cols) in linears {
-            let Some(linear) = StepLinear::new(linear)? else { return Ok(None) };
-            expect_shape(&linear, rows, cols)?;
-            stored.push(linear);
-        }
-        let Ok([q, k, v, output, gate, up, down]) = <[StepLinear; 7]>::try_from(stored) else { return Ok(None) };
-        Ok(Some(Self {
-            input_norm: norm_weight(&block.input_layernorm, hidden)?,
-            qkv: [q, k, v],
-            output,
-            post_norm: norm_weight(&block.post_attention_layernorm, hidden)?,
-            gate,
-            up,
-            down,
-        }))
-    }
-}
-
-fn expect_shape(linear: &StepLinear, rows: usize, cols: usize) -> Result<()> {
-    let found = (linear.matrix.rows(), linear.matrix.cols());
-    if found == (rows, cols) { Ok(()) } else { Err(Error::shape("a weight matrix", (rows, cols), found)) }
-}
-
-fn norm_weight(weight: &candle_core::Tensor, len: usize) -> Result<Vec<f32>> {
-    let weight = host::to_vec(weight)?;
-    if weight.len() == len { Ok(weight) } else { Err(Error::shape("a norm's weight", len, weight.len())) }
-}
-
-/// Cuts a layer's heads into ranges, with the token that is about to be added.
-fn cut_ranges(caches: &[&mut AdaptiveKvCache], layer: usize, ranges: &mut Vec<CacheRange>) {
-    ranges.clear();
-    for (sequence, cache) in caches.iter().enumerate() {
-        for (kv_head, head) in cache.layers()[layer].heads().iter().enumerate() {
-            let len = head.len() + 1;
-            ranges.extend((0..len).step_by(RANGE_ROWS).map(|first| {
-                let end = (first + RANGE_ROWS).min(len);
-                CacheRange { sequence, kv_head, rows: first..end, last: end == len }
-            }));
-        }
-    }
-}
-
-/// Cuts `count` things that lie one after the other into pieces, the longest first: a thread that stays with a piece finds
-/// what follows fetched ahead (two threads decode by up to a quarter faster so), and short pieces at the end let all threads finish together.
-///
-/// * `least`: in a piece, but for the last
-/// * `most`: in a piece
-fn pieces(count: usize, threads: usize, least: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
-    let mut first = 0;
-    std::iter::from_fn(move || {
-        let left = count - first;
-        let len = (left / (2 * threads)).clamp(least, most).min(left);
-        first += len;
-        (len > 0).then_some(first - len..first)
-    })
-}
-
-/// The heads of a layer of which rows may go.
-fn find_evicting(caches: &[&mut AdaptiveKvCache], layer: usize, evicting: &mut Vec<(usize, usize)>) {
-    evicting.clear();
-    for (sequence, cache) in caches.iter().enumerate() {
-        let layer = &cache.layers()[layer];
-        evicting.extend((0..layer.heads().len()).filter(|&kv_head| layer.evicts(kv_head)).map(|head| (sequence, head)));
     }
 }
 
@@ -351,11 +142,7 @@ struct Step<'a, 'c> {
     max_and_sum: SharedSlice<'a, (f32, f32)>,
     angles: &'a [(f32, f32)],
     /// `[layers]`
-    ranges: &'a [Vec<CacheRange>],
-    /// `[layers]`
-    pieces: &'a [Vec<Range<usize>>],
-    /// `[layers]`
-    evicting: &'a [Vec<(usize, usize)>],
+    cache_work: &'a [CacheWork],
     head_steps: SharedSlice<'a, HeadStep>,
     caches: SharedSlice<'a, &'c mut AdaptiveKvCache>,
     logits: SharedSlice<'a, f32>,
@@ -382,7 +169,7 @@ impl Step<'_, '_> {
             self.project(set, layer, worker, own);
             worker.phase(self.batch, |sequence| self.rotate_and_append(index, sequence));
             self.attend(set, index, worker, own);
-            if !self.evicting[index].is_empty() {
+            if !self.cache_work[index].evicting.is_empty() {
                 worker.phase(self.batch, |sequence| self.evict(index, sequence));
             }
             own.start_rows();
@@ -490,7 +277,7 @@ impl Step<'_, '_> {
         let group_size = self.layout.group_size();
         let group = group_size * head_dim;
         let width = self.qkv.len() / self.batch;
-        let (ranges, pieces, evicting) = (&self.ranges[layer], &self.pieces[layer], &self.evicting[layer]);
+        let CacheWork { ranges, pieces, evicting } = &self.cache_work[layer];
         worker.phase(evicting.len() + pieces.len(), |index| {
             // These are the longer pieces of work.
             let Some(index) = index.checked_sub(evicting.len()) else {
@@ -562,7 +349,7 @@ impl Step<'_, '_> {
         let (partial, max_and_sum) =
             unsafe { (self.partial.read(0..self.partial.len()), self.max_and_sum.read(0..self.max_and_sum.len())) };
         let parts = partial.chunks_exact(group_size * head_dim).zip(max_and_sum.chunks_exact(group_size));
-        for (range, (partial, max_and_sum)) in self.ranges[layer].iter().zip(parts) {
+        for (range, (partial, max_and_sum)) in self.cache_work[layer].ranges.iter().zip(parts) {
             let head = range.sequence * num_heads + range.kv_head * group_size;
             let out = &mut own.rows[head * head_dim..(head + group_size) * head_dim];
             if range.rows.start == 0 {
@@ -585,18 +372,6 @@ impl Step<'_, '_> {
             }
         }
     }
-}
-
-/// Runs a phase over pieces of `rows` rows of weights.
-fn each_piece(worker: &mut Worker<'_>, rows: usize, mut work: impl FnMut(Range<usize>)) {
-    let threads = worker.team_size();
-    let least = (rows / (PIECES_PER_THREAD * threads * UNIT)).clamp(1, MAX_PIECE / 4);
-    let pieces = || pieces(rows.div_ceil(UNIT), threads, least, MAX_PIECE);
-    worker.phase(pieces().count(), |piece| {
-        if let Some(units) = pieces().nth(piece) {
-            work(units.start * UNIT..(units.end * UNIT).min(rows));
-        }
-    });
 }
 
 impl Target<'_> {
@@ -627,40 +402,5 @@ impl Target<'_> {
         let start = n * self.width + self.first;
         // SAFETY: the caller's promise.
         unsafe { self.slice.write(start + rows.start..start + rows.end) }
-    }
-}
-
-impl Own {
-    /// A phase with other rows than before begins: what was prepared is of no use any more.
-    fn start_rows(&mut self) {
-        self.has_rows = false;
-        for prepared in &mut self.prepared {
-            prepared.valid = false;
-        }
-    }
-
-    /// Makes this phase's rows, at the first piece.
-    fn with_rows(&mut self, make: impl FnOnce(&mut Self)) {
-        if !self.has_rows {
-            make(self);
-            self.has_rows = true;
-        }
-    }
-
-    /// Products of some rows of a matrix with this thread's rows, `[batch, cols]`, to `products`.
-    fn apply(&mut self, set: InstructionSet, linear: &StepLinear, rows: Range<usize>) {
-        let matrix = &linear.matrix;
-        let known = self.prepared.iter().position(|prepared| prepared.dtype == matrix.dtype());
-        let index = known.unwrap_or_else(|| {
-            let activations = Activations::default();
-            self.prepared.push(Prepared { dtype: matrix.dtype(), valid: false, activations });
-            self.prepared.len() - 1
-        });
-        let prepared = &mut self.prepared[index];
-        if !prepared.valid {
-            prepared.activations.prepare(set, matrix.dtype(), &self.rows, matrix.cols());
-            prepared.valid = true;
-        }
-        linear.apply(set, rows, &prepared.activations, &mut self.products);
     }
 }
