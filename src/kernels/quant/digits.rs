@@ -1,28 +1,31 @@
-//! Products of stored blocks with activations that are written in three digits of 8 bits each, for processors that add
-//! up products of bytes (AVX-512 VNNI).
+//! Products of stored blocks with activations that are written in digits of 8 bits each, for processors that add up
+//! products of bytes (AVX-512 VNNI).
 //!
-//! An activation is a whole number of at most 24 bits (23 for `Q8_0`) times a scale, which 128 of them share: as fine as
-//! an f32 of the largest one's size. A quant of up to 8 bits times such a number, summed over four quants or eight, fits
-//! 32 bits, so that the sums within a block are exact, and a product is as good as one of f32.
+//! An activation is a whole number times a scale, which 128 of them share. In three digits it has at most 24 bits (23 for
+//! `Q8_0`): as fine as an f32 of the largest one's size. A quant of up to 8 bits times such a number, summed over four
+//! quants or eight, fits 32 bits, so that the sums within a block are exact, and a product is as good as one of f32. The
+//! formats of 256 numbers have one digit: activations of 8 bits, as ggml's products with them, which share a scale there in
+//! twice as many.
 //!
 //! A group of four blocks, 128 numbers, is unpacked at a time.
 //!
 //! Not for: other processors, or formats that have no kernel here (see [`super::dot`]).
 
+mod large;
+mod small;
+
 use std::arch::x86_64::{
-    __m128, __m512, __m512i, _MM_HINT_T0, _mm_cvtph_ps, _mm_fmadd_ps, _mm_loadu_ps, _mm_prefetch, _mm_setzero_ps,
-    _mm_storeu_si128, _mm256_loadu_si256, _mm256_maskz_loadu_epi8, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512,
-    _mm512_castps_si512, _mm512_castsi256_si512, _mm512_castsi512_si256, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps,
-    _mm512_cvtph_ps, _mm512_cvtps_epi32, _mm512_dpbusd_epi32, _mm512_extracti32x4_epi32, _mm512_fmadd_ps,
-    _mm512_inserti64x4, _mm512_load_si512, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_maskz_loadu_epi8,
-    _mm512_max_epu32, _mm512_mul_ps, _mm512_permutex2var_epi8, _mm512_permutexvar_epi16, _mm512_reduce_add_ps,
-    _mm512_reduce_max_epu32, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
-    _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srai_epi32, _mm512_srli_epi16, _mm512_sub_epi32,
-    _mm512_zextps128_ps512, _mm512_zextsi256_si512,
+    __m128, __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm_setzero_ps, _mm_storeu_si128, _mm512_add_epi32,
+    _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_cvtps_epi32,
+    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_load_si512, _mm512_loadu_ps, _mm512_max_epu32, _mm512_mul_ps,
+    _mm512_reduce_add_ps, _mm512_reduce_max_epu32, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srai_epi32, _mm512_sub_epi32,
+    _mm512_zextps128_ps512,
 };
 
-use super::blocks::{BLOCK, Q4_0, Q4_1, Q8_0, SmallBlock};
+use super::blocks::BLOCK;
 use super::dot::Rows;
+pub(super) use large::{Q4K, Q5K, Q6K};
 
 /// Numbers that are unpacked at a time, and whose activations share a scale.
 const GROUP: usize = 128;
@@ -33,14 +36,21 @@ const GROUP_BLOCKS: usize = GROUP / BLOCK;
 /// Lanes of a register of 32-bit numbers.
 const LANES: usize = 16;
 
-/// Largest activation in signed digits, each in -128..=127: 24 bits, less what rounding may add.
-const LARGEST_SIGNED: f32 = 8_355_000.0;
+/// What is added to activations to make them unsigned: so much in the first digit, 0 in the others.
+const fn unsigned_bias(digits: usize) -> u8 {
+    if digits == 1 { 128 } else { 64 }
+}
 
-/// Largest activation in unsigned digits with [`UNSIGNED_BIAS`]: so many, times quants of -128, four of them, fit 32 bits.
-const LARGEST_UNSIGNED: f32 = 4_194_000.0;
-
-/// What is added to activations to make them unsigned: 64 in the first digit, 0 in the others.
-const UNSIGNED_BIAS: i32 = 64 << 16;
+/// The largest activation as a whole number, less what rounding may add.
+const fn largest_whole(digits: usize, signed_quants: bool) -> f32 {
+    match (digits, signed_quants) {
+        (1, _) => 127.0,
+        // So many, times quants of -128, four of them, fit 32 bits.
+        (_, true) => 4_194_000.0,
+        // Digits in -128..=127.
+        (_, false) => 8_355_000.0,
+    }
+}
 
 /// Activations below this are taken for 0: their scale would not be a normal number.
 const SMALLEST: f32 = 1e-30;
@@ -69,9 +79,18 @@ pub(super) struct DigitRows {
 /// A format whose groups can be unpacked to bytes.
 ///
 /// Its functions may be called only where AVX-512 F, BW, VL, VBMI and VNNI, FMA and F16C are enabled.
-pub(super) trait GroupBlock: SmallBlock {
+pub(super) trait GroupBlock {
     /// A group in registers.
     type Group: Copy;
+
+    /// Size of a stored block.
+    const BLOCK_BYTES: usize;
+
+    /// Numbers of a stored block, [`BLOCK`] or twice [`GROUP`].
+    const BLOCK_NUMBERS: usize;
+
+    /// Digits of activations that count, 1 or 3.
+    const DIGITS: usize;
 
     /// Whether quants have a sign; activations are unsigned then, since the processor multiplies one with the other.
     const SIGNED: bool;
@@ -79,11 +98,15 @@ pub(super) trait GroupBlock: SmallBlock {
     /// Where each 16 activations of a group go: the order in which quants are unpacked.
     const PLACES: [usize; GROUP / LANES];
 
-    /// Loads and unpacks a group, or the first `blocks` of one; the others are then 0.
+    /// Loads and unpacks a group.
+    ///
+    /// * `bytes`: where the group's first stored block is, or the one that it is part of
+    /// * `part`: which part of that block it is, 0 or 1; 0 if it has blocks of its own
+    /// * `blocks`: if not `WHOLE`, how many of the four blocks there are; the others are then 0
     ///
     /// # Safety
-    /// `bytes` points to so many readable blocks.
-    unsafe fn load<const WHOLE: bool>(bytes: *const u8, blocks: usize) -> Self::Group;
+    /// These blocks are readable.
+    unsafe fn load<const WHOLE: bool>(bytes: *const u8, part: usize, blocks: usize) -> Self::Group;
 
     /// Adds the group's products with one row's activations to `sums` and `offsets`.
     ///
@@ -97,225 +120,6 @@ pub(super) trait GroupBlock: SmallBlock {
         sums: &mut __m512,
         offsets: &mut __m128,
     );
-}
-
-/// A group of nibbles.
-#[derive(Clone, Copy)]
-pub(super) struct NibbleGroup {
-    /// The first halves of the four blocks, and the second ones.
-    quants: [__m512i; 2],
-    /// As f16, in the lower half for each lane its block's scale, and in the third quarter the blocks' offsets.
-    scales: __m512i,
-}
-
-/// Indices of bytes: below 64 of a group's first 64, from there on of the bytes behind.
-#[repr(C, align(64))]
-struct Quants([u8; 64]);
-
-/// Indices of 16-bit words: for each of 16 lanes its block's scale, and then the four blocks' offsets.
-#[repr(C, align(64))]
-struct Scales([u16; 32]);
-
-/// Of 16 bytes of nibbles the low ones are a block's first half and the high ones its second.
-const NIBBLE_PLACES: [usize; GROUP / LANES] = [0, 64, 16, 80, 32, 96, 48, 112];
-
-#[expect(clippy::cast_possible_truncation)] // at most 80
-const fn nibble_table(block_bytes: usize, first: usize) -> Quants {
-    let mut table = [0; 64];
-    let mut lane = 0;
-    while lane < 64 {
-        table[lane] = (lane / 16 * block_bytes + first + lane % 16) as u8;
-        lane += 1;
-    }
-    Quants(table)
-}
-
-#[expect(clippy::cast_possible_truncation)] // below 32
-const fn scale_table(block_bytes: usize, offset_at: usize) -> Scales {
-    let mut table = [0; 32];
-    let mut lane = 0;
-    while lane < LANES {
-        table[lane] = (lane / 4 * block_bytes / 2) as u16;
-        lane += 1;
-    }
-    let mut block = 0;
-    while block < GROUP_BLOCKS {
-        table[LANES + block] = (block * block_bytes / 2 + offset_at / 2) as u16;
-        block += 1;
-    }
-    Scales(table)
-}
-
-/// # Safety
-/// As [`GroupBlock::load`].
-#[inline(always)]
-unsafe fn load_nibbles<B: SmallBlock, const WHOLE: bool>(
-    bytes: *const u8,
-    blocks: usize,
-    quants: &Quants,
-    scales: &Scales,
-) -> NibbleGroup {
-    // SAFETY: the caller's promise; masked loads touch only the bytes of their mask.
-    unsafe {
-        let first_bytes = |count: usize| u64::MAX >> (64 - count);
-        let (first, behind) = if WHOLE {
-            #[expect(clippy::cast_possible_truncation)] // at most 16 bytes
-            let behind = first_bytes(GROUP_BLOCKS * B::BYTES - 64) as u32;
-            let behind = _mm256_maskz_loadu_epi8(behind, bytes.add(64).cast());
-            (_mm512_loadu_si512(bytes.cast()), _mm512_castsi256_si512(behind))
-        } else {
-            // Three blocks are less than 64 bytes.
-            (_mm512_maskz_loadu_epi8(first_bytes(blocks * B::BYTES), bytes.cast()), _mm512_setzero_si512())
-        };
-        let quants = _mm512_permutex2var_epi8(first, _mm512_load_si512(quants.0.as_ptr().cast()), behind);
-        let low = _mm512_set1_epi8(0x0f);
-        NibbleGroup {
-            quants: [_mm512_and_si512(quants, low), _mm512_and_si512(_mm512_srli_epi16::<4>(quants), low)],
-            scales: _mm512_permutexvar_epi16(_mm512_load_si512(scales.0.as_ptr().cast()), first),
-        }
-    }
-}
-
-/// # Safety
-/// As [`GroupBlock::add`].
-#[inline(always)]
-unsafe fn add_nibbles(
-    group: NibbleGroup,
-    digits: &Digits,
-    scale: f32,
-    x_sums: *const f32,
-    sums: &mut __m512,
-    offsets: &mut __m128,
-) {
-    // SAFETY: the caller's promise; digits are aligned.
-    unsafe {
-        let mut products = _mm512_setzero_si512();
-        for digit in &digits.0 {
-            products = _mm512_slli_epi32::<8>(products);
-            for half in 0..2 {
-                let x = _mm512_load_si512(digit.as_ptr().add(64 * half).cast());
-                products = _mm512_dpbusd_epi32(products, group.quants[half], x);
-            }
-        }
-        let scales = _mm512_cvtph_ps(_mm512_castsi512_si256(group.scales));
-        *sums = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), _mm512_mul_ps(scales, _mm512_set1_ps(scale)), *sums);
-        let stored = _mm_cvtph_ps(_mm512_extracti32x4_epi32::<2>(group.scales));
-        *offsets = _mm_fmadd_ps(stored, _mm_loadu_ps(x_sums), *offsets);
-    }
-}
-
-macro_rules! nibble_format {
-    ($format:ident, quants at $quants_at:literal, offset at $offset_at:literal) => {
-        impl GroupBlock for $format {
-            type Group = NibbleGroup;
-            const SIGNED: bool = false;
-            const PLACES: [usize; GROUP / LANES] = NIBBLE_PLACES;
-
-            #[inline(always)]
-            unsafe fn load<const WHOLE: bool>(bytes: *const u8, blocks: usize) -> NibbleGroup {
-                static QUANTS: Quants = nibble_table($format::BYTES, $quants_at);
-                static SCALES: Scales = scale_table($format::BYTES, $offset_at);
-                // SAFETY: the caller's promise.
-                unsafe { load_nibbles::<Self, WHOLE>(bytes, blocks, &QUANTS, &SCALES) }
-            }
-
-            #[inline(always)]
-            unsafe fn add(
-                group: NibbleGroup,
-                digits: &Digits,
-                scale: f32,
-                x_sums: *const f32,
-                sums: &mut __m512,
-                offsets: &mut __m128,
-            ) {
-                // SAFETY: the caller's promise.
-                unsafe { add_nibbles(group, digits, scale, x_sums, sums, offsets) }
-            }
-        }
-    };
-}
-// The offset of `Q4_0` is -8 scales; that number is in the activations' sums.
-nibble_format!(Q4_0, quants at 2, offset at 0);
-nibble_format!(Q4_1, quants at 4, offset at 2);
-
-/// A group of signed bytes, two blocks in a register.
-#[derive(Clone, Copy)]
-pub(super) struct ByteGroup {
-    quants: [__m512i; 2],
-    /// What the bias of unsigned activations adds to the products.
-    bias: [__m512i; 2],
-    scales: [__m512; 2],
-}
-
-/// For each lane of 32 bits the scale of its block, the first of two or the second: the only words of 34 bytes apart.
-static PAIR_SCALES: Scales = {
-    let mut table = [0; 32];
-    let mut lane = 8;
-    while lane < LANES {
-        table[lane] = 17;
-        lane += 1;
-    }
-    Scales(table)
-};
-
-impl GroupBlock for Q8_0 {
-    type Group = ByteGroup;
-    const SIGNED: bool = true;
-    const PLACES: [usize; GROUP / LANES] = [0, 16, 32, 48, 64, 80, 96, 112];
-
-    #[inline(always)]
-    unsafe fn load<const WHOLE: bool>(bytes: *const u8, blocks: usize) -> ByteGroup {
-        // SAFETY: the caller's promise; masked loads touch only the bytes of their mask.
-        unsafe {
-            let zero = _mm512_setzero_si512();
-            let mut group = ByteGroup { quants: [zero; 2], bias: [zero; 2], scales: [_mm512_setzero_ps(); 2] };
-            for pair in 0..2 {
-                let bytes = bytes.wrapping_add(pair * 2 * Self::BYTES);
-                let second = bytes.wrapping_add(Self::BYTES);
-                let (quants, first_bytes) = if WHOLE || blocks >= 2 * pair + 2 {
-                    let quants = _mm512_castsi256_si512(_mm256_loadu_si256(bytes.add(2).cast()));
-                    let quants = _mm512_inserti64x4::<1>(quants, _mm256_loadu_si256(second.add(2).cast()));
-                    (quants, _mm512_loadu_si512(bytes.cast()))
-                } else if blocks > 2 * pair {
-                    let quants = _mm512_zextsi256_si512(_mm256_loadu_si256(bytes.add(2).cast()));
-                    (quants, _mm512_maskz_loadu_epi8((1 << Self::BYTES) - 1, bytes.cast()))
-                } else {
-                    break;
-                };
-                group.quants[pair] = quants;
-                group.bias[pair] = _mm512_dpbusd_epi32(zero, _mm512_set1_epi8(64), quants);
-                let scales = _mm512_permutexvar_epi16(_mm512_load_si512(PAIR_SCALES.0.as_ptr().cast()), first_bytes);
-                group.scales[pair] = _mm512_cvtph_ps(_mm512_castsi512_si256(scales));
-            }
-            group
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn add(
-        group: ByteGroup,
-        digits: &Digits,
-        scale: f32,
-        _x_sums: *const f32,
-        sums: &mut __m512,
-        _offsets: &mut __m128,
-    ) {
-        // SAFETY: the caller's promise; digits are aligned.
-        unsafe {
-            for pair in 0..2 {
-                let [high, middle, low] = &digits.0;
-                let x = _mm512_load_si512(high.as_ptr().add(64 * pair).cast());
-                let products = _mm512_dpbusd_epi32(_mm512_setzero_si512(), x, group.quants[pair]);
-                let products = _mm512_slli_epi32::<8>(_mm512_sub_epi32(products, group.bias[pair]));
-                let x = _mm512_load_si512(middle.as_ptr().add(64 * pair).cast());
-                let products = _mm512_slli_epi32::<8>(_mm512_dpbusd_epi32(products, x, group.quants[pair]));
-                let x = _mm512_load_si512(low.as_ptr().add(64 * pair).cast());
-                let products = _mm512_dpbusd_epi32(products, x, group.quants[pair]);
-                let scales = _mm512_mul_ps(group.scales[pair], _mm512_set1_ps(scale));
-                *sums = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scales, *sums);
-            }
-        }
-    }
 }
 
 impl DigitRows {
@@ -352,7 +156,7 @@ impl DigitRows {
                 }
                 // As whole numbers, infinity and what is not a number are the largest: they come out in the scale.
                 let largest = f32::from_bits(_mm512_reduce_max_epu32(largest));
-                let most = if B::SIGNED { LARGEST_UNSIGNED } else { LARGEST_SIGNED };
+                let most = const { largest_whole(B::DIGITS, B::SIGNED) };
                 let factor = if largest < SMALLEST { 0.0 } else { most / largest };
                 *scale = largest / most;
                 if !largest.is_finite() {
@@ -364,9 +168,10 @@ impl DigitRows {
                     // A digit with a sign carries into the next one.
                     let carry = if B::SIGNED { _mm512_setzero_si512() } else { _mm512_set1_epi32(128) };
                     if B::SIGNED {
-                        whole = _mm512_add_epi32(whole, _mm512_set1_epi32(UNSIGNED_BIAS));
+                        let bias = const { (unsigned_bias(B::DIGITS) as i32) << (8 * (B::DIGITS - 1)) };
+                        whole = _mm512_add_epi32(whole, _mm512_set1_epi32(bias));
                     }
-                    for digit in digits.0.iter_mut().rev() {
+                    for digit in digits.0[..B::DIGITS].iter_mut().rev() {
                         _mm_storeu_si128(digit.as_mut_ptr().add(place).cast(), _mm512_cvtepi32_epi8(whole));
                         whole = _mm512_srai_epi32::<8>(_mm512_add_epi32(whole, carry));
                     }
@@ -409,11 +214,11 @@ impl DigitRows {
     #[inline(always)]
     unsafe fn some_rows<B: GroupBlock, const N: usize>(&self, first: usize, rows: Rows<'_>, out: &mut [f32]) {
         let groups = self.groups;
-        let blocks = rows.row_bytes / B::BYTES;
+        let numbers = rows.row_bytes / B::BLOCK_BYTES * B::BLOCK_NUMBERS;
         let (digits, scales) = (&self.digits[first..first + N * groups], &self.scales[first..first + N * groups]);
         let x_sums = &self.sums[first * GROUP_BLOCKS..(first + N * groups) * GROUP_BLOCKS];
-        assert!(blocks.div_ceil(GROUP_BLOCKS) == groups && out.len() == N * rows.count, "sizes of products with rows");
-        let whole = blocks / GROUP_BLOCKS;
+        assert!(numbers.div_ceil(GROUP) == groups && out.len() == N * rows.count, "sizes of products with rows");
+        let whole = numbers / GROUP;
         for (index, row) in rows.iter().enumerate() {
             // SAFETY: sizes were checked above: `group` stays below `groups`, and its blocks lie inside of `row`. Fetching
             // ahead may leave the matrix, which a prefetch allows.
@@ -422,9 +227,12 @@ impl DigitRows {
                 let mut sums = [[_mm512_setzero_ps(); N]; 2];
                 let mut offsets = [_mm_setzero_ps(); N];
                 let [even, odd] = &mut sums;
-                let place = |group: usize| {
-                    let bytes = row.as_ptr().add(group * GROUP_BLOCKS * B::BYTES);
-                    (bytes, digits.as_ptr().add(group), scales.as_ptr().add(group), x_sums.as_ptr().add(4 * group))
+                let place = |group: usize| Place {
+                    row: row.as_ptr(),
+                    group,
+                    digits: digits.as_ptr().add(group),
+                    scale: scales.as_ptr().add(group),
+                    x_sums: x_sums.as_ptr().add(GROUP_BLOCKS * group),
                 };
                 for pair in 0..whole / 2 {
                     add_group::<B, N, true>(place(2 * pair), groups, 0, even, &mut offsets);
@@ -434,7 +242,7 @@ impl DigitRows {
                     add_group::<B, N, true>(place(whole - 1), groups, 0, even, &mut offsets);
                 }
                 if whole < groups {
-                    add_group::<B, N, false>(place(whole), groups, blocks % GROUP_BLOCKS, odd, &mut offsets);
+                    add_group::<B, N, false>(place(whole), groups, numbers % GROUP / BLOCK, odd, &mut offsets);
                 }
                 for n in 0..N {
                     let offsets = _mm512_zextps128_ps512(offsets[n]);
@@ -446,8 +254,16 @@ impl DigitRows {
     }
 }
 
-/// Where a group of weights is, and the first row's digits, scale and sums for it.
-type Place = (*const u8, *const Digits, *const f32, *const f32);
+/// A group of weights, and the first row's digits, scale and sums for it.
+#[derive(Clone, Copy)]
+struct Place {
+    /// The row of weights.
+    row: *const u8,
+    group: usize,
+    digits: *const Digits,
+    scale: *const f32,
+    x_sums: *const f32,
+}
 
 /// Adds a group's products. A function of its own, and no closure, so that it is compiled with its surroundings.
 ///
@@ -456,7 +272,7 @@ type Place = (*const u8, *const Digits, *const f32, *const f32);
 /// further.
 #[inline(always)]
 unsafe fn add_group<B: GroupBlock, const N: usize, const WHOLE: bool>(
-    (bytes, digits, scale, x_sums): Place,
+    place: Place,
     groups: usize,
     blocks: usize,
     sums: &mut [__m512; N],
@@ -464,13 +280,68 @@ unsafe fn add_group<B: GroupBlock, const N: usize, const WHOLE: bool>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        for line in (0..GROUP_BLOCKS * B::BYTES).step_by(64) {
-            _mm_prefetch::<_MM_HINT_T0>(bytes.wrapping_add(AHEAD + line).cast());
+        let bytes = GROUP * B::BLOCK_BYTES / B::BLOCK_NUMBERS;
+        for line in (0..bytes).step_by(64) {
+            _mm_prefetch::<_MM_HINT_T0>(place.row.wrapping_add(place.group * bytes + AHEAD + line).cast());
         }
-        let group = B::load::<WHOLE>(bytes, blocks);
+        let parts = (B::BLOCK_NUMBERS / GROUP).max(1);
+        let part = place.group % parts;
+        let group = B::load::<WHOLE>(place.row.add((place.group - part) * bytes), part, blocks);
         for n in 0..N {
             let at = n * groups;
-            B::add(group, &*digits.add(at), *scale.add(at), x_sums.add(4 * at), &mut sums[n], &mut offsets[n]);
+            let (digits, x_sums) = (&*place.digits.add(at), place.x_sums.add(GROUP_BLOCKS * at));
+            B::add(group, digits, *place.scale.add(at), x_sums, &mut sums[n], &mut offsets[n]);
+        }
+    }
+}
+
+/// A group of signed bytes in the order of its numbers, half of them in a register.
+#[derive(Clone, Copy)]
+pub(super) struct ByteGroup {
+    quants: [__m512i; 2],
+    /// What the bias of unsigned activations adds to the products.
+    bias: [__m512i; 2],
+    scales: [__m512; 2],
+}
+
+impl ByteGroup {
+    /// The order of numbers.
+    const PLACES: [usize; GROUP / LANES] = [0, 16, 32, 48, 64, 80, 96, 112];
+
+    /// * `scales`: for each lane of four quants
+    ///
+    /// # Safety
+    /// The caller is compiled for all that [`GroupBlock`] names.
+    #[inline(always)]
+    unsafe fn new<const DIGITS: usize>(quants: [__m512i; 2], scales: [__m512; 2]) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let x = _mm512_set1_epi8(const { unsigned_bias(DIGITS) }.cast_signed());
+            let bias = |quants| _mm512_dpbusd_epi32(_mm512_setzero_si512(), x, quants);
+            Self { quants, bias: [bias(quants[0]), bias(quants[1])], scales }
+        }
+    }
+
+    /// Adds products with unsigned activations of so many digits.
+    ///
+    /// # Safety
+    /// As [`new`](Self::new).
+    #[inline(always)]
+    unsafe fn add<const DIGITS: usize>(self, digits: &Digits, scale: f32, sums: &mut __m512) {
+        // SAFETY: the caller's promise; digits are aligned.
+        unsafe {
+            for half in 0..2 {
+                let mut products = _mm512_setzero_si512();
+                for (place, digit) in digits.0[..DIGITS].iter().enumerate() {
+                    let x = _mm512_load_si512(digit.as_ptr().add(64 * half).cast());
+                    products = _mm512_dpbusd_epi32(_mm512_slli_epi32::<8>(products), x, self.quants[half]);
+                    if place == 0 {
+                        products = _mm512_sub_epi32(products, self.bias[half]);
+                    }
+                }
+                let scales = _mm512_mul_ps(self.scales[half], _mm512_set1_ps(scale));
+                *sums = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scales, *sums);
+            }
         }
     }
 }

@@ -4,7 +4,7 @@
 //! to f32 in registers, so that a product equals the one with dequantised weights up to the order of additions; a block's
 //! offset is multiplied by the sum of its activations. The formats of 256 numbers use candle's integer products, which
 //! round the activations to 8 bits. Where the processor has sums of products of bytes, `Q4_0`, `Q4_1` and `Q8_0` use
-//! them, with activations as exact as f32 (`digits.rs`).
+//! them, with activations as exact as f32, and `Q4_K`, `Q5_K` and `Q6_K`, with activations of 8 bits (`digits.rs`).
 //!
 //! Not for: threads, or many activations at a time (then dequantised panels are faster, see
 //! [`WeightMatrix::matmul`](super::WeightMatrix::matmul)).
@@ -18,7 +18,7 @@ use super::super::simd::InstructionSet;
 use super::super::vector;
 use super::blocks::{BLOCK, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, SmallBlock};
 #[cfg(target_arch = "x86_64")]
-use super::digits::DigitRows;
+use super::digits::{self, DigitRows};
 use super::{blocks_of, dequantize};
 
 /// Rows of activations, prepared for products with the rows of a matrix of one format. Buffers are kept for reuse.
@@ -99,6 +99,9 @@ impl Activations {
                     match dtype {
                         GgmlDType::Q4_1 => self.digits.prepare::<Q4_1>(x, cols, factor),
                         GgmlDType::Q8_0 => self.digits.prepare::<Q8_0>(x, cols, factor),
+                        GgmlDType::Q4K => self.digits.prepare::<digits::Q4K>(x, cols, factor),
+                        GgmlDType::Q5K => self.digits.prepare::<digits::Q5K>(x, cols, factor),
+                        GgmlDType::Q6K => self.digits.prepare::<digits::Q6K>(x, cols, factor),
                         _ => self.digits.prepare::<Q4_0>(x, cols, factor),
                     }
                 }
@@ -156,6 +159,9 @@ impl Activations {
                 match dtype {
                     GgmlDType::Q4_1 => self.digits.dot_rows::<Q4_1>(rows, out),
                     GgmlDType::Q8_0 => self.digits.dot_rows::<Q8_0>(rows, out),
+                    GgmlDType::Q4K => self.digits.dot_rows::<digits::Q4K>(rows, out),
+                    GgmlDType::Q5K => self.digits.dot_rows::<digits::Q5K>(rows, out),
+                    GgmlDType::Q6K => self.digits.dot_rows::<digits::Q6K>(rows, out),
                     _ => self.digits.dot_rows::<Q4_0>(rows, out),
                 }
             },
@@ -178,9 +184,12 @@ impl Activations {
 
 impl Form {
     fn of(set: InstructionSet, dtype: GgmlDType) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if has_digits(set, dtype) {
+            return Self::Digits;
+        }
+        let _ = set;
         match dtype {
-            #[cfg(target_arch = "x86_64")]
-            GgmlDType::Q4_0 | GgmlDType::Q4_1 | GgmlDType::Q8_0 if set == InstructionSet::Avx512Vnni => Self::Digits,
             GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 | GgmlDType::Q8_1 => Self::Plain,
             GgmlDType::Q4_0 | GgmlDType::Q4_1 | GgmlDType::Q5_0 | GgmlDType::Q5_1 | GgmlDType::Q8_0 => Self::Blocked,
             GgmlDType::Q2K | GgmlDType::Q3K | GgmlDType::Q4K | GgmlDType::Q5K | GgmlDType::Q6K | GgmlDType::Q8K => {
@@ -190,12 +199,22 @@ impl Form {
     }
 }
 
+/// Whether products with a format are sums of products of bytes.
+fn has_digits(set: InstructionSet, dtype: GgmlDType) -> bool {
+    let has_kernel = matches!(
+        dtype,
+        GgmlDType::Q4_0 | GgmlDType::Q4_1 | GgmlDType::Q8_0 | GgmlDType::Q4K | GgmlDType::Q5K | GgmlDType::Q6K
+    );
+    has_kernel && set == InstructionSet::Avx512Vnni
+}
+
 /// What a block's offset is in its scale, or in its stored offset.
 fn offset_factor(dtype: GgmlDType) -> f32 {
     let offset = match dtype {
         GgmlDType::Q4_0 => Q4_0::OFFSET,
         GgmlDType::Q5_0 => Q5_0::OFFSET,
         GgmlDType::Q8_0 => Q8_0::OFFSET,
+        GgmlDType::Q4K | GgmlDType::Q5K => Some(-1.0), // minima are subtracted
         _ => None,
     };
     offset.unwrap_or(1.0)
@@ -581,6 +600,51 @@ mod tests {
         check::<Q5_0>(GgmlDType::Q5_0, 1);
         check::<Q5_1>(GgmlDType::Q5_1, 2);
         check::<Q8_0>(GgmlDType::Q8_0, 1);
+    }
+
+    /// Rows of any bits but for the scales, on processors that have the kernel. Activations are such that 8 bits hold
+    /// them, so that products must be exact.
+    fn check_large<T: GgmlType>(dtype: GgmlDType, bytes: usize, halves: &[usize]) {
+        if !has_digits(InstructionSet::detect(), dtype) {
+            return;
+        }
+        let mut activations = Activations::default();
+        for (count, num_blocks) in [(1, 1), (2, 3), (5, 4)] {
+            let (rows, cols) = (3, num_blocks * 256);
+            let mut state = 7u32;
+            let mut data: Vec<u8> = (0..rows * num_blocks * bytes)
+                .map(|_| {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    state.to_le_bytes()[3]
+                })
+                .collect();
+            for block in data.chunks_exact_mut(bytes) {
+                for &at in halves {
+                    block[at + 1] = 0x20 | (block[at + 1] & 0x8f);
+                }
+            }
+            let mut wide = vec![0.0; rows * cols];
+            T::to_float(blocks_of(&data), &mut wide);
+            let number = |i: usize| if i % 128 == 5 { -127_i8 } else { [-113, -42, 29, 0, 71, -6, 117][i * 5 % 7] };
+            let x: Vec<f32> = (0..count * cols).map(|i| f32::from(number(i)) / 64.0).collect();
+            let mut out = vec![f32::NAN; count * rows];
+            activations.prepare(InstructionSet::Avx512Vnni, dtype, &x, cols);
+            activations.dot_rows(dtype, &data, data.len() / rows, &mut out);
+            for (index, &out) in out.iter().enumerate() {
+                let (n, row) = (index / rows, index % rows);
+                let weights = &wide[row * cols..(row + 1) * cols];
+                let products = weights.iter().zip(&x[n * cols..]).map(|(&w, &x)| f64::from(w) * f64::from(x));
+                let (sum, size) = products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()));
+                assert!((f64::from(out) - sum).abs() <= 2e-6 * size, "{dtype:?}, {n} {row}: {out} for {sum}");
+            }
+        }
+    }
+
+    #[test]
+    fn kernels_of_large_blocks_agree_with_dequantised_ones() {
+        check_large::<BlockQ4K>(GgmlDType::Q4K, 144, &[0, 2]);
+        check_large::<BlockQ5K>(GgmlDType::Q5K, 176, &[0, 2]);
+        check_large::<BlockQ6K>(GgmlDType::Q6K, 210, &[208]);
     }
 
     /// Weights of 34 bytes a block with scale 1 and all quants alike.

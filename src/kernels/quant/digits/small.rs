@@ -1,0 +1,217 @@
+//! Groups of the formats of 32 numbers: four blocks each.
+
+use std::arch::x86_64::{
+    __m128, __m512, __m512i, _mm_cvtph_ps, _mm_fmadd_ps, _mm_loadu_ps, _mm256_loadu_si256, _mm256_maskz_loadu_epi8,
+    _mm512_and_si512, _mm512_castsi256_si512, _mm512_castsi512_si256, _mm512_cvtepi32_ps, _mm512_cvtph_ps,
+    _mm512_dpbusd_epi32, _mm512_extracti32x4_epi32, _mm512_fmadd_ps, _mm512_inserti64x4, _mm512_load_si512,
+    _mm512_loadu_si512, _mm512_maskz_loadu_epi8, _mm512_mul_ps, _mm512_permutex2var_epi8, _mm512_permutexvar_epi16,
+    _mm512_set1_epi8, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srli_epi16,
+    _mm512_zextsi256_si512,
+};
+
+use super::super::blocks::{BLOCK, Q4_0, Q4_1, Q8_0, SmallBlock};
+use super::{ByteGroup, Digits, GROUP, GROUP_BLOCKS, GroupBlock, LANES};
+
+/// Of activations: products are as exact as those of f32.
+const DIGITS: usize = 3;
+
+/// A group of nibbles.
+#[derive(Clone, Copy)]
+pub(in super::super) struct NibbleGroup {
+    /// The first halves of the four blocks, and the second ones.
+    quants: [__m512i; 2],
+    /// As f16, in the lower half for each lane its block's scale, and in the third quarter the blocks' offsets.
+    scales: __m512i,
+}
+
+/// Indices of bytes: below 64 of a group's first 64, from there on of the bytes behind.
+#[repr(C, align(64))]
+struct Quants([u8; 64]);
+
+/// Indices of 16-bit words: for each of 16 lanes its block's scale, and then the four blocks' offsets.
+#[repr(C, align(64))]
+struct Scales([u16; 32]);
+
+/// Of 16 bytes of nibbles the low ones are a block's first half and the high ones its second.
+const NIBBLE_PLACES: [usize; GROUP / LANES] = [0, 64, 16, 80, 32, 96, 48, 112];
+
+#[expect(clippy::cast_possible_truncation)] // at most 80
+const fn nibble_table(block_bytes: usize, first: usize) -> Quants {
+    let mut table = [0; 64];
+    let mut lane = 0;
+    while lane < 64 {
+        table[lane] = (lane / 16 * block_bytes + first + lane % 16) as u8;
+        lane += 1;
+    }
+    Quants(table)
+}
+
+#[expect(clippy::cast_possible_truncation)] // below 32
+const fn scale_table(block_bytes: usize, offset_at: usize) -> Scales {
+    let mut table = [0; 32];
+    let mut lane = 0;
+    while lane < LANES {
+        table[lane] = (lane / 4 * block_bytes / 2) as u16;
+        lane += 1;
+    }
+    let mut block = 0;
+    while block < GROUP_BLOCKS {
+        table[LANES + block] = (block * block_bytes / 2 + offset_at / 2) as u16;
+        block += 1;
+    }
+    Scales(table)
+}
+
+/// # Safety
+/// As [`GroupBlock::load`].
+#[inline(always)]
+unsafe fn load_nibbles<B: SmallBlock, const WHOLE: bool>(
+    bytes: *const u8,
+    blocks: usize,
+    quants: &Quants,
+    scales: &Scales,
+) -> NibbleGroup {
+    // SAFETY: the caller's promise; masked loads touch only the bytes of their mask.
+    unsafe {
+        let first_bytes = |count: usize| u64::MAX >> (64 - count);
+        let (first, behind) = if WHOLE {
+            #[expect(clippy::cast_possible_truncation)] // at most 16 bytes
+            let behind = first_bytes(GROUP_BLOCKS * B::BYTES - 64) as u32;
+            let behind = _mm256_maskz_loadu_epi8(behind, bytes.add(64).cast());
+            (_mm512_loadu_si512(bytes.cast()), _mm512_castsi256_si512(behind))
+        } else {
+            // Three blocks are less than 64 bytes.
+            (_mm512_maskz_loadu_epi8(first_bytes(blocks * B::BYTES), bytes.cast()), _mm512_setzero_si512())
+        };
+        let quants = _mm512_permutex2var_epi8(first, _mm512_load_si512(quants.0.as_ptr().cast()), behind);
+        let low = _mm512_set1_epi8(0x0f);
+        NibbleGroup {
+            quants: [_mm512_and_si512(quants, low), _mm512_and_si512(_mm512_srli_epi16::<4>(quants), low)],
+            scales: _mm512_permutexvar_epi16(_mm512_load_si512(scales.0.as_ptr().cast()), first),
+        }
+    }
+}
+
+/// # Safety
+/// As [`GroupBlock::add`].
+#[inline(always)]
+unsafe fn add_nibbles(
+    group: NibbleGroup,
+    digits: &Digits,
+    scale: f32,
+    x_sums: *const f32,
+    sums: &mut __m512,
+    offsets: &mut __m128,
+) {
+    // SAFETY: the caller's promise; digits are aligned.
+    unsafe {
+        let mut products = _mm512_setzero_si512();
+        for digit in &digits.0 {
+            products = _mm512_slli_epi32::<8>(products);
+            for half in 0..2 {
+                let x = _mm512_load_si512(digit.as_ptr().add(64 * half).cast());
+                products = _mm512_dpbusd_epi32(products, group.quants[half], x);
+            }
+        }
+        let scales = _mm512_cvtph_ps(_mm512_castsi512_si256(group.scales));
+        *sums = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), _mm512_mul_ps(scales, _mm512_set1_ps(scale)), *sums);
+        let stored = _mm_cvtph_ps(_mm512_extracti32x4_epi32::<2>(group.scales));
+        *offsets = _mm_fmadd_ps(stored, _mm_loadu_ps(x_sums), *offsets);
+    }
+}
+
+macro_rules! nibble_format {
+    ($format:ident, quants at $quants_at:literal, offset at $offset_at:literal) => {
+        impl GroupBlock for $format {
+            type Group = NibbleGroup;
+            const BLOCK_BYTES: usize = $format::BYTES;
+            const BLOCK_NUMBERS: usize = BLOCK;
+            const DIGITS: usize = DIGITS;
+            const SIGNED: bool = false;
+            const PLACES: [usize; GROUP / LANES] = NIBBLE_PLACES;
+
+            #[inline(always)]
+            unsafe fn load<const WHOLE: bool>(bytes: *const u8, _part: usize, blocks: usize) -> NibbleGroup {
+                static QUANTS: Quants = nibble_table($format::BYTES, $quants_at);
+                static SCALES: Scales = scale_table($format::BYTES, $offset_at);
+                // SAFETY: the caller's promise.
+                unsafe { load_nibbles::<Self, WHOLE>(bytes, blocks, &QUANTS, &SCALES) }
+            }
+
+            #[inline(always)]
+            unsafe fn add(
+                group: NibbleGroup,
+                digits: &Digits,
+                scale: f32,
+                x_sums: *const f32,
+                sums: &mut __m512,
+                offsets: &mut __m128,
+            ) {
+                // SAFETY: the caller's promise.
+                unsafe { add_nibbles(group, digits, scale, x_sums, sums, offsets) }
+            }
+        }
+    };
+}
+// The offset of `Q4_0` is -8 scales; that number is in the activations' sums.
+nibble_format!(Q4_0, quants at 2, offset at 0);
+nibble_format!(Q4_1, quants at 4, offset at 2);
+
+/// For each lane of 32 bits the scale of its block, the first of two or the second: the only words of 34 bytes apart.
+static PAIR_SCALES: Scales = {
+    let mut table = [0; 32];
+    let mut lane = 8;
+    while lane < LANES {
+        table[lane] = 17;
+        lane += 1;
+    }
+    Scales(table)
+};
+
+impl GroupBlock for Q8_0 {
+    type Group = ByteGroup;
+    const BLOCK_BYTES: usize = Self::BYTES;
+    const BLOCK_NUMBERS: usize = BLOCK;
+    const DIGITS: usize = DIGITS;
+    const SIGNED: bool = true;
+    const PLACES: [usize; GROUP / LANES] = ByteGroup::PLACES;
+
+    #[inline(always)]
+    unsafe fn load<const WHOLE: bool>(bytes: *const u8, _part: usize, blocks: usize) -> ByteGroup {
+        // SAFETY: the caller's promise; masked loads touch only the bytes of their mask.
+        unsafe {
+            let mut quants = [_mm512_setzero_si512(); 2];
+            let mut scales = [_mm512_setzero_ps(); 2];
+            for pair in 0..2 {
+                let bytes = bytes.wrapping_add(pair * 2 * Self::BYTES);
+                let second = bytes.wrapping_add(Self::BYTES);
+                let first_bytes = if WHOLE || blocks >= 2 * pair + 2 {
+                    let first = _mm512_castsi256_si512(_mm256_loadu_si256(bytes.add(2).cast()));
+                    quants[pair] = _mm512_inserti64x4::<1>(first, _mm256_loadu_si256(second.add(2).cast()));
+                    _mm512_loadu_si512(bytes.cast())
+                } else if blocks > 2 * pair {
+                    quants[pair] = _mm512_zextsi256_si512(_mm256_loadu_si256(bytes.add(2).cast()));
+                    _mm512_maskz_loadu_epi8((1 << Self::BYTES) - 1, bytes.cast())
+                } else {
+                    break;
+                };
+                let words = _mm512_permutexvar_epi16(_mm512_load_si512(PAIR_SCALES.0.as_ptr().cast()), first_bytes);
+                scales[pair] = _mm512_cvtph_ps(_mm512_castsi512_si256(words));
+            }
+            ByteGroup::new::<DIGITS>(quants, scales)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add(
+        group: ByteGroup,
+        digits: &Digits,
+        scale: f32,
+        _x_sums: *const f32,
+        sums: &mut __m512,
+        _offsets: &mut __m128,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { group.add::<DIGITS>(digits, scale, sums) }
+    }
+}
