@@ -13,6 +13,8 @@
 #   PROMPT            the prompt
 #   MAX_NEW_TOKENS    the most tokens to generate
 #   CONFIG            configuration of the adaptive cache, such as configs/fastgen.json
+#   DEVICE            cpu, cuda, cuda:N or metal: where to compute; cuda and metal build for it (to target/cuda or
+#                     target/metal; see "Build for a GPU" in the README). Without it, the CPU
 #   CHAT              1: wrap the prompt in the model's chat template (default for the fetched model), 0: do not
 #
 # Each head's choice is appended to logs/test.log. More options, such as `--report run.json`, are passed on.
@@ -30,14 +32,23 @@ if [ -z "$model" ]; then
     export CHAT=${CHAT:-1}
 fi
 
+target=$root/target
+case "${DEVICE:-}" in
+    cuda | cuda:*) features=(--features cuda) target=$target/cuda ;;
+    metal) features=(--features metal) target=$target/metal ;;
+    *) features=() ;;
+esac
 cd "$root"
-cargo build --release --locked --quiet
-binary=$root/target/release/adaptive-kvcache
+cargo build --release --locked --quiet ${features[@]+"${features[@]}"} --target-dir "$target"
+binary=$target/release/adaptive-kvcache
 cd "$here"
+# The binary for a GPU finds CUDA's libraries where it was built with them.
+[ -z "${CUDA_HOME:-}" ] || export LD_LIBRARY_PATH=$CUDA_HOME/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 
 # Given variables that are empty mean the default.
 for name in PROMPT MAX_NEW_TOKENS CONFIG; do
     [ -n "${!name:-}" ] || unset "$name"
 done
+[ -z "${DEVICE:-}" ] || set -- --device "$DEVICE" "$@"
 [ -n "${CONFIG:-}" ] || set -- --config "$root/configs/config.json" "$@"
 exec "$binary" generate --model "$model" --log-file "$root/logs/test.log" --image-dir "$root/images" "$@"
