@@ -20,7 +20,8 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
-const WEIGHT_DTYPES: [GgmlDType; 4] = [GgmlDType::Q4_1, GgmlDType::Q8_0, GgmlDType::Q4_0, GgmlDType::F16];
+const WEIGHT_DTYPES: [GgmlDType; 6] =
+    [GgmlDType::Q4_1, GgmlDType::Q8_0, GgmlDType::Q4_0, GgmlDType::Q4K, GgmlDType::Q6K, GgmlDType::F16];
 const KV_DTYPES: [KvDtype; 4] = KvDtype::ALL;
 
 /// Output and input features: a layer of SmolLM2-135M, which fits in a core's cache, and one of Llama-2-7B.
