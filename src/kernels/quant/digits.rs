@@ -76,19 +76,8 @@ pub(super) struct DigitRows {
     groups: usize,
 }
 
-/// A format whose groups can be unpacked to bytes.
-///
-/// Its functions may be called only where AVX-512 F, BW, VL, VBMI and VNNI, FMA and F16C are enabled.
-pub(super) trait GroupBlock {
-    /// A group in registers.
-    type Group: Copy;
-
-    /// Size of a stored block.
-    const BLOCK_BYTES: usize;
-
-    /// Numbers of a stored block, [`BLOCK`] or twice [`GROUP`].
-    const BLOCK_NUMBERS: usize;
-
+/// 128 quants in registers, with their scales and offsets, and how they are multiplied.
+pub(super) trait Group: Copy {
     /// Digits of activations that count, 1 or 3.
     const DIGITS: usize;
 
@@ -97,6 +86,25 @@ pub(super) trait GroupBlock {
 
     /// Where each 16 activations of a group go: the order in which quants are unpacked.
     const PLACES: [usize; GROUP / LANES];
+
+    /// Adds the products with one row's activations to `sums` and `offsets`.
+    ///
+    /// # Safety
+    /// As for [`GroupBlock`]; `x_sums` points to four readable numbers.
+    unsafe fn add(self, digits: &Digits, scale: f32, x_sums: *const f32, sums: &mut __m512, offsets: &mut __m128);
+}
+
+/// A format whose groups can be unpacked to bytes.
+///
+/// Its functions may be called only where AVX-512 F, BW, VL, VBMI and VNNI, FMA and F16C are enabled.
+pub(super) trait GroupBlock {
+    type Group: Group;
+
+    /// Size of a stored block.
+    const BLOCK_BYTES: usize;
+
+    /// Numbers of a stored block, [`BLOCK`] or twice [`GROUP`].
+    const BLOCK_NUMBERS: usize;
 
     /// Loads and unpacks a group.
     ///
@@ -107,19 +115,6 @@ pub(super) trait GroupBlock {
     /// # Safety
     /// These blocks are readable.
     unsafe fn load<const WHOLE: bool>(bytes: *const u8, part: usize, blocks: usize) -> Self::Group;
-
-    /// Adds the group's products with one row's activations to `sums` and `offsets`.
-    ///
-    /// # Safety
-    /// `x_sums` points to four readable numbers.
-    unsafe fn add(
-        group: Self::Group,
-        digits: &Digits,
-        scale: f32,
-        x_sums: *const f32,
-        sums: &mut __m512,
-        offsets: &mut __m128,
-    );
 }
 
 impl DigitRows {
@@ -156,22 +151,22 @@ impl DigitRows {
                 }
                 // As whole numbers, infinity and what is not a number are the largest: they come out in the scale.
                 let largest = f32::from_bits(_mm512_reduce_max_epu32(largest));
-                let most = const { largest_whole(B::DIGITS, B::SIGNED) };
+                let most = const { largest_whole(B::Group::DIGITS, B::Group::SIGNED) };
                 let factor = if largest < SMALLEST { 0.0 } else { most / largest };
                 *scale = largest / most;
                 if !largest.is_finite() {
                     *scale = f32::NAN;
                 }
-                for (index, place) in B::PLACES.into_iter().enumerate() {
+                for (index, place) in B::Group::PLACES.into_iter().enumerate() {
                     let scaled = _mm512_mul_ps(part(index), _mm512_set1_ps(factor));
                     let mut whole = _mm512_cvtps_epi32(scaled);
                     // A digit with a sign carries into the next one.
-                    let carry = if B::SIGNED { _mm512_setzero_si512() } else { _mm512_set1_epi32(128) };
-                    if B::SIGNED {
-                        let bias = const { (unsigned_bias(B::DIGITS) as i32) << (8 * (B::DIGITS - 1)) };
+                    let carry = if B::Group::SIGNED { _mm512_setzero_si512() } else { _mm512_set1_epi32(128) };
+                    if B::Group::SIGNED {
+                        let bias = const { (unsigned_bias(B::Group::DIGITS) as i32) << (8 * (B::Group::DIGITS - 1)) };
                         whole = _mm512_add_epi32(whole, _mm512_set1_epi32(bias));
                     }
-                    for digit in digits.0[..B::DIGITS].iter_mut().rev() {
+                    for digit in digits.0[..B::Group::DIGITS].iter_mut().rev() {
                         _mm_storeu_si128(digit.as_mut_ptr().add(place).cast(), _mm512_cvtepi32_epi8(whole));
                         whole = _mm512_srai_epi32::<8>(_mm512_add_epi32(whole, carry));
                     }
@@ -290,30 +285,27 @@ unsafe fn add_group<B: GroupBlock, const N: usize, const WHOLE: bool>(
         for n in 0..N {
             let at = n * groups;
             let (digits, x_sums) = (&*place.digits.add(at), place.x_sums.add(GROUP_BLOCKS * at));
-            B::add(group, digits, *place.scale.add(at), x_sums, &mut sums[n], &mut offsets[n]);
+            group.add(digits, *place.scale.add(at), x_sums, &mut sums[n], &mut offsets[n]);
         }
     }
 }
 
-/// A group of signed bytes in the order of its numbers, half of them in a register.
+/// A group of signed bytes in the order of its numbers, half of them in a register; for activations of so many digits.
 #[derive(Clone, Copy)]
-pub(super) struct ByteGroup {
+pub(super) struct ByteGroup<const DIGITS: usize> {
     quants: [__m512i; 2],
     /// What the bias of unsigned activations adds to the products.
     bias: [__m512i; 2],
     scales: [__m512; 2],
 }
 
-impl ByteGroup {
-    /// The order of numbers.
-    const PLACES: [usize; GROUP / LANES] = [0, 16, 32, 48, 64, 80, 96, 112];
-
+impl<const DIGITS: usize> ByteGroup<DIGITS> {
     /// * `scales`: for each lane of four quants
     ///
     /// # Safety
     /// The caller is compiled for all that [`GroupBlock`] names.
     #[inline(always)]
-    unsafe fn new<const DIGITS: usize>(quants: [__m512i; 2], scales: [__m512; 2]) -> Self {
+    unsafe fn new(quants: [__m512i; 2], scales: [__m512; 2]) -> Self {
         // SAFETY: the caller's promise.
         unsafe {
             let x = _mm512_set1_epi8(const { unsigned_bias(DIGITS) }.cast_signed());
@@ -321,13 +313,15 @@ impl ByteGroup {
             Self { quants, bias: [bias(quants[0]), bias(quants[1])], scales }
         }
     }
+}
 
-    /// Adds products with unsigned activations of so many digits.
-    ///
-    /// # Safety
-    /// As [`new`](Self::new).
+impl<const DIGITS: usize> Group for ByteGroup<DIGITS> {
+    const DIGITS: usize = DIGITS;
+    const SIGNED: bool = true;
+    const PLACES: [usize; GROUP / LANES] = [0, 16, 32, 48, 64, 80, 96, 112];
+
     #[inline(always)]
-    unsafe fn add<const DIGITS: usize>(self, digits: &Digits, scale: f32, sums: &mut __m512) {
+    unsafe fn add(self, digits: &Digits, scale: f32, _x_sums: *const f32, sums: &mut __m512, _offsets: &mut __m128) {
         // SAFETY: the caller's promise; digits are aligned.
         unsafe {
             for half in 0..2 {

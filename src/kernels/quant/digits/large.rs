@@ -12,7 +12,7 @@ use std::arch::x86_64::{
     _mm512_srlv_epi16, _mm512_sub_epi8, _mm512_zextps128_ps512, _mm512_zextps256_ps512,
 };
 
-use super::{ByteGroup, Digits, GROUP, GroupBlock, LANES};
+use super::{ByteGroup, Digits, GROUP, Group, GroupBlock, LANES};
 
 /// Numbers of a block.
 const NUMBERS: usize = 256;
@@ -39,9 +39,6 @@ pub(in super::super) struct PairGroup {
     /// What is subtracted from the four blocks.
     minima: __m128,
 }
-
-/// Of 32 bytes of nibbles the low ones are a block and the high ones the next.
-const PAIR_PLACES: [usize; GROUP / LANES] = [0, 16, 64, 80, 32, 48, 96, 112];
 
 /// Indices of 16 numbers.
 #[repr(C, align(64))]
@@ -136,29 +133,28 @@ unsafe fn pair_group(block: *const u8, part: usize, quants: [__m512i; 2]) -> Pai
     }
 }
 
-/// # Safety
-/// As [`GroupBlock::add`]; `x_sums` are negative.
-#[inline(always)]
-unsafe fn add_pairs(
-    group: PairGroup,
-    digits: &Digits,
-    scale: f32,
-    x_sums: *const f32,
-    sums: &mut __m512,
-    offsets: &mut __m128,
-) {
-    // SAFETY: the caller's promise; digits are aligned.
-    unsafe {
-        for half in 0..2 {
-            let mut products = _mm512_setzero_si512();
-            for digit in &digits.0[..DIGITS] {
-                let x = _mm512_load_si512(digit.as_ptr().add(64 * half).cast());
-                products = _mm512_dpbusd_epi32(_mm512_slli_epi32::<8>(products), group.quants[half], x);
+impl Group for PairGroup {
+    const DIGITS: usize = DIGITS;
+    const SIGNED: bool = false;
+    /// Of 32 bytes of nibbles the low ones are a block and the high ones the next.
+    const PLACES: [usize; GROUP / LANES] = [0, 16, 64, 80, 32, 48, 96, 112];
+
+    /// `x_sums` are negative.
+    #[inline(always)]
+    unsafe fn add(self, digits: &Digits, scale: f32, x_sums: *const f32, sums: &mut __m512, offsets: &mut __m128) {
+        // SAFETY: the caller's promise; digits are aligned.
+        unsafe {
+            for half in 0..2 {
+                let mut products = _mm512_setzero_si512();
+                for digit in &digits.0[..DIGITS] {
+                    let x = _mm512_load_si512(digit.as_ptr().add(64 * half).cast());
+                    products = _mm512_dpbusd_epi32(_mm512_slli_epi32::<8>(products), self.quants[half], x);
+                }
+                let scales = _mm512_mul_ps(self.scales[half], _mm512_set1_ps(scale));
+                *sums = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scales, *sums);
             }
-            let scales = _mm512_mul_ps(group.scales[half], _mm512_set1_ps(scale));
-            *sums = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scales, *sums);
+            *offsets = _mm_fmadd_ps(self.minima, _mm_loadu_ps(x_sums), *offsets);
         }
-        *offsets = _mm_fmadd_ps(group.minima, _mm_loadu_ps(x_sums), *offsets);
     }
 }
 
@@ -168,27 +164,11 @@ macro_rules! pair_format {
             type Group = PairGroup;
             const BLOCK_BYTES: usize = $bytes;
             const BLOCK_NUMBERS: usize = NUMBERS;
-            const DIGITS: usize = DIGITS;
-            const SIGNED: bool = false;
-            const PLACES: [usize; GROUP / LANES] = PAIR_PLACES;
 
             #[inline(always)]
             unsafe fn load<const WHOLE: bool>($block: *const u8, $part: usize, _blocks: usize) -> PairGroup {
                 // SAFETY: the caller's promise.
                 unsafe { pair_group($block, $part, $quants) }
-            }
-
-            #[inline(always)]
-            unsafe fn add(
-                group: PairGroup,
-                digits: &Digits,
-                scale: f32,
-                x_sums: *const f32,
-                sums: &mut __m512,
-                offsets: &mut __m128,
-            ) {
-                // SAFETY: the caller's promise.
-                unsafe { add_pairs(group, digits, scale, x_sums, sums, offsets) }
             }
         }
     };
@@ -207,15 +187,12 @@ pair_format!(Q5K, 176 bytes, |block, part| {
 });
 
 impl GroupBlock for Q6K {
-    type Group = ByteGroup;
+    type Group = ByteGroup<DIGITS>;
     const BLOCK_BYTES: usize = 210;
     const BLOCK_NUMBERS: usize = NUMBERS;
-    const DIGITS: usize = DIGITS;
-    const SIGNED: bool = true;
-    const PLACES: [usize; GROUP / LANES] = ByteGroup::PLACES;
 
     #[inline(always)]
-    unsafe fn load<const WHOLE: bool>(block: *const u8, part: usize, _blocks: usize) -> ByteGroup {
+    unsafe fn load<const WHOLE: bool>(block: *const u8, part: usize, _blocks: usize) -> ByteGroup<DIGITS> {
         // SAFETY: the caller's promise.
         unsafe {
             let [first, second] = nibbles(block.add(64 * part));
@@ -230,20 +207,7 @@ impl GroupBlock for Q6K {
             let stored = _mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(stored)));
             let scales = _mm256_cvtepi8_epi32(_mm_loadl_epi64(block.add(192 + 8 * part).cast()));
             let scales = _mm256_mul_ps(_mm256_cvtepi32_ps(scales), _mm256_broadcastss_ps(stored));
-            ByteGroup::new::<DIGITS>(quants, pick(_mm512_zextps256_ps512(scales), &SIXTEENTHS))
+            ByteGroup::new(quants, pick(_mm512_zextps256_ps512(scales), &SIXTEENTHS))
         }
-    }
-
-    #[inline(always)]
-    unsafe fn add(
-        group: ByteGroup,
-        digits: &Digits,
-        scale: f32,
-        _x_sums: *const f32,
-        sums: &mut __m512,
-        _offsets: &mut __m128,
-    ) {
-        // SAFETY: the caller's promise.
-        unsafe { group.add::<DIGITS>(digits, scale, sums) }
     }
 }

@@ -10,10 +10,7 @@ use std::arch::x86_64::{
 };
 
 use super::super::blocks::{BLOCK, Q4_0, Q4_1, Q8_0, SmallBlock};
-use super::{ByteGroup, Digits, GROUP, GROUP_BLOCKS, GroupBlock, LANES};
-
-/// Of activations: products are as exact as those of f32.
-const DIGITS: usize = 3;
+use super::{ByteGroup, Digits, GROUP, GROUP_BLOCKS, Group, GroupBlock, LANES};
 
 /// A group of nibbles.
 #[derive(Clone, Copy)]
@@ -92,31 +89,28 @@ unsafe fn load_nibbles<B: SmallBlock, const WHOLE: bool>(
     }
 }
 
-/// # Safety
-/// As [`GroupBlock::add`].
-#[inline(always)]
-unsafe fn add_nibbles(
-    group: NibbleGroup,
-    digits: &Digits,
-    scale: f32,
-    x_sums: *const f32,
-    sums: &mut __m512,
-    offsets: &mut __m128,
-) {
-    // SAFETY: the caller's promise; digits are aligned.
-    unsafe {
-        let mut products = _mm512_setzero_si512();
-        for digit in &digits.0 {
-            products = _mm512_slli_epi32::<8>(products);
-            for half in 0..2 {
-                let x = _mm512_load_si512(digit.as_ptr().add(64 * half).cast());
-                products = _mm512_dpbusd_epi32(products, group.quants[half], x);
+impl Group for NibbleGroup {
+    const DIGITS: usize = 3;
+    const SIGNED: bool = false;
+    const PLACES: [usize; GROUP / LANES] = NIBBLE_PLACES;
+
+    #[inline(always)]
+    unsafe fn add(self, digits: &Digits, scale: f32, x_sums: *const f32, sums: &mut __m512, offsets: &mut __m128) {
+        // SAFETY: the caller's promise; digits are aligned.
+        unsafe {
+            let mut products = _mm512_setzero_si512();
+            for digit in &digits.0[..Self::DIGITS] {
+                products = _mm512_slli_epi32::<8>(products);
+                for half in 0..2 {
+                    let x = _mm512_load_si512(digit.as_ptr().add(64 * half).cast());
+                    products = _mm512_dpbusd_epi32(products, self.quants[half], x);
+                }
             }
+            let scales = _mm512_cvtph_ps(_mm512_castsi512_si256(self.scales));
+            *sums = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), _mm512_mul_ps(scales, _mm512_set1_ps(scale)), *sums);
+            let stored = _mm_cvtph_ps(_mm512_extracti32x4_epi32::<2>(self.scales));
+            *offsets = _mm_fmadd_ps(stored, _mm_loadu_ps(x_sums), *offsets);
         }
-        let scales = _mm512_cvtph_ps(_mm512_castsi512_si256(group.scales));
-        *sums = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), _mm512_mul_ps(scales, _mm512_set1_ps(scale)), *sums);
-        let stored = _mm_cvtph_ps(_mm512_extracti32x4_epi32::<2>(group.scales));
-        *offsets = _mm_fmadd_ps(stored, _mm_loadu_ps(x_sums), *offsets);
     }
 }
 
@@ -126,9 +120,6 @@ macro_rules! nibble_format {
             type Group = NibbleGroup;
             const BLOCK_BYTES: usize = $format::BYTES;
             const BLOCK_NUMBERS: usize = BLOCK;
-            const DIGITS: usize = DIGITS;
-            const SIGNED: bool = false;
-            const PLACES: [usize; GROUP / LANES] = NIBBLE_PLACES;
 
             #[inline(always)]
             unsafe fn load<const WHOLE: bool>(bytes: *const u8, _part: usize, blocks: usize) -> NibbleGroup {
@@ -136,19 +127,6 @@ macro_rules! nibble_format {
                 static SCALES: Scales = scale_table($format::BYTES, $offset_at);
                 // SAFETY: the caller's promise.
                 unsafe { load_nibbles::<Self, WHOLE>(bytes, blocks, &QUANTS, &SCALES) }
-            }
-
-            #[inline(always)]
-            unsafe fn add(
-                group: NibbleGroup,
-                digits: &Digits,
-                scale: f32,
-                x_sums: *const f32,
-                sums: &mut __m512,
-                offsets: &mut __m128,
-            ) {
-                // SAFETY: the caller's promise.
-                unsafe { add_nibbles(group, digits, scale, x_sums, sums, offsets) }
             }
         }
     };
@@ -169,15 +147,12 @@ static PAIR_SCALES: Scales = {
 };
 
 impl GroupBlock for Q8_0 {
-    type Group = ByteGroup;
+    type Group = ByteGroup<3>;
     const BLOCK_BYTES: usize = Self::BYTES;
     const BLOCK_NUMBERS: usize = BLOCK;
-    const DIGITS: usize = DIGITS;
-    const SIGNED: bool = true;
-    const PLACES: [usize; GROUP / LANES] = ByteGroup::PLACES;
 
     #[inline(always)]
-    unsafe fn load<const WHOLE: bool>(bytes: *const u8, _part: usize, blocks: usize) -> ByteGroup {
+    unsafe fn load<const WHOLE: bool>(bytes: *const u8, _part: usize, blocks: usize) -> ByteGroup<3> {
         // SAFETY: the caller's promise; masked loads touch only the bytes of their mask.
         unsafe {
             let mut quants = [_mm512_setzero_si512(); 2];
@@ -198,20 +173,7 @@ impl GroupBlock for Q8_0 {
                 let words = _mm512_permutexvar_epi16(_mm512_load_si512(PAIR_SCALES.0.as_ptr().cast()), first_bytes);
                 scales[pair] = _mm512_cvtph_ps(_mm512_castsi512_si256(words));
             }
-            ByteGroup::new::<DIGITS>(quants, scales)
+            ByteGroup::new(quants, scales)
         }
-    }
-
-    #[inline(always)]
-    unsafe fn add(
-        group: ByteGroup,
-        digits: &Digits,
-        scale: f32,
-        _x_sums: *const f32,
-        sums: &mut __m512,
-        _offsets: &mut __m128,
-    ) {
-        // SAFETY: the caller's promise.
-        unsafe { group.add::<DIGITS>(digits, scale, sums) }
     }
 }
