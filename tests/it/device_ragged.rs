@@ -3,8 +3,7 @@
 
 use adaptive_kvcache::attention::{HeadLayout, device};
 use adaptive_kvcache::cache::{AdaptiveKvCache, DeviceLayer, KvDtype, Retention};
-use adaptive_kvcache::checkpoint::WeightDtype;
-#[cfg(feature = "cuda")]
+use adaptive_kvcache::checkpoint::{Loaded, WeightDtype};
 use adaptive_kvcache::model::Backend;
 use adaptive_kvcache::ops::{DecodeWith, Ops};
 use adaptive_kvcache::profile::HeadChoice;
@@ -17,6 +16,12 @@ use crate::device::{
 use crate::support::fixture::Fixture;
 use crate::support::{adaptive, candle_on_cpu, max_difference, ragged_on_cpu, smollm2_path};
 
+/// A fixture in f32 that decodes by the kernels, by grouped operations, and in one launch for each layer.
+fn load_three(fixture: &Fixture) -> [Loaded; 3] {
+    [Backend::Kernels, candle_on_cpu(), ragged_on_cpu()]
+        .map(|backend| fixture.load_for(&backend, GgmlDType::F32, WeightDtype::F32))
+}
+
 /// Between two orders of f32 additions of numbers below 1.
 const SUM_TOLERANCE: f32 = 1e-5;
 
@@ -25,9 +30,7 @@ fn two_turns_are_those_of_the_kernels_and_of_grouped_operations() {
     let mut compared = 0;
     for name in ["mha", "gqa-tied", "head-dim"] {
         let fixture = Fixture::read(name);
-        let kernels = fixture.load(GgmlDType::F32, WeightDtype::F32);
-        let grouped = fixture.load_for(&candle_on_cpu(), GgmlDType::F32, WeightDtype::F32);
-        let ragged = fixture.load_for(&ragged_on_cpu(), GgmlDType::F32, WeightDtype::F32);
+        let [kernels, grouped, ragged] = load_three(&fixture);
         let ids = text_ids(&kernels);
         let retentions = CONFIGS.map(|config| adaptive(&kernels.tokenizer, config));
         for (retention, config) in retentions.into_iter().zip(CONFIGS).chain([(Retention::Full, "full")]) {
@@ -54,9 +57,7 @@ fn two_turns_are_those_of_the_kernels_and_of_grouped_operations() {
 fn half_precision_caches_are_near_the_kernels_and_grouped_operations() {
     for name in ["mha", "gqa-tied", "head-dim"] {
         let fixture = Fixture::read(name);
-        let kernels = fixture.load(GgmlDType::F32, WeightDtype::F32);
-        let grouped = fixture.load_for(&candle_on_cpu(), GgmlDType::F32, WeightDtype::F32);
-        let ragged = fixture.load_for(&ragged_on_cpu(), GgmlDType::F32, WeightDtype::F32);
+        let [kernels, grouped, ragged] = load_three(&fixture);
         let ids = text_ids(&kernels);
         // Methods whose choices do not hang on the last digits of a second turn's weights.
         let adaptive = adaptive(&kernels.tokenizer, r#"{"method": "streaming_llm", "kept_ratio": 0.3}"#);
