@@ -18,7 +18,7 @@ use super::args::ChatArgs;
 use super::interrupt::{self, interrupted, listen, while_waiting};
 use super::logging::Log;
 use super::session::{Observer, Session, config, opening, per_second};
-use super::{Outcome, STDOUT_FAILED, print_error};
+use super::{Outcome, STDOUT_FAILED, print_error, terminal};
 
 const HELP: &str = "\
 /help        this list
@@ -81,11 +81,9 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
 
     let mut input = Input::open()?;
     if input.is_terminal() {
-        eprintln!(
-            "{} layers, context of {} tokens. /help lists commands.",
-            loaded.model.config().num_layers,
-            loaded.model.config().context_length
-        );
+        let config = loaded.model.config();
+        let (layers, context) = (config.num_layers, config.context_length);
+        terminal::line(format_args!("{layers} layers, context of {context} tokens. /help lists commands."));
     }
     loop {
         interrupt::clear();

@@ -7,6 +7,7 @@ use adaptive_kvcache::{Error, Result};
 use candle_core::Device;
 
 use super::args::{Attention, DeviceArgs};
+use super::terminal::note;
 
 /// Opens what the user asks for. If a GPU was looked for in vain, one line on standard error says so.
 ///
@@ -24,9 +25,9 @@ pub fn backend(args: &DeviceArgs) -> Result<Backend> {
             }
         };
     }
-    let (device, note) = choice.open()?;
-    if let Some(reason) = note {
-        eprintln!("note: computing on the CPU: {reason}");
+    let (device, fallback) = choice.open()?;
+    if let Some(reason) = fallback {
+        note(format_args!("computing on the CPU: {reason}"));
     }
     match device {
         Device::Cpu if args.attention == Attention::Auto => Ok(Backend::Kernels),

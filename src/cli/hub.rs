@@ -4,7 +4,7 @@
 //! (<https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables>).
 
 use std::env;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::interrupt::interrupted;
 use super::plain;
+use super::terminal::note;
 
 const ENDPOINT: &str = "https://huggingface.co";
 
@@ -94,9 +95,7 @@ fn show(bar: &ProgressBar, progress: Progress<'_>) {
             bar.set_position(done);
         }
         Progress::Cached { reason, path } => {
-            let line = plain(&format!("{reason}; taking the copy at `{}`", path.display()));
-            // Nobody may be listening: the model is there all the same.
-            bar.suspend(|| drop(writeln!(std::io::stderr(), "note: {line}")));
+            bar.suspend(|| note(format_args!("{reason}; taking the copy at `{}`", path.display())));
         }
         _ => {}
     }

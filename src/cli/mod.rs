@@ -19,6 +19,7 @@ mod measure;
 mod pictures;
 mod prompts;
 mod session;
+mod terminal;
 mod tune;
 
 use std::io::{ErrorKind, Write};

@@ -24,6 +24,7 @@ use super::args::{DialogueArgs, ModelArgs, PromptArgs};
 use super::device::backend;
 use super::interrupt::{interrupted, while_waiting};
 use super::pictures::{MAP_SIDE, Pictures};
+use super::terminal::note;
 
 /// What is over sooner is shown no bar for.
 const BAR_AFTER: Duration = Duration::from_millis(500);
@@ -117,9 +118,9 @@ impl Session {
         match self.loaded.tokenizer.chat_format() {
             ChatFormat::Own => Ok(()),
             ChatFormat::BuiltIn(name) => {
-                eprintln!(
-                    "note: the model brings no chat template, so the format `{name}` is used, which fits its tokens"
-                );
+                note(format_args!(
+                    "the model brings no chat template, so the format `{name}` is used, which fits its tokens"
+                ));
                 Ok(())
             }
             ChatFormat::None => Err(Error::input("the model has no chat template")
