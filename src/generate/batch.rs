@@ -284,9 +284,9 @@ impl<'a> Batch<'a> {
     /// Refuses what does not even fit alone.
     fn expect_fit(&self, name: &str, needed: usize) -> Result<()> {
         let Some(budget) = self.limits.kv_bytes.filter(|&budget| needed > budget) else { return Ok(()) };
-        let (needed, budget) = (crate::report::megabytes(needed), crate::report::megabytes(budget));
+        let (needed, budget) = (crate::report::size(needed), crate::report::size(budget));
         Err(Error::input(format!(
-            "{name} and the text to generate need {needed:.1} MB of KV cache, more than the budget of {budget:.1} MB"
+            "{name} and the text to generate need {needed} of KV cache, more than the budget of {budget}"
         ))
         .with_hint("raise the budget, generate fewer tokens, or keep less"))
     }

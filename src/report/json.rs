@@ -211,6 +211,9 @@ pub struct BatchTextReport {
     pub index: usize,
     /// Of the prompt in its file, from 1.
     pub line: usize,
+    /// What the prompt's line calls it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub custom_id: Option<String>,
     pub text: String,
     pub finish_reason: FinishReason,
     pub prompt_tokens: usize,
@@ -229,6 +232,7 @@ impl BatchTextReport {
         Self {
             index: text.index,
             line,
+            custom_id: None,
             text: text.text,
             finish_reason: text.finish_reason,
             prompt_tokens: text.prompt_tokens,
