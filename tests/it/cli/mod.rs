@@ -8,7 +8,10 @@ mod chat;
 mod device;
 mod errors;
 mod eval;
+mod eval_table;
 mod hostile;
+mod options;
+mod prompt_lines;
 mod runs;
 mod tiny_gguf;
 mod tune;
@@ -21,7 +24,8 @@ const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/.cache/models/SmolLM2-
 const NUM_LAYERS: usize = 30;
 const NUM_KV_HEADS: usize = 3;
 /// Variables that stand for options; a test sets those that it is about.
-const VARIABLES: [&str; 7] = ["MODEL_PATH", "PROMPT", "CHAT", "CONFIG", "USE_ADAKV", "SAVE_IMAGE", "MAX_NEW_TOKENS"];
+const VARIABLES: [&str; 8] =
+    ["MODEL_PATH", "PROMPT", "CHAT", "CONFIG", "USE_ADAKV", "SAVE_IMAGE", "IMAGE_DIR", "MAX_NEW_TOKENS"];
 
 /// A temporary folder in which the program runs.
 struct Lab(tempfile::TempDir);
