@@ -34,14 +34,15 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
         check_report_path(path)?;
     }
     listen()?;
-    let options = args.run.sampling.options(DEFAULT_NEW_TOKENS);
+    let options = args.run.sampling.options(DEFAULT_NEW_TOKENS)?;
     let session = Session::open(&args.run.model)?;
     let dialogue = &args.run.prompt.dialogue;
     let chat = args.run.prompt.chat || dialogue.system.is_some();
     let prompts = prompts.encode(&session, &opening(dialogue)?, chat)?;
     let lines: Vec<usize> = prompts.iter().map(|prompt| prompt.line).collect();
     let count = prompts.len();
-    let prompts = prompts.into_iter().map(|prompt| BatchPrompt { name: prompt.name, ids: prompt.ids, options: None }).collect();
+    let prompts =
+        prompts.into_iter().map(|prompt| BatchPrompt { name: prompt.name, ids: prompt.ids, options: None }).collect();
     let retention = if args.cache.use_adakv { session.adaptive(config.clone()) } else { Retention::Full };
     let limits = BatchLimits { sequences: args.batch.batch, kv_bytes: args.batch.kv_budget };
     let (model, tokenizer) = (&session.loaded.model, &session.loaded.tokenizer);
@@ -75,7 +76,7 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     texts.sort_by_key(|text| text.index);
     if !args.quiet {
         // Nobody may be listening any more: the report is still written.
-        let _ = print(&summary, &texts, args.batch.kv_budget);
+        let _ = print(&summary, &texts, args.batch.kv_budget, options.sampling.drawn_seed());
     }
     let ended = texts.iter().filter(|text| text.finish_reason != FinishReason::Interrupted).count();
     if let Some(path) = &args.report {
@@ -138,11 +139,19 @@ impl InOrder {
     }
 }
 
-fn print(summary: &BatchSummary, texts: &[BatchTextReport], budget: Option<usize>) -> std::io::Result<()> {
+/// * `seed`: present if it mattered
+fn print(
+    summary: &BatchSummary,
+    texts: &[BatchTextReport],
+    budget: Option<usize>,
+    seed: Option<u64>,
+) -> std::io::Result<()> {
     let mut stderr = std::io::stderr().lock();
     let raw: usize = texts.iter().map(|text| text.kv.raw_bytes).sum();
     let kept: usize = texts.iter().map(|text| text.kv.kept_bytes).sum();
-    writeln!(stderr, "\n{} texts, at most {} at a time", texts.len(), summary.most_sequences)?;
+    let cut = texts.iter().filter(|text| text.finish_reason == FinishReason::Context).count();
+    let cut = if cut > 0 { format!(", {cut} cut where the model's context ends") } else { String::new() };
+    writeln!(stderr, "\n{} texts, at most {} at a time{cut}", texts.len(), summary.most_sequences)?;
     writeln!(
         stderr,
         "prefill  {} tokens in {:.0} ms, {:.1} tokens/s",
@@ -157,6 +166,9 @@ fn print(summary: &BatchSummary, texts: &[BatchTextReport], budget: Option<usize
         summary.decode_time.as_secs_f64() * 1e3,
         per_second(summary.decoded_tokens, summary.decode_time)
     )?;
+    if let Some(seed) = seed {
+        writeln!(stderr, "seed     {seed}")?;
+    }
     let of_budget = budget.map_or_else(String::new, |budget| format!(" of {:.1} MB allowed", megabytes(budget)));
     writeln!(
         stderr,
