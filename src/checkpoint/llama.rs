@@ -193,5 +193,6 @@ pub fn vocab(file: &GgufFile) -> Result<GgufVocab> {
         add_eos: file.boolean(&key("add_eos_token"))?,
         add_space_prefix: file.boolean(&key("add_space_prefix"))?,
         chat_template: file.string("tokenizer.chat_template")?,
+        notes: Vec::new(),
     })
 }

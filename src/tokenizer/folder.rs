@@ -97,6 +97,7 @@ impl Tokenizer {
             eos_ids: loaded.eos_ids,
             leading_bos: leading,
             chat_template: settings.chat_template,
+            notes: Vec::new(),
         }))
     }
 }

@@ -63,6 +63,7 @@ pub struct Tokenizer {
     /// Whether decoding drops a leading space.
     strips_space: bool,
     chat_template: Option<String>,
+    notes: Vec<String>,
 }
 
 /// What a tokenizer is made of.
@@ -76,6 +77,8 @@ struct Parts {
     eos_ids: Vec<u32>,
     leading_bos: Option<u32>,
     chat_template: Option<String>,
+    /// As [`Tokenizer::notes`].
+    notes: Vec<String>,
 }
 
 /// How ordinary text becomes ids.
@@ -154,8 +157,9 @@ impl Tokenizer {
             gguf.unk_id = gguf.unk_id.or_else(|| named("<unk>"));
         }
         let mut draft = Draft::from_gguf(&mut gguf)?;
+        let mut notes = std::mem::take(&mut gguf.notes);
         let known = Known::find(draft.iter());
-        gguf.notes.extend(known.correct(&mut draft));
+        notes.extend(known.correct(&mut draft));
         let vocab = Vocab::new(draft)?;
         let (model, strips_space, bos_by_default) = if gguf.model == "llama" {
             let pieces = Box::new(SentencePiece::new(&vocab, &gguf.scores, gguf.unk_id)?);
@@ -184,12 +188,13 @@ impl Tokenizer {
             eos_ids: known.ends(gguf.eos_id.into_iter().chain(gguf.eot_id).chain(other_ends)),
             leading_bos: gguf.bos_id.filter(|_| add_bos),
             chat_template: gguf.chat_template,
+            notes,
         }))
     }
 
     /// Sorts the tokens of a vocabulary by what they are for.
     fn assemble(parts: Parts) -> Self {
-        let Parts { vocab, model, strips_space, bos_id, eos_id, eos_ids, leading_bos, chat_template } = parts;
+        let Parts { vocab, model, strips_space, bos_id, eos_id, eos_ids, leading_bos, chat_template, notes } = parts;
         let markers =
             TokenSet::new(vocab.iter().filter(|(id, ..)| vocab.is_marker(*id)).map(|(id, text, _)| (id, text)));
         // SentencePiece finds user-defined pieces by itself, and puts no space behind them.
@@ -210,6 +215,7 @@ impl Tokenizer {
             leading_bos,
             strips_space,
             chat_template: chat_template.filter(|t| !t.is_empty()),
+            notes,
             vocab,
             model,
         }
@@ -350,6 +356,13 @@ impl Tokenizer {
     #[must_use]
     pub fn special_ids(&self) -> &[u32] {
         &self.special_ids
+    }
+
+    /// What a user should know of the tokenizer though it can be used: what its files leave open or have wrong, and what is
+    /// done instead. One sentence each, in lower case.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Whether a token is a control token.

@@ -48,6 +48,8 @@ pub struct GgufVocab {
     pub add_space_prefix: Option<bool>,
     /// `tokenizer.chat_template`: a Jinja template.
     pub chat_template: Option<String>,
+    /// What the file's reader found wrong and went on without, for [`Tokenizer::notes`](super::Tokenizer::notes).
+    pub notes: Vec<String>,
 }
 
 /// What a token is for.
