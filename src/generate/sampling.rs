@@ -172,6 +172,45 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_distribution_is_refused_however_it_is_drawn() {
+        let (nan, inf) = (f32::NAN, f32::INFINITY);
+        let narrow = SamplingOptions { top_k: 1, min_p: 0.5, ..SamplingOptions::default() };
+        for options in [SamplingOptions::default(), hot(SamplingOptions::default()), hot(narrow)] {
+            for logits in [[0.0, 5.0, nan], [-nan, 5.0, 0.0], [inf, 0.0, 0.0], [-inf; 3]] {
+                let refused = Sampler::new(options, &[]).sample(&logits);
+                assert!(matches!(refused, Err(Error::NotANumber { .. })), "{logits:?}: {refused:?}");
+            }
+            assert_eq!(Sampler::new(options, &[]).sample(&[-inf, 0.0, -inf]).unwrap(), 1);
+        }
+    }
+
+    #[test]
+    fn streams_are_apart_and_the_first_is_the_seed() {
+        let seeds = |seed: u64| {
+            (0..1000).map(move |index| SamplingOptions { seed, ..SamplingOptions::default() }.stream(index).seed)
+        };
+        assert_eq!(seeds(7).next(), Some(7));
+        let mut all: Vec<u64> = [0, 1, 2, u64::MAX].into_iter().flat_map(seeds).collect();
+        assert!(all.iter().filter(|&&seed| seed != u64::MAX).all(|&seed| seed < 1 << 53));
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), 4000);
+    }
+
+    #[test]
+    fn a_sampler_goes_on_unless_the_seed_is_another() {
+        let options = hot(SamplingOptions { seed: 3, ..SamplingOptions::default() });
+        let whole = draws(options, &[0.0; 50], 20);
+        let mut first = Sampler::new(options, &[]);
+        let mut ids: Vec<u32> = (0..10).map(|_| first.sample(&[0.0; 50]).unwrap()).collect();
+        let mut second = Sampler::after(Some(first), options, &[1, 2]);
+        ids.extend((0..10).map(|_| second.sample(&[0.0; 50]).unwrap()));
+        assert_eq!(ids, whole);
+        let mut anew = Sampler::after(Some(second), SamplingOptions { seed: 4, ..options }, &[]);
+        assert_eq!(anew.sample(&[0.0; 50]).unwrap(), draws(SamplingOptions { seed: 4, ..options }, &[0.0; 50], 1)[0]);
+    }
+
+    #[test]
     fn a_seed_decides_the_draws_and_frequencies_follow_the_probabilities() {
         let logits = [0.0, 3f32.ln()]; // 1/4, 3/4
         let options = hot(SamplingOptions { seed: 7, ..SamplingOptions::default() });

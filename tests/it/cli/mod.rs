@@ -6,12 +6,15 @@ mod batch;
 mod bench;
 mod chat;
 mod device;
+mod drawn;
 mod errors;
 mod eval;
 mod hostile;
+mod not_a_number;
 mod runs;
 mod tiny_gguf;
 mod tune;
+mod turns;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
