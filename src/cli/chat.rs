@@ -77,12 +77,14 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
     let loaded = &session.loaded;
     let mut conversation = Conversation::new(&loaded.model, &loaded.tokenizer, session.kv_dtype, retention, opening)?
         .with_prefill_options(session.prefill_options);
-    let options = args.sampling.options(usize::MAX);
+    let context = loaded.model.config().context_length;
+    let options = args.sampling.options(usize::MAX)?;
+
+    let seed = options.sampling.drawn_seed().map(|seed| format!("seed: {seed}"));
 
     let mut input = Input::open()?;
     if input.is_terminal() {
-        let config = loaded.model.config();
-        let (layers, context) = (config.num_layers, config.context_length);
+        let layers = loaded.model.config().num_layers;
         terminal::line(format_args!("{layers} layers, context of {context} tokens. /help lists commands."));
     }
     loop {
@@ -91,7 +93,7 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
         let done = match Line::parse(&line) {
             Line::Exit => break,
             Line::Save(file) => save(&conversation, file),
-            Line::Question(text) => answer(&mut conversation, text, &options, logged),
+            Line::Question(text) => answer(&mut conversation, text, &options, context, logged),
             Line::Reset => {
                 conversation.reset();
                 say("The conversation is forgotten.");
@@ -99,6 +101,7 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
             }
             Line::Stats => {
                 say(&stats(&conversation));
+                seed.iter().for_each(|seed| say(seed));
                 Ok(())
             }
             Line::Help => {
@@ -119,6 +122,7 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
         }
         log.check()?;
     }
+    seed.iter().for_each(|seed| say(seed));
     Ok(Outcome::Done)
 }
 
@@ -137,6 +141,7 @@ fn answer(
     conversation: &mut Conversation<'_>,
     question: &str,
     options: &GenerationOptions,
+    context: usize,
     logged: Option<&AdaptiveConfig>,
 ) -> anyhow::Result<()> {
     let mut written = Ok(());
@@ -160,9 +165,13 @@ fn answer(
         tracing::info!("{}", log_line(number, &turn));
     }
     let note = match turn.finish_reason {
-        FinishReason::Length => ", cut off",
-        FinishReason::Interrupted => ", broken off",
-        FinishReason::Eos | FinishReason::Stop => "",
+        FinishReason::Length => ", cut off".to_owned(),
+        FinishReason::Context => {
+            let seen = conversation.cache().seen();
+            format!(", cut off: the conversation is full ({seen} of {context} tokens), /reset makes room")
+        }
+        FinishReason::Interrupted => ", broken off".to_owned(),
+        FinishReason::Eos | FinishReason::Stop => String::new(),
     };
     say(&format!(
         "[{} + {} tokens{note}{}; {:.1} tokens/s; cache {:.2} of {:.2} MB]",

@@ -1,5 +1,6 @@
 //! `generate`: text from a prompt, and what the cache kept of it.
 
+use std::fmt;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -38,7 +39,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
         check_report_path(path)?;
     }
     listen()?;
-    let options = args.run.sampling.options(DEFAULT_NEW_TOKENS);
+    let options = args.run.sampling.options(DEFAULT_NEW_TOKENS)?;
 
     let session = Session::open(&args.run.model)?;
     let model = &session.loaded.model;
@@ -70,7 +71,14 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     let mut written = Ok(());
     while !interrupted() {
         let Some(step) = generation.next() else { break };
-        let step = step?;
+        let step = match step {
+            Ok(step) => step,
+            Err(error) => {
+                // What came before the failure is written, whole; the failure is what the run ends with.
+                let _ = writeln!(stdout, "{}", generation.held_back()).and_then(|()| stdout.flush());
+                return Err(error.into());
+            }
+        };
         text += &step.text;
         written = stdout.write_all(step.text.as_bytes()).and_then(|()| stdout.flush());
         if written.is_err() {
@@ -101,7 +109,9 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
         device_total_bytes: device_memory.map(|memory| memory.total),
     };
     if !args.quiet {
-        let figures = Figures { kept, timings, memory, prompt_len: ids.len(), generated: generated.len() };
+        let ending = Ending { generated: generated.len(), finish_reason, context: model.config().context_length };
+        let seed = options.sampling.drawn_seed();
+        let figures = Figures { kept, timings, memory, prompt_len: ids.len(), decoded, ending, seed };
         // Nobody may be listening any more: the report is still written.
         let _ = figures.print(&prefill.layers);
     }
@@ -171,12 +181,38 @@ struct Figures {
     timings: Timings,
     memory: MemoryReport,
     prompt_len: usize,
+    /// Tokens that decoding steps gave.
+    decoded: usize,
+    ending: Ending,
+    /// Present if it mattered.
+    seed: Option<u64>,
+}
+
+/// How long a text became, and why no longer.
+struct Ending {
     generated: usize,
+    finish_reason: FinishReason,
+    /// Of the model.
+    context: usize,
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { generated, finish_reason, context } = self;
+        write!(f, "{generated} token{}, ", if *generated == 1 { "" } else { "s" })?;
+        match finish_reason {
+            FinishReason::Eos => f.write_str("ended by the model"),
+            FinishReason::Length => f.write_str("cut at --max-new-tokens"),
+            FinishReason::Context => write!(f, "cut where the model's context of {context} tokens ends"),
+            FinishReason::Stop => f.write_str("ended at a stop text"),
+            FinishReason::Interrupted => f.write_str("broken off"),
+        }
+    }
 }
 
 impl Figures {
     fn print(&self, layers: &[LayerSummary]) -> std::io::Result<()> {
-        let Self { kept, timings, memory, prompt_len, generated } = self;
+        let Self { kept, timings, memory, prompt_len, decoded, ending, seed } = self;
         let mut stderr = std::io::stderr().lock();
         write!(stderr, "\n{}\n", memory_table(layers))?;
         writeln!(
@@ -186,9 +222,13 @@ impl Figures {
         )?;
         writeln!(
             stderr,
-            "decode   {generated} tokens in {:.0} ms, {:.1} tokens/s",
+            "decode   {decoded} tokens in {:.0} ms, {:.1} tokens/s",
             timings.decode_ms, timings.decode_tokens_per_s
         )?;
+        writeln!(stderr, "text     {ending}")?;
+        if let Some(seed) = seed {
+            writeln!(stderr, "seed     {seed}")?;
+        }
         writeln!(
             stderr,
             "KV cache {:.3} MB kept of {:.3} MB ({:.1} % saved), {:.3} MB allocated",

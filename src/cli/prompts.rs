@@ -51,6 +51,11 @@ impl Prompts {
         Ok(Self { path: path.to_owned(), lines })
     }
 
+    /// Whether a line asks for tokens to be drawn at random.
+    pub fn draw(&self) -> bool {
+        self.lines.iter().any(|(_, line)| line.keys.temperature.is_some_and(|temperature| temperature > 0.0))
+    }
+
     /// Refuses lines that say how their answer is generated, where all are answered alike.
     ///
     /// * `reason`: why; ends the sentence

@@ -60,6 +60,7 @@ impl Session {
             bar.set_position(done as u64);
         })?;
         bar.finish_and_clear();
+        loaded.notes().for_each(note);
         let kv_dtype = KvDtype::from(args.kv_dtype);
         let session = Self {
             loaded,

@@ -6,15 +6,18 @@ mod batch;
 mod bench;
 mod chat;
 mod device;
+mod drawn;
 mod errors;
 mod eval;
 mod eval_table;
 mod hostile;
+mod not_a_number;
 mod options;
 mod prompt_lines;
 mod runs;
 mod tiny_gguf;
 mod tune;
+mod turns;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

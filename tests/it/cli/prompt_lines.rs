@@ -55,6 +55,15 @@ fn keys_of_a_line_are_obeyed_for_that_line_alone() {
     succeeds(&lab.run(&[&single[..], &["--temperature", "1.5", "--top-p", "0.9", "--seed", "7"]].concat()));
     assert_eq!(answers[2]["generated_tokens"], lab.json("s.json")["generated_tokens"]);
 
+    // Of lines without a seed, each draws its own, another one in every run.
+    let seeds = || {
+        let line = json!({"prompt": "ab ac", "temperature": 1.5});
+        let answers = self::answers(&lab, &format!("{line}\n{line}\n"), &[]);
+        [answers[0]["seed"].as_u64().unwrap(), answers[1]["seed"].as_u64().unwrap()]
+    };
+    let (once, again) = (seeds(), seeds());
+    assert!(once[0] != once[1] && once[0] != again[0] && once[1] != again[1], "{once:?} {again:?}");
+
     // A stop text of the line takes the place of the option's, and is not printed.
     let whole = answers[0]["text"].as_str().unwrap();
     let stop: String = whole.chars().skip(2).take(2).collect();
