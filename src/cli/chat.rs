@@ -223,7 +223,7 @@ fn save(conversation: &Conversation<'_>, file: &str) -> anyhow::Result<()> {
     }
     let json = serde_json::json!({ "messages": conversation.messages() });
     let text = serde_json::to_string_pretty(&json).context("failed to write the conversation as JSON")?;
-    files::replace(Path::new(file), |temporary| std::fs::write(temporary, text + "\n"))?;
+    files::replace(Path::new(file), (text + "\n").as_bytes())?;
     say(&format!("{} messages are in `{file}`.", conversation.messages().len()));
     Ok(())
 }
