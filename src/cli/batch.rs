@@ -41,7 +41,7 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     let prompts = prompts.encode(&session, &opening(dialogue)?, chat)?;
     let lines: Vec<usize> = prompts.iter().map(|prompt| prompt.line).collect();
     let count = prompts.len();
-    let prompts = prompts.into_iter().map(|prompt| BatchPrompt { name: prompt.name, ids: prompt.ids }).collect();
+    let prompts = prompts.into_iter().map(|prompt| BatchPrompt { name: prompt.name, ids: prompt.ids, options: None }).collect();
     let retention = if args.cache.use_adakv { session.adaptive(config.clone()) } else { Retention::Full };
     let limits = BatchLimits { sequences: args.batch.batch, kv_bytes: args.batch.kv_budget };
     let (model, tokenizer) = (&session.loaded.model, &session.loaded.tokenizer);

@@ -16,6 +16,7 @@ mod inspect;
 mod interrupt;
 mod logging;
 mod measure;
+mod outputs;
 mod pictures;
 mod prompts;
 mod session;

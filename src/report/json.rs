@@ -215,6 +215,9 @@ pub struct BatchTextReport {
     pub finish_reason: FinishReason,
     pub prompt_tokens: usize,
     pub generated_tokens: Vec<u32>,
+    /// Seed with which the tokens were drawn; absent if the most probable one was taken always.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
     /// The cache right after the prompt.
     pub kv: KvReport,
 }
@@ -230,6 +233,7 @@ impl BatchTextReport {
             finish_reason: text.finish_reason,
             prompt_tokens: text.prompt_tokens,
             generated_tokens: text.ids,
+            seed: text.seed,
             kv: text.kv.into(),
         }
     }
