@@ -19,7 +19,7 @@
 //! | [`model`] | LLaMA: weights only, no state |
 //! | [`attention`], [`cache`] | prefill with statistics, decode over ragged heads; what is kept |
 //! | [`profile`], [`policy`] | the search; one file for each policy |
-//! | [`kernels`], [`ops`], [`device`], [`config`], [`tokens`], [`error`], [`files`], [`json`], [`memory`] | leaves |
+//! | [`kernels`], [`ops`], [`device`], [`config`], [`tokens`], [`error`], [`files`], [`json`], [`memory`], [`stop`] | leaves |
 //!
 //! The library never prints, exits or reads the environment.
 
@@ -44,6 +44,7 @@ pub mod plot;
 pub mod policy;
 pub mod profile;
 pub mod report;
+pub mod stop;
 pub mod tokenizer;
 pub mod tokens;
 pub mod tune;

@@ -231,7 +231,10 @@ impl<'a> Conversation<'a> {
         let mut generation =
             Generation::new(self.model, self.tokenizer, &mut self.cache, &ids, prefill.logits, options.clone());
         for step in generation.by_ref() {
-            let step = step?;
+            let step = match step {
+                Err(Error::Interrupted) => break,
+                step => step?,
+            };
             text += &step.text;
             if show(&step.text).is_break() {
                 break;
@@ -241,7 +244,8 @@ impl<'a> Conversation<'a> {
         let (finish_reason, answer) = (generation.finish_reason(), generation.ids().to_vec());
         // The last token was drawn and not read. One that ended the answer is not part of it: the template ends turns.
         self.unread = answer.last().copied().filter(|_| finish_reason != FinishReason::Eos);
-        self.stale = finish_reason == FinishReason::Stop;
+        // A token that was given up halfway is in some layers only.
+        self.stale = finish_reason == FinishReason::Stop || !self.cache.is_consistent();
         self.messages.push(ChatMessage::new("assistant", text));
         self.cached = self.messages.len();
         Ok(Turn {

@@ -29,7 +29,7 @@ mod stop;
 use serde::Serialize;
 
 use crate::cache::AdaptiveKvCache;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Llama;
 use crate::tokenizer::Tokenizer;
 use sequence::Sequence;
@@ -81,13 +81,16 @@ pub struct Step {
     pub text: String,
 }
 
-/// Generates tokens, one for each call of `next`.
+/// Generates tokens, one for each call of `next`. A [stop](crate::stop) in the middle of a token is
+/// [`Error::Interrupted`]; the cache is then of no further use.
 #[derive(Debug)]
 pub struct Generation<'a> {
     model: &'a Llama,
     cache: &'a mut AdaptiveKvCache,
     sequence: Sequence<'a>,
     logits: Vec<f32>,
+    /// A token was given up halfway: no more can come.
+    is_stopped: bool,
 }
 
 impl<'a> Generation<'a> {
@@ -104,7 +107,7 @@ impl<'a> Generation<'a> {
         logits: Vec<f32>,
         options: GenerationOptions,
     ) -> Self {
-        Self { model, cache, sequence: Sequence::new(tokenizer, prompt, options), logits }
+        Self { model, cache, sequence: Sequence::new(tokenizer, prompt, options), logits, is_stopped: false }
     }
 
     /// Tokens generated so far.
@@ -144,12 +147,18 @@ impl Iterator for Generation<'_> {
     type Item = Result<Step>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if self.is_stopped {
+            return None;
+        }
         if self.sequence.finish().is_some() {
             return self.sequence.flush().map(Ok);
         }
         let step = self.step();
-        if step.is_err() {
-            self.sequence.break_off();
+        match step {
+            // What was held back may still be taken, as after a caller's own end.
+            Err(Error::Interrupted) => self.is_stopped = true,
+            Err(_) => self.sequence.break_off(),
+            Ok(_) => {}
         }
         Some(step)
     }
