@@ -19,7 +19,7 @@
 //! | [`model`] | LLaMA: weights only, no state |
 //! | [`attention`], [`cache`] | prefill with statistics, decode over ragged heads; what is kept |
 //! | [`profile`], [`policy`] | the search; one file for each policy |
-//! | [`kernels`], [`ops`], [`device`], [`config`], [`tokens`], [`error`], [`files`], [`json`], [`memory`], [`stop`] | leaves |
+//! | [`kernels`], [`ops`], [`device`], [`config`], [`tokens`], [`error`], [`files`], [`json`], [`memory`], [`numbers`], [`stop`] | leaves |
 //!
 //! The library never prints, exits or reads the environment.
 
@@ -39,6 +39,7 @@ pub mod json;
 pub mod kernels;
 pub mod memory;
 pub mod model;
+pub mod numbers;
 pub mod ops;
 pub mod plot;
 pub mod policy;

@@ -213,7 +213,8 @@ impl Stage<'_> {
                 variants[index].filled = None;
                 let waiting = waiting_bytes(variants);
                 let variant = &mut variants[index];
-                observer.starts(&self.describe(Work::Prefill, variant, run, warmup, runs));
+                let what = self.describe(Work::Prefill, variant, run, warmup, runs);
+                observer.starts(&what);
                 let mut cache = self.subject.model.new_cache(variant.kv_dtype, variant.setting.retention.clone())?;
                 memory::release_unused();
                 memory::reset_peak();
@@ -223,7 +224,7 @@ impl Stage<'_> {
                     timed(self.clock, || model.prefill_with(prompt, &mut cache, prefill_options, &mut Watch(observer)));
                 let logits = match prefill {
                     Err(Error::Interrupted) => break 'runs,
-                    prefill => prefill?.logits,
+                    prefill => prefill.map_err(|error| error.in_place(|| what))?.logits,
                 };
                 if is_warm_up {
                     continue;
@@ -246,7 +247,8 @@ impl Stage<'_> {
         'runs: for run in 0..warmup + runs {
             let waiting = waiting_bytes(variants);
             for variant in &mut *variants {
-                observer.starts(&self.describe(Work::Decode, variant, run, warmup, runs));
+                let what = self.describe(Work::Decode, variant, run, warmup, runs);
+                observer.starts(&what);
                 let Some(filled) = &variant.filled else { continue };
                 memory::release_unused();
                 let mut fork = filled.cache.clone();
@@ -257,10 +259,11 @@ impl Stage<'_> {
                 let mut kv_bytes_read = 0;
                 for _ in 0..new_tokens {
                     let (logits, time_ms) = timed(self.clock, || self.subject.model.decode(id, &mut fork));
-                    id = match logits {
+                    let logits = match logits {
                         Err(Error::Interrupted) => break 'runs,
-                        logits => sampler.sample(&logits?)?,
+                        logits => logits.map_err(|error| error.in_place(|| what.clone()))?,
                     };
+                    id = sampler.sample(&logits)?;
                     times_ms.push(time_ms);
                     kv_bytes_read += fork.bytes().kept;
                 }

@@ -13,8 +13,8 @@ use adaptive_kvcache::report::{BatchReport, BatchTextReport, ModelReport, megaby
 use anyhow::Context;
 
 use super::args::{DEFAULT_NEW_TOKENS, GenerateArgs};
-use super::generate::check_report_path;
-use super::interrupt::{interrupted, listen};
+use super::generate::places;
+use super::interrupt::{interrupted, listen, while_writing};
 use super::logging::Log;
 use super::prompts::Prompts;
 use super::session::{Observer, Session, config, opening, per_second};
@@ -28,20 +28,19 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
             .into());
     }
     let config = config(args.cache.config.as_deref(), args.kept_ratio.budget())?;
+    places(args).check()?;
     let prompts = Prompts::read(path)?;
-    let log = Log::start(&args.cache.log_file)?;
-    if let Some(path) = &args.report {
-        check_report_path(path)?;
-    }
+    let log = Log::start(&args.cache)?;
     listen()?;
-    let options = args.run.sampling.options(DEFAULT_NEW_TOKENS);
+    let options = args.run.sampling.options(DEFAULT_NEW_TOKENS)?;
     let session = Session::open(&args.run.model)?;
     let dialogue = &args.run.prompt.dialogue;
     let chat = args.run.prompt.chat || dialogue.system.is_some();
     let prompts = prompts.encode(&session, &opening(dialogue)?, chat)?;
     let lines: Vec<usize> = prompts.iter().map(|prompt| prompt.line).collect();
     let count = prompts.len();
-    let prompts = prompts.into_iter().map(|prompt| BatchPrompt { name: prompt.name, ids: prompt.ids, options: None }).collect();
+    let prompts =
+        prompts.into_iter().map(|prompt| BatchPrompt { name: prompt.name, ids: prompt.ids, options: None }).collect();
     let retention = if args.cache.use_adakv { session.adaptive(config.clone()) } else { Retention::Full };
     let limits = BatchLimits { sequences: args.batch.batch, kv_bytes: args.batch.kv_budget };
     let (model, tokenizer) = (&session.loaded.model, &session.loaded.tokenizer);
@@ -75,12 +74,12 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     texts.sort_by_key(|text| text.index);
     if !args.quiet {
         // Nobody may be listening any more: the report is still written.
-        let _ = print(&summary, &texts, args.batch.kv_budget);
+        let _ = print(&summary, &texts, args.batch.kv_budget, options.sampling.drawn_seed());
     }
     let ended = texts.iter().filter(|text| text.finish_reason != FinishReason::Interrupted).count();
     if let Some(path) = &args.report {
         let (device, attention) = session.device();
-        BatchReport {
+        let report = BatchReport {
             version: env!("CARGO_PKG_VERSION"),
             model: ModelReport::new(&args.run.model.model, &session.loaded),
             device,
@@ -100,8 +99,8 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
             decode_tokens_per_s: per_second(summary.decoded_tokens, summary.decode_time),
             peak_rss_bytes: process_memory().unwrap_or_default().peak,
             texts,
-        }
-        .write(path)?;
+        };
+        while_writing(path, || report.write(path))?;
     }
     output.written.context(STDOUT_FAILED)?;
     Ok(if ended < count { Outcome::Interrupted } else { Outcome::Done })
@@ -138,11 +137,19 @@ impl InOrder {
     }
 }
 
-fn print(summary: &BatchSummary, texts: &[BatchTextReport], budget: Option<usize>) -> std::io::Result<()> {
+/// * `seed`: present if it mattered
+fn print(
+    summary: &BatchSummary,
+    texts: &[BatchTextReport],
+    budget: Option<usize>,
+    seed: Option<u64>,
+) -> std::io::Result<()> {
     let mut stderr = std::io::stderr().lock();
     let raw: usize = texts.iter().map(|text| text.kv.raw_bytes).sum();
     let kept: usize = texts.iter().map(|text| text.kv.kept_bytes).sum();
-    writeln!(stderr, "\n{} texts, at most {} at a time", texts.len(), summary.most_sequences)?;
+    let cut = texts.iter().filter(|text| text.finish_reason == FinishReason::Context).count();
+    let cut = if cut > 0 { format!(", {cut} cut where the model's context ends") } else { String::new() };
+    writeln!(stderr, "\n{} texts, at most {} at a time{cut}", texts.len(), summary.most_sequences)?;
     writeln!(
         stderr,
         "prefill  {} tokens in {:.0} ms, {:.1} tokens/s",
@@ -157,6 +164,9 @@ fn print(summary: &BatchSummary, texts: &[BatchTextReport], budget: Option<usize
         summary.decode_time.as_secs_f64() * 1e3,
         per_second(summary.decoded_tokens, summary.decode_time)
     )?;
+    if let Some(seed) = seed {
+        writeln!(stderr, "seed     {seed}")?;
+    }
     let of_budget = budget.map_or_else(String::new, |budget| format!(" of {:.1} MB allowed", megabytes(budget)));
     writeln!(
         stderr,

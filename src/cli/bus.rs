@@ -11,6 +11,7 @@ pub fn install() {
 mod system {
     use std::mem::MaybeUninit;
     use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use adaptive_kvcache::checkpoint::with_file_at;
 
@@ -18,6 +19,9 @@ mod system {
 
     /// What was done with the signal before; the runtime looks for overflows of stacks.
     static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
+
+    /// Another thread is telling already.
+    static IS_TOLD: AtomicBool = AtomicBool::new(false);
 
     pub fn install() {
         // SAFETY: both structures are complete; the handler does what a handler may (see there).
@@ -44,6 +48,10 @@ mod system {
         // SAFETY: as this function's; a signal that somebody has sent (a code of 0 or below) has no address.
         let (is_fault, address) = unsafe { ((*info).si_code > 0, (*info).si_addr() as usize) };
         let mut tell = |name: &[u8]| {
+            while IS_TOLD.swap(true, Ordering::Relaxed) {
+                // SAFETY: it may be called in a handler; the other thread ends the process.
+                unsafe { libc::pause() };
+            }
             tidy_terminal();
             write(b"error: `");
             write(name);

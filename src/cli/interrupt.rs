@@ -4,9 +4,10 @@
 //! while waiting for input, the first signal ends the process at once. So an answer never takes longer than the computation
 //! of one layer. The handler does nothing but what POSIX allows one to do.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
-use adaptive_kvcache::stop;
+use adaptive_kvcache::{files, stop};
 
 /// Ctrl-C's number.
 const SIGINT: i32 = 2;
@@ -66,6 +67,18 @@ pub fn while_waiting<T>(wait: impl FnOnce() -> T) -> T {
         system::exit(status());
     }
     let result = wait();
+    AT_ONCE.store(before, Ordering::SeqCst);
+    result
+}
+
+/// Runs `write`, which writes to a path. As long as somebody has to take it on the other end, a signal ends the process at
+/// once; what is written as a file is completed.
+pub fn while_writing<T>(path: &Path, write: impl FnOnce() -> T) -> T {
+    if !files::is_stream(path) {
+        return write();
+    }
+    let before = AT_ONCE.swap(true, Ordering::SeqCst);
+    let result = write();
     AT_ONCE.store(before, Ordering::SeqCst);
     result
 }

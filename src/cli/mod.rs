@@ -19,6 +19,7 @@ mod logging;
 mod measure;
 mod outputs;
 mod pictures;
+mod places;
 mod prompts;
 mod session;
 mod terminal;

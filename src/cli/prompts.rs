@@ -6,6 +6,7 @@ use adaptive_kvcache::tokenizer::{ChatMessage, messages_from_value};
 use adaptive_kvcache::{Error, Result};
 use serde_json::Value;
 
+use super::interrupt::while_waiting;
 use super::session::Session;
 
 /// The lines of a file that are not blank.
@@ -70,7 +71,7 @@ impl Prompts {
             };
             Ok(Prompt { line, name: format!("prompt `{}`", place.display()), text, ids })
         };
-        self.lines.iter().map(encode).collect()
+        while_waiting(|| self.lines.iter().map(encode).collect())
     }
 }
 

@@ -13,9 +13,8 @@ use anyhow::Context;
 
 use super::args::{CacheDtype, FileArgs, TuneArgs};
 use super::eval::{draw, fidelity_heading, fidelity_line, panels};
-use super::generate::check_report_path;
-use super::interrupt::{interrupted, listen};
-use super::measure::{Lines, config_width, configuration, ids_without_bos, kv_dtypes};
+use super::interrupt::{interrupted, listen, while_writing};
+use super::measure::{Lines, config_width, configuration, ids_without_bos, kv_dtypes, write_rows};
 use super::session::Session;
 use super::{Outcome, STDOUT_FAILED, plain};
 
@@ -36,7 +35,7 @@ pub fn run(args: &TuneArgs) -> anyhow::Result<Outcome> {
     };
     let candidates = candidates(&args.configs, &dtypes)?;
     let output = output(args.output.as_deref())?;
-    args.files.check()?;
+    args.files.add_to(args.measure.places(&args.configs).writes("--output", Some(&output))).check()?;
     let text = args.measure.text()?;
     listen()?;
     let session = args.measure.open(&dtypes)?;
@@ -46,7 +45,7 @@ pub fn run(args: &TuneArgs) -> anyhow::Result<Outcome> {
     plan.check(&subject, ids.len())?;
 
     let mut progress = Shown { lines: Lines::new(), files: &args.files };
-    write_files(&args.files, &Curve::new(goal, &[], None))?;
+    write_files(&args.files, &Curve::new(goal, &[], None), false)?;
     let mut points = Vec::new();
     let searched = FullScores::measure(&subject, &ids, &plan, &mut progress).and_then(|full| {
         let width = config_width(&args.configs);
@@ -61,14 +60,15 @@ pub fn run(args: &TuneArgs) -> anyhow::Result<Outcome> {
     // What is best so far may be far from the best.
     let best = if interrupted() { None } else { tune::best(&points, goal) };
     if let Some(path) = &args.files.plot {
-        draw(path, &args.measure.model, &pictured(&points, goal, best))?;
+        while_writing(path, || draw(path, &args.measure.model, &pictured(&points, goal, best)))?;
     }
     if interrupted() {
+        write_files(&args.files, &Curve::new(goal, &points, None), true)?;
         return Ok(Outcome::Interrupted);
     }
     let index = best.ok_or_else(|| nothing(&points, goal))?;
-    tune::write_config(&output, &points[index].config)?;
-    write_files(&args.files, &Curve::new(goal, &points, Some((index, &output))))?;
+    while_writing(&output, || tune::write_config(&output, &points[index].config))?;
+    write_files(&args.files, &Curve::new(goal, &points, Some((index, &output))), true)?;
     progress.lines.print(&chosen(&points[index], goal, &output));
     progress.lines.into_printed().context(STDOUT_FAILED)?;
     Ok(Outcome::Done)
@@ -96,15 +96,12 @@ fn output(named: Option<&Path>) -> Result<PathBuf> {
         let reason = format!("there is a file `{OUTPUT}` already");
         return Err(Error::input(reason).with_hint("name a file, or this one to replace it, with --output"));
     }
-    check_report_path(path)?;
     Ok(path.to_owned())
 }
 
-fn write_files(files: &FileArgs, curve: &Curve<'_>) -> Result<()> {
-    if let Some(path) = &files.json {
-        curve.write_json(path)?;
-    }
-    files.csv.as_ref().map_or(Ok(()), |path| curve.write_csv(path))
+fn write_files(files: &FileArgs, curve: &Curve<'_>, is_complete: bool) -> Result<()> {
+    write_rows(files.json.as_ref(), is_complete, |path| curve.write_json(path))?;
+    write_rows(files.csv.as_ref(), is_complete, |path| curve.write_csv(path))
 }
 
 /// The curve, the limit where it is a size or a divergence, and what was chosen.
@@ -220,6 +217,6 @@ impl Bench for Measured<'_, '_> {
         let line = format!("{}{within:>8}", fidelity_line(&point.row, &setting(&point), self.width));
         self.progress.lines.print(&line);
         self.points.push(point);
-        write_files(self.progress.files, &Curve::new(self.goal, self.points, None))
+        write_files(self.progress.files, &Curve::new(self.goal, self.points, None), false)
     }
 }

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::fidelity::argmax;
+use crate::numbers::is_distribution;
 
 /// How tokens are drawn. The default is greedy.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -83,16 +84,26 @@ impl Sampler {
         Self { options, random: StdRng::seed_from_u64(options.seed), seen: prompt.to_vec() }
     }
 
+    /// A sampler that goes on with another's random numbers, unless the seed is another: for one text after the other.
+    ///
+    /// * `text`: what its repeat penalty is to know
+    #[must_use]
+    pub fn after(before: Option<Self>, options: SamplingOptions, text: &[u32]) -> Self {
+        match before.filter(|before| before.options.seed == options.seed) {
+            Some(before) => Self { options, random: before.random, seen: text.to_vec() },
+            None => Self::new(options, text),
+        }
+    }
+
     /// Draws the next token.
     ///
     /// * `logits`: `[vocab_size]`
     ///
     /// # Errors
-    /// [`Error::Input`] if there are no logits, or none is a number.
+    /// [`Error::NotANumber`] if the logits make no distribution: one is NaN, or the largest is not finite.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
-        let id = self.draw(logits).ok_or_else(|| {
-            Error::input("the model's scores are not numbers").with_hint("the weights may be damaged: fetch them again")
-        })?;
+        let refused = || Error::not_a_number("the scores that a token is to be drawn from");
+        let id = self.draw(logits).filter(|_| is_distribution(logits)).ok_or_else(refused)?;
         self.seen.push(id);
         Ok(id)
     }
@@ -101,8 +112,7 @@ impl Sampler {
         let SamplingOptions { temperature, top_k, top_p, min_p, .. } = self.options;
         let penalised = self.penalise(logits);
         if temperature <= 0.0 {
-            let best = argmax(&penalised)?;
-            return penalised[best].is_finite().then_some(u32::try_from(best).ok()?);
+            return argmax(&penalised).and_then(|best| u32::try_from(best).ok());
         }
         let mut candidates: Vec<(u32, f32)> = (0u32..).zip(penalised).filter(|(_, logit)| logit.is_finite()).collect();
         candidates.sort_by(|(a_id, a), (b_id, b)| b.total_cmp(a).then(a_id.cmp(b_id)));

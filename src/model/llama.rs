@@ -21,6 +21,7 @@ use crate::cache::{AdaptiveKvCache, HeadStep, KvDtype, LayerCacheManager, LayerS
 use crate::config::BudgetScale;
 use crate::error::{Error, Result};
 use crate::memory;
+use crate::numbers::{all_finite, check_logits};
 use crate::ops::Ops;
 use crate::profile::{LayerPlace, Pool, Profiler, Segment};
 use crate::stop::Watch;
@@ -205,8 +206,10 @@ impl Llama {
     /// * `options`: results do not depend on them, up to the order of additions
     ///
     /// # Errors
-    /// [`Error::Input`] for an empty or too long prompt, or an unknown id; [`Error::Unsupported`] if maps are wanted of a
-    /// further prompt; [`Error::Interrupted`] if the observer says so or a [stop](crate::stop) is requested; whatever the observer fails with. After an error
+    /// [`Error::Input`] for an empty or too long prompt, or an unknown id; [`Error::NotANumber`] if a layer's output (on a
+    /// device: the logits) or what chooses is not a number; [`Error::Unsupported`] if maps are wanted of a
+    /// further prompt; [`Error::Interrupted`] if the observer says so or a [stop](crate::stop) is requested; whatever the
+    /// observer fails with. After an error
     /// some layers may hold the prompt: drop the cache and start from a new one.
     pub fn prefill_with(
         &self,
@@ -267,8 +270,12 @@ impl Llama {
                     return Err(Error::Interrupted);
                 }
             }
+            if self.ops.is_none() {
+                check_rows(&hidden, index, seen)?;
+            }
             let started = std::time::Instant::now();
-            let choices = match pass.choose(block, &self.rope)? {
+            let choice = pass.choose(block, &self.rope).map_err(|error| error.in_place(|| format!("layer {index}")));
+            let choices = match choice? {
                 Choice::Everything => None,
                 Choice::Heads(choices) => Some(choices),
                 Choice::Scores(scores) => {
@@ -314,6 +321,7 @@ impl Llama {
         let last = last.narrow(0, last.dim(0)? - 1, 1)?;
         drop(hidden);
         let logits = self.logits(&last)?;
+        check_logits(&logits, cache.seen())?;
         memory::release_unused();
         Ok(Prefill { logits, layers, profile_time })
     }
@@ -338,8 +346,23 @@ impl Llama {
     ///
     /// # Errors
     /// [`Error::Input`] if a context is full or an id is unknown, [`Error::Shape`] if there are not as many caches as ids
-    /// or one is of another model: the caches are then as they were; [`Error::Interrupted`] as of [`decode`](Self::decode).
+    /// or one is of another model: the caches are then as they were. [`Error::NotANumber`] if logits of a sequence are no
+    /// numbers; [`Error::Interrupted`] as of [`decode`](Self::decode).
     pub fn decode_batch(&self, ids: &[u32], caches: &mut [&mut AdaptiveKvCache], logits: &mut Vec<f32>) -> Result<()> {
+        self.decode_unchecked(ids, caches, logits)?;
+        for (cache, logits) in caches.iter().zip(logits.chunks_exact(self.config.vocab_size)) {
+            check_logits(logits, cache.seen())?;
+        }
+        Ok(())
+    }
+
+    /// [`decode_batch`](Self::decode_batch) for a caller that looks at the logits itself, as it knows whose they are.
+    pub(crate) fn decode_unchecked(
+        &self,
+        ids: &[u32],
+        caches: &mut [&mut AdaptiveKvCache],
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
         if ids.len() != caches.len() {
             return Err(Error::shape("a batch's caches", ids.len(), caches.len()));
         }
@@ -545,6 +568,27 @@ impl Llama {
         }
         Ok(())
     }
+}
+
+/// Refuses what a layer made of a prompt if any of it is not a number: what follows would be made of it, and what heads
+/// keep be chosen by it.
+///
+/// * `hidden`: `[chunks]` of `[chunk_rows, hidden_size]`, the layer's output
+/// * `seen`: tokens before the prompt
+fn check_rows(hidden: &[Tensor], layer: usize, seen: usize) -> Result<()> {
+    let mut position = seen;
+    for rows in hidden {
+        let (num_rows, width) = rows.dims2()?;
+        let bad = host::with_slice(rows, |rows| {
+            Ok(if all_finite(rows) { None } else { rows.chunks_exact(width).position(|row| !all_finite(row)) })
+        })?;
+        if let Some(row) = bad {
+            let position = position + row;
+            return Err(Error::not_a_number(format!("the output of layer {layer} at position {position}")));
+        }
+        position += num_rows;
+    }
+    Ok(())
 }
 
 /// Evicts from the first layers what the pool has dropped.

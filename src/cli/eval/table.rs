@@ -8,7 +8,7 @@ use adaptive_kvcache::report::megabytes;
 use super::answers;
 use crate::cli::args::{EvalArgs, FileArgs};
 use crate::cli::interrupt::interrupted;
-use crate::cli::measure::{Lines, config_width};
+use crate::cli::measure::{Lines, config_width, write_rows};
 use crate::cli::plain;
 
 /// A budget in a table: the share, or the size.
@@ -43,7 +43,7 @@ impl<'a> Table<'a> {
             config_width: config_width(&args.configs),
             lines: Lines::new(),
         };
-        table.write()?;
+        table.write(false)?;
         Ok(table)
     }
 
@@ -73,11 +73,10 @@ impl<'a> Table<'a> {
         self.lines.into_printed()
     }
 
-    fn write(&self) -> Result<()> {
-        if let Some(path) = &self.files.json {
-            write_json(path, &self.rows)?;
-        }
-        self.files.csv.as_ref().map_or(Ok(()), |path| write_csv(path, &self.rows))
+    /// Writes the files, as [`write_rows`] does.
+    pub fn write(&self, is_complete: bool) -> Result<()> {
+        write_rows(self.files.json.as_ref(), is_complete, |path| write_json(path, &self.rows))?;
+        write_rows(self.files.csv.as_ref(), is_complete, |path| write_csv(path, &self.rows))
     }
 
     /// Prints the next row, below a heading if it is the first of its kind, or of its prompt.
@@ -198,6 +197,6 @@ impl Observer for Table<'_> {
         if is_complete {
             self.print_row(index);
         }
-        self.write()
+        self.write(false)
     }
 }
