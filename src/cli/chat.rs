@@ -127,6 +127,7 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
         match done {
             Ok(()) => {}
             Err(error) if is_fatal(&error) => return Err(error),
+            Err(_) if terminated() => {}
             // The person may want to go on: a shorter question, another file name.
             Err(error) => print_error(&error),
         }

@@ -29,7 +29,7 @@ mod stop;
 use serde::Serialize;
 
 use crate::cache::AdaptiveKvCache;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::Llama;
 use crate::tokenizer::Tokenizer;
 use sequence::Sequence;

@@ -9,7 +9,10 @@ mod device;
 mod errors;
 mod eval;
 mod hostile;
+mod mishaps;
+mod places;
 mod runs;
+mod signals;
 mod tiny_gguf;
 mod tune;
 
