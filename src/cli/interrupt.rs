@@ -153,17 +153,22 @@ mod system {
     /// Takes a bar away and undoes what an editor of lines has set; async-signal-safe.
     pub fn tidy_terminal() {
         const ERASE_LINE: &[u8] = b"\r\x1b[2K";
-        // SAFETY: both calls are among those that POSIX allows in handlers, on memory that is never freed. The statics are
-        // set before the handler is, and only read since.
+        // What is pasted is no longer put in brackets.
+        const PLAIN_PASTE: &[u8] = b"\x1b[?2004l";
+        // SAFETY: these calls are among those that POSIX allows in handlers, on memory that is never freed. The statics are
+        // set before the handler is, and only read since; `tcgetattr` fills the structure if it returns 0.
         unsafe {
             if SHOWS_BARS.get() == Some(&true) {
                 libc::write(libc::STDERR_FILENO, ERASE_LINE.as_ptr().cast(), ERASE_LINE.len());
             }
-            if let Some(settings) = TERMINAL.get() {
-                // In the background this would stop the process; there no editor has changed anything.
-                if libc::tcgetpgrp(libc::STDIN_FILENO) == libc::getpgrp() {
-                    libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, settings);
-                }
+            let Some(settings) = TERMINAL.get() else { return };
+            let mut now = MaybeUninit::<libc::termios>::uninit();
+            let is_edited = libc::tcgetattr(libc::STDIN_FILENO, now.as_mut_ptr()) == 0
+                && now.assume_init_ref().c_lflag != settings.c_lflag;
+            // Of a process in the background it is somebody else who has changed them, and to set them would stop it.
+            if is_edited && libc::tcgetpgrp(libc::STDIN_FILENO) == libc::getpgrp() {
+                libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, settings);
+                libc::write(libc::STDOUT_FILENO, PLAIN_PASTE.as_ptr().cast(), PLAIN_PASTE.len());
             }
         }
     }
