@@ -16,6 +16,7 @@ mod files;
 pub mod gguf;
 pub mod hf_config;
 pub mod llama;
+mod mapped;
 pub mod meta;
 mod pickle;
 pub mod pth;
@@ -28,6 +29,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 pub use gguf::GgufFile;
+pub use mapped::with_file_at;
 pub use pth::PthFile;
 pub use weights::WeightDtype;
 

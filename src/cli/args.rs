@@ -1,7 +1,7 @@
 //! Options of all commands, as the user writes them.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use adaptive_kvcache::Error;
 use adaptive_kvcache::cache::KvDtype;
@@ -313,9 +313,16 @@ pub struct CacheArgs {
     /// Configuration of the adaptive cache (JSON) [default: the original's values]
     #[arg(long, env = "CONFIG", value_name = "PATH")]
     pub config: Option<PathBuf>,
-    /// Log that each head's choice is appended to; its folder is made if missing
-    #[arg(long, default_value = "logs/test.log", value_name = "PATH")]
-    pub log_file: PathBuf,
+    /// Log that each head's choice is appended to; its folder is made if missing [default: logs/test.log]
+    #[arg(long, value_name = "PATH")]
+    pub log_file: Option<PathBuf>,
+}
+
+impl CacheArgs {
+    /// Where the log is, whoever said so.
+    pub fn log_path(&self) -> &Path {
+        self.log_file.as_deref().unwrap_or(Path::new("logs/test.log"))
+    }
 }
 
 /// How much a method with a budget keeps, as a share.

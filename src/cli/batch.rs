@@ -13,8 +13,8 @@ use adaptive_kvcache::report::{BatchReport, BatchTextReport, ModelReport, megaby
 use anyhow::Context;
 
 use super::args::{DEFAULT_NEW_TOKENS, GenerateArgs, drawn_seed};
-use super::generate::{check_report_path, outputs};
-use super::interrupt::{interrupted, listen};
+use super::generate::places;
+use super::interrupt::{interrupted, listen, while_writing};
 use super::logging::Log;
 use super::prompts::{Prompt, Prompts};
 use super::session::{Observer, Session, config, opening, per_second};
@@ -28,12 +28,9 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
             .into());
     }
     let config = config(args.cache.config.as_deref(), args.kept_ratio.budget())?;
+    places(args).check()?;
     let prompts = Prompts::read(path)?;
-    outputs(args)?;
-    let log = Log::start(&args.cache.log_file)?;
-    if let Some(path) = &args.report {
-        check_report_path(path)?;
-    }
+    let log = Log::start(&args.cache)?;
     listen()?;
     let mut options = args.run.sampling.options(DEFAULT_NEW_TOKENS)?;
     // Lines may be drawn though the command line says that the best token is taken.
@@ -90,7 +87,7 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     let ended = texts.iter().filter(|text| text.finish_reason != FinishReason::Interrupted).count();
     if let Some(path) = &args.report {
         let (device, attention) = session.device();
-        BatchReport {
+        let report = BatchReport {
             version: env!("CARGO_PKG_VERSION"),
             model: ModelReport::new(&args.run.model.model, &session.loaded),
             device,
@@ -110,8 +107,8 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
             decode_tokens_per_s: per_second(summary.decoded_tokens, summary.decode_time),
             peak_rss_bytes: process_memory().unwrap_or_default().peak,
             texts,
-        }
-        .write(path)?;
+        };
+        while_writing(path, || report.write(path))?;
     }
     output.written.context(STDOUT_FAILED)?;
     Ok(if ended < count { Outcome::Interrupted } else { Outcome::Done })

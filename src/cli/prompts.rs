@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use adaptive_kvcache::tokenizer::ChatMessage;
 use adaptive_kvcache::{Error, Result};
 
+use super::interrupt::while_waiting;
 use super::session::Session;
 pub use line::Keys;
 use line::{Asked, Line};
@@ -110,7 +111,7 @@ impl Prompts {
             };
             Ok(Prompt { line, name: format!("prompt `{}`", place.display()), text, ids, keys, custom_id })
         };
-        lines.into_iter().map(encode).collect()
+        while_waiting(|| lines.into_iter().map(encode).collect())
     }
 }
 

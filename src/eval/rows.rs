@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::config::Budget;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::generate::FinishReason;
 
 /// One measured case.
@@ -146,11 +146,7 @@ pub struct AnswerRow {
 /// # Errors
 /// [`Error::Io`](crate::Error::Io) if the file cannot be written; it is then as it was.
 pub fn write_json(path: &Path, rows: &[impl Serialize]) -> Result<()> {
-    crate::files::replace(path, |temporary| {
-        let mut json = serde_json::to_vec_pretty(rows)?;
-        json.push(b'\n');
-        std::fs::write(temporary, json)
-    })
+    crate::report::write_json(rows, path)
 }
 
 /// Writes rows, which are JSON objects, as comma-separated values, in the place of what the file held: the keys of the JSON file are columns, a
@@ -159,16 +155,15 @@ pub fn write_json(path: &Path, rows: &[impl Serialize]) -> Result<()> {
 /// # Errors
 /// As [`write_json`].
 pub fn write_csv(path: &Path, rows: &[impl Serialize]) -> Result<()> {
-    crate::files::replace(path, |temporary| {
-        let objects: Vec<Map<String, Value>> = rows
-            .iter()
-            .map(|row| match serde_json::to_value(row)? {
-                Value::Object(object) => Ok(object),
-                _ => Ok(Map::new()),
-            })
-            .collect::<std::io::Result<_>>()?;
-        std::fs::write(temporary, csv(&objects))
-    })
+    let object = |row| {
+        serde_json::to_value(row).map(|value| match value {
+            Value::Object(object) => object,
+            _ => Map::new(),
+        })
+    };
+    let objects: serde_json::Result<Vec<Map<String, Value>>> = rows.iter().map(object).collect();
+    let objects = objects.map_err(|error| Error::io("write", path, error.into()))?;
+    crate::files::replace(path, csv(&objects).as_bytes())
 }
 
 /// Lines end as RFC 4180 says.

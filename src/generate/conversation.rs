@@ -271,6 +271,8 @@ impl<'a> Conversation<'a> {
                         break;
                     }
                 }
+                // As if it had been broken off before this token.
+                Err(Error::Interrupted) => break,
                 Err(error) => failure = Some(error),
             }
         }
@@ -287,7 +289,8 @@ impl<'a> Conversation<'a> {
         self.read.extend_from_slice(answer.split_last().map_or(&[], |(_, read)| read));
         // The last token was drawn and not read. One that ended the answer is not part of it: the template ends turns.
         self.unread = answer.last().copied().filter(|_| finish_reason != FinishReason::Eos);
-        self.stale = finish_reason == FinishReason::Stop;
+        // A token that was given up halfway is in some layers only.
+        self.stale = finish_reason == FinishReason::Stop || !self.cache.is_consistent();
         self.messages.push(ChatMessage::new("assistant", text));
         self.cached = self.messages.len();
         Ok(Turn {

@@ -83,7 +83,8 @@ pub struct Step {
     pub text: String,
 }
 
-/// Generates tokens, one for each call of `next`.
+/// Generates tokens, one for each call of `next`. A [stop](crate::stop) in the middle of a token is
+/// [`Error::Interrupted`]; the cache is then of no further use.
 #[derive(Debug)]
 pub struct Generation<'a> {
     model: &'a Llama,

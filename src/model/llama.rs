@@ -24,6 +24,7 @@ use crate::memory;
 use crate::numbers::{all_finite, check_logits};
 use crate::ops::Ops;
 use crate::profile::{LayerPlace, Pool, Profiler, Segment};
+use crate::stop::Watch;
 
 /// A LLaMA model's weights. It holds no state: every call is given the cache that it reads and writes.
 #[derive(Debug, Clone)]
@@ -207,7 +208,8 @@ impl Llama {
     /// # Errors
     /// [`Error::Input`] for an empty or too long prompt, or an unknown id; [`Error::NotANumber`] if a layer's output (on a
     /// device: the logits) or what chooses is not a number; [`Error::Unsupported`] if maps are wanted of a
-    /// further prompt; [`Error::Interrupted`] if the observer says so; whatever the observer fails with. After an error
+    /// further prompt; [`Error::Interrupted`] if the observer says so or a [stop](crate::stop) is requested; whatever the
+    /// observer fails with. After an error
     /// some layers may hold the prompt: drop the cache and start from a new one.
     pub fn prefill_with(
         &self,
@@ -327,7 +329,8 @@ impl Llama {
     /// Processes one more token and returns the logits of the next, `[vocab_size]`.
     ///
     /// # Errors
-    /// [`Error::Input`] if the context is full or the id is unknown; the cache is then as it was.
+    /// [`Error::Input`] if the context is full or the id is unknown; the cache is then as it was. [`Error::Interrupted`] if
+    /// a [stop](crate::stop) was requested some time ago: some layers may have got the token, so drop the cache.
     pub fn decode(&self, id: u32, cache: &mut AdaptiveKvCache) -> Result<Vec<f32>> {
         let mut logits = Vec::new();
         self.decode_batch(&[id], &mut [cache], &mut logits)?;
@@ -344,7 +347,7 @@ impl Llama {
     /// # Errors
     /// [`Error::Input`] if a context is full or an id is unknown, [`Error::Shape`] if there are not as many caches as ids
     /// or one is of another model: the caches are then as they were. [`Error::NotANumber`] if logits of a sequence are no
-    /// numbers.
+    /// numbers; [`Error::Interrupted`] as of [`decode`](Self::decode).
     pub fn decode_batch(&self, ids: &[u32], caches: &mut [&mut AdaptiveKvCache], logits: &mut Vec<f32>) -> Result<()> {
         self.decode_unchecked(ids, caches, logits)?;
         for (cache, logits) in caches.iter().zip(logits.chunks_exact(self.config.vocab_size)) {
@@ -420,7 +423,11 @@ impl Llama {
         let mut hidden = self.embed_tokens.forward(&[id])?; // [1, hidden_size]
         let angles = self.rope.angles(position, 1);
         let context = self.context(&angles, 0, 1);
+        let stop = Watch::default();
         for (index, block) in self.layers.iter().enumerate() {
+            if stop.is_over() {
+                return Err(Error::Interrupted);
+            }
             let projected = block.project(&hidden, context)?;
             let layer = cache.layer_mut(index)?;
             layer.append_token(&projected.keys, &projected.values, position, class)?;
@@ -448,7 +455,11 @@ impl Llama {
         let mut hidden = self.embed(&[id])?; // [1, hidden_size]
         let rotations = RotationTensors::new(ops, &self.rope.angles(position, 1), self.config.rope.dim / 2)?;
         let context = self.device_context(ops, &rotations);
+        let stop = Watch::default();
         for (index, block) in self.layers.iter().enumerate() {
+            if stop.is_over() {
+                return Err(Error::Interrupted);
+            }
             let projected = block.project_on(&hidden, context)?;
             let layer = cache.device_layer_mut(index)?;
             layer.append(&projected.keys, &projected.values, position)?;
