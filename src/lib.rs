@@ -19,7 +19,7 @@
 //! | [`model`] | LLaMA: weights only, no state |
 //! | [`attention`], [`cache`] | prefill with statistics, decode over ragged heads; what is kept |
 //! | [`profile`], [`policy`] | the search; one file for each policy |
-//! | [`kernels`], [`ops`], [`device`], [`config`], [`tokens`], [`error`], [`files`], [`memory`] | leaves |
+//! | [`kernels`], [`ops`], [`device`], [`config`], [`tokens`], [`error`], [`files`], [`json`], [`memory`], [`numbers`], [`stop`] | leaves |
 //!
 //! The library never prints, exits or reads the environment.
 
@@ -35,14 +35,17 @@ pub mod fidelity;
 pub mod files;
 pub mod generate;
 pub mod hub;
+pub mod json;
 pub mod kernels;
 pub mod memory;
 pub mod model;
+pub mod numbers;
 pub mod ops;
 pub mod plot;
 pub mod policy;
 pub mod profile;
 pub mod report;
+pub mod stop;
 pub mod tokenizer;
 pub mod tokens;
 pub mod tune;

@@ -175,6 +175,7 @@ pub fn vocab(file: &GgufFile) -> Result<GgufVocab> {
             .map(|id| u32::try_from(id).map_err(|_| file.error(format!("metadata `{}` is {id}", key(name)))))
             .transpose()
     };
+    let other_ends = ["eom_token_id", "fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id"];
     Ok(GgufVocab {
         path: file.path().to_owned(),
         model: file.string(&key("model"))?.ok_or_else(|| file.error("metadata `tokenizer.ggml.model` is missing"))?,
@@ -186,10 +187,12 @@ pub fn vocab(file: &GgufFile) -> Result<GgufVocab> {
         bos_id: id("bos_token_id")?,
         eos_id: id("eos_token_id")?,
         eot_id: id("eot_token_id")?,
+        other_end_ids: other_ends.into_iter().filter_map(|name| id(name).transpose()).collect::<Result<_>>()?,
         unk_id: id("unknown_token_id")?,
         add_bos: file.boolean(&key("add_bos_token"))?,
         add_eos: file.boolean(&key("add_eos_token"))?,
         add_space_prefix: file.boolean(&key("add_space_prefix"))?,
         chat_template: file.string("tokenizer.chat_template")?,
+        notes: Vec::new(),
     })
 }

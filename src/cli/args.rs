@@ -1,8 +1,9 @@
 //! Options of all commands, as the user writes them.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use adaptive_kvcache::Error;
 use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::checkpoint::WeightDtype;
 use adaptive_kvcache::config::{Budget, FASTGEN, parse_size};
@@ -12,9 +13,14 @@ use adaptive_kvcache::policy::{METHODS, POLICIES};
 use adaptive_kvcache::tune::Limit;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use rand::TryRngCore;
+use rand::rngs::OsRng;
 
 /// Tokens to generate from a prompt, if the user does not say.
 pub const DEFAULT_NEW_TOKENS: usize = 128;
+
+/// The prompt, if the user gives none.
+pub const DEFAULT_PROMPT: &str = "What is the recipe of mayonnaise?";
 
 /// Runs LLaMA models with a KV cache that keeps, for every head, only what that head attends to.
 #[derive(Debug, Parser)]
@@ -145,9 +151,9 @@ impl From<CacheDtype> for KvDtype {
 /// What the model is given.
 #[derive(Debug, Args)]
 pub struct PromptArgs {
-    /// The prompt
-    #[arg(long, env = "PROMPT", default_value = "What is the recipe of mayonnaise?", value_name = "TEXT")]
-    pub prompt: String,
+    /// The prompt; beside --messages it is the user's next turn [default: What is the recipe of mayonnaise?]
+    #[arg(long, env = "PROMPT", value_name = "TEXT")]
+    pub prompt: Option<String>,
     /// File to read the prompt from, instead of --prompt; `-` is standard input
     #[arg(long, value_name = "PATH")]
     pub prompt_file: Option<PathBuf>,
@@ -195,11 +201,11 @@ pub struct SamplingArgs {
     /// How many of the latest tokens the penalty looks at
     #[arg(long, default_value_t = 64, value_name = "N")]
     pub repeat_last_n: usize,
-    /// Seed of the random numbers
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
+    /// Seed of the random numbers, to repeat a run [default: another one each time, which is told]
+    #[arg(long)]
+    pub seed: Option<u64>,
     /// End where this text would begin; may be given several times
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub stop: Vec<String>,
     /// Go on after an end-of-sequence token
     #[arg(long)]
@@ -207,9 +213,16 @@ pub struct SamplingArgs {
 }
 
 impl SamplingArgs {
+    /// Draws a seed if there is need of one that the user does not give.
+    ///
     /// * `max_new_tokens`: if the user does not say
-    pub fn options(&self, max_new_tokens: usize) -> GenerationOptions {
-        GenerationOptions {
+    pub fn options(&self, max_new_tokens: usize) -> Result<GenerationOptions, Error> {
+        let seed = match self.seed {
+            Some(seed) => seed,
+            None if self.temperature > 0.0 => drawn_seed()?,
+            None => 0,
+        };
+        Ok(GenerationOptions {
             max_new_tokens: self.max_new_tokens.unwrap_or(max_new_tokens),
             sampling: SamplingOptions {
                 temperature: self.temperature,
@@ -218,12 +231,20 @@ impl SamplingArgs {
                 min_p: self.min_p,
                 repeat_penalty: self.repeat_penalty,
                 repeat_last_n: self.repeat_last_n,
-                seed: self.seed,
+                seed,
             },
             stop: self.stop.clone(),
             ignore_eos: self.ignore_eos,
-        }
+        })
     }
+}
+
+/// A seed that nobody can foretell, short enough to be typed again.
+pub fn drawn_seed() -> Result<u64, Error> {
+    let drawn = OsRng.try_next_u32().map_err(|error| std::io::Error::other(error.to_string()));
+    drawn.map(u64::from).map_err(|source| {
+        Error::io("draw a seed from", "the operating system", source).with_hint("give one with --seed")
+    })
 }
 
 fn number(text: &str, accept: impl Fn(f32) -> bool, expected: &str) -> Result<f32, String> {
@@ -292,9 +313,16 @@ pub struct CacheArgs {
     /// Configuration of the adaptive cache (JSON) [default: the original's values]
     #[arg(long, env = "CONFIG", value_name = "PATH")]
     pub config: Option<PathBuf>,
-    /// Log that each head's choice is appended to; its folder is made if missing
-    #[arg(long, default_value = "logs/test.log", value_name = "PATH")]
-    pub log_file: PathBuf,
+    /// Log that each head's choice is appended to; its folder is made if missing [default: logs/test.log]
+    #[arg(long, value_name = "PATH")]
+    pub log_file: Option<PathBuf>,
+}
+
+impl CacheArgs {
+    /// Where the log is, whoever said so.
+    pub fn log_path(&self) -> &Path {
+        self.log_file.as_deref().unwrap_or(Path::new("logs/test.log"))
+    }
 }
 
 /// How much a method with a budget keeps, as a share.
@@ -314,8 +342,8 @@ impl KeptRatioArgs {
 
 /// How much a method with a budget keeps, as a share or in bytes.
 ///
-/// `generate` takes the share only: its --kv-budget is what all sequences of --prompts may come to. The key `kv_budget`
-/// of the configuration does there what the option does elsewhere.
+/// `generate` takes the share only: with --prompts, its own --kv-budget is what all sequences may come to. The key
+/// `kv_budget` of the configuration does there what the option does elsewhere.
 #[derive(Debug, Args)]
 pub struct BudgetArgs {
     #[command(flatten)]
@@ -350,15 +378,17 @@ pub struct CompareArgs {
 /// Several prompts at a time.
 #[derive(Debug, Args)]
 pub struct BatchArgs {
-    /// File of prompts, one a line: plain text, a JSON string, or an object with `prompt` or `messages`; results are
-    /// written as JSON lines, in the prompts' order
+    /// File of prompts, one a line: plain text, a JSON string, a list of messages, or an object with `prompt` or
+    /// `messages`, and `max_tokens`, `stop`, `temperature`, `top_p`, `seed` and `custom_id`; results are written as JSON
+    /// lines, in the prompts' order
     #[arg(long, value_name = "PATH", conflicts_with_all = ["prompt", "prompt_file", "messages", "report_positions"])]
     pub prompts: Option<PathBuf>,
     /// The most sequences that decode together
-    #[arg(long, value_name = "N", default_value_t = 16, requires = "prompts", value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = positive)]
     pub batch: usize,
-    /// What the keys and values of all sequences under way may come to, such as 64MB or 1.5GB; a bare number is MB
-    #[arg(long, value_name = "SIZE", requires = "prompts", value_parser = parse_size)]
+    /// What the prompt's keys and values may come to, instead of the configuration's `kv_budget`, such as 64MB or 1.5GB; a
+    /// bare number is MB. With --prompts, what those of all sequences under way may come to, texts included
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub kv_budget: Option<usize>,
 }
 
@@ -377,7 +407,7 @@ pub struct GenerateArgs {
           value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set, hide_possible_values = true, value_name = "0|1")]
     pub save_image: bool,
     /// Folder for the pictures; made if missing
-    #[arg(long, default_value = "images", value_name = "DIR")]
+    #[arg(long, env = "IMAGE_DIR", default_value = "images", value_name = "DIR")]
     pub image_dir: PathBuf,
     /// Write everything about the run to a JSON file
     #[arg(long, value_name = "PATH")]
@@ -542,15 +572,15 @@ pub struct EvalArgs {
     /// Seed of the tasks' texts
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// File of prompts that every cache answers, one a line: plain text, a JSON string, or an object with `prompt` or
-    /// `messages`; answers and savings are shown side by side
+    /// File of prompts that every cache answers, one a line: plain text, a JSON string, a list of messages, or an object
+    /// with `prompt` or `messages`; answers and savings are shown side by side
     #[arg(long, value_name = "PATH")]
     pub prompts: Option<PathBuf>,
     /// The most tokens of an answer
-    #[arg(long, value_name = "N", default_value_t = 64, requires = "prompts", value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive)]
     pub answer_tokens: usize,
     /// Wrap the prompts in the model's own chat template
-    #[arg(long, requires = "prompts")]
+    #[arg(long)]
     pub chat: bool,
     #[command(flatten)]
     pub files: FileArgs,

@@ -6,17 +6,17 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use adaptive_kvcache::Error;
-use adaptive_kvcache::cache::Retention;
+use adaptive_kvcache::cache::{CacheBytes, Retention};
 use adaptive_kvcache::generate::{Batch, BatchLimits, BatchPrompt, BatchSummary, FinishReason};
 use adaptive_kvcache::memory::process_memory;
-use adaptive_kvcache::report::{BatchReport, BatchTextReport, ModelReport, megabytes};
+use adaptive_kvcache::report::{BatchReport, BatchTextReport, ModelReport, megabytes, size};
 use anyhow::Context;
 
-use super::args::{DEFAULT_NEW_TOKENS, GenerateArgs};
-use super::generate::check_report_path;
-use super::interrupt::{interrupted, listen};
+use super::args::{DEFAULT_NEW_TOKENS, GenerateArgs, drawn_seed};
+use super::generate::places;
+use super::interrupt::{interrupted, listen, while_writing};
 use super::logging::Log;
-use super::prompts::Prompts;
+use super::prompts::{Prompt, Prompts};
 use super::session::{Observer, Session, config, opening, per_second};
 use super::{Outcome, STDOUT_FAILED};
 
@@ -24,24 +24,31 @@ use super::{Outcome, STDOUT_FAILED};
 pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     if args.save_image {
         return Err(Error::input("pictures are drawn of one prompt, not of a file of --prompts")
-            .with_hint("leave --save-image and SAVE_IMAGE=1 out, or give one prompt with --prompt")
+            .with_hint("leave --save-image out, or give one prompt with --prompt")
             .into());
     }
     let config = config(args.cache.config.as_deref(), args.kept_ratio.budget())?;
+    places(args).check()?;
     let prompts = Prompts::read(path)?;
-    let log = Log::start(&args.cache.log_file)?;
-    if let Some(path) = &args.report {
-        check_report_path(path)?;
-    }
+    let log = Log::start(&args.cache)?;
     listen()?;
-    let options = args.run.sampling.options(DEFAULT_NEW_TOKENS);
+    let mut options = args.run.sampling.options(DEFAULT_NEW_TOKENS)?;
+    // Lines may be drawn though the command line says that the best token is taken.
+    if prompts.draw() && args.run.sampling.seed.is_none() && !options.sampling.is_random() {
+        options.sampling.seed = drawn_seed()?;
+    }
+    let seed = (prompts.draw() || options.sampling.is_random()).then_some(options.sampling.seed);
     let session = Session::open(&args.run.model)?;
     let dialogue = &args.run.prompt.dialogue;
     let chat = args.run.prompt.chat || dialogue.system.is_some();
     let prompts = prompts.encode(&session, &opening(dialogue)?, chat)?;
-    let lines: Vec<usize> = prompts.iter().map(|prompt| prompt.line).collect();
+    let lines: Vec<_> = prompts.iter().map(|prompt| (prompt.line, prompt.custom_id.clone())).collect();
     let count = prompts.len();
-    let prompts = prompts.into_iter().map(|prompt| BatchPrompt { name: prompt.name, ids: prompt.ids }).collect();
+    let to_batch = |(index, Prompt { name, ids, keys, .. }): (usize, Prompt)| {
+        let options = keys.over(&options, index as u64);
+        BatchPrompt { name, ids, options }
+    };
+    let prompts = prompts.into_iter().enumerate().map(to_batch).collect();
     let retention = if args.cache.use_adakv { session.adaptive(config.clone()) } else { Retention::Full };
     let limits = BatchLimits { sequences: args.batch.batch, kv_bytes: args.batch.kv_budget };
     let (model, tokenizer) = (&session.loaded.model, &session.loaded.tokenizer);
@@ -61,8 +68,8 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
         },
         || if interrupted() || stop.get() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) },
         |text| {
-            let line = lines[text.index];
-            let text = BatchTextReport::new(text, line);
+            let (line, custom_id) = lines[text.index].clone();
+            let text = BatchTextReport { custom_id, ..BatchTextReport::new(text, line) };
             output.write(&text);
             texts.push(text);
             stop.set(output.written.is_err());
@@ -75,12 +82,12 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     texts.sort_by_key(|text| text.index);
     if !args.quiet {
         // Nobody may be listening any more: the report is still written.
-        let _ = print(&summary, &texts, args.batch.kv_budget);
+        let _ = print(&summary, &texts, args.batch.kv_budget, seed);
     }
     let ended = texts.iter().filter(|text| text.finish_reason != FinishReason::Interrupted).count();
     if let Some(path) = &args.report {
         let (device, attention) = session.device();
-        BatchReport {
+        let report = BatchReport {
             version: env!("CARGO_PKG_VERSION"),
             model: ModelReport::new(&args.run.model.model, &session.loaded),
             device,
@@ -100,8 +107,8 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
             decode_tokens_per_s: per_second(summary.decoded_tokens, summary.decode_time),
             peak_rss_bytes: process_memory().unwrap_or_default().peak,
             texts,
-        }
-        .write(path)?;
+        };
+        while_writing(path, || report.write(path))?;
     }
     output.written.context(STDOUT_FAILED)?;
     Ok(if ended < count { Outcome::Interrupted } else { Outcome::Done })
@@ -138,11 +145,23 @@ impl InOrder {
     }
 }
 
-fn print(summary: &BatchSummary, texts: &[BatchTextReport], budget: Option<usize>) -> std::io::Result<()> {
+/// * `seed`: present if it mattered
+fn print(
+    summary: &BatchSummary,
+    texts: &[BatchTextReport],
+    budget: Option<usize>,
+    seed: Option<u64>,
+) -> std::io::Result<()> {
     let mut stderr = std::io::stderr().lock();
-    let raw: usize = texts.iter().map(|text| text.kv.raw_bytes).sum();
-    let kept: usize = texts.iter().map(|text| text.kv.kept_bytes).sum();
-    writeln!(stderr, "\n{} texts, at most {} at a time", texts.len(), summary.most_sequences)?;
+    let kv = texts.iter().map(|text| CacheBytes {
+        raw: text.kv.raw_bytes,
+        kept: text.kv.kept_bytes,
+        allocated: text.kv.allocated_bytes,
+    });
+    let kv: CacheBytes = kv.sum();
+    let cut = texts.iter().filter(|text| text.finish_reason == FinishReason::Context).count();
+    let cut = if cut > 0 { format!(", {cut} cut where the model's context ends") } else { String::new() };
+    writeln!(stderr, "\n{} texts, at most {} at a time{cut}", texts.len(), summary.most_sequences)?;
     writeln!(
         stderr,
         "prefill  {} tokens in {:.0} ms, {:.1} tokens/s",
@@ -157,13 +176,19 @@ fn print(summary: &BatchSummary, texts: &[BatchTextReport], budget: Option<usize
         summary.decode_time.as_secs_f64() * 1e3,
         per_second(summary.decoded_tokens, summary.decode_time)
     )?;
-    let of_budget = budget.map_or_else(String::new, |budget| format!(" of {:.1} MB allowed", megabytes(budget)));
+    if let Some(seed) = seed {
+        writeln!(stderr, "seed     {seed}")?;
+    }
+    let of_budget = budget.map_or_else(String::new, |budget| format!(", of {} allowed", size(budget)));
+    // The texts of one time grow beside one another; the prompts' sizes are of all times together.
+    writeln!(stderr, "KV cache {} at most at a time{of_budget}", size(summary.most_kv_bytes))?;
     writeln!(
         stderr,
-        "KV cache {:.3} MB at most{of_budget}; after the prompts {:.3} MB kept of {:.3} MB",
-        megabytes(summary.most_kv_bytes),
-        megabytes(kept),
-        megabytes(raw)
+        "prompts  {:.3} MB kept of {:.3} MB ({:.1} % saved), all {} added up",
+        megabytes(kv.kept),
+        megabytes(kv.raw),
+        100.0 * kv.saved_ratio(),
+        texts.len(),
     )?;
     writeln!(stderr, "process  {:.1} MB at most", megabytes(process_memory().unwrap_or_default().peak))
 }

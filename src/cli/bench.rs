@@ -13,9 +13,9 @@ use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
 
 use super::args::{BenchArgs, ModelArgs};
-use super::generate::check_report_path;
-use super::interrupt::{interrupted, listen};
-use super::measure::{Lines, kv_dtypes};
+use super::interrupt::{interrupted, listen, while_waiting, while_writing};
+use super::measure::{self, Lines, Names, kv_dtypes, mb_cell};
+use super::places::Places;
 use super::session::Session;
 use super::{Outcome, STDOUT_FAILED, plain};
 
@@ -37,9 +37,10 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
     if let Some(budget) = args.budget.budget() {
         set_budget(&mut configs, budget)?;
     }
-    for path in args.json.iter().chain(&args.plot) {
-        check_report_path(path)?;
-    }
+    let places = Places::of(&args.model).reads("--prompt-file", args.prompt_file.as_ref());
+    let files = args.settings.iter().filter(|name| *name != FULL);
+    let places = files.fold(places, |places, file| places.reads("--settings", Some(file)));
+    places.writes("--json", args.json.as_ref()).writes("--plot", args.plot.as_ref()).check()?;
     let text = match &args.prompt_file {
         Some(path) => &std::fs::read_to_string(path).map_err(|source| Error::io("read prompt", path, source))?,
         None => TEXT,
@@ -92,8 +93,9 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
     output.lines.finish();
     // A reader of the table that went away hides no failure, and keeps no picture from being drawn.
     measured?;
+    output.write(true)?;
     if let Some(path) = &args.plot {
-        draw(path, &args.model, &output.rows)?;
+        while_writing(path, || draw(path, &args.model, &output.rows, &output.names))?;
     }
     output.lines.into_printed().context(STDOUT_FAILED)?;
     Ok(if interrupted() { Outcome::Interrupted } else { Outcome::Done })
@@ -138,7 +140,7 @@ fn set_budget(configs: &mut [Option<AdaptiveConfig>], budget: Budget) -> Result<
 fn first_tokens(tokenizer: &Tokenizer, text: &str, len: usize) -> Result<Vec<u32>> {
     let mut text = text.to_owned();
     loop {
-        let mut ids = tokenizer.encode(&text)?;
+        let mut ids = while_waiting(|| tokenizer.encode(&text))?;
         if ids.len() >= len {
             ids.truncate(len);
             return Ok(ids);
@@ -155,18 +157,19 @@ fn first_tokens(tokenizer: &Tokenizer, text: &str, len: usize) -> Result<Vec<u32
 struct Table {
     rows: Vec<Row>,
     json: Option<PathBuf>,
-    /// The width of the column of settings.
-    setting_width: usize,
+    names: Names,
     lines: Lines,
 }
 
 impl Table {
     fn new(json: Option<PathBuf>, settings: &[String]) -> Result<Self> {
-        if let Some(path) = &json {
-            write_rows(path, &[])?;
-        }
-        let setting_width = settings.iter().map(|name| name.chars().count()).max().unwrap_or(0).max("setting".len());
-        Ok(Self { rows: Vec::new(), json, setting_width, lines: Lines::new() })
+        let table = Self { rows: Vec::new(), json, names: Names::new(settings), lines: Lines::new() };
+        table.write(false)?;
+        Ok(table)
+    }
+
+    fn write(&self, is_complete: bool) -> Result<()> {
+        measure::write_rows(self.json.as_ref(), is_complete, |path| write_rows(path, &self.rows))
     }
 }
 
@@ -195,7 +198,7 @@ impl Observer for Table {
             "peak MB",
             "GB/s",
             "of loop",
-            width = self.setting_width,
+            width = self.names.width("setting"),
         ));
     }
 
@@ -204,22 +207,22 @@ impl Observer for Table {
             format!("{:>9.1}{:>7.0}%", reading.read_gb_per_s, 100.0 * reading.bandwidth_share)
         });
         self.lines.print(&format!(
-            "{:<8}{:>8}  {:<width$}  {:<5}{:>10.1}{:>11.2}{:>10.2}{:>10.2}{:>8.1}{:>9.2}{:>9.1}{reading}",
+            "{:<8}{:>8}  {:<width$}  {:<5}{:>10.1}{:>11.2}{:>10.2}{:>10.2}{:>8.1}{:>9}{:>9.1}{reading}",
             row.work.name(),
             row.context,
-            plain(&row.setting),
+            self.names.of(&row.setting),
             row.kv_dtype,
             row.tokens_per_s,
             row.times.median_ms,
             row.times.min_ms,
             row.times.max_ms,
             100.0 * row.kept_ratio,
-            megabytes(row.kv_bytes),
+            mb_cell(row.kv_bytes),
             megabytes(row.peak_rss_bytes),
-            width = self.setting_width,
+            width = self.names.width("setting"),
         ));
         self.rows.push(row);
-        self.json.as_ref().map_or(Ok(()), |path| write_rows(path, &self.rows))
+        self.write(false)
     }
 
     fn is_over(&self) -> bool {
@@ -228,13 +231,13 @@ impl Observer for Table {
 }
 
 /// Draws the rows, if there are any.
-fn draw(path: &Path, model: &Path, rows: &[Row]) -> Result<()> {
+fn draw(path: &Path, model: &Path, rows: &[Row], names: &Names) -> Result<()> {
     if rows.is_empty() {
         return Ok(());
     }
     let mut lines: Vec<SpeedLine> = Vec::new();
     for row in rows {
-        let name = format!("{}, {}", row.setting, row.kv_dtype);
+        let name = format!("{}, {}", names.of(&row.setting), row.kv_dtype);
         let index = lines.iter().position(|line| line.name == name && line.threads == row.threads);
         let index = index.unwrap_or_else(|| {
             lines.push(SpeedLine { name, threads: row.threads, ..SpeedLine::default() });

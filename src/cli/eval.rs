@@ -5,15 +5,15 @@ mod picture;
 mod table;
 
 use adaptive_kvcache::cache::{KvDtype, Retention};
-use adaptive_kvcache::config::{AdaptiveConfig, Budget};
+use adaptive_kvcache::config::{AdaptiveConfig, Budget, DecodeMode};
 use adaptive_kvcache::eval::{self, AnswerPlan, AnswerPrompt, FidelityPlan, Subject, Task, TaskPlan, Variant};
 use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
 
 use super::args::EvalArgs;
 use super::bench::distinct;
-use super::interrupt::{interrupted, listen};
-use super::measure::{configuration, ids_without_bos, kv_dtypes};
+use super::interrupt::{interrupted, listen, while_writing};
+use super::measure::{Names, configuration, ids_without_bos, kv_dtypes};
 use super::prompts::Prompts;
 use super::session::Session;
 use super::{Outcome, STDOUT_FAILED};
@@ -37,9 +37,13 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
             .with_hint("give at least one of --windows, or --tasks, or --prompts")
             .into());
     }
-    args.files.check()?;
+    let places = args.measure.places(&args.configs).reads("--prompts", args.prompts.as_ref());
+    args.files.add_to(places).check()?;
     let text = args.measure.text()?;
     let prompts = args.prompts.as_deref().map(Prompts::read).transpose()?;
+    if let Some(prompts) = &prompts {
+        prompts.expect_no_keys("all caches answer greedily, up to --answer-tokens")?;
+    }
     listen()?;
     let kv_dtypes = kv_dtypes(&args.kv_dtype);
     let session = args.measure.open(&kv_dtypes)?;
@@ -64,15 +68,18 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
     };
     plans.check(&subject)?;
 
-    let mut table = Table::new(args)?;
+    let names = Names::new(&args.configs);
+    let evicts = configs.iter().flat_map(|budgeted| &budgeted.config).any(|config| config.decode == DecodeMode::Evict);
+    let mut table = Table::new(args, &names, evicts)?;
     let measured = plans.measure(&subject, &variants, &mut table);
     table.finish();
     match measured {
         Ok(()) | Err(Error::Interrupted) => {}
         Err(error) => return Err(error.into()),
     }
+    table.write(true)?;
     if let Some(path) = &args.files.plot {
-        draw(path, &args.measure.model, &panels(table.rows()))?;
+        while_writing(path, || draw(path, &args.measure.model, &panels(table.rows(), &names)))?;
     }
     table.into_printed().context(STDOUT_FAILED)?;
     Ok(if interrupted() { Outcome::Interrupted } else { Outcome::Done })

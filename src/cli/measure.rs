@@ -3,17 +3,20 @@
 
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 
 use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::config::AdaptiveConfig;
 use adaptive_kvcache::eval::{FidelityPlan, Subject};
+use adaptive_kvcache::report::{is_small, megabytes};
 use adaptive_kvcache::tokenizer::Tokenizer;
-use adaptive_kvcache::{Error, Result};
+use adaptive_kvcache::{Error, Result, files};
 use indicatif::ProgressBar;
 
 use super::args::{CacheDtype, FileArgs, MeasureArgs, ModelArgs};
 use super::bench::{FULL, TEXT, TICK, distinct};
-use super::generate::check_report_path;
+use super::interrupt::{while_waiting, while_writing};
+use super::places::Places;
 use super::plain;
 use super::session::Session;
 
@@ -40,9 +43,12 @@ pub fn configuration(name: &str) -> Result<Option<AdaptiveConfig>> {
 }
 
 impl FileArgs {
-    /// Finds out early whether the files can be written.
-    pub fn check(&self) -> Result<()> {
-        self.json.iter().chain(&self.csv).chain(&self.plot).try_for_each(|path| check_report_path(path))
+    /// Adds the files to what is written.
+    pub fn add_to<'a>(&'a self, places: Places<'a>) -> Places<'a> {
+        places
+            .writes("--json", self.json.as_ref())
+            .writes("--csv", self.csv.as_ref())
+            .writes("--plot", self.plot.as_ref())
     }
 
     /// Whether somebody wants the rows who reads no table.
@@ -51,7 +57,22 @@ impl FileArgs {
     }
 }
 
+/// Writes rows to a file that holds them all each time. What cannot be replaced gets them once, when they are complete.
+pub fn write_rows(path: Option<&PathBuf>, are_complete: bool, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    match path {
+        Some(path) if are_complete || !files::is_stream(path) => while_writing(path, || write(path)),
+        _ => Ok(()),
+    }
+}
+
 impl MeasureArgs {
+    /// What is read and written.
+    pub fn places<'a>(&'a self, configs: &'a [String]) -> Places<'a> {
+        let places = Places::of(&self.model).reads("--text", self.text.as_ref());
+        let is_file = |name: &&String| *name != FULL && BUILT_IN.iter().all(|(known, _)| known != name);
+        configs.iter().filter(is_file).fold(places, |places, config| places.reads("--configs", Some(config)))
+    }
+
     /// The text that is measured on.
     pub fn text(&self) -> Result<Cow<'static, str>> {
         match &self.text {
@@ -110,16 +131,76 @@ pub fn kv_dtypes(names: &[CacheDtype]) -> Vec<KvDtype> {
 
 /// Ids of a text; the library puts BOS before each window.
 pub fn ids_without_bos(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-    let mut ids = tokenizer.encode(text)?;
+    let mut ids = while_waiting(|| tokenizer.encode(text))?;
     if tokenizer.adds_bos() && ids.first().copied() == tokenizer.bos_id() {
         ids.remove(0);
     }
     Ok(ids)
 }
 
-/// The width of a column of configurations.
-pub fn config_width(names: &[String]) -> usize {
-    names.iter().map(|name| plain(name).chars().count()).max().unwrap_or(0).max("config".len())
+/// What tables and pictures call configurations: a file's name without folder and extension, with as much of its path as
+/// tells it from the others. JSON and CSV have what the user wrote.
+pub struct Names(Vec<(String, String)>);
+
+impl Names {
+    /// * `given`: as the user wrote them
+    pub fn new(given: &[String]) -> Self {
+        let forms: Vec<Vec<String>> = given.iter().map(|name| forms(name)).collect();
+        // How much of each is shown: more, as long as two different ones look the same.
+        let mut shown = vec![0; given.len()];
+        let form = |index: usize, shown: &[usize]| &forms[index][shown[index]];
+        loop {
+            let is_ambiguous = |index: usize| {
+                (0..given.len()).any(|other| given[other] != given[index] && form(other, &shown) == form(index, &shown))
+            };
+            let grown: Vec<usize> = (0..given.len())
+                .filter(|&index| shown[index] + 1 < forms[index].len() && is_ambiguous(index))
+                .collect();
+            if grown.is_empty() {
+                break;
+            }
+            grown.into_iter().for_each(|index| shown[index] += 1);
+        }
+        let name = |index: usize| (given[index].clone(), plain(form(index, &shown)));
+        Self((0..given.len()).map(name).collect())
+    }
+
+    /// The name of a configuration.
+    ///
+    /// * `given`: as the user wrote it
+    pub fn of<'a>(&'a self, given: &'a str) -> &'a str {
+        self.0.iter().find(|(known, _)| known == given).map_or(given, |(_, name)| name)
+    }
+
+    /// The width of a column of them.
+    ///
+    /// * `heading`: what stands above it
+    pub fn width(&self, heading: &str) -> usize {
+        self.0.iter().map(|(_, name)| name.chars().count()).max().unwrap_or(0).max(heading.len())
+    }
+}
+
+/// From the shortest to the whole: a file's name without extension and with it, then with one folder more each.
+fn forms(given: &str) -> Vec<String> {
+    let path = Path::new(given);
+    let is_built_in = given == FULL || BUILT_IN.iter().any(|(known, _)| *known == given);
+    let (false, Some(stem), Some(name)) = (is_built_in, path.file_stem(), path.file_name()) else {
+        return vec![given.to_owned()];
+    };
+    let mut forms = vec![stem.to_string_lossy().into_owned(), name.to_string_lossy().into_owned()];
+    let mut form = PathBuf::from(name);
+    for folder in path.ancestors().skip(1).filter_map(Path::file_name) {
+        form = Path::new(folder).join(form);
+        forms.push(form.to_string_lossy().into_owned());
+    }
+    forms.push(given.to_owned());
+    forms
+}
+
+/// A size in a column of MB: with two digits, or with those that a small one needs.
+pub fn mb_cell(bytes: usize) -> String {
+    let digits = if is_small(bytes) && bytes > 0 { 4 } else { 2 };
+    format!("{:.digits$}", megabytes(bytes))
 }
 
 /// Lines on standard output, and on standard error, if that is a terminal, what is being measured.
@@ -165,5 +246,26 @@ impl Lines {
     /// How printing went.
     pub fn into_printed(self) -> std::io::Result<()> {
         self.printed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configurations_are_called_by_as_little_of_their_path_as_tells_them_apart() {
+        let names = |given: &[&str]| {
+            let given: Vec<String> = given.iter().map(|&name| name.to_owned()).collect();
+            let names = Names::new(&given);
+            given.iter().map(|name| names.of(name).to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&["full", "configs/fastgen_evict.json", "/a/b/h2o.json"]), ["full", "fastgen_evict", "h2o"]);
+        assert_eq!(names(&["a/c.json", "b/c.json", "a/c.json"]), ["a/c.json", "b/c.json", "a/c.json"]);
+        assert_eq!(names(&["c.json", "c.txt", "d"]), ["c.json", "c.txt", "d"]);
+        assert_eq!(names(&["fastgen", "configs/fastgen.json"]), ["fastgen", "fastgen.json"]);
+        assert_eq!(names(&["full", "x/full"]), ["full", "x/full"]);
+        assert_eq!(names(&["c.json", "./c.json"]), ["c.json", "./c.json"]);
+        assert_eq!(names(&["../c.json", "new\nline.json"]), ["c", "new\\nline"]);
     }
 }

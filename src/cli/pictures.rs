@@ -1,17 +1,28 @@
 //! Pictures of a run: one of each layer's attention as soon as the layer is done, two of the whole at the end.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use adaptive_kvcache::attention::HeadLayout;
 use adaptive_kvcache::attention::map::MapAccumulator;
 use adaptive_kvcache::cache::LayerSummary;
 use adaptive_kvcache::config::AdaptiveConfig;
+use adaptive_kvcache::model::LlamaConfig;
 use adaptive_kvcache::plot::{self, HeadMap, PolicyGrid};
 use adaptive_kvcache::report::head_policies;
-use adaptive_kvcache::{Error, Result};
+use adaptive_kvcache::{Result, files};
+
+use super::outputs::same_file;
 
 /// Cells of an attention map's side at most.
 pub const MAP_SIDE: usize = 128;
+
+const POLICIES: &str = "policies.png";
+const KV_MEMORY: &str = "kv_memory.png";
+
+fn layer_name(layer: usize) -> String {
+    format!("layer{layer}_attention.png")
+}
 
 /// Writes the pictures into a folder.
 pub struct Pictures {
@@ -21,13 +32,14 @@ pub struct Pictures {
 }
 
 impl Pictures {
-    /// Makes the folder if it is missing, and finds out early whether files can be written there.
+    /// Makes the folder if it is missing, and finds out early whether all pictures can be written there.
     ///
     /// # Errors
-    /// [`Error::Io`] with the path.
-    pub fn new(folder: &Path, config: AdaptiveConfig, layout: HeadLayout) -> Result<Self> {
-        check_folder(folder)?;
-        Ok(Self { folder: folder.to_owned(), config, layout })
+    /// As [`files::check`].
+    pub fn new(folder: &Path, config: AdaptiveConfig, model: &LlamaConfig) -> Result<Self> {
+        let names = (0..model.num_layers).map(layer_name).chain([POLICIES.to_owned(), KV_MEMORY.to_owned()]);
+        names.into_iter().try_for_each(|name| files::check(&folder.join(name)))?;
+        Ok(Self { folder: folder.to_owned(), config, layout: model.heads })
     }
 
     /// Draws `layer{L}_attention.png`.
@@ -48,7 +60,7 @@ impl Pictures {
                 }
             })
             .collect();
-        let path = self.folder.join(format!("layer{}_attention.png", summary.layer));
+        let path = self.folder.join(layer_name(summary.layer));
         plot::layer_attention(&path, summary.layer, summary.prompt_len, &heads)
     }
 
@@ -63,32 +75,29 @@ impl Pictures {
             heads().map(|(prompt_len, head)| head.positions.len() as f32 / prompt_len.max(1) as f32).collect();
         let level_names: Vec<String> =
             (0..self.config.num_levels()).map(|level| self.config.level_names(level).join("+")).collect();
+        // Of a full cache, nothing chose.
+        let method = heads().any(|(_, head)| head.level.is_some()).then_some(&self.config);
+        let method = method.filter(|config| config.method.is_some()).map(AdaptiveConfig::method_name);
         let grid = PolicyGrid {
             num_layers: layers.len(),
             num_kv_heads: self.layout.num_kv_heads,
             levels: &levels,
             level_names: &level_names,
             kept_ratio: &kept_ratio,
+            method,
         };
-        plot::policies(&self.folder.join("policies.png"), &grid)?;
+        plot::policies(&self.folder.join(POLICIES), &grid)?;
         let bytes =
             |pick: fn(&LayerSummary) -> usize| layers.iter().map(|layer| pick(layer) as u64).collect::<Vec<_>>();
         let (raw, kept) = (bytes(|layer| layer.bytes.raw), bytes(|layer| layer.bytes.kept));
-        plot::kv_memory(&self.folder.join("kv_memory.png"), &raw, &kept)
+        plot::kv_memory(&self.folder.join(KV_MEMORY), &raw, &kept)
     }
 }
 
-/// Makes a folder if it is missing, and writes a file to it and away again.
-pub fn check_folder(folder: &Path) -> Result<()> {
-    if folder.exists() && !folder.is_dir() {
-        let source = std::io::ErrorKind::NotADirectory.into();
-        return Err(Error::io("write to folder", folder, source).with_hint("choose a folder that you may write to"));
-    }
-    let probe = folder.join(format!(".probe.{}.tmp", std::process::id()));
-    std::fs::create_dir_all(folder)
-        .and_then(|()| std::fs::write(&probe, []))
-        .and_then(|()| std::fs::remove_file(&probe))
-        .map_err(|source| {
-            Error::io("write to folder", folder, source).with_hint("choose a folder that you may write to")
-        })
+/// Whether a path is one that a picture in this folder may have.
+pub fn is_picture(folder: &Path, path: &Path) -> bool {
+    let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    let layer = name.strip_prefix("layer").and_then(|rest| rest.strip_suffix("_attention.png"));
+    let is_layer = layer.is_some_and(|layer| !layer.is_empty() && layer.bytes().all(|byte| byte.is_ascii_digit()));
+    (is_layer || [POLICIES, KV_MEMORY].contains(&name)) && same_file(&folder.join(name), path)
 }

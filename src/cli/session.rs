@@ -13,21 +13,26 @@ use adaptive_kvcache::config::{AdaptiveConfig, Budget, TokenIds};
 use adaptive_kvcache::device::{self, DeviceMemory};
 use adaptive_kvcache::model::{Prefill, PrefillObserver, PrefillOptions};
 use adaptive_kvcache::profile::Profiler;
-use adaptive_kvcache::report::log_lines;
+use adaptive_kvcache::report::{log_lines, size};
 use adaptive_kvcache::tokenizer::{ChatFormat, ChatMessage, Tokenizer, messages_from_json};
 use adaptive_kvcache::tokens::TokenClassifier;
 use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::args::{DialogueArgs, ModelArgs, PromptArgs};
+use super::args::{DEFAULT_PROMPT, DialogueArgs, ModelArgs, PromptArgs};
 use super::device::backend;
 use super::interrupt::{interrupted, while_waiting};
+use super::measure::configuration;
 use super::pictures::{MAP_SIDE, Pictures};
 use super::terminal::note;
+use super::variables;
 
 /// What is over sooner is shown no bar for.
 const BAR_AFTER: Duration = Duration::from_millis(500);
+
+/// The built-in configuration that holds a budget if no other is named.
+const BUDGET_METHOD: &str = "replay";
 
 /// A model that is ready to run.
 pub struct Session {
@@ -41,6 +46,10 @@ pub struct Session {
 impl Session {
     /// Opens the device, sets threads up and loads the model.
     pub fn open(args: &ModelArgs) -> anyhow::Result<Self> {
+        while_waiting(|| Self::load(args))
+    }
+
+    fn load(args: &ModelArgs) -> anyhow::Result<Self> {
         let backend = backend(&args.device)?;
         let mut pool = rayon::ThreadPoolBuilder::new();
         if let Some(threads) = args.threads {
@@ -55,6 +64,7 @@ impl Session {
             bar.set_position(done as u64);
         })?;
         bar.finish_and_clear();
+        loaded.notes().for_each(note);
         let kv_dtype = KvDtype::from(args.kv_dtype);
         let session = Self {
             loaded,
@@ -92,10 +102,18 @@ impl Session {
 
     /// Token ids of the prompt.
     pub fn encode(&self, args: &PromptArgs) -> Result<Vec<u32>> {
+        while_waiting(|| self.encode_now(args))
+    }
+
+    fn encode_now(&self, args: &PromptArgs) -> Result<Vec<u32>> {
         let tokenizer = &self.loaded.tokenizer;
         let mut messages = opening(&args.dialogue)?;
         let ids = if args.dialogue.messages.is_some() {
             self.announce_chat_format()?;
+            // The default prompt is no turn of anybody's conversation.
+            if args.prompt.is_some() || args.prompt_file.is_some() {
+                messages.push(ChatMessage::new("user", prompt_text(args)?));
+            }
             tokenizer.encode_chat(&messages)?
         } else if args.chat || args.dialogue.system.is_some() {
             self.announce_chat_format()?;
@@ -170,12 +188,42 @@ pub fn opening(args: &DialogueArgs) -> Result<Vec<ChatMessage>> {
     Ok(messages)
 }
 
-/// Reads the configuration, or takes the defaults, and sets the budget if one is given.
+/// Reads the configuration, or takes the defaults, and sets the budget if one is given. A budget needs a method that has
+/// one: where no configuration is named on the command line, that is [`BUDGET_METHOD`], and a note says so.
 pub fn config(path: Option<&Path>, budget: Option<Budget>) -> Result<AdaptiveConfig> {
     let config = path.map_or_else(|| Ok(AdaptiveConfig::default()), AdaptiveConfig::from_file)?;
-    match budget {
-        Some(budget) => config.with_budget(budget),
-        None => Ok(config),
+    let Some(budget) = budget else { return Ok(config) };
+    if config.method.is_some() {
+        return config.with_budget(budget);
+    }
+    let option = format!("--{}", budget.key().replace('_', "-"));
+    let method = match path {
+        None => format!("{option} is held by the method `{BUDGET_METHOD}`"),
+        Some(_) if variables::gave("config") => {
+            format!("the configuration of the variable CONFIG has no budget; {option} is held by `{BUDGET_METHOD}`")
+        }
+        Some(path) => {
+            let reason =
+                format!("{option}: the method `{}` of `{}` has no budget", config.method_name(), path.display());
+            return Err(Error::input(reason).with_hint(format!(
+                "leave --config out, and `{BUDGET_METHOD}` holds the budget; or name a configuration whose `method` has one, \
+                 such as configs/best.json"
+            )));
+        }
+    };
+    note(method);
+    configuration(BUDGET_METHOD)?.unwrap_or_default().with_budget(budget)
+}
+
+/// Says so if a prompt takes more than its budget: a head keeps a position at least, whatever that comes to.
+///
+/// * `kept_bytes`: what is kept of the prompt
+pub fn note_budget(config: &AdaptiveConfig, kept_bytes: usize) {
+    if let Some(Budget::Bytes(budget)) = config.method.map(|method| method.budget)
+        && kept_bytes > budget
+    {
+        let (kept, budget) = (size(kept_bytes), size(budget));
+        note(format_args!("{kept} are kept, more than the budget of {budget}: every head keeps at least one position"));
     }
 }
 
@@ -187,10 +235,12 @@ pub fn per_second(tokens: usize, time: Duration) -> f64 {
 }
 
 fn prompt_text(args: &PromptArgs) -> Result<String> {
-    let Some(path) = &args.prompt_file else { return Ok(args.prompt.clone()) };
+    let Some(path) = &args.prompt_file else {
+        return Ok(args.prompt.as_deref().unwrap_or(DEFAULT_PROMPT).to_owned());
+    };
     let result = if path.as_os_str() == "-" {
         let mut text = String::new();
-        while_waiting(|| std::io::stdin().read_to_string(&mut text)).map(|_| text)
+        std::io::stdin().read_to_string(&mut text).map(|_| text)
     } else {
         std::fs::read_to_string(path)
     };
@@ -260,6 +310,10 @@ impl PrefillObserver for Observer<'_> {
     }
 
     fn layer_done(&mut self, summary: &LayerSummary, maps: Option<&MapAccumulator>) -> Result<()> {
+        // Where all layers are done at the same time, many pictures follow one another.
+        if self.pictures.is_some() && interrupted() {
+            return Err(Error::Interrupted);
+        }
         if let Some(config) = &self.config {
             for line in log_lines(summary, config) {
                 tracing::info!("{line}");

@@ -5,10 +5,11 @@
 //! variants are known beforehand ([`fidelity`]); all windows' where they are not ([`FullScores`]).
 
 use super::metrics::{mean, percentile, perplexity, standard_error};
-use super::{FidelityRow, Filled, Observer, Progress, Row, Subject, Variant, go_on};
+use super::{CacheEnd, CacheStart, FidelityRow, Filled, Observer, Progress, Row, Subject, Variant, go_on};
 use crate::cache::{AdaptiveKvCache, Retention};
 use crate::error::{Error, Result};
-use crate::fidelity::{argmax, kl_divergence, log_softmax};
+use crate::fidelity::{argmax, kl_divergence, log_softmax, same_top1};
+use crate::numbers::all_finite;
 
 /// Positions that one number of [`FidelityRow::perplexity_by_position`] stands for.
 pub const POSITIONS_PER_BUCKET: usize = 32;
@@ -100,11 +101,15 @@ pub fn fidelity(
     plan.check(subject, text.len())?;
     let mut scores = vec![Vec::with_capacity(plan.windows); variants.len()];
     for window in 0..plan.windows {
-        observer.starts(&plan.name(window, "full cache"));
-        let reference = Reference::measure(subject, text, plan, window, observer)?;
+        let name = plan.name(window, "full cache");
+        observer.starts(&name);
+        let reference = Reference::measure(subject, text, plan, window, observer);
+        let reference = reference.map_err(|error| error.in_place(|| name))?;
         for (index, (variant, scores)) in variants.iter().zip(&mut scores).enumerate() {
-            observer.starts(&plan.name(window, &variant.name()));
-            scores.push(reference.score(subject, variant, observer)?);
+            let name = plan.name(window, &variant.name());
+            observer.starts(&name);
+            let measured = reference.score(subject, variant, observer);
+            scores.push(measured.map_err(|error| error.in_place(|| name))?);
             let is_complete = window + 1 == plan.windows;
             observer.row(index, Row::Fidelity(row(subject, plan, variant, scores)), is_complete)?;
         }
@@ -138,8 +143,10 @@ impl<'a> FullScores<'a> {
         plan.check(subject, text.len())?;
         let mut references = Vec::with_capacity(plan.windows);
         for window in 0..plan.windows {
-            progress.starts(&plan.name(window, "full cache"));
-            references.push(Reference::measure(subject, text, plan, window, progress)?);
+            let name = plan.name(window, "full cache");
+            progress.starts(&name);
+            let reference = Reference::measure(subject, text, plan, window, progress);
+            references.push(reference.map_err(|error| error.in_place(|| name))?);
         }
         Ok(Self { subject: *subject, plan: *plan, references })
     }
@@ -151,8 +158,10 @@ impl<'a> FullScores<'a> {
     pub fn score(&self, variant: &Variant, progress: &mut dyn Progress) -> Result<FidelityRow> {
         let mut scores = Vec::with_capacity(self.references.len());
         for (window, reference) in self.references.iter().enumerate() {
-            progress.starts(&self.plan.name(window, &variant.name()));
-            scores.push(reference.score(&self.subject, variant, progress)?);
+            let name = self.plan.name(window, &variant.name());
+            progress.starts(&name);
+            let measured = reference.score(&self.subject, variant, progress);
+            scores.push(measured.map_err(|error| error.in_place(|| name))?);
         }
         Ok(row(&self.subject, &self.plan, variant, &scores))
     }
@@ -179,6 +188,7 @@ struct Reference {
 struct WindowScores {
     kept_ratio: f64,
     kv_bytes: usize,
+    end: CacheEnd,
     /// `[positions]`
     kl: Vec<f64>,
     /// `[positions]`
@@ -224,6 +234,7 @@ impl Reference {
         let mut scores = WindowScores {
             kept_ratio: filled.cache.kept_ratio(),
             kv_bytes: filled.cache.bytes().kept,
+            end: CacheEnd::default(),
             kl: Vec::with_capacity(self.logprobs.len()),
             text_logprobs: Vec::with_capacity(self.logprobs.len()),
             full_text_logprobs: self.text_logprobs.clone(),
@@ -240,12 +251,14 @@ impl Reference {
             })?;
             scores.attention_error = errors.iter().map(|errors| mean(errors)).collect();
         }
-        each_distribution(subject, filled.cache, scored, progress, |position, next, logprobs| {
+        let start = CacheStart::of(&filled.cache);
+        let cache = each_distribution(subject, filled.cache, scored, progress, |position, next, logprobs| {
             let full = &self.logprobs[position];
             scores.kl.push(kl_divergence(full, &logprobs));
-            scores.equal_top1 += usize::from(argmax(full) == argmax(&logprobs));
+            scores.equal_top1 += usize::from(same_top1(full, &logprobs));
             scores.text_logprobs.push(f64::from(logprobs[next as usize]));
         })?;
+        scores.end = start.end(&cache);
         Ok(scores)
     }
 }
@@ -254,20 +267,22 @@ impl Reference {
 ///
 /// * `use_logprobs`: gets the index, the token that follows in the text, and `[vocab_size]` log-probabilities for it;
 ///   once for each token but the first, which the prompt has already foretold
+///
+/// Returns the cache as it is then.
 fn each_distribution(
     subject: &Subject<'_>,
     mut cache: AdaptiveKvCache,
     scored: &[u32],
     progress: &dyn Progress,
     mut use_logprobs: impl FnMut(usize, u32, Vec<f32>),
-) -> Result<()> {
+) -> Result<AdaptiveKvCache> {
     let mut logits = Vec::new();
     for (index, pair) in scored.windows(2).enumerate() {
         go_on(progress)?;
         subject.model.decode_batch(&[pair[0]], &mut [&mut cache], &mut logits)?;
         use_logprobs(index, pair[1], log_softmax(&logits));
     }
-    Ok(())
+    Ok(cache)
 }
 
 /// Reads a text token by token the slow way, like [`each_distribution`].
@@ -283,7 +298,11 @@ fn each_attended(
     for (index, pair) in scored.windows(2).enumerate() {
         go_on(progress)?;
         let mut layers = Vec::with_capacity(cache.num_layers());
+        let position = cache.seen();
         subject.model.decode_observed(pair[0], &mut cache, &mut |attended| layers.push(attended.to_vec()))?;
+        if let Some(layer) = layers.iter().position(|attended| !all_finite(attended)) {
+            return Err(Error::not_a_number(format!("the attention of layer {layer} at position {position}")));
+        }
         use_layers(index, layers);
     }
     Ok(())
@@ -327,6 +346,9 @@ fn row(subject: &Subject<'_>, plan: &FidelityPlan, variant: &Variant, scores: &[
         config: variant.config.clone(),
         kept_ratio: average(&|scores| scores.kept_ratio),
         kv_bytes: average(&|scores| scores.kv_bytes as f64).round() as usize,
+        end_kept_ratio: average(&|scores| scores.end.kept_ratio),
+        end_kv_bytes: average(&|scores| scores.end.kv_bytes as f64).round() as usize,
+        evicted_rows: variant.retention.eviction().map(|_| average(&|scores| scores.end.evicted_rows)),
         kl_mean: mean(&kl),
         kl_median: percentile(&kl, 0.5),
         kl_p99: percentile(&kl, 0.99),
@@ -374,6 +396,7 @@ mod tests {
         WindowScores {
             kept_ratio: 1.0,
             kv_bytes: 1,
+            end: CacheEnd::default(),
             kl: Vec::new(),
             full_text_logprobs: text_logprobs.clone(),
             text_logprobs,

@@ -211,10 +211,16 @@ pub struct BatchTextReport {
     pub index: usize,
     /// Of the prompt in its file, from 1.
     pub line: usize,
+    /// What the prompt's line calls it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub custom_id: Option<String>,
     pub text: String,
     pub finish_reason: FinishReason,
     pub prompt_tokens: usize,
     pub generated_tokens: Vec<u32>,
+    /// Seed with which the tokens were drawn; absent if the most probable one was taken always.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
     /// The cache right after the prompt.
     pub kv: KvReport,
 }
@@ -226,10 +232,12 @@ impl BatchTextReport {
         Self {
             index: text.index,
             line,
+            custom_id: None,
             text: text.text,
             finish_reason: text.finish_reason,
             prompt_tokens: text.prompt_tokens,
             generated_tokens: text.ids,
+            seed: text.seed,
             kv: text.kv.into(),
         }
     }
@@ -248,7 +256,7 @@ impl BatchReport {
     /// # Errors
     /// [`Error::Io`] with the path.
     pub fn write(&self, path: &Path) -> Result<()> {
-        write(self, path)
+        write_json(self, path)
     }
 }
 
@@ -258,12 +266,13 @@ impl Report {
     /// # Errors
     /// [`Error::Io`] with the path.
     pub fn write(&self, path: &Path) -> Result<()> {
-        write(self, path)
+        write_json(self, path)
     }
 }
 
-fn write(report: &impl Serialize, path: &Path) -> Result<()> {
-    let mut text = serde_json::to_vec_pretty(report).map_err(|error| Error::io("write", path, error.into()))?;
+/// Writes a value as a JSON file, in the place of what the file held.
+pub(crate) fn write_json(value: &(impl Serialize + ?Sized), path: &Path) -> Result<()> {
+    let mut text = serde_json::to_vec_pretty(value).map_err(|error| Error::io("write", path, error.into()))?;
     text.push(b'\n');
-    crate::files::replace(path, |temporary| std::fs::write(temporary, &text))
+    crate::files::replace(path, &text)
 }
