@@ -19,7 +19,7 @@
 //! | [`model`] | LLaMA: weights only, no state |
 //! | [`attention`], [`cache`] | prefill with statistics, decode over ragged heads; what is kept |
 //! | [`profile`], [`policy`] | the search; one file for each policy |
-//! | [`kernels`], [`ops`], [`device`], [`config`], [`tokens`], [`error`], [`files`], [`memory`] | leaves |
+//! | [`kernels`], [`ops`], [`device`], [`config`], [`tokens`], [`error`], [`files`], [`jinja`], [`json`], [`memory`] | leaves |
 //!
 //! The library never prints, exits or reads the environment.
 
@@ -35,6 +35,8 @@ pub mod fidelity;
 pub mod files;
 pub mod generate;
 pub mod hub;
+pub mod jinja;
+pub mod json;
 pub mod kernels;
 pub mod memory;
 pub mod model;

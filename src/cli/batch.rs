@@ -12,7 +12,7 @@ use adaptive_kvcache::memory::process_memory;
 use adaptive_kvcache::report::{BatchReport, BatchTextReport, ModelReport, megabytes};
 use anyhow::Context;
 
-use super::args::{DEFAULT_NEW_TOKENS, GenerateArgs};
+use super::args::{DEFAULT_NEW_TOKENS, GenerateArgs, PromptArgs};
 use super::generate::check_report_path;
 use super::interrupt::{interrupted, listen};
 use super::logging::Log;
@@ -29,16 +29,17 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     }
     let config = config(args.cache.config.as_deref(), args.kept_ratio.budget())?;
     let prompts = Prompts::read(path)?;
+    let template = args.run.prompt.dialogue.template()?;
     let log = Log::start(&args.cache.log_file)?;
     if let Some(path) = &args.report {
         check_report_path(path)?;
     }
     listen()?;
     let options = args.run.sampling.options(DEFAULT_NEW_TOKENS);
-    let session = Session::open(&args.run.model)?;
-    let dialogue = &args.run.prompt.dialogue;
-    let chat = args.run.prompt.chat || dialogue.system.is_some();
-    let prompts = prompts.encode(&session, &opening(dialogue)?, chat)?;
+    let session = Session::open(&args.run.model)?.with_chat_template(template);
+    let PromptArgs { chat, dialogue, go_on, .. } = &args.run.prompt;
+    let chat = *chat || dialogue.asks_for_chat();
+    let prompts = prompts.encode(&session, &opening(dialogue)?.messages, chat, *go_on)?;
     let lines: Vec<usize> = prompts.iter().map(|prompt| prompt.line).collect();
     let count = prompts.len();
     let prompts = prompts.into_iter().map(|prompt| BatchPrompt { name: prompt.name, ids: prompt.ids }).collect();

@@ -9,10 +9,12 @@ use adaptive_kvcache::config::AdaptiveConfig;
 use adaptive_kvcache::generate::{Conversation, FinishReason, GenerationOptions, Turn};
 use adaptive_kvcache::memory::process_memory;
 use adaptive_kvcache::report::megabytes;
+use adaptive_kvcache::tokenizer::{ChatContext, ChatInput, ChatMessage};
 use adaptive_kvcache::{Error, files};
 
 use anyhow::Context;
 use rustyline::error::ReadlineError;
+use serde::Serialize;
 
 use super::args::ChatArgs;
 use super::interrupt::{self, interrupted, listen, while_waiting};
@@ -67,15 +69,23 @@ impl<'a> Line<'a> {
 pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
     let config = config(args.cache.config.as_deref(), args.budget.budget())?;
     let log = Log::start(&args.cache.log_file)?;
+    if args.dialogue.messages.as_deref() == Some(Path::new("-")) {
+        return Err(Error::input("`--messages -` would read the messages where the questions come from: standard input")
+            .with_hint("give the messages as a file")
+            .into());
+    }
     let opening = opening(&args.dialogue)?;
+    let template = args.dialogue.template()?;
     listen()?;
-    let session = Session::open(&args.model)?;
+    let session = Session::open(&args.model)?.with_chat_template(template);
     let retention = if args.cache.use_adakv { session.adaptive(config.clone()) } else { Retention::Full };
     // Before anything is typed.
     session.announce_chat_format()?;
     let logged = args.cache.use_adakv.then_some(&config);
     let loaded = &session.loaded;
-    let mut conversation = Conversation::new(&loaded.model, &loaded.tokenizer, session.kv_dtype, retention, opening)?
+    let ChatInput { messages, context, .. } = opening;
+    let mut conversation = Conversation::new(&loaded.model, &loaded.tokenizer, session.kv_dtype, retention, messages)?
+        .with_chat_context(context)
         .with_prefill_options(session.prefill_options);
     let options = args.sampling.options(usize::MAX);
 
@@ -217,11 +227,19 @@ fn stats(conversation: &Conversation<'_>) -> String {
     lines.join("\n")
 }
 
+/// A conversation as `--messages` reads it.
+#[derive(Serialize)]
+struct SavedChat<'c> {
+    messages: &'c [ChatMessage],
+    #[serde(flatten)]
+    context: &'c ChatContext,
+}
+
 fn save(conversation: &Conversation<'_>, file: &str) -> anyhow::Result<()> {
     if file.is_empty() {
         return Err(Error::input("no file was named").with_hint("write /save FILE.json").into());
     }
-    let json = serde_json::json!({ "messages": conversation.messages() });
+    let json = SavedChat { messages: conversation.messages(), context: conversation.chat_context() };
     let text = serde_json::to_string_pretty(&json).context("failed to write the conversation as JSON")?;
     files::replace(Path::new(file), |temporary| std::fs::write(temporary, text + "\n"))?;
     say(&format!("{} messages are in `{file}`.", conversation.messages().len()));

@@ -33,10 +33,11 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     if let Some(path) = &args.report {
         check_report_path(path)?;
     }
+    let template = args.run.prompt.dialogue.template()?;
     listen()?;
     let options = args.run.sampling.options(DEFAULT_NEW_TOKENS);
 
-    let session = Session::open(&args.run.model)?;
+    let session = Session::open(&args.run.model)?.with_chat_template(template);
     let model = &session.loaded.model;
     let ids = session.encode(&args.run.prompt)?;
     let pictures = if args.save_image {

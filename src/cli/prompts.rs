@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use adaptive_kvcache::tokenizer::{ChatMessage, messages_from_value};
-use adaptive_kvcache::{Error, Result};
+use adaptive_kvcache::tokenizer::{ChatInput, ChatMessage};
+use adaptive_kvcache::{Error, Result, json};
 use serde_json::Value;
 
-use super::session::Session;
+use super::session::{Session, read_text};
 
 /// The lines of a file that are not blank.
 pub struct Prompts {
@@ -29,7 +29,7 @@ pub struct Prompt {
 impl Prompts {
     /// Reads a file; what its lines hold is looked at later.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::io("read prompts", path, source))?;
+        let text = read_text(path)?;
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         let lines: Vec<(usize, String)> = lines.map(|(index, line)| (index + 1, line.to_owned())).collect();
         if lines.is_empty() {
@@ -42,26 +42,28 @@ impl Prompts {
     ///
     /// * `opening`: what every conversation begins with
     /// * `chat`: plain text is a user's message, too
-    pub fn encode(&self, session: &Session, opening: &[ChatMessage], chat: bool) -> Result<Vec<Prompt>> {
+    /// * `go_on`: conversations end with an answer that is to be gone on with
+    pub fn encode(&self, session: &Session, opening: &[ChatMessage], chat: bool, go_on: bool) -> Result<Vec<Prompt>> {
         let tokenizer = &session.loaded.tokenizer;
         let mut announced = false;
-        let mut encode_chat = |messages: &[ChatMessage]| {
+        let mut encode_chat = |input: &ChatInput| {
             if !announced {
                 session.announce_chat_format()?;
                 announced = true;
             }
-            tokenizer.encode_chat(messages)
+            let (chat, messages) = (tokenizer.chat(&input.context)?, [opening, &input.messages].concat());
+            if go_on { chat.encode_continued(&messages) } else { chat.encode(&messages) }
         };
         let encode = |&(line, ref content): &(usize, String)| {
             let place = PathBuf::from(format!("{}:{line}", self.path.display()));
             let (text, ids) = match parse(&place, content)? {
-                Asked::Messages(messages) => {
-                    let ids = encode_chat(&[opening, &messages].concat())?;
-                    (messages.last().map(|message| message.content.clone()).unwrap_or_default(), ids)
+                Asked::Messages(input) => {
+                    let ids = encode_chat(&input)?;
+                    (input.messages.last().map(ChatMessage::text).unwrap_or_default(), ids)
                 }
-                Asked::Text(text) if chat => {
-                    let ids = encode_chat(&[opening, &[ChatMessage::new("user", text.clone())]].concat())?;
-                    (text, ids)
+                Asked::Text(text) if chat || go_on => {
+                    let messages = vec![ChatMessage::new("user", text.clone())];
+                    (text, encode_chat(&ChatInput { messages, ..ChatInput::default() })?)
                 }
                 Asked::Text(text) => {
                     let ids = tokenizer.encode(&text)?;
@@ -77,7 +79,7 @@ impl Prompts {
 /// What a line asks for.
 enum Asked {
     Text(String),
-    Messages(Vec<ChatMessage>),
+    Messages(ChatInput),
 }
 
 /// * `place`: file and line, for messages
@@ -90,10 +92,10 @@ fn parse(place: &Path, line: &str) -> Result<Asked> {
         let text = serde_json::from_str::<String>(line.trim()).unwrap_or_else(|_| line.to_owned());
         return Ok(Asked::Text(text));
     }
-    let value: Value = serde_json::from_str(line).map_err(|error| bad(error.to_string()))?;
+    let value = json::parse(line.as_bytes()).map_err(bad)?;
     match (value.get("prompt"), value.get("messages")) {
         (Some(Value::String(text)), None) => Ok(Asked::Text(text.clone())),
-        (None, Some(_)) => messages_from_value(&value, place).map(Asked::Messages),
+        (None, Some(_)) => ChatInput::from_value(value, place).map(Asked::Messages),
         _ => Err(bad("it has not one of `prompt`, a text, and `messages`".to_owned())),
     }
 }

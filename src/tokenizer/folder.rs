@@ -8,7 +8,7 @@ use super::byte_level::ByteLevel;
 use super::files::read_bounded;
 use super::settings::Settings;
 use super::spm::SentencePiece;
-use super::vocab::{Draft, Vocab};
+use super::vocab::{Draft, Kind, Vocab};
 use super::{Model, Parts, Prefix, Tokenizer, json, sentencepiece, tiktoken};
 use crate::error::{Error, Result};
 
@@ -27,7 +27,8 @@ pub struct ModelIds {
 impl Tokenizer {
     /// Loads the tokenizer of a model folder: `tokenizer.json` if there is one, else `tokenizer.model` (`SentencePiece`
     /// or `LLaMA` 3's tiktoken format, told apart by content), with `tokenizer_config.json`, `special_tokens_map.json`,
-    /// `added_tokens.json`, `chat_template.jinja` and `chat_template.json` where they are there.
+    /// `added_tokens.json`, `chat_template.jinja`, `chat_template.json` and `additional_chat_templates/tool_use.jinja` where
+    /// they are there.
     ///
     /// The model may have more embeddings than [`Tokenizer::vocab_size`], since folders pad them; never fewer.
     ///
@@ -77,6 +78,13 @@ impl Tokenizer {
                 "a prompt should begin with BOS, but the folder names no such token",
             ));
         }
+        let spelt = |id: Option<u32>| id.and_then(|id| vocab.text(id));
+        let unk_id = vocab.iter().find(|(.., kind)| *kind == Kind::Unknown).map(|(id, ..)| id);
+        let named_tokens = settings.named_tokens([
+            ("bos_token", spelt(bos_id)),
+            ("eos_token", spelt(eos_id)),
+            ("unk_token", spelt(unk_id)),
+        ]);
         loaded.eos_ids.extend(eos_id);
         loaded.eos_ids.extend(ids.eos_ids);
         Ok(Self::assemble(Parts {
@@ -87,7 +95,8 @@ impl Tokenizer {
             eos_id,
             eos_ids: loaded.eos_ids,
             leading_bos: leading,
-            chat_template: settings.chat_template,
+            templates: settings.templates,
+            named_tokens,
         }))
     }
 }
