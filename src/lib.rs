@@ -19,7 +19,8 @@
 //! | [`model`] | LLaMA: weights only, no state |
 //! | [`attention`], [`cache`] | prefill with statistics, decode over ragged heads; what is kept |
 //! | [`profile`], [`policy`] | the search; one file for each policy |
-//! | [`kernels`], [`ops`], [`device`], [`config`], [`tokens`], [`error`], [`files`], [`jinja`], [`json`], [`memory`] | leaves |
+//! | [`jinja`] | chat templates of strangers, run within bounds |
+//! | [`kernels`], [`ops`], [`device`], [`config`], [`tokens`], [`error`], [`files`], [`json`], [`memory`] | leaves |
 //!
 //! The library never prints, exits or reads the environment.
 

@@ -40,7 +40,8 @@ pub(super) fn read_json(path: &Path) -> Result<Value> {
     }
     let mut text = Vec::new();
     std::fs::File::open(path).and_then(|file| file.take(MAX_JSON_BYTES).read_to_end(&mut text)).map_err(read_error)?;
-    serde_json::from_slice(bytes_without_bom(&text)).map_err(|error| Error::bad_file(path, format!("it is not JSON: {error}")))
+    serde_json::from_slice(bytes_without_bom(&text))
+        .map_err(|error| Error::bad_file(path, format!("it is not JSON: {error}")))
 }
 
 /// The regular files of a folder whose names end in `suffix`, sorted.

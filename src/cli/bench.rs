@@ -16,7 +16,7 @@ use super::args::{BenchArgs, ModelArgs};
 use super::generate::check_report_path;
 use super::interrupt::{interrupted, listen};
 use super::measure::{Lines, kv_dtypes};
-use super::session::Session;
+use super::session::{Session, read_text};
 use super::{Outcome, STDOUT_FAILED, plain};
 
 /// The prompts' text if the user gives none: in the public domain, some 9,700 tokens.
@@ -41,7 +41,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
         check_report_path(path)?;
     }
     let text = match &args.prompt_file {
-        Some(path) => &std::fs::read_to_string(path).map_err(|source| Error::io("read prompt", path, source))?,
+        Some(path) => &read_text(path)?,
         None => TEXT,
     };
     listen()?;

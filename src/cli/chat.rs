@@ -70,9 +70,11 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
     let config = config(args.cache.config.as_deref(), args.budget.budget())?;
     let log = Log::start(&args.cache.log_file)?;
     if args.dialogue.messages.as_deref() == Some(Path::new("-")) {
-        return Err(Error::input("`--messages -` would read the messages where the questions come from: standard input")
-            .with_hint("give the messages as a file")
-            .into());
+        return Err(Error::input(
+            "`--messages -` would read the messages where the questions come from: standard input",
+        )
+        .with_hint("give the messages as a file")
+        .into());
     }
     let opening = opening(&args.dialogue)?;
     let template = args.dialogue.template()?;

@@ -121,7 +121,10 @@ impl Plans<'_> {
 
 /// The prompts in the form in which the model reads them; none without a file.
 fn answer_prompts(session: &Session, prompts: Option<Prompts>, args: &EvalArgs) -> Result<Vec<AnswerPrompt>> {
-    let prompts = prompts.map_or_else(|| Ok(Vec::new()), |prompts| prompts.encode(session, &[], args.chat || args.chat_template.is_some(), false))?;
+    let prompts = prompts.map_or_else(
+        || Ok(Vec::new()),
+        |prompts| prompts.encode(session, &[], args.chat || args.chat_template.is_some(), false),
+    )?;
     let prompts = prompts.into_iter();
     Ok(prompts.map(|prompt| AnswerPrompt { name: prompt.name, text: prompt.text, ids: prompt.ids }).collect())
 }

@@ -106,6 +106,9 @@ mod tests {
         assert_eq!(added.split("a \n<l> b", |_| true), [Part::Text("a"), Part::Token(0), Part::Text(" b")]);
         assert_eq!(added.split("a <r> \u{3000}b", |_| true), [Part::Text("a "), Part::Token(1), Part::Text("b")]);
         assert_eq!(added.split("<r> <l> ", |_| true), [Part::Token(1), Part::Token(0), Part::Text(" ")]);
-        assert_eq!(added.split("w aw _w w!", |_| true), [Part::Token(2), Part::Text(" aw _w "), Part::Token(2), Part::Text("!")]);
+        assert_eq!(
+            added.split("w aw _w w!", |_| true),
+            [Part::Token(2), Part::Text(" aw _w "), Part::Token(2), Part::Text("!")]
+        );
     }
 }

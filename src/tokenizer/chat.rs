@@ -2,8 +2,8 @@
 //! forge.
 //!
 //! A template gets what Hugging Face's transformers gives it. What it prints of its own text, and of the names of special
-//! tokens, may spell special tokens; what it prints of messages, tools and other input is text, whatever it spells. The
-//! engine keeps the two apart character by character (see [`crate::jinja`]), so that a template sees its input as it is.
+//! tokens, may spell special tokens; what it prints of messages, tools and other input is text, whatever it spells (but
+//! for a role that a template puts between `<|` and `|>`). The engine keeps the two apart character by character (see [`crate::jinja`]), so that a template sees its input as it is.
 //! Templates of models are in `template.rs`, the built-in ones in `templates.rs`.
 
 use std::borrow::Cow;
@@ -103,7 +103,7 @@ impl Tokenizer {
 
     /// Tokenises what a template rendered: special tokens are found where all of their text is the template's.
     fn encode_marked(&self, marked: &Marked, place: Place) -> Result<Vec<u32>> {
-        let found = |o: &Occurrence| !self.vocab.is_marker(o.id) || marked.is_template(&(o.start..o.start + o.len));
+        let found = |o: &Occurrence| !self.vocab.is_marker(o.id) || marked.may_be_token(&(o.start..o.start + o.len));
         let text = |text: &str, place: Place, ids: &mut Vec<u32>| self.encode_unforged(text, place, ids);
         self.encode_parts(marked.text(), place, found, text)
     }
@@ -129,7 +129,9 @@ impl Tokenizer {
         }
         if ids[begin..].iter().any(is_forged) {
             let token = self.vocab.text(forged).unwrap_or_default();
-            return Err(Error::input(format!("a message holds `{token}`, which the model can only read as its marker")));
+            return Err(Error::input(format!(
+                "a message holds `{token}`, which the model can only read as its marker"
+            )));
         }
         Ok(())
     }
@@ -220,6 +222,7 @@ impl Chat<'_> {
         }
         let ChatContext { tools, documents, template_kwargs } = self.context;
         let mut input = template_kwargs.clone();
+        let roles = messages.iter().map(|message| message.role().to_owned()).collect();
         let messages = messages.iter().map(|message| Value::Object(message.keys().clone())).collect();
         // Absent tools are none in transformers, too, and not undefined.
         let list = |list: &Option<Vec<Value>>| list.clone().map_or(Value::Null, Value::Array);
@@ -231,7 +234,7 @@ impl Chat<'_> {
             tokens.map(|(name, token)| (name.clone(), Value::String(token.clone()))).collect();
         trusted.insert("add_generation_prompt".to_owned(), Value::Bool(answer));
         let rendered = self.template.render(&trusted, &input, &Limits::default());
-        rendered.map(|rendered| Marked::new(&rendered)).map_err(|error| failed(&error))
+        rendered.map(|rendered| Marked::new(&rendered, roles)).map_err(|error| failed(&error))
     }
 
     /// The messages in a form that the template can take: lists of parts as they are, or their texts joined.

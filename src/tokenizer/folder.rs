@@ -92,7 +92,6 @@ impl Tokenizer {
             model: loaded.model,
             strips_space: loaded.strips_space,
             bos_id,
-            eos_id,
             eos_ids: loaded.eos_ids,
             leading_bos: leading,
             templates: settings.templates,

@@ -1,4 +1,6 @@
 //! A rendered prompt, and which of its characters are the template's own: only those may spell special tokens.
+//!
+//! One thing is let through: templates that write `<|` and `|>` around a role build their markers of it.
 
 use std::ops::Range;
 
@@ -10,11 +12,14 @@ pub(super) struct Marked {
     text: String,
     /// Where the input's characters are: byte ranges in order, with the template's text between any two.
     inputs: Vec<Range<usize>>,
+    /// Who speaks in the conversation.
+    roles: Vec<String>,
 }
 
 impl Marked {
-    pub fn new(rendered: &Rendered) -> Self {
-        let mut marked = Self::default();
+    /// * `roles`: who speaks in the conversation
+    pub fn new(rendered: &Rendered, roles: Vec<String>) -> Self {
+        let mut marked = Self { roles, ..Self::default() };
         for (text, origin) in rendered.pieces() {
             marked.push(text, origin == Origin::Input);
         }
@@ -41,9 +46,13 @@ impl Marked {
         self.text
     }
 
-    /// Whether all of a range, which is not empty, is the template's.
-    pub fn is_template(&self, range: &Range<usize>) -> bool {
-        self.inputs[self.first_after(range.start)..].first().is_none_or(|input| input.start >= range.end)
+    /// Whether a range may be a special token: all of it is the template's, or all but a role in its middle.
+    pub fn may_be_token(&self, range: &Range<usize>) -> bool {
+        let inputs = self.inputs[self.first_after(range.start)..].iter();
+        inputs.take_while(|input| input.start < range.end).all(|input| {
+            let is_inside = range.start < input.start && input.end < range.end;
+            is_inside && self.roles.iter().any(|role| *role == self.text[input.clone()])
+        })
     }
 
     /// Whether all of a range is the input's.
@@ -72,7 +81,7 @@ impl Marked {
             .take_while(|input| !input.is_empty())
             .map(|input| input.start - range.start..input.end - range.start)
             .collect();
-        Self { text, inputs }
+        Self { text, inputs, roles: self.roles.clone() }
     }
 }
 
@@ -95,7 +104,7 @@ mod tests {
         for from in 0..is_input.len() {
             for to in from + 1..=is_input.len() {
                 let of = &is_input[from..to];
-                assert_eq!(whole.is_template(&(from..to)), of.iter().all(|input| !input), "{from}..{to}");
+                assert_eq!(whole.may_be_token(&(from..to)), of.iter().all(|input| !input), "{from}..{to}");
                 assert_eq!(whole.is_input(&(from..to)), of.iter().all(|input| *input), "{from}..{to}");
                 if whole.text.get(from..to).is_some() {
                     let part = whole.cut(from..to);
@@ -108,5 +117,16 @@ mod tests {
         assert!(whole.same_start(&marked(&[("ab", false), ("éxQ", true)]), 5));
         assert!(!whole.same_start(&marked(&[("abéx", false)]), 5), "the same text of another origin");
         assert_eq!(whole.cut(8..8), Marked::default());
+    }
+
+    #[test]
+    fn a_token_may_hold_a_role_whole_and_inside() {
+        let marked = |parts| Marked { roles: vec!["user".to_owned()], ..marked(parts) };
+        let built = marked(&[("<|", false), ("user", true), ("|>", false)]);
+        assert!(built.may_be_token(&(0..8)));
+        assert!(!built.may_be_token(&(2..8)) && !built.may_be_token(&(0..6)) && !built.may_be_token(&(0..5)));
+        assert!(!marked(&[("<|", false), ("users", true), ("|>", false)]).may_be_token(&(0..9)), "another text");
+        assert!(!marked(&[("<|", false), ("user|", true), (">", false)]).may_be_token(&(0..8)), "more than a role");
+        assert!(!marked(&[("<|us", false), ("er", true), ("|>", false)]).may_be_token(&(0..8)), "less than a role");
     }
 }

@@ -176,7 +176,8 @@ impl ChatInput {
         let list = match value {
             Value::Object(mut object) => {
                 let list = object.shift_remove("messages");
-                let list = list.ok_or_else(|| bad("expected a list of messages, or an object with `messages`".into()))?;
+                let list =
+                    list.ok_or_else(|| bad("expected a list of messages, or an object with `messages`".into()))?;
                 input.context = ChatContext::take(&mut object, path)?;
                 let is_read = |(key, value): &(String, Value)| value.is_null() || HARMLESS.contains(&key.as_str());
                 input.unread = object.into_iter().filter(|pair| !is_read(pair)).map(|(key, _)| key).collect();
@@ -209,21 +210,21 @@ impl ChatContext {
     /// Takes the keys that are the template's out of an object.
     fn take(object: &mut Map<String, Value>, path: &Path) -> Result<Self> {
         let wrong = |key: &str, expected: &str, got: &Value| {
-            Err(Error::bad_file(path, format!("expected {expected} for `{key}`, got {}", shown(got))))
+            Error::bad_file(path, format!("expected {expected} for `{key}`, got {}", shown(got)))
         };
         let mut list = |key: &str, of: &str| match object.shift_remove(key) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::Array(list)) => match list.iter().find(|item| !item.is_object()) {
-                Some(other) => wrong(key, &format!("a list of objects, {of},"), other),
+                Some(other) => Err(wrong(key, &format!("a list of {of}"), other)),
                 None => Ok(Some(list)),
             },
-            Some(other) => wrong(key, &format!("a list of {of}"), &other),
+            Some(other) => Err(wrong(key, &format!("a list of {of}"), &other)),
         };
-        let (tools, documents) = (list("tools", "tools as JSON schemas")?, list("documents", "documents")?);
+        let (tools, documents) = (list("tools", "objects, JSON schemas,")?, list("documents", "objects")?);
         let template_kwargs = match object.shift_remove("chat_template_kwargs") {
             None | Some(Value::Null) => Map::new(),
             Some(Value::Object(kwargs)) => kwargs,
-            Some(other) => return wrong("chat_template_kwargs", "an object of template variables", &other),
+            Some(other) => return Err(wrong("chat_template_kwargs", "an object of template variables", &other)),
         };
         if let Some(key) = RESERVED.into_iter().find(|key| template_kwargs.contains_key(*key)) {
             let reason = format!("`chat_template_kwargs` sets `{key}`, which is not its to set");
@@ -279,4 +280,94 @@ fn unreadable(kind: &str, of: &str) -> Error {
 
 fn got(value: Option<&Value>) -> String {
     value.map_or_else(|| "nothing".into(), shown)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(text: &str) -> Result<ChatInput> {
+        ChatInput::from_json(text.as_bytes(), "m.json")
+    }
+
+    #[test]
+    fn both_forms_and_parts_are_read() {
+        let list = r#"[{"role": "system", "content": "S", "name": "x"},
+                       {"role": "oracle", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]"#;
+        let input = read(list).unwrap();
+        let [system, oracle] = &input.messages[..] else { panic!("{input:?}") };
+        assert_eq!((system.role(), system.text()), ("system", "S".to_owned()));
+        assert_eq!((oracle.role(), oracle.text()), ("oracle", "ab".to_owned()));
+        assert_eq!(serde_json::to_value(system).unwrap(), json!({"role": "system", "content": "S", "name": "x"}));
+        assert_eq!(ChatMessage::new("user", "x"), read(r#"[{"role": "user", "content": "x"}]"#).unwrap().messages[0]);
+
+        let object =
+            format!("\u{feff}{{\"model\": 1, \"messages\": {list}, \"tools\": null, \"n\": 2, \"stop\": null}}");
+        let object = read(&object).unwrap();
+        assert_eq!((&object.messages, &object.context), (&input.messages, &ChatContext::default()));
+        assert_eq!(object.unread, ["n"]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_the_index() {
+        let good = r#"{"role": "user", "content": "x"}"#;
+        let content = "expected a string, null or a list of parts for `content`, got";
+        for (text, reason) in [
+            ("[]".to_owned(), "its list of messages is empty".to_owned()),
+            ("{}".into(), "expected a list of messages, or an object with `messages`".into()),
+            ("7".into(), "expected a list of messages, got `7`".into()),
+            (r#"{"messages": "x"}"#.into(), "expected a list of messages, got `\"x\"`".into()),
+            (format!("[{good}, 3]"), "message 1: expected an object with `role` and `content`, got `3`".into()),
+            (
+                format!("[{good}, {{\"content\": \"x\"}}]"),
+                "message 1: expected a string for `role`, got nothing".into(),
+            ),
+            (r#"[{"role": "user", "contents": "x"}]"#.into(), format!("message 0: {content} nothing")),
+            (r#"[{"role": "user", "tool_calls": null}]"#.into(), format!("message 0: {content} nothing")),
+            (r#"[{"role": "user", "content": 5}]"#.into(), format!("message 0: {content} `5`")),
+            (
+                r#"[{"role": "user", "content": [{"type": "text"}]}]"#.into(),
+                "message 0: expected `{\"type\": \"text\", \"text\": ...}` for part 0 of its content".into(),
+            ),
+            (
+                format!("{{\"messages\": [{good}], \"tools\": {{}}}}"),
+                "expected a list of objects, JSON schemas, for `tools`, got an object".into(),
+            ),
+            (
+                format!("{{\"messages\": [{good}], \"documents\": [\"x\"]}}"),
+                "expected a list of objects for `documents`, got `\"x\"`".into(),
+            ),
+            (
+                format!("{{\"messages\": [{good}], \"chat_template_kwargs\": {{\"messages\": []}}}}"),
+                "`chat_template_kwargs` sets `messages`, which is not its to set".into(),
+            ),
+        ] {
+            match read(&text) {
+                Err(Error::BadFile { path, reason: got, .. }) => {
+                    assert_eq!((path.as_path(), got), (Path::new("m.json"), reason), "{text}");
+                }
+                other => panic!("{text}: {other:?}"),
+            }
+        }
+        let image = read(r#"[{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]"#).unwrap_err();
+        assert_eq!(image.to_string(), "the part `image_url` of message 0 of `m.json` is not supported");
+        let twice = read(r#"[{"role": "user", "content": "x", "tool_calls": [{"id": 1, "id": 1}]}]"#).unwrap_err();
+        assert!(twice.to_string().contains("the key `id` is given twice"), "{twice}");
+    }
+
+    #[test]
+    fn a_message_is_made_of_an_object() {
+        let object = |value: Value| value.as_object().unwrap().clone();
+        let call = object(json!({"role": "assistant", "tool_calls": [{}], "x": 1}));
+        let message = ChatMessage::from_object(call.clone()).unwrap();
+        assert_eq!((message.keys(), message.get("x"), message.text()), (&call, Some(&json!(1)), String::new()));
+        for bad in [json!({"content": "x"}), json!({"role": "user"}), json!({"role": "user", "content": {}})] {
+            assert!(matches!(ChatMessage::from_object(object(bad)), Err(Error::Input { .. })));
+        }
+        let audio = json!({"role": "user", "content": [{"type": "input_audio"}]});
+        let error = ChatMessage::from_object(object(audio)).unwrap_err();
+        assert_eq!(error.to_string(), "the part `input_audio` of a message is not supported");
+    }
 }

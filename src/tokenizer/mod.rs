@@ -78,7 +78,6 @@ pub struct Tokenizer {
     special_ids: Vec<u32>,
     eos_ids: Vec<u32>,
     bos_id: Option<u32>,
-    eos_id: Option<u32>,
     /// What a prompt begins with.
     leading_bos: Option<u32>,
     /// Whether decoding drops a leading space.
@@ -94,7 +93,6 @@ struct Parts {
     model: Model,
     strips_space: bool,
     bos_id: Option<u32>,
-    eos_id: Option<u32>,
     /// In any order; the well-known ones are found without it.
     eos_ids: Vec<u32>,
     leading_bos: Option<u32>,
@@ -206,7 +204,6 @@ impl Tokenizer {
             model,
             strips_space,
             bos_id: gguf.bos_id,
-            eos_id: gguf.eos_id,
             eos_ids: gguf.eos_id.into_iter().chain(gguf.eot_id).collect(),
             leading_bos: gguf.bos_id.filter(|_| add_bos),
         }))
@@ -214,7 +211,7 @@ impl Tokenizer {
 
     /// Sorts the tokens of a vocabulary by what they are for.
     fn assemble(parts: Parts) -> Self {
-        let Parts { vocab, model, strips_space, bos_id, eos_id, eos_ids, leading_bos, templates, named_tokens } = parts;
+        let Parts { vocab, model, strips_space, bos_id, eos_ids, leading_bos, templates, named_tokens } = parts;
         let markers =
             TokenSet::new(vocab.iter().filter(|(id, ..)| vocab.is_marker(*id)).map(|(id, text, _)| (id, text)));
         // SentencePiece finds user-defined pieces by itself, and puts no space behind them.
@@ -236,7 +233,6 @@ impl Tokenizer {
             special_ids,
             eos_ids: eos_ids.into_iter().collect(),
             bos_id,
-            eos_id,
             leading_bos,
             strips_space,
             templates,
@@ -252,7 +248,8 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Input`] if the text cannot be split into words.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let ids = self.encode_parts(text, Place::Start, |_| true, |text, place, ids| self.encode_text(text, place, ids))?;
+        let ids =
+            self.encode_parts(text, Place::Start, |_| true, |text, place, ids| self.encode_text(text, place, ids))?;
         Ok(self.with_bos(ids))
     }
 

@@ -68,7 +68,8 @@ const TOKEN_NAMES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// Tokenizer classes with defaults for the first three of [`TOKEN_NAMES`].
-const LLAMA_CLASSES: [&str; 4] = ["LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "CodeLlamaTokenizerFast"];
+const LLAMA_CLASSES: [&str; 4] =
+    ["LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "CodeLlamaTokenizerFast"];
 
 impl Settings {
     /// Reads what there is of the files; `num_embeddings` is how many tokens the model can tell apart, if this is known.
@@ -150,7 +151,10 @@ impl Settings {
     /// What chat templates call the special tokens, and their spellings.
     ///
     /// * `found`: by name, what the tokenizer's own files give; it counts where the settings are silent
-    pub fn named_tokens<'t>(&self, found: impl IntoIterator<Item = (&'t str, Option<&'t str>)>) -> Vec<(String, String)> {
+    pub fn named_tokens<'t>(
+        &self,
+        found: impl IntoIterator<Item = (&'t str, Option<&'t str>)>,
+    ) -> Vec<(String, String)> {
         let silent = |name: &str| self.has_defaults && self.mentioned.iter().all(|known| known != name);
         let found = found.into_iter().filter(|(name, _)| silent(name));
         let found = found.filter_map(|(name, token)| Some((name.to_owned(), token?.to_owned())));

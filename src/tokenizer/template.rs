@@ -60,7 +60,10 @@ pub(super) fn failed(error: &TemplateError) -> Error {
     let reason = match error.kind() {
         TemplateErrorKind::Refused => {
             let line = line.map(|line| format!(", line {line},")).unwrap_or_default();
-            return Error::input(format!("the chat template of `{}`{line} refuses these messages: {message}", error.name()));
+            return Error::input(format!(
+                "the chat template of `{}`{line} refuses these messages: {message}",
+                error.name()
+            ));
         }
         TemplateErrorKind::Unsupported => format!("{message}, which is not supported"),
         TemplateErrorKind::Syntax | TemplateErrorKind::Failed | TemplateErrorKind::Limit => message.to_owned(),
