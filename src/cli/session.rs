@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Read};
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -102,8 +102,12 @@ impl Session {
     /// Token ids of the prompt.
     pub fn encode(&self, args: &PromptArgs) -> Result<Vec<u32>> {
         let tokenizer = &self.loaded.tokenizer;
-        let mut input = opening(&args.dialogue)?;
         let has_messages = args.dialogue.messages.is_some();
+        let is_stdin = |path: &Option<PathBuf>| path.as_deref() == Some(Path::new("-"));
+        if is_stdin(&args.dialogue.messages) && is_stdin(&args.prompt_file) {
+            return Err(Error::input("both --messages and --prompt-file are `-`, but there is one standard input"));
+        }
+        let mut input = opening(&args.dialogue)?;
         let ids = if has_messages || args.chat || args.dialogue.asks_for_chat() || args.go_on {
             self.announce_chat_format()?;
             if !has_messages {

@@ -10,6 +10,7 @@ mod errors;
 mod eval;
 mod hostile;
 mod runs;
+mod templates;
 mod tiny_gguf;
 mod tune;
 
