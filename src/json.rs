@@ -1,17 +1,18 @@
-//! JSON that people write: a byte-order mark is dropped, and a key that is given twice is an error.
+//! JSON text as a value, read strictly: of a key that an object holds twice, nobody can tell which value was meant.
 //!
-//! `serde_json` alone takes the last of two equal keys in silence. Not for: weights' headers and other files that programs
-//! write, which are read by their own modules.
+//! Not for: files that other programs write (tokenizers, checkpoints), which are read as those programs read them.
 
 use std::cell::Cell;
-use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-/// Most values that a text may hold, those inside others included: a bound on memory, since a list of two bytes takes
-/// some hundred.
+/// Most values that a text may hold, those inside others included: a bound on memory, since a value of two bytes takes some
+/// hundred.
 const MAX_VALUES: usize = 1_000_000;
+
+/// How much of a key is shown in a message.
+const SHOWN_CHARS: usize = 60;
 
 /// A text without the byte-order mark that some editors put first.
 #[must_use]
@@ -25,18 +26,19 @@ pub fn bytes_without_bom(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes)
 }
 
-/// Reads JSON in which no object, at any depth, gives a key twice.
+/// Reads one value. A byte-order mark in front of it is skipped; keys keep their order.
 ///
 /// # Errors
-/// What is wrong and where, for a message, if it is not JSON, gives a key twice, or holds more than a million values.
-pub fn parse(bytes: &[u8]) -> Result<Value, String> {
-    let left = Cell::new(MAX_VALUES);
-    let mut deserializer = serde_json::Deserializer::from_slice(bytes_without_bom(bytes));
-    let value = Strict(&left).deserialize(&mut deserializer);
-    value.and_then(|value| deserializer.end().map(|()| value)).map_err(|error| error.to_string())
+/// What is wrong, with line and column: text that is no JSON, anything behind the value, or a key that an object, at any
+/// depth, holds twice; that key is named. Also more than a million values.
+pub fn strict_json(text: &str) -> serde_json::Result<Value> {
+    let mut deserializer = serde_json::Deserializer::from_str(without_bom(text));
+    let value = Strict(&Cell::new(MAX_VALUES)).deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    Ok(value)
 }
 
-/// Reads one value; holds how many more there may be.
+/// Builds a value, and watches the keys of its objects; holds how many more values there may be.
 #[derive(Clone, Copy)]
 struct Strict<'c>(&'c Cell<usize>);
 
@@ -55,7 +57,7 @@ impl<'de> DeserializeSeed<'de> for Strict<'_> {
 impl<'de> Visitor<'de> for Strict<'_> {
     type Value = Value;
 
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.write_str("a JSON value")
     }
 
@@ -68,11 +70,11 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 
     fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(value.into())
+        Ok(Value::Number(value.into()))
     }
 
     fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(value.into())
+        Ok(Value::Number(value.into()))
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
@@ -80,7 +82,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(value.into())
+        Ok(Value::String(value.to_owned()))
     }
 
     fn visit_string<E>(self, value: String) -> Result<Value, E> {
@@ -95,16 +97,18 @@ impl<'de> Visitor<'de> for Strict<'_> {
         Ok(Value::Array(values))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Value, A::Error> {
-        let mut map = Map::new();
-        while let Some(key) = object.next_key::<String>()? {
-            if map.contains_key(&key) {
-                return Err(A::Error::custom(format!("the key `{key}` is given twice")));
+    fn visit_map<A: MapAccess<'de>>(self, mut pairs: A) -> Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some(key) = pairs.next_key::<String>()? {
+            if object.contains_key(&key) {
+                let shown: String = key.chars().take(SHOWN_CHARS).collect();
+                let more = if shown.len() < key.len() { "..." } else { "" };
+                return Err(A::Error::custom(format!("the key `{shown}{more}` is given twice")));
             }
-            let value = object.next_value_seed(self)?;
-            map.insert(key, value);
+            let value = pairs.next_value_seed(self)?;
+            object.insert(key, value);
         }
-        Ok(Value::Object(map))
+        Ok(Value::Object(object))
     }
 }
 
@@ -113,31 +117,60 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_serde_jsons_value_in_the_order_written() {
-        let text = r#" {"z": [1, -2, 1.5, 1e300, 18446744073709551615, "é\n", null, true, {}], "a": {"z": 1, "b": {"z": 2}}} "#;
-        let (ours, theirs) = (parse(text.as_bytes()).unwrap(), serde_json::from_str::<Value>(text).unwrap());
-        assert_eq!(ours, theirs);
-        assert_eq!(ours.to_string(), theirs.to_string());
-        assert_eq!(parse(format!("\u{feff}{text}").as_bytes()).unwrap(), ours);
-        assert_eq!(without_bom("\u{feff}\u{feff}x"), "\u{feff}x");
+    fn a_value_is_read_as_serde_json_reads_it() {
+        for text in [
+            "null",
+            " true ",
+            "-0",
+            "18446744073709551615",
+            "-9223372036854775808",
+            "1e300",
+            "0.1",
+            r#""a\u00e9\ud83d\ude00\"""#,
+            "[]",
+            "{}",
+            r#"{"b": [1, {"a": null, "": {}}], "a": {"b": 2}}"#,
+        ] {
+            let expected: Value = serde_json::from_str(text).unwrap();
+            let value = strict_json(text).unwrap();
+            assert_eq!(value, expected, "{text}");
+            assert_eq!(value.to_string(), expected.to_string(), "{text}");
+            assert_eq!(strict_json(&format!("\u{feff}{text}")).unwrap(), expected, "{text}");
+        }
     }
 
     #[test]
-    fn keys_given_twice_and_what_is_not_json_are_refused() {
-        for (text, reason) in [
-            (r#"{"a": 1, "b": 2, "a": 1}"#, "the key `a` is given twice"),
-            (r#"[0, {"x": {"q": 1, "q": 2}}]"#, "the key `q` is given twice"),
-            (r#"{"a": 1, "\u0061": 1}"#, "the key `a` is given twice"),
-            ("[1] 2", "trailing characters"),
-            ("", "EOF"),
-            ("[1,", "EOF"),
-            ("\u{feff}\u{feff}1", "expected value"),
-        ] {
-            let error = parse(text.as_bytes()).unwrap_err();
-            assert!(error.contains(reason), "{text}: {error}");
+    fn what_is_no_json_is_refused_with_its_place() {
+        for text in ["", "{", "[1,]", "{\"a\" 1}", "1 2", "\u{feff}\u{feff}1", "nul", "1e999", &"[".repeat(100_000)] {
+            let error = strict_json(text).unwrap_err().to_string();
+            assert!(error.contains("line 1 column"), "{error}");
         }
-        assert!(parse(&[b'"', 0xFF, b'"']).is_err());
-        assert!(parse("[".repeat(100_000).as_bytes()).is_err());
-        assert!(parse(format!("[{}]", "[],".repeat(1_000_000)).as_bytes()).unwrap_err().contains("more than"));
+    }
+
+    #[test]
+    fn many_values_are_refused_and_marks_dropped_once() {
+        let error = strict_json(&format!("[{}1]", "[],".repeat(1_000_000))).unwrap_err().to_string();
+        assert!(error.contains("more than 1000000 values"), "{error}");
+        assert_eq!(without_bom("\u{feff}\u{feff}x"), "\u{feff}x");
+        assert_eq!(bytes_without_bom("\u{feff}x".as_bytes()), b"x");
+    }
+
+    #[test]
+    fn a_key_given_twice_is_refused_by_name_at_any_depth() {
+        for (text, key) in [
+            (r#"{"a": 1, "a": 1}"#, "`a`"),
+            (r#"[{"b": {"role": 1, "x": 2, "role": 3}}]"#, "`role`"),
+            // Spelt differently, but the same key.
+            (r#"{"id": 1, "\u0069d": 2}"#, "`id`"),
+            (r#"{"": 1, "": 2}"#, "``"),
+        ] {
+            let error = strict_json(text).unwrap_err().to_string();
+            assert!(error.contains(&format!("the key {key} is given twice at line 1 column")), "{error}");
+        }
+        let long = "k".repeat(10_000);
+        let error = strict_json(&format!("{{\"{long}\": 1, \"{long}\": 2}}")).unwrap_err().to_string();
+        assert!(error.len() < 200 && error.contains("kkk..."), "{error}");
+        // Different objects may hold the same key.
+        assert!(strict_json(r#"[{"a": {"a": 1}}, {"a": 2}]"#).is_ok());
     }
 }

@@ -213,11 +213,18 @@ impl AdaptiveKvCache {
     #[must_use]
     #[expect(clippy::cast_precision_loss)]
     pub fn kept_ratio(&self) -> f64 {
+        self.mean_rows() / self.seen.max(1) as f64
+    }
+
+    /// Kept rows of a head, the mean over all heads.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss)]
+    pub fn mean_rows(&self) -> f64 {
         let lens: Vec<usize> = match &self.layers {
             Layers::Host(layers) => layers.iter().flat_map(LayerCacheManager::heads).map(HeadCache::len).collect(),
             Layers::Device(layers) => layers.iter().flat_map(DeviceLayer::positions).map(Vec::len).collect(),
         };
-        lens.iter().sum::<usize>() as f64 / (self.seen * lens.len()).max(1) as f64
+        lens.iter().sum::<usize>() as f64 / lens.len().max(1) as f64
     }
 
     /// What is kept of the prompt.

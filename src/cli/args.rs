@@ -16,6 +16,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 /// Tokens to generate from a prompt, if the user does not say.
 pub const DEFAULT_NEW_TOKENS: usize = 128;
 
+/// The prompt, if the user gives none.
+pub const DEFAULT_PROMPT: &str = "What is the recipe of mayonnaise?";
+
 /// Runs LLaMA models with a KV cache that keeps, for every head, only what that head attends to.
 #[derive(Debug, Parser)]
 #[command(version, about, after_help = policies_help(), max_term_width = 110, args_override_self = true)]
@@ -145,9 +148,9 @@ impl From<CacheDtype> for KvDtype {
 /// What the model is given.
 #[derive(Debug, Args)]
 pub struct PromptArgs {
-    /// The prompt
-    #[arg(long, env = "PROMPT", default_value = "What is the recipe of mayonnaise?", value_name = "TEXT")]
-    pub prompt: String,
+    /// The prompt; beside --messages it is the user's next turn [default: What is the recipe of mayonnaise?]
+    #[arg(long, env = "PROMPT", value_name = "TEXT")]
+    pub prompt: Option<String>,
     /// File to read the prompt from, instead of --prompt; `-` is standard input
     #[arg(long, value_name = "PATH")]
     pub prompt_file: Option<PathBuf>,
@@ -206,7 +209,7 @@ pub struct SamplingArgs {
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// End where this text would begin; may be given several times
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub stop: Vec<String>,
     /// Go on after an end-of-sequence token
     #[arg(long)]
@@ -321,8 +324,8 @@ impl KeptRatioArgs {
 
 /// How much a method with a budget keeps, as a share or in bytes.
 ///
-/// `generate` takes the share only: its --kv-budget is what all sequences of --prompts may come to. The key `kv_budget`
-/// of the configuration does there what the option does elsewhere.
+/// `generate` takes the share only: with --prompts, its own --kv-budget is what all sequences may come to. The key
+/// `kv_budget` of the configuration does there what the option does elsewhere.
 #[derive(Debug, Args)]
 pub struct BudgetArgs {
     #[command(flatten)]
@@ -357,15 +360,17 @@ pub struct CompareArgs {
 /// Several prompts at a time.
 #[derive(Debug, Args)]
 pub struct BatchArgs {
-    /// File of prompts, one a line: plain text, a JSON string, or an object with `prompt` or `messages`; results are
-    /// written as JSON lines, in the prompts' order; `-` is standard input
+    /// File of prompts, one a line: plain text, a JSON string, a list of messages, or an object with `prompt` or
+    /// `messages`, and `max_tokens`, `stop`, `temperature`, `top_p`, `seed` and `custom_id`; `-` is standard input. Results
+    /// are written as JSON lines, in the prompts' order
     #[arg(long, value_name = "PATH", conflicts_with_all = ["prompt", "prompt_file", "messages", "report_positions"])]
     pub prompts: Option<PathBuf>,
     /// The most sequences that decode together
-    #[arg(long, value_name = "N", default_value_t = 16, requires = "prompts", value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = positive)]
     pub batch: usize,
-    /// What the keys and values of all sequences under way may come to, such as 64MB or 1.5GB; a bare number is MB
-    #[arg(long, value_name = "SIZE", requires = "prompts", value_parser = parse_size)]
+    /// What the prompt's keys and values may come to, instead of the configuration's `kv_budget`, such as 64MB or 1.5GB; a
+    /// bare number is MB. With --prompts, what those of all sequences under way may come to, texts included
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub kv_budget: Option<usize>,
 }
 
@@ -384,7 +389,7 @@ pub struct GenerateArgs {
           value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set, hide_possible_values = true, value_name = "0|1")]
     pub save_image: bool,
     /// Folder for the pictures; made if missing
-    #[arg(long, default_value = "images", value_name = "DIR")]
+    #[arg(long, env = "IMAGE_DIR", default_value = "images", value_name = "DIR")]
     pub image_dir: PathBuf,
     /// Write everything about the run to a JSON file
     #[arg(long, value_name = "PATH")]
@@ -549,18 +554,18 @@ pub struct EvalArgs {
     /// Seed of the tasks' texts
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// File of prompts that every cache answers, one a line: plain text, a JSON string, or an object with `prompt` or
-    /// `messages`; answers and savings are shown side by side
+    /// File of prompts that every cache answers, one a line: plain text, a JSON string, a list of messages, or an object
+    /// with `prompt` or `messages`; answers and savings are shown side by side
     #[arg(long, value_name = "PATH")]
     pub prompts: Option<PathBuf>,
     /// File of a chat template (Jinja) for the prompts and tasks, instead of the model's own
     #[arg(long, value_name = "PATH")]
     pub chat_template: Option<PathBuf>,
     /// The most tokens of an answer
-    #[arg(long, value_name = "N", default_value_t = 64, requires = "prompts", value_parser = positive)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive)]
     pub answer_tokens: usize,
     /// Wrap the prompts in the model's own chat template
-    #[arg(long, requires = "prompts")]
+    #[arg(long)]
     pub chat: bool,
     #[command(flatten)]
     pub files: FileArgs,

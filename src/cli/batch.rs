@@ -6,17 +6,17 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use adaptive_kvcache::Error;
-use adaptive_kvcache::cache::Retention;
+use adaptive_kvcache::cache::{CacheBytes, Retention};
 use adaptive_kvcache::generate::{Batch, BatchLimits, BatchPrompt, BatchSummary, FinishReason};
 use adaptive_kvcache::memory::process_memory;
-use adaptive_kvcache::report::{BatchReport, BatchTextReport, ModelReport, megabytes};
+use adaptive_kvcache::report::{BatchReport, BatchTextReport, ModelReport, megabytes, size};
 use anyhow::Context;
 
 use super::args::{DEFAULT_NEW_TOKENS, GenerateArgs, PromptArgs};
-use super::generate::check_report_path;
+use super::generate::{check_report_path, outputs};
 use super::interrupt::{interrupted, listen};
 use super::logging::Log;
-use super::prompts::Prompts;
+use super::prompts::{Prompt, Prompts};
 use super::session::{Observer, Session, config, opening, per_second};
 use super::{Outcome, STDOUT_FAILED};
 
@@ -24,12 +24,13 @@ use super::{Outcome, STDOUT_FAILED};
 pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     if args.save_image {
         return Err(Error::input("pictures are drawn of one prompt, not of a file of --prompts")
-            .with_hint("leave --save-image and SAVE_IMAGE=1 out, or give one prompt with --prompt")
+            .with_hint("leave --save-image out, or give one prompt with --prompt")
             .into());
     }
     let config = config(args.cache.config.as_deref(), args.kept_ratio.budget())?;
     let prompts = Prompts::read(path)?;
     let template = args.run.prompt.dialogue.template()?;
+    outputs(args)?;
     let log = Log::start(&args.cache.log_file)?;
     if let Some(path) = &args.report {
         check_report_path(path)?;
@@ -40,9 +41,13 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     let PromptArgs { chat, dialogue, go_on, .. } = &args.run.prompt;
     let chat = *chat || dialogue.asks_for_chat();
     let prompts = prompts.encode(&session, &opening(dialogue)?.messages, chat, *go_on)?;
-    let lines: Vec<usize> = prompts.iter().map(|prompt| prompt.line).collect();
+    let lines: Vec<_> = prompts.iter().map(|prompt| (prompt.line, prompt.custom_id.clone())).collect();
     let count = prompts.len();
-    let prompts = prompts.into_iter().map(|prompt| BatchPrompt { name: prompt.name, ids: prompt.ids }).collect();
+    let to_batch = |(index, Prompt { name, ids, keys, .. }): (usize, Prompt)| {
+        let options = keys.over(&options, index as u64);
+        BatchPrompt { name, ids, options }
+    };
+    let prompts = prompts.into_iter().enumerate().map(to_batch).collect();
     let retention = if args.cache.use_adakv { session.adaptive(config.clone()) } else { Retention::Full };
     let limits = BatchLimits { sequences: args.batch.batch, kv_bytes: args.batch.kv_budget };
     let (model, tokenizer) = (&session.loaded.model, &session.loaded.tokenizer);
@@ -62,8 +67,8 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
         },
         || if interrupted() || stop.get() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) },
         |text| {
-            let line = lines[text.index];
-            let text = BatchTextReport::new(text, line);
+            let (line, custom_id) = lines[text.index].clone();
+            let text = BatchTextReport { custom_id, ..BatchTextReport::new(text, line) };
             output.write(&text);
             texts.push(text);
             stop.set(output.written.is_err());
@@ -141,8 +146,12 @@ impl InOrder {
 
 fn print(summary: &BatchSummary, texts: &[BatchTextReport], budget: Option<usize>) -> std::io::Result<()> {
     let mut stderr = std::io::stderr().lock();
-    let raw: usize = texts.iter().map(|text| text.kv.raw_bytes).sum();
-    let kept: usize = texts.iter().map(|text| text.kv.kept_bytes).sum();
+    let kv = texts.iter().map(|text| CacheBytes {
+        raw: text.kv.raw_bytes,
+        kept: text.kv.kept_bytes,
+        allocated: text.kv.allocated_bytes,
+    });
+    let kv: CacheBytes = kv.sum();
     writeln!(stderr, "\n{} texts, at most {} at a time", texts.len(), summary.most_sequences)?;
     writeln!(
         stderr,
@@ -158,13 +167,16 @@ fn print(summary: &BatchSummary, texts: &[BatchTextReport], budget: Option<usize
         summary.decode_time.as_secs_f64() * 1e3,
         per_second(summary.decoded_tokens, summary.decode_time)
     )?;
-    let of_budget = budget.map_or_else(String::new, |budget| format!(" of {:.1} MB allowed", megabytes(budget)));
+    let of_budget = budget.map_or_else(String::new, |budget| format!(", of {} allowed", size(budget)));
+    // The texts of one time grow beside one another; the prompts' sizes are of all times together.
+    writeln!(stderr, "KV cache {} at most at a time{of_budget}", size(summary.most_kv_bytes))?;
     writeln!(
         stderr,
-        "KV cache {:.3} MB at most{of_budget}; after the prompts {:.3} MB kept of {:.3} MB",
-        megabytes(summary.most_kv_bytes),
-        megabytes(kept),
-        megabytes(raw)
+        "prompts  {:.3} MB kept of {:.3} MB ({:.1} % saved), all {} added up",
+        megabytes(kv.kept),
+        megabytes(kv.raw),
+        100.0 * kv.saved_ratio(),
+        texts.len(),
     )?;
     writeln!(stderr, "process  {:.1} MB at most", megabytes(process_memory().unwrap_or_default().peak))
 }

@@ -12,10 +12,9 @@ use adaptive_kvcache::tokenizer::Tokenizer;
 use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
 
-use super::args::{BenchArgs, ModelArgs};
-use super::generate::check_report_path;
+use super::args::{BenchArgs, FileArgs, ModelArgs};
 use super::interrupt::{interrupted, listen};
-use super::measure::{Lines, kv_dtypes};
+use super::measure::{Lines, Names, kv_dtypes, mb_cell};
 use super::session::{Session, read_text};
 use super::{Outcome, STDOUT_FAILED, plain};
 
@@ -37,9 +36,8 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
     if let Some(budget) = args.budget.budget() {
         set_budget(&mut configs, budget)?;
     }
-    for path in args.json.iter().chain(&args.plot) {
-        check_report_path(path)?;
-    }
+    let files = FileArgs { json: args.json.clone(), csv: None, plot: args.plot.clone() };
+    files.check(&[])?;
     let text = match &args.prompt_file {
         Some(path) => &read_text(path)?,
         None => TEXT,
@@ -93,7 +91,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
     // A reader of the table that went away hides no failure, and keeps no picture from being drawn.
     measured?;
     if let Some(path) = &args.plot {
-        draw(path, &args.model, &output.rows)?;
+        draw(path, &args.model, &output.rows, &output.names)?;
     }
     output.lines.into_printed().context(STDOUT_FAILED)?;
     Ok(if interrupted() { Outcome::Interrupted } else { Outcome::Done })
@@ -155,8 +153,7 @@ fn first_tokens(tokenizer: &Tokenizer, text: &str, len: usize) -> Result<Vec<u32
 struct Table {
     rows: Vec<Row>,
     json: Option<PathBuf>,
-    /// The width of the column of settings.
-    setting_width: usize,
+    names: Names,
     lines: Lines,
 }
 
@@ -165,8 +162,7 @@ impl Table {
         if let Some(path) = &json {
             write_rows(path, &[])?;
         }
-        let setting_width = settings.iter().map(|name| name.chars().count()).max().unwrap_or(0).max("setting".len());
-        Ok(Self { rows: Vec::new(), json, setting_width, lines: Lines::new() })
+        Ok(Self { rows: Vec::new(), json, names: Names::new(settings), lines: Lines::new() })
     }
 }
 
@@ -195,7 +191,7 @@ impl Observer for Table {
             "peak MB",
             "GB/s",
             "of loop",
-            width = self.setting_width,
+            width = self.names.width("setting"),
         ));
     }
 
@@ -204,19 +200,19 @@ impl Observer for Table {
             format!("{:>9.1}{:>7.0}%", reading.read_gb_per_s, 100.0 * reading.bandwidth_share)
         });
         self.lines.print(&format!(
-            "{:<8}{:>8}  {:<width$}  {:<5}{:>10.1}{:>11.2}{:>10.2}{:>10.2}{:>8.1}{:>9.2}{:>9.1}{reading}",
+            "{:<8}{:>8}  {:<width$}  {:<5}{:>10.1}{:>11.2}{:>10.2}{:>10.2}{:>8.1}{:>9}{:>9.1}{reading}",
             row.work.name(),
             row.context,
-            plain(&row.setting),
+            self.names.of(&row.setting),
             row.kv_dtype,
             row.tokens_per_s,
             row.times.median_ms,
             row.times.min_ms,
             row.times.max_ms,
             100.0 * row.kept_ratio,
-            megabytes(row.kv_bytes),
+            mb_cell(row.kv_bytes),
             megabytes(row.peak_rss_bytes),
-            width = self.setting_width,
+            width = self.names.width("setting"),
         ));
         self.rows.push(row);
         self.json.as_ref().map_or(Ok(()), |path| write_rows(path, &self.rows))
@@ -228,13 +224,13 @@ impl Observer for Table {
 }
 
 /// Draws the rows, if there are any.
-fn draw(path: &Path, model: &Path, rows: &[Row]) -> Result<()> {
+fn draw(path: &Path, model: &Path, rows: &[Row], names: &Names) -> Result<()> {
     if rows.is_empty() {
         return Ok(());
     }
     let mut lines: Vec<SpeedLine> = Vec::new();
     for row in rows {
-        let name = format!("{}, {}", row.setting, row.kv_dtype);
+        let name = format!("{}, {}", names.of(&row.setting), row.kv_dtype);
         let index = lines.iter().position(|line| line.name == name && line.threads == row.threads);
         let index = index.unwrap_or_else(|| {
             lines.push(SpeedLine { name, threads: row.threads, ..SpeedLine::default() });

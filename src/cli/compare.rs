@@ -14,7 +14,7 @@ use anyhow::Context;
 
 use super::args::{CompareArgs, DEFAULT_NEW_TOKENS};
 use super::interrupt::{interrupted, listen};
-use super::session::{Session, config, per_second};
+use super::session::{Session, config, note_budget, per_second};
 use super::{Outcome, STDOUT_FAILED};
 
 /// Prompt tokens of the run that warms up.
@@ -50,7 +50,8 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<Outcome> {
     answer(&session, warm_up, Retention::Full, &GenerationOptions { max_new_tokens: 2, ..options.clone() })?;
     let (full, _) = answer(&session, &prompt, Retention::Full, &options)?;
     session.kv_dtype = kv_dtype;
-    let (adaptive, mut fork) = answer(&session, &prompt, session.adaptive(config), &options)?;
+    let (adaptive, mut fork) = answer(&session, &prompt, session.adaptive(config.clone()), &options)?;
+    note_budget(&config, adaptive.kept.kept);
     // The adaptive cache reads the full run's text: what would it have said at each position?
     let mut forced = adaptive.logprobs[..1.min(adaptive.logprobs.len())].to_vec();
     for &id in full.ids.iter().take(full.ids.len().saturating_sub(1)) {

@@ -5,7 +5,7 @@ mod picture;
 mod table;
 
 use adaptive_kvcache::cache::{KvDtype, Retention};
-use adaptive_kvcache::config::{AdaptiveConfig, Budget};
+use adaptive_kvcache::config::{AdaptiveConfig, Budget, DecodeMode};
 use adaptive_kvcache::eval::{self, AnswerPlan, AnswerPrompt, FidelityPlan, Subject, Task, TaskPlan, Variant};
 use adaptive_kvcache::tokenizer::ChatTemplate;
 use adaptive_kvcache::{Error, Result};
@@ -14,7 +14,7 @@ use anyhow::Context;
 use super::args::EvalArgs;
 use super::bench::distinct;
 use super::interrupt::{interrupted, listen};
-use super::measure::{configuration, ids_without_bos, kv_dtypes};
+use super::measure::{Names, configuration, ids_without_bos, kv_dtypes};
 use super::prompts::Prompts;
 use super::session::Session;
 use super::{Outcome, STDOUT_FAILED};
@@ -42,9 +42,12 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
         return Err(Error::input("--chat-template is for --tasks and --prompts, and neither is given").into());
     }
     let template = args.chat_template.as_deref().map(ChatTemplate::from_file).transpose()?;
-    args.files.check()?;
+    args.files.check(&[])?;
     let text = args.measure.text()?;
     let prompts = args.prompts.as_deref().map(Prompts::read).transpose()?;
+    if let Some(prompts) = &prompts {
+        prompts.expect_no_keys("all caches answer greedily, up to --answer-tokens")?;
+    }
     listen()?;
     let kv_dtypes = kv_dtypes(&args.kv_dtype);
     let session = args.measure.open(&kv_dtypes)?.with_chat_template(template);
@@ -69,7 +72,9 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
     };
     plans.check(&subject)?;
 
-    let mut table = Table::new(args)?;
+    let names = Names::new(&args.configs);
+    let evicts = configs.iter().flat_map(|budgeted| &budgeted.config).any(|config| config.decode == DecodeMode::Evict);
+    let mut table = Table::new(args, &names, evicts)?;
     let measured = plans.measure(&subject, &variants, &mut table);
     table.finish();
     match measured {
@@ -77,7 +82,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
         Err(error) => return Err(error.into()),
     }
     if let Some(path) = &args.files.plot {
-        draw(path, &args.measure.model, &panels(table.rows()))?;
+        draw(path, &args.measure.model, &panels(table.rows(), &names))?;
     }
     table.into_printed().context(STDOUT_FAILED)?;
     Ok(if interrupted() { Outcome::Interrupted } else { Outcome::Done })

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use adaptive_kvcache::Error;
 use adaptive_kvcache::cache::{CacheBytes, LayerSummary, Retention};
+use adaptive_kvcache::config::Budget;
 use adaptive_kvcache::fidelity::top_logprobs;
 use adaptive_kvcache::generate::{FinishReason, Generation};
 use adaptive_kvcache::memory::process_memory;
@@ -16,8 +17,9 @@ use anyhow::Context;
 use super::args::{DEFAULT_NEW_TOKENS, GenerateArgs};
 use super::interrupt::{interrupted, listen};
 use super::logging::Log;
-use super::pictures::{Pictures, check_folder};
-use super::session::{Session, config, per_second};
+use super::outputs::distinct;
+use super::pictures::{Pictures, check_folder, is_picture};
+use super::session::{Session, config, note_budget, per_second};
 use super::{Outcome, STDOUT_FAILED};
 
 /// Most probable next tokens in the report.
@@ -25,7 +27,9 @@ const REPORTED_LOGPROBS: usize = 10;
 
 pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     // Everything that can be refused early is, before a model is loaded.
-    let config = config(args.cache.config.as_deref(), args.kept_ratio.budget())?;
+    let budget = args.batch.kv_budget.map(Budget::Bytes).or_else(|| args.kept_ratio.budget());
+    let config = config(args.cache.config.as_deref(), budget)?;
+    outputs(args)?;
     let log = Log::start(&args.cache.log_file)?;
     if args.save_image {
         check_folder(&args.image_dir)?;
@@ -52,6 +56,9 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
         pictures.finish(&prefill.layers)?;
     }
     let kept = cache.bytes();
+    if args.cache.use_adakv {
+        note_budget(&config, kept.kept);
+    }
     let prefill_memory = process_memory().unwrap_or_default();
     let device_memory = session.device_memory();
     let logprobs = top_logprobs(&prefill.logits, REPORTED_LOGPROBS);
@@ -127,6 +134,21 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     }
     written.context(STDOUT_FAILED)?;
     Ok(if finish_reason == FinishReason::Interrupted { Outcome::Interrupted } else { Outcome::Done })
+}
+
+/// Refuses files of this run that are one.
+///
+/// # Errors
+/// [`Error::Input`] with the options that name them.
+pub fn outputs(args: &GenerateArgs) -> Result<(), Error> {
+    let log = ("--log-file", args.cache.log_file.as_path());
+    let named: Vec<_> = std::iter::once(log).chain(args.report.as_deref().map(|path| ("--report", path))).collect();
+    distinct(&named)?;
+    let picture = named.iter().find(|(_, path)| args.save_image && is_picture(&args.image_dir, path));
+    picture.map_or(Ok(()), |(option, path)| {
+        let reason = format!("{option} names a picture of --image-dir, `{}`", path.display());
+        Err(Error::input(reason).with_hint("give each a file of its own"))
+    })
 }
 
 /// Finds out early whether a report can be written.

@@ -6,7 +6,7 @@ use std::io::Write;
 use adaptive_kvcache::Result;
 use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::checkpoint::{self, Checkpoint};
-use adaptive_kvcache::report::megabytes;
+use adaptive_kvcache::report::{is_small, megabytes, size};
 use adaptive_kvcache::tokenizer::{ChatFormat, Tokenizer};
 
 use anyhow::Context;
@@ -89,9 +89,9 @@ fn print(checkpoint: &Checkpoint, tokenizer: &Result<Tokenizer>) -> anyhow::Resu
         };
         line("chat template", format)?;
     }
-    line("weights", format!("{:.1} MB", megabytes(checkpoint.tensors().bytes())))?;
+    line("weights", size(checkpoint.tensors().bytes()))?;
     for (format, (tensors, bytes)) in formats {
-        line(&format!("  {format}"), format!("{tensors} tensors, {:.1} MB", megabytes(bytes)))?;
+        line(&format!("  {format}"), format!("{tensors} tensors, {}", size(bytes)))?;
     }
 
     // Quantised formats store whole blocks only.
@@ -110,7 +110,13 @@ fn print(checkpoint: &Checkpoint, tokenizer: &Result<Tokenizer>) -> anyhow::Resu
     let mut contexts: Vec<usize> = CONTEXTS.into_iter().filter(|&context| context < config.context_length).collect();
     contexts.push(config.context_length);
     for context in contexts {
-        row(&format!("  {context} tokens"), &|dtype| format!("{:.1}", megabytes(context * per_token(dtype))), " MB")?;
+        let name = format!("  {context} tokens");
+        let bytes = |dtype: KvDtype| context.saturating_mul(per_token(dtype));
+        if dtypes.iter().any(|&dtype| is_small(bytes(dtype))) {
+            row(&name, &|dtype| bytes(dtype).to_string(), " bytes")?;
+        } else {
+            row(&name, &|dtype| format!("{:.1}", megabytes(bytes(dtype))), " MB")?;
+        }
     }
     Ok(())
 }

@@ -3,11 +3,13 @@
 
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 
 use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::config::AdaptiveConfig;
 use adaptive_kvcache::eval::{FidelityPlan, Subject};
 use adaptive_kvcache::json::without_bom;
+use adaptive_kvcache::report::{is_small, megabytes};
 use adaptive_kvcache::tokenizer::Tokenizer;
 use adaptive_kvcache::{Error, Result};
 use indicatif::ProgressBar;
@@ -15,6 +17,7 @@ use indicatif::ProgressBar;
 use super::args::{CacheDtype, FileArgs, MeasureArgs, ModelArgs};
 use super::bench::{FULL, TEXT, TICK, distinct};
 use super::generate::check_report_path;
+use super::outputs::distinct as distinct_files;
 use super::plain;
 use super::session::Session;
 
@@ -41,9 +44,15 @@ pub fn configuration(name: &str) -> Result<Option<AdaptiveConfig>> {
 }
 
 impl FileArgs {
-    /// Finds out early whether the files can be written.
-    pub fn check(&self) -> Result<()> {
-        self.json.iter().chain(&self.csv).chain(&self.plot).try_for_each(|path| check_report_path(path))
+    /// Finds out early whether the files can be written, and are different ones.
+    ///
+    /// * `more`: further files of the run, each with its option
+    pub fn check(&self, more: &[(&str, &Path)]) -> Result<()> {
+        let named = [("--json", &self.json), ("--csv", &self.csv), ("--plot", &self.plot)];
+        let named = named.into_iter().filter_map(|(option, path)| Some((option, path.as_deref()?)));
+        let named: Vec<_> = more.iter().copied().chain(named).collect();
+        distinct_files(&named)?;
+        named.iter().try_for_each(|(_, path)| check_report_path(path))
     }
 
     /// Whether somebody wants the rows who reads no table.
@@ -119,9 +128,69 @@ pub fn ids_without_bos(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     Ok(ids)
 }
 
-/// The width of a column of configurations.
-pub fn config_width(names: &[String]) -> usize {
-    names.iter().map(|name| plain(name).chars().count()).max().unwrap_or(0).max("config".len())
+/// What tables and pictures call configurations: a file's name without folder and extension, with as much of its path as
+/// tells it from the others. JSON and CSV have what the user wrote.
+pub struct Names(Vec<(String, String)>);
+
+impl Names {
+    /// * `given`: as the user wrote them
+    pub fn new(given: &[String]) -> Self {
+        let forms: Vec<Vec<String>> = given.iter().map(|name| forms(name)).collect();
+        // How much of each is shown: more, as long as two different ones look the same.
+        let mut shown = vec![0; given.len()];
+        let form = |index: usize, shown: &[usize]| &forms[index][shown[index]];
+        loop {
+            let is_ambiguous = |index: usize| {
+                (0..given.len()).any(|other| given[other] != given[index] && form(other, &shown) == form(index, &shown))
+            };
+            let grown: Vec<usize> = (0..given.len())
+                .filter(|&index| shown[index] + 1 < forms[index].len() && is_ambiguous(index))
+                .collect();
+            if grown.is_empty() {
+                break;
+            }
+            grown.into_iter().for_each(|index| shown[index] += 1);
+        }
+        let name = |index: usize| (given[index].clone(), plain(form(index, &shown)));
+        Self((0..given.len()).map(name).collect())
+    }
+
+    /// The name of a configuration.
+    ///
+    /// * `given`: as the user wrote it
+    pub fn of<'a>(&'a self, given: &'a str) -> &'a str {
+        self.0.iter().find(|(known, _)| known == given).map_or(given, |(_, name)| name)
+    }
+
+    /// The width of a column of them.
+    ///
+    /// * `heading`: what stands above it
+    pub fn width(&self, heading: &str) -> usize {
+        self.0.iter().map(|(_, name)| name.chars().count()).max().unwrap_or(0).max(heading.len())
+    }
+}
+
+/// From the shortest to the whole: a file's name without extension and with it, then with one folder more each.
+fn forms(given: &str) -> Vec<String> {
+    let path = Path::new(given);
+    let is_built_in = given == FULL || BUILT_IN.iter().any(|(known, _)| *known == given);
+    let (false, Some(stem), Some(name)) = (is_built_in, path.file_stem(), path.file_name()) else {
+        return vec![given.to_owned()];
+    };
+    let mut forms = vec![stem.to_string_lossy().into_owned(), name.to_string_lossy().into_owned()];
+    let mut form = PathBuf::from(name);
+    for folder in path.ancestors().skip(1).filter_map(Path::file_name) {
+        form = Path::new(folder).join(form);
+        forms.push(form.to_string_lossy().into_owned());
+    }
+    forms.push(given.to_owned());
+    forms
+}
+
+/// A size in a column of MB: with two digits, or with those that a small one needs.
+pub fn mb_cell(bytes: usize) -> String {
+    let digits = if is_small(bytes) && bytes > 0 { 4 } else { 2 };
+    format!("{:.digits$}", megabytes(bytes))
 }
 
 /// Lines on standard output, and on standard error, if that is a terminal, what is being measured.
@@ -167,5 +236,26 @@ impl Lines {
     /// How printing went.
     pub fn into_printed(self) -> std::io::Result<()> {
         self.printed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configurations_are_called_by_as_little_of_their_path_as_tells_them_apart() {
+        let names = |given: &[&str]| {
+            let given: Vec<String> = given.iter().map(|&name| name.to_owned()).collect();
+            let names = Names::new(&given);
+            given.iter().map(|name| names.of(name).to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&["full", "configs/fastgen_evict.json", "/a/b/h2o.json"]), ["full", "fastgen_evict", "h2o"]);
+        assert_eq!(names(&["a/c.json", "b/c.json", "a/c.json"]), ["a/c.json", "b/c.json", "a/c.json"]);
+        assert_eq!(names(&["c.json", "c.txt", "d"]), ["c.json", "c.txt", "d"]);
+        assert_eq!(names(&["fastgen", "configs/fastgen.json"]), ["fastgen", "fastgen.json"]);
+        assert_eq!(names(&["full", "x/full"]), ["full", "x/full"]);
+        assert_eq!(names(&["c.json", "./c.json"]), ["c.json", "./c.json"]);
+        assert_eq!(names(&["../c.json", "new\nline.json"]), ["c", "new\\nline"]);
     }
 }

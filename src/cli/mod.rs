@@ -12,21 +12,24 @@ mod device;
 mod eval;
 mod generate;
 mod hub;
+mod idle;
 mod inspect;
 mod interrupt;
 mod logging;
 mod measure;
+mod outputs;
 mod pictures;
 mod prompts;
 mod session;
 mod terminal;
 mod tune;
+mod variables;
 
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use adaptive_kvcache::Error;
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 use args::{Cli, Command};
 
@@ -52,8 +55,25 @@ fn plain(text: &str) -> String {
 /// Parses the command line, runs the command and reports its failure.
 pub fn run() -> ExitCode {
     adaptive_kvcache::memory::share_one_heap();
-    let cli = Cli::parse();
-    let result = match &cli.command {
+    match parse().and_then(|cli| execute(&cli.command)) {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
+        Err(error) => fail(&error),
+    }
+}
+
+/// The command line, with the variables that count.
+fn parse() -> anyhow::Result<Cli> {
+    let args: Vec<_> = std::env::args_os().collect();
+    let parsed = variables::parse(&Cli::command(), &args)?;
+    let cli = Cli::from_arg_matches(&parsed.matches)?;
+    idle::check(&cli.command, &parsed.typed)?;
+    parsed.notes.iter().for_each(terminal::note);
+    Ok(cli)
+}
+
+fn execute(command: &Command) -> anyhow::Result<Outcome> {
+    match command {
         Command::Generate(args) => match &args.batch.prompts {
             Some(prompts) => batch::run(args, prompts),
             None => generate::run(args),
@@ -64,15 +84,15 @@ pub fn run() -> ExitCode {
         Command::Eval(args) => eval::run(args),
         Command::Tune(args) => tune::run(args),
         Command::Inspect(args) => inspect::run(args),
-    };
-    match result {
-        Ok(Outcome::Done) => ExitCode::SUCCESS,
-        Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
-        Err(error) => fail(&error),
     }
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {
+    if let Some(error) = error.downcast_ref::<clap::Error>() {
+        // Help, which is success, or wrong use; clap prints both in its own form.
+        let _ = error.print();
+        return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+    }
     let is_closed_pipe = |cause: &(dyn std::error::Error + 'static)| {
         cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
     };
@@ -98,7 +118,9 @@ fn print_error(error: &anyhow::Error) {
     // Nobody may be listening: the exit status still tells.
     let mut stderr = std::io::stderr().lock();
     let _ = writeln!(stderr, "error: {}", plain(&message));
-    if let Some(hint) = known.and_then(Error::hint) {
-        let _ = writeln!(stderr, "hint: {}", plain(hint));
+    let hints = known.and_then(Error::hint).map(str::to_owned).into_iter().chain(variables::blamed(&message));
+    let hints: Vec<String> = hints.collect();
+    if !hints.is_empty() {
+        let _ = writeln!(stderr, "hint: {}", plain(&hints.join("; ")));
     }
 }

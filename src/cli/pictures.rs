@@ -1,5 +1,6 @@
 //! Pictures of a run: one of each layer's attention as soon as the layer is done, two of the whole at the end.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use adaptive_kvcache::attention::HeadLayout;
@@ -10,8 +11,13 @@ use adaptive_kvcache::plot::{self, HeadMap, PolicyGrid};
 use adaptive_kvcache::report::head_policies;
 use adaptive_kvcache::{Error, Result};
 
+use super::outputs::same_file;
+
 /// Cells of an attention map's side at most.
 pub const MAP_SIDE: usize = 128;
+
+const POLICIES: &str = "policies.png";
+const KV_MEMORY: &str = "kv_memory.png";
 
 /// Writes the pictures into a folder.
 pub struct Pictures {
@@ -63,19 +69,31 @@ impl Pictures {
             heads().map(|(prompt_len, head)| head.positions.len() as f32 / prompt_len.max(1) as f32).collect();
         let level_names: Vec<String> =
             (0..self.config.num_levels()).map(|level| self.config.level_names(level).join("+")).collect();
+        // Of a full cache, nothing chose.
+        let method = heads().any(|(_, head)| head.level.is_some()).then_some(&self.config);
+        let method = method.filter(|config| config.method.is_some()).map(AdaptiveConfig::method_name);
         let grid = PolicyGrid {
             num_layers: layers.len(),
             num_kv_heads: self.layout.num_kv_heads,
             levels: &levels,
             level_names: &level_names,
             kept_ratio: &kept_ratio,
+            method,
         };
-        plot::policies(&self.folder.join("policies.png"), &grid)?;
+        plot::policies(&self.folder.join(POLICIES), &grid)?;
         let bytes =
             |pick: fn(&LayerSummary) -> usize| layers.iter().map(|layer| pick(layer) as u64).collect::<Vec<_>>();
         let (raw, kept) = (bytes(|layer| layer.bytes.raw), bytes(|layer| layer.bytes.kept));
-        plot::kv_memory(&self.folder.join("kv_memory.png"), &raw, &kept)
+        plot::kv_memory(&self.folder.join(KV_MEMORY), &raw, &kept)
     }
+}
+
+/// Whether a path is one that a picture in this folder may have.
+pub fn is_picture(folder: &Path, path: &Path) -> bool {
+    let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    let layer = name.strip_prefix("layer").and_then(|rest| rest.strip_suffix("_attention.png"));
+    let is_layer = layer.is_some_and(|layer| !layer.is_empty() && layer.bytes().all(|byte| byte.is_ascii_digit()));
+    (is_layer || [POLICIES, KV_MEMORY].contains(&name)) && same_file(&folder.join(name), path)
 }
 
 /// Makes a folder if it is missing, and writes a file to it and away again.

@@ -1,18 +1,21 @@
-//! Files of prompts, one a line: plain text, a JSON string, or an object with `prompt` or `messages`.
+//! Files of prompts, one a line.
+
+mod line;
 
 use std::path::{Path, PathBuf};
 
 use adaptive_kvcache::tokenizer::{ChatInput, ChatMessage};
-use adaptive_kvcache::{Error, Result, json};
-use serde_json::Value;
+use adaptive_kvcache::{Error, Result};
 
 use super::session::{Session, read_text};
+pub use line::Keys;
+use line::{Asked, Line};
 
 /// The lines of a file that are not blank.
 pub struct Prompts {
     path: PathBuf,
     /// With their numbers, from 1.
-    lines: Vec<(usize, String)>,
+    lines: Vec<(usize, Line)>,
 }
 
 /// One prompt of a file.
@@ -24,18 +27,40 @@ pub struct Prompt {
     /// What it asks: the text, or the last of its messages.
     pub text: String,
     pub ids: Vec<u32>,
+    /// How its answer is generated, as far as the line says so.
+    pub keys: Keys,
+    /// What the caller knows it by.
+    pub custom_id: Option<String>,
 }
 
 impl Prompts {
-    /// Reads a file; what its lines hold is looked at later.
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read; [`Error::BadFile`] if it has no prompts, and with the line, as [`Line::parse`].
     pub fn read(path: &Path) -> Result<Self> {
         let text = read_text(path)?;
-        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-        let lines: Vec<(usize, String)> = lines.map(|(index, line)| (index + 1, line.to_owned())).collect();
+        let mut lines = Vec::new();
+        for (index, line) in text.lines().enumerate() {
+            let number = index + 1;
+            lines.extend(Line::parse(line, &place(path, number))?.map(|line| (number, line)));
+        }
         if lines.is_empty() {
             return Err(Error::bad_file(path, "it has no prompts").with_hint("write one prompt a line"));
         }
         Ok(Self { path: path.to_owned(), lines })
+    }
+
+    /// Refuses lines that say how their answer is generated, where all are answered alike.
+    ///
+    /// * `reason`: why; ends the sentence
+    pub fn expect_no_keys(&self, reason: &str) -> Result<()> {
+        let given = self.lines.iter().find_map(|(line, content)| Some((line, content.keys.first()?)));
+        given.map_or(Ok(()), |(line, key)| {
+            let error =
+                Error::bad_file(place(&self.path, *line), format!("the key `{key}` cannot be obeyed: {reason}"));
+            Err(error.with_hint("leave it out"))
+        })
     }
 
     /// The prompt of every line.
@@ -43,7 +68,11 @@ impl Prompts {
     /// * `opening`: what every conversation begins with
     /// * `chat`: plain text is a user's message, too
     /// * `go_on`: conversations end with an answer that is to be gone on with
-    pub fn encode(&self, session: &Session, opening: &[ChatMessage], chat: bool, go_on: bool) -> Result<Vec<Prompt>> {
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] with the line, if it and `opening` both give a system message; what the chat template fails
+    /// with.
+    pub fn encode(self, session: &Session, opening: &[ChatMessage], chat: bool, go_on: bool) -> Result<Vec<Prompt>> {
         let tokenizer = &session.loaded.tokenizer;
         let mut announced = false;
         let mut encode_chat = |input: &ChatInput| {
@@ -54,10 +83,16 @@ impl Prompts {
             let (chat, messages) = (tokenizer.chat(&input.context)?, [opening, &input.messages].concat());
             if go_on { chat.encode_continued(&messages) } else { chat.encode(&messages) }
         };
-        let encode = |&(line, ref content): &(usize, String)| {
-            let place = PathBuf::from(format!("{}:{line}", self.path.display()));
-            let (text, ids) = match parse(&place, content)? {
+        let is_system = |messages: &[ChatMessage]| messages.first().is_some_and(|message| message.role() == "system");
+        let Self { path, lines } = self;
+        let encode = |(line, Line { asked, keys, custom_id }): (usize, Line)| {
+            let place = place(&path, line);
+            let (text, ids) = match asked {
                 Asked::Messages(input) => {
+                    if is_system(opening) && is_system(&input.messages) {
+                        let reason = "its messages and --system both give a system message";
+                        return Err(Error::bad_file(place, reason).with_hint("leave one of them out"));
+                    }
                     let ids = encode_chat(&input)?;
                     (input.messages.last().map(ChatMessage::text).unwrap_or_default(), ids)
                 }
@@ -70,32 +105,13 @@ impl Prompts {
                     (text, ids)
                 }
             };
-            Ok(Prompt { line, name: format!("prompt `{}`", place.display()), text, ids })
+            Ok(Prompt { line, name: format!("prompt `{}`", place.display()), text, ids, keys, custom_id })
         };
-        self.lines.iter().map(encode).collect()
+        lines.into_iter().map(encode).collect()
     }
 }
 
-/// What a line asks for.
-enum Asked {
-    Text(String),
-    Messages(ChatInput),
-}
-
-/// * `place`: file and line, for messages
-fn parse(place: &Path, line: &str) -> Result<Asked> {
-    let bad = |reason: String| {
-        Error::bad_file(place, reason)
-            .with_hint("expected text, a JSON string, or an object with `prompt` or `messages`")
-    };
-    if !line.trim_start().starts_with('{') {
-        let text = serde_json::from_str::<String>(line.trim()).unwrap_or_else(|_| line.to_owned());
-        return Ok(Asked::Text(text));
-    }
-    let value = json::parse(line.as_bytes()).map_err(bad)?;
-    match (value.get("prompt"), value.get("messages")) {
-        (Some(Value::String(text)), None) => Ok(Asked::Text(text.clone())),
-        (None, Some(_)) => ChatInput::from_value(value, place).map(Asked::Messages),
-        _ => Err(bad("it has not one of `prompt`, a text, and `messages`".to_owned())),
-    }
+/// File and line.
+fn place(path: &Path, line: usize) -> PathBuf {
+    PathBuf::from(format!("{}:{line}", path.display()))
 }

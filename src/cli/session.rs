@@ -14,21 +14,26 @@ use adaptive_kvcache::device::{self, DeviceMemory};
 use adaptive_kvcache::json::without_bom;
 use adaptive_kvcache::model::{Prefill, PrefillObserver, PrefillOptions};
 use adaptive_kvcache::profile::Profiler;
-use adaptive_kvcache::report::log_lines;
+use adaptive_kvcache::report::{log_lines, size};
 use adaptive_kvcache::tokenizer::{ChatFormat, ChatInput, ChatMessage, ChatTemplate, Tokenizer, messages_from_json};
 use adaptive_kvcache::tokens::TokenClassifier;
 use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::args::{DialogueArgs, ModelArgs, PromptArgs};
+use super::args::{DEFAULT_PROMPT, DialogueArgs, ModelArgs, PromptArgs};
 use super::device::backend;
 use super::interrupt::{interrupted, while_waiting};
+use super::measure::configuration;
 use super::pictures::{MAP_SIDE, Pictures};
 use super::terminal::note;
+use super::variables;
 
 /// What is over sooner is shown no bar for.
 const BAR_AFTER: Duration = Duration::from_millis(500);
+
+/// The built-in configuration that holds a budget if no other is named.
+const BUDGET_METHOD: &str = "replay";
 
 /// A model that is ready to run.
 pub struct Session {
@@ -110,7 +115,8 @@ impl Session {
         let mut input = opening(&args.dialogue)?;
         let ids = if has_messages || args.chat || args.dialogue.asks_for_chat() || args.go_on {
             self.announce_chat_format()?;
-            if !has_messages {
+            // The default prompt is no turn of anybody's conversation.
+            if !has_messages || args.prompt.is_some() || args.prompt_file.is_some() {
                 input.messages.push(ChatMessage::new("user", prompt_text(args)?));
             }
             let chat = tokenizer.chat(&input.context)?;
@@ -204,12 +210,42 @@ pub fn opening(args: &DialogueArgs) -> Result<ChatInput> {
     Ok(input)
 }
 
-/// Reads the configuration, or takes the defaults, and sets the budget if one is given.
+/// Reads the configuration, or takes the defaults, and sets the budget if one is given. A budget needs a method that has
+/// one: where no configuration is named on the command line, that is [`BUDGET_METHOD`], and a note says so.
 pub fn config(path: Option<&Path>, budget: Option<Budget>) -> Result<AdaptiveConfig> {
     let config = path.map_or_else(|| Ok(AdaptiveConfig::default()), AdaptiveConfig::from_file)?;
-    match budget {
-        Some(budget) => config.with_budget(budget),
-        None => Ok(config),
+    let Some(budget) = budget else { return Ok(config) };
+    if config.method.is_some() {
+        return config.with_budget(budget);
+    }
+    let option = format!("--{}", budget.key().replace('_', "-"));
+    let method = match path {
+        None => format!("{option} is held by the method `{BUDGET_METHOD}`"),
+        Some(_) if variables::gave("config") => {
+            format!("the configuration of the variable CONFIG has no budget; {option} is held by `{BUDGET_METHOD}`")
+        }
+        Some(path) => {
+            let reason =
+                format!("{option}: the method `{}` of `{}` has no budget", config.method_name(), path.display());
+            return Err(Error::input(reason).with_hint(format!(
+                "leave --config out, and `{BUDGET_METHOD}` holds the budget; or name a configuration whose `method` has one, \
+                 such as configs/best.json"
+            )));
+        }
+    };
+    note(method);
+    configuration(BUDGET_METHOD)?.unwrap_or_default().with_budget(budget)
+}
+
+/// Says so if a prompt takes more than its budget: a head keeps a position at least, whatever that comes to.
+///
+/// * `kept_bytes`: what is kept of the prompt
+pub fn note_budget(config: &AdaptiveConfig, kept_bytes: usize) {
+    if let Some(Budget::Bytes(budget)) = config.method.map(|method| method.budget)
+        && kept_bytes > budget
+    {
+        let (kept, budget) = (size(kept_bytes), size(budget));
+        note(format_args!("{kept} are kept, more than the budget of {budget}: every head keeps at least one position"));
     }
 }
 
@@ -222,7 +258,7 @@ pub fn per_second(tokens: usize, time: Duration) -> f64 {
 
 fn prompt_text(args: &PromptArgs) -> Result<String> {
     match &args.prompt_file {
-        None => Ok(without_bom(&args.prompt).to_owned()),
+        None => Ok(without_bom(args.prompt.as_deref().unwrap_or(DEFAULT_PROMPT)).to_owned()),
         Some(path) => read_text(path),
     }
 }

@@ -3,19 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use adaptive_kvcache::cache::KvDtype;
-use adaptive_kvcache::config::{AdaptiveConfig, Budget};
+use adaptive_kvcache::config::{AdaptiveConfig, Budget, DecodeMode};
 use adaptive_kvcache::eval::{FidelityRow, FullScores, Progress, Row, Variant};
 use adaptive_kvcache::plot::{TradeoffLimit, TradeoffPanel, TradeoffPoint};
-use adaptive_kvcache::report::megabytes;
+use adaptive_kvcache::report::size;
 use adaptive_kvcache::tune::{self, Bench, Candidate, Curve, Goal, Judge, Limit, Point};
 use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
 
 use super::args::{CacheDtype, FileArgs, TuneArgs};
 use super::eval::{draw, fidelity_heading, fidelity_line, panels};
-use super::generate::check_report_path;
 use super::interrupt::{interrupted, listen};
-use super::measure::{Lines, config_width, configuration, ids_without_bos, kv_dtypes};
+use super::measure::{Lines, Names, configuration, ids_without_bos, kv_dtypes};
 use super::session::Session;
 use super::{Outcome, STDOUT_FAILED, plain};
 
@@ -36,7 +35,7 @@ pub fn run(args: &TuneArgs) -> anyhow::Result<Outcome> {
     };
     let candidates = candidates(&args.configs, &dtypes)?;
     let output = output(args.output.as_deref())?;
-    args.files.check()?;
+    args.files.check(&[("--output", &output)])?;
     let text = args.measure.text()?;
     listen()?;
     let session = args.measure.open(&dtypes)?;
@@ -45,12 +44,14 @@ pub fn run(args: &TuneArgs) -> anyhow::Result<Outcome> {
     let plan = args.measure.plan();
     plan.check(&subject, ids.len())?;
 
+    let names = Names::new(&args.configs);
+    let evicts = candidates.iter().any(|candidate| candidate.config.decode == DecodeMode::Evict);
     let mut progress = Shown { lines: Lines::new(), files: &args.files };
     write_files(&args.files, &Curve::new(goal, &[], None))?;
     let mut points = Vec::new();
     let searched = FullScores::measure(&subject, &ids, &plan, &mut progress).and_then(|full| {
-        let width = config_width(&args.configs);
-        let mut bench = Measured { session: &session, full, goal, points: &mut points, progress: &mut progress, width };
+        let (points, progress) = (&mut points, &mut progress);
+        let mut bench = Measured { session: &session, full, goal, points, progress, names: &names, evicts };
         tune::search(&candidates, goal, &mut bench)
     });
     progress.lines.finish();
@@ -61,15 +62,15 @@ pub fn run(args: &TuneArgs) -> anyhow::Result<Outcome> {
     // What is best so far may be far from the best.
     let best = if interrupted() { None } else { tune::best(&points, goal) };
     if let Some(path) = &args.files.plot {
-        draw(path, &args.measure.model, &pictured(&points, goal, best))?;
+        draw(path, &args.measure.model, &pictured(&points, goal, best, &names))?;
     }
     if interrupted() {
         return Ok(Outcome::Interrupted);
     }
-    let index = best.ok_or_else(|| nothing(&points, goal))?;
+    let index = best.ok_or_else(|| nothing(&points, goal, &names))?;
     tune::write_config(&output, &points[index].config)?;
     write_files(&args.files, &Curve::new(goal, &points, Some((index, &output))))?;
-    progress.lines.print(&chosen(&points[index], goal, &output));
+    progress.lines.print(&chosen(&points[index], goal, &output, &names));
     progress.lines.into_printed().context(STDOUT_FAILED)?;
     Ok(Outcome::Done)
 }
@@ -96,7 +97,6 @@ fn output(named: Option<&Path>) -> Result<PathBuf> {
         let reason = format!("there is a file `{OUTPUT}` already");
         return Err(Error::input(reason).with_hint("name a file, or this one to replace it, with --output"));
     }
-    check_report_path(path)?;
     Ok(path.to_owned())
 }
 
@@ -109,9 +109,9 @@ fn write_files(files: &FileArgs, curve: &Curve<'_>) -> Result<()> {
 
 /// The curve, the limit where it is a size or a divergence, and what was chosen.
 #[expect(clippy::cast_precision_loss)]
-fn pictured(points: &[Point], goal: Goal, best: Option<usize>) -> Vec<TradeoffPanel> {
+fn pictured(points: &[Point], goal: Goal, best: Option<usize>, names: &Names) -> Vec<TradeoffPanel> {
     let rows: Vec<Row> = points.iter().map(|point| Row::Fidelity(point.row.clone())).collect();
-    let mut panels = panels(&rows);
+    let mut panels = panels(&rows, names);
     for panel in &mut panels {
         panel.limit = match goal.limit {
             Limit::MaxKl(kl) => Some(TradeoffLimit::Value(kl)),
@@ -135,7 +135,7 @@ fn setting(point: &Point) -> String {
 }
 
 /// Figures of a point as it is judged, for people.
-fn described(point: &Point, goal: Goal) -> String {
+fn described(point: &Point, goal: Goal, names: &Names) -> String {
     let setting = match (point.row.budget, point.recovery_threshold()) {
         (Some(Budget::KeptRatio(ratio)), _) => format!(", kept_ratio {ratio}"),
         (_, Some(threshold)) => format!(", recovery_threshold {threshold}"),
@@ -144,30 +144,30 @@ fn described(point: &Point, goal: Goal) -> String {
     let figures = goal.figures(&point.row);
     let of = if goal.judge == Judge::Worst { " in the worst window" } else { "" };
     format!(
-        "{}{setting}, {}: {:.1} % kept, {:.2} MB, KL {:.5}{of}",
-        plain(&point.row.config),
+        "{}{setting}, {}: {:.1} % kept, {}, KL {:.5}{of}",
+        names.of(&point.row.config),
         point.row.kv_dtype,
         100.0 * figures.kept_ratio,
-        megabytes(figures.kv_bytes),
+        size(figures.kv_bytes),
         figures.kl,
     )
 }
 
 /// What is said at the end.
-fn chosen(point: &Point, goal: Goal, output: &Path) -> String {
+fn chosen(point: &Point, goal: Goal, output: &Path, names: &Names) -> String {
     let file = plain(&output.display().to_string());
     let kv_dtype = point.row.kv_dtype;
-    format!("\nchosen: {} -> {file}\nuse it with: --config {file} --kv-dtype {kv_dtype}", described(point, goal))
+    format!("\nchosen: {} -> {file}\nuse it with: --config {file} --kv-dtype {kv_dtype}", described(point, goal, names))
 }
 
 /// No point is within the limit.
-fn nothing(points: &[Point], goal: Goal) -> Error {
+fn nothing(points: &[Point], goal: Goal, names: &Names) -> Error {
     let (limit, option) = match goal.limit {
         Limit::MaxKl(kl) => (format!("a KL divergence of {kl}"), "--max-kl"),
-        Limit::MaxBytes(bytes) => (format!("{:.3} MB", megabytes(bytes)), "--max-bytes"),
+        Limit::MaxBytes(bytes) => (size(bytes), "--max-bytes"),
         Limit::MaxKept(ratio) => (format!("a kept share of {ratio}"), "--max-kept"),
     };
-    let closest = tune::closest(points, goal).map(|index| described(&points[index], goal));
+    let closest = tune::closest(points, goal).map(|index| described(&points[index], goal, names));
     let closest = closest.map_or_else(String::new, |closest| format!("; the closest is {closest}"));
     Error::input(format!("nothing that was tried is within {limit}{closest}"))
         .with_hint(format!("raise {option}, or try other --configs or --kv-dtype"))
@@ -197,8 +197,9 @@ struct Measured<'a, 'm> {
     goal: Goal,
     points: &'a mut Vec<Point>,
     progress: &'a mut Shown<'m>,
-    /// Of the column of configurations.
-    width: usize,
+    names: &'a Names,
+    /// Whether a candidate goes on evicting while tokens are read.
+    evicts: bool,
 }
 
 impl Bench for Measured<'_, '_> {
@@ -214,10 +215,14 @@ impl Bench for Measured<'_, '_> {
 
     fn point(&mut self, point: Point) -> Result<()> {
         if self.points.is_empty() {
-            self.progress.lines.print(&format!("{}{:>8}", fidelity_heading("setting", self.width), "within"));
+            self.progress.lines.print(&format!(
+                "{}{:>8}",
+                fidelity_heading("setting", self.names, self.evicts),
+                "within"
+            ));
         }
         let within = if point.within_limit { "yes" } else { "no" };
-        let line = format!("{}{within:>8}", fidelity_line(&point.row, &setting(&point), self.width));
+        let line = format!("{}{within:>8}", fidelity_line(&point.row, &setting(&point), self.names, self.evicts));
         self.progress.lines.print(&line);
         self.points.push(point);
         write_files(self.progress.files, &Curve::new(self.goal, self.points, None))

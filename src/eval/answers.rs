@@ -3,7 +3,7 @@
 //! A prompt is read and answered as `generate` does it, greedily: nothing is forced, so that an answer goes its own way
 //! from the first token that differs.
 
-use super::{AnswerRow, Filled, Observer, Progress, Row, Subject, Variant, go_on};
+use super::{AnswerRow, CacheEnd, CacheStart, Filled, Observer, Progress, Row, Subject, Variant, go_on};
 use crate::cache::{CacheBytes, KvDtype, Retention};
 use crate::error::{Error, Result};
 use crate::generate::{FinishReason, Generation, GenerationOptions};
@@ -90,6 +90,8 @@ pub fn answers(
                 raw_bytes: answer.bytes.raw,
                 kv_bytes: answer.bytes.kept,
                 saved_bytes: answer.bytes.raw.saturating_sub(answer.bytes.kept),
+                end_kv_bytes: answer.end.kv_bytes,
+                evicted_rows: variant.retention.eviction().map(|_| answer.end.evicted_rows),
                 equal_tokens,
                 full_tokens: full.ids.len(),
                 answer_tokens: answer.ids.len(),
@@ -109,6 +111,7 @@ struct Answer {
     kept_ratio: f64,
     /// Right after the prompt.
     bytes: CacheBytes,
+    end: CacheEnd,
     ids: Vec<u32>,
     text: String,
     finish_reason: FinishReason,
@@ -123,7 +126,7 @@ impl Answer {
         progress: &dyn Progress,
     ) -> Result<Self> {
         let Filled { mut cache, logits } = subject.fill(prompt, kv_dtype, retention, progress)?;
-        let (kept_ratio, bytes) = (cache.kept_ratio(), cache.bytes());
+        let (kept_ratio, bytes, start) = (cache.kept_ratio(), cache.bytes(), CacheStart::of(&cache));
         let options = GenerationOptions { max_new_tokens, ..GenerationOptions::default() };
         let mut generation = Generation::new(subject.model, subject.tokenizer, &mut cache, prompt, logits, options);
         let mut text = String::new();
@@ -132,6 +135,6 @@ impl Answer {
             go_on(progress)?;
         }
         let (ids, finish_reason) = (generation.ids().to_vec(), generation.finish_reason());
-        Ok(Self { kept_ratio, bytes, ids, text, finish_reason })
+        Ok(Self { kept_ratio, bytes, end: start.end(&cache), ids, text, finish_reason })
     }
 }

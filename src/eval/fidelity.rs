@@ -5,7 +5,7 @@
 //! variants are known beforehand ([`fidelity`]); all windows' where they are not ([`FullScores`]).
 
 use super::metrics::{mean, percentile, perplexity, standard_error};
-use super::{FidelityRow, Filled, Observer, Progress, Row, Subject, Variant, go_on};
+use super::{CacheEnd, CacheStart, FidelityRow, Filled, Observer, Progress, Row, Subject, Variant, go_on};
 use crate::cache::{AdaptiveKvCache, Retention};
 use crate::error::{Error, Result};
 use crate::fidelity::{argmax, kl_divergence, log_softmax};
@@ -179,6 +179,7 @@ struct Reference {
 struct WindowScores {
     kept_ratio: f64,
     kv_bytes: usize,
+    end: CacheEnd,
     /// `[positions]`
     kl: Vec<f64>,
     /// `[positions]`
@@ -224,6 +225,7 @@ impl Reference {
         let mut scores = WindowScores {
             kept_ratio: filled.cache.kept_ratio(),
             kv_bytes: filled.cache.bytes().kept,
+            end: CacheEnd::default(),
             kl: Vec::with_capacity(self.logprobs.len()),
             text_logprobs: Vec::with_capacity(self.logprobs.len()),
             full_text_logprobs: self.text_logprobs.clone(),
@@ -240,12 +242,14 @@ impl Reference {
             })?;
             scores.attention_error = errors.iter().map(|errors| mean(errors)).collect();
         }
-        each_distribution(subject, filled.cache, scored, progress, |position, next, logprobs| {
+        let start = CacheStart::of(&filled.cache);
+        let cache = each_distribution(subject, filled.cache, scored, progress, |position, next, logprobs| {
             let full = &self.logprobs[position];
             scores.kl.push(kl_divergence(full, &logprobs));
             scores.equal_top1 += usize::from(argmax(full) == argmax(&logprobs));
             scores.text_logprobs.push(f64::from(logprobs[next as usize]));
         })?;
+        scores.end = start.end(&cache);
         Ok(scores)
     }
 }
@@ -254,20 +258,22 @@ impl Reference {
 ///
 /// * `use_logprobs`: gets the index, the token that follows in the text, and `[vocab_size]` log-probabilities for it;
 ///   once for each token but the first, which the prompt has already foretold
+///
+/// Returns the cache as it is then.
 fn each_distribution(
     subject: &Subject<'_>,
     mut cache: AdaptiveKvCache,
     scored: &[u32],
     progress: &dyn Progress,
     mut use_logprobs: impl FnMut(usize, u32, Vec<f32>),
-) -> Result<()> {
+) -> Result<AdaptiveKvCache> {
     let mut logits = Vec::new();
     for (index, pair) in scored.windows(2).enumerate() {
         go_on(progress)?;
         subject.model.decode_batch(&[pair[0]], &mut [&mut cache], &mut logits)?;
         use_logprobs(index, pair[1], log_softmax(&logits));
     }
-    Ok(())
+    Ok(cache)
 }
 
 /// Reads a text token by token the slow way, like [`each_distribution`].
@@ -327,6 +333,9 @@ fn row(subject: &Subject<'_>, plan: &FidelityPlan, variant: &Variant, scores: &[
         config: variant.config.clone(),
         kept_ratio: average(&|scores| scores.kept_ratio),
         kv_bytes: average(&|scores| scores.kv_bytes as f64).round() as usize,
+        end_kept_ratio: average(&|scores| scores.end.kept_ratio),
+        end_kv_bytes: average(&|scores| scores.end.kv_bytes as f64).round() as usize,
+        evicted_rows: variant.retention.eviction().map(|_| average(&|scores| scores.end.evicted_rows)),
         kl_mean: mean(&kl),
         kl_median: percentile(&kl, 0.5),
         kl_p99: percentile(&kl, 0.99),
@@ -374,6 +383,7 @@ mod tests {
         WindowScores {
             kept_ratio: 1.0,
             kv_bytes: 1,
+            end: CacheEnd::default(),
             kl: Vec::new(),
             full_text_logprobs: text_logprobs.clone(),
             text_logprobs,

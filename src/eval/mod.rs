@@ -92,6 +92,38 @@ struct Filled {
     logits: Vec<f32>,
 }
 
+/// What a cache holds when the prompt was read.
+#[derive(Debug, Clone, Copy)]
+struct CacheStart {
+    mean_rows: f64,
+    seen: usize,
+}
+
+/// What it holds when more tokens were read.
+#[derive(Debug, Clone, Copy, Default)]
+struct CacheEnd {
+    kept_ratio: f64,
+    kv_bytes: usize,
+    /// Rows that went since the prompt, the mean over heads.
+    evicted_rows: f64,
+}
+
+impl CacheStart {
+    fn of(cache: &AdaptiveKvCache) -> Self {
+        Self { mean_rows: cache.mean_rows(), seen: cache.seen() }
+    }
+
+    #[expect(clippy::cast_precision_loss)]
+    fn end(self, cache: &AdaptiveKvCache) -> CacheEnd {
+        let with_all = self.mean_rows + (cache.seen() - self.seen) as f64;
+        CacheEnd {
+            kept_ratio: cache.kept_ratio(),
+            kv_bytes: cache.bytes().kept,
+            evicted_rows: with_all - cache.mean_rows(),
+        }
+    }
+}
+
 impl Subject<'_> {
     /// Reads a prompt into a new cache.
     fn fill(&self, ids: &[u32], kv_dtype: KvDtype, retention: &Retention, progress: &dyn Progress) -> Result<Filled> {

@@ -29,6 +29,13 @@ pub struct FidelityRow {
     pub kept_ratio: f64,
     /// Bytes of the keys and values that are kept of the prompt; the mean over windows.
     pub kv_bytes: usize,
+    /// Kept share of all keys and values when the scored tokens were read, in 0..=1; the mean over windows.
+    pub end_kept_ratio: f64,
+    /// Bytes that are kept then; the mean over windows.
+    pub end_kv_bytes: usize,
+    /// Rows that a head evicted while the scored tokens were read, of the prompt's and of theirs; the mean over heads and
+    /// windows. `None` if new tokens are all kept.
+    pub evicted_rows: Option<f64>,
     pub kl_mean: f64,
     pub kl_median: f64,
     pub kl_p99: f64,
@@ -118,6 +125,11 @@ pub struct AnswerRow {
     pub kv_bytes: usize,
     /// The difference of the two.
     pub saved_bytes: usize,
+    /// Bytes that are kept when the answer is over.
+    pub end_kv_bytes: usize,
+    /// Rows that a head evicted while answering, of the prompt's and of the answer's; the mean over heads. `None` if new
+    /// tokens are all kept.
+    pub evicted_rows: Option<f64>,
     /// Tokens of the answer and the full cache's that are equal before the first difference, the first of which always
     /// is.
     pub equal_tokens: usize,

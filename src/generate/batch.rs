@@ -18,12 +18,15 @@ use crate::model::{Llama, PrefillObserver, PrefillOptions};
 use crate::tokenizer::Tokenizer;
 
 /// A text to go on from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct BatchPrompt {
     /// What messages call it, such as `prompt 3`.
     pub name: String,
     /// Its tokens, at least one.
     pub ids: Vec<u32>,
+    /// How its text is generated, taken as it is, seed included; `None` for the batch's options with a stream of random
+    /// numbers of its own, [`SamplingOptions::stream`](super::SamplingOptions::stream) of the prompt's index.
+    pub options: Option<GenerationOptions>,
 }
 
 /// How many sequences may be under way.
@@ -51,6 +54,9 @@ pub struct FinishedText {
     pub finish_reason: FinishReason,
     /// The cache right after the prompt.
     pub kv: CacheBytes,
+    /// Seed with which its tokens were drawn; `None` if the most probable one was taken always. Given to a run of this
+    /// prompt alone, it draws the same text.
+    pub seed: Option<u64>,
 }
 
 /// What a batch came to.
@@ -79,7 +85,6 @@ pub struct Batch<'a> {
     tokenizer: &'a Tokenizer,
     kv_dtype: KvDtype,
     retention: Retention,
-    options: GenerationOptions,
     limits: BatchLimits,
     prefill_options: PrefillOptions,
     waiting: VecDeque<Waiting>,
@@ -93,7 +98,9 @@ pub struct Batch<'a> {
 #[derive(Debug)]
 struct Waiting {
     index: usize,
-    prompt: BatchPrompt,
+    name: String,
+    ids: Vec<u32>,
+    options: GenerationOptions,
     /// Bytes that it needs; known for a full cache, and once it was read.
     needed: Option<usize>,
 }
@@ -115,7 +122,8 @@ struct Active<'a> {
 impl<'a> Batch<'a> {
     /// Nothing is computed yet.
     ///
-    /// * `options`: for every text; each has a sampler of its own, with the same seed
+    /// * `options`: for every prompt that has none of its own; prompts' texts are drawn independently of one another, and
+    ///   of how many are under way at a time
     ///
     /// # Errors
     /// [`Error::Input`] if no sequence may be under way, if a prompt is empty or longer than the context, or if its full
@@ -137,7 +145,6 @@ impl<'a> Batch<'a> {
             tokenizer,
             kv_dtype,
             retention,
-            options,
             limits,
             prefill_options: PrefillOptions::default(),
             waiting: VecDeque::with_capacity(prompts.len()),
@@ -146,16 +153,19 @@ impl<'a> Batch<'a> {
             summary: BatchSummary::default(),
         };
         // A prompt that cannot be used is refused before hours are spent on those in front of it.
-        for (index, prompt) in prompts.into_iter().enumerate() {
-            let needed = batch.check(&prompt)?;
-            batch.waiting.push_back(Waiting { index, prompt, needed });
+        for (index, BatchPrompt { name, ids, options: own }) in prompts.into_iter().enumerate() {
+            let options = own.unwrap_or_else(|| GenerationOptions {
+                sampling: options.sampling.stream(index as u64),
+                ..options.clone()
+            });
+            let needed = batch.check(&name, &ids, &options)?;
+            batch.waiting.push_back(Waiting { index, name, ids, options, needed });
         }
         Ok(batch)
     }
 
     /// Refuses a prompt that can never be taken in; the bytes that it needs, if they are known.
-    fn check(&self, prompt: &BatchPrompt) -> Result<Option<usize>> {
-        let BatchPrompt { name, ids } = prompt;
+    fn check(&self, name: &str, ids: &[u32], options: &GenerationOptions) -> Result<Option<usize>> {
         let context = self.model.config().context_length;
         if ids.is_empty() {
             return Err(Error::input(format!("{name} is empty")).with_hint("give at least one token"));
@@ -168,7 +178,7 @@ impl<'a> Batch<'a> {
             return Ok(None);
         }
         let prompt_bytes = ids.len().saturating_mul(self.token_bytes());
-        let needed = prompt_bytes.saturating_add(self.text_bytes(ids.len()));
+        let needed = prompt_bytes.saturating_add(self.text_bytes(ids.len(), options));
         self.expect_fit(name, needed)?;
         Ok(Some(needed))
     }
@@ -242,18 +252,18 @@ impl<'a> Batch<'a> {
 
     /// Bytes of the tokens that may be generated after a prompt; the last one is never stored, and some heads go on
     /// evicting.
-    fn text_bytes(&self, prompt_len: usize) -> usize {
+    fn text_bytes(&self, prompt_len: usize, options: &GenerationOptions) -> usize {
         let context = self.model.config().context_length;
-        let tokens = self.options.max_new_tokens.saturating_sub(1).min(context.saturating_sub(prompt_len));
+        let tokens = options.max_new_tokens.saturating_sub(1).min(context.saturating_sub(prompt_len));
         self.retention.most_new_rows(tokens).saturating_mul(self.token_bytes())
     }
 
     /// Bytes that a prompt which was not read yet is expected to need.
-    fn expected_bytes(&self, prompt_len: usize) -> usize {
+    fn expected_bytes(&self, prompt_len: usize, options: &GenerationOptions) -> usize {
         let kept_ratio = 1.0 - self.prompts_kv.saved_ratio();
         #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         let prompt = (prompt_len as f64 * kept_ratio * self.token_bytes() as f64) as usize;
-        prompt.saturating_add(self.text_bytes(prompt_len))
+        prompt.saturating_add(self.text_bytes(prompt_len, options))
     }
 
     /// Whether `needed` bytes fit beside what is put aside for the sequences under way.
@@ -264,49 +274,49 @@ impl<'a> Batch<'a> {
 
     /// Whether the next prompt may be taken in.
     fn has_room(&self) -> bool {
-        let Some(Waiting { prompt, needed, .. }) = self.waiting.front() else { return false };
+        let Some(Waiting { ids, options, needed, .. }) = self.waiting.front() else { return false };
         // What is expected is only what others kept: alone, each prompt gets its try.
         self.active.is_empty()
             || self.active.len() < self.limits.sequences
-                && self.fits(needed.unwrap_or_else(|| self.expected_bytes(prompt.ids.len())))
+                && self.fits(needed.unwrap_or_else(|| self.expected_bytes(ids.len(), options)))
     }
 
     /// Refuses what does not even fit alone.
     fn expect_fit(&self, name: &str, needed: usize) -> Result<()> {
         let Some(budget) = self.limits.kv_bytes.filter(|&budget| needed > budget) else { return Ok(()) };
-        let (needed, budget) = (crate::report::megabytes(needed), crate::report::megabytes(budget));
+        let (needed, budget) = (crate::report::size(needed), crate::report::size(budget));
         Err(Error::input(format!(
-            "{name} and the text to generate need {needed:.1} MB of KV cache, more than the budget of {budget:.1} MB"
+            "{name} and the text to generate need {needed} of KV cache, more than the budget of {budget}"
         ))
         .with_hint("raise the budget, generate fewer tokens, or keep less"))
     }
 
     /// Prefills the next prompt; its logits, or `None` if it has to wait after all.
     fn admit<O: PrefillObserver>(&mut self, observe: &mut impl FnMut(usize) -> O) -> Result<Option<Vec<f32>>> {
-        let Some(Waiting { index, prompt, needed }) = self.waiting.pop_front() else { return Ok(None) };
+        let Some(Waiting { index, name, ids, options, needed }) = self.waiting.pop_front() else { return Ok(None) };
         if let Some(needed) = needed {
-            self.expect_fit(&prompt.name, needed)?;
+            self.expect_fit(&name, needed)?;
         }
-        let prompt_tokens = prompt.ids.len();
+        let prompt_tokens = ids.len();
         let mut cache = self.model.new_cache(self.kv_dtype, self.retention.clone())?;
         let started = Instant::now();
-        let prefill = self.model.prefill_with(&prompt.ids, &mut cache, self.prefill_options, &mut observe(index))?;
+        let prefill = self.model.prefill_with(&ids, &mut cache, self.prefill_options, &mut observe(index))?;
         self.summary.prefill_time += started.elapsed();
         self.summary.prompt_tokens += prompt_tokens;
         let kv = cache.bytes();
         if needed.is_none() {
             self.prompts_kv = [self.prompts_kv, kv].into_iter().sum();
         }
-        let reserved = kv.kept.saturating_add(self.text_bytes(prompt_tokens));
+        let reserved = kv.kept.saturating_add(self.text_bytes(prompt_tokens, &options));
         if !self.fits(reserved) {
             if self.active.is_empty() {
-                self.expect_fit(&prompt.name, reserved)?;
+                self.expect_fit(&name, reserved)?;
             }
             // It keeps more than was expected: it is read again when others have ended.
-            self.waiting.push_front(Waiting { index, prompt, needed: Some(reserved) });
+            self.waiting.push_front(Waiting { index, name, ids, options, needed: Some(reserved) });
             return Ok(None);
         }
-        let sequence = Sequence::new(self.tokenizer, &prompt.ids, self.options.clone());
+        let sequence = Sequence::new(self.tokenizer, &ids, options);
         self.active.push(Active { index, prompt_tokens, cache, kv, sequence, text: String::new(), reserved });
         self.summary.most_sequences = self.summary.most_sequences.max(self.active.len());
         self.note_bytes();
@@ -377,6 +387,7 @@ impl Active<'_> {
             text: self.text,
             finish_reason,
             kv: self.kv,
+            seed: self.sequence.seed(),
         }
     }
 }

@@ -37,6 +37,37 @@ impl Default for SamplingOptions {
     }
 }
 
+impl SamplingOptions {
+    /// Whether tokens are drawn at random, so that the seed matters.
+    #[must_use]
+    pub fn is_random(&self) -> bool {
+        self.temperature > 0.0
+    }
+
+    /// The seed, if it matters.
+    #[must_use]
+    pub fn drawn_seed(&self) -> Option<u64> {
+        self.is_random().then_some(self.seed)
+    }
+
+    /// The same with a seed of its own, made of this seed and `index`: for texts that are drawn side by side and must
+    /// not repeat one another. Index 0 keeps the seed; others are below 2^53, so that every JSON reader holds them.
+    #[must_use]
+    pub fn stream(self, index: u64) -> Self {
+        let seed = if index == 0 { self.seed } else { mixed(mixed(self.seed).wrapping_add(index)) >> 11 };
+        Self { seed, ..self }
+    }
+}
+
+/// Spreads every bit over the whole word: the finaliser of SplitMix64 (Steele et al., OOPSLA 2014), whose increment keeps
+/// 0 from staying 0.
+fn mixed(seed: u64) -> u64 {
+    let mut z = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
 /// Draws tokens, one after the other.
 #[derive(Debug)]
 pub struct Sampler {

@@ -40,6 +40,11 @@ impl<'a> Sequence<'a> {
         &self.ids
     }
 
+    /// Seed with which tokens are drawn; `None` if none is drawn at random.
+    pub(super) fn seed(&self) -> Option<u64> {
+        self.options.sampling.drawn_seed()
+    }
+
     /// Why the text ended; `None` as long as it has not.
     pub(super) fn finish(&self) -> Option<FinishReason> {
         self.finish

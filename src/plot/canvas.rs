@@ -60,6 +60,12 @@ impl Canvas {
         }
     }
 
+    /// How many pixels have exactly this colour.
+    #[cfg(test)]
+    pub(super) fn count(&self, color: Rgb) -> usize {
+        self.pixels.chunks_exact(3).filter(|pixel| *pixel == color).count()
+    }
+
     /// Fills a rectangle.
     pub(super) fn fill(&mut self, (x, y): (i32, i32), (width, height): (i32, i32), color: Rgb) {
         let color = rgb(color).filled();

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::axis::{counted, index_ticks, label_gap};
 use super::canvas::{Align, Canvas, check_count};
-use super::color::{INK, MUTED, Rgb, level, text_on};
+use super::color::{INK, MUTED, Rgb, kept_fraction, level, text_on};
 use super::text::{self, Size};
 use crate::error::{Error, Result};
 
@@ -15,6 +15,9 @@ const SWATCH: i32 = 12;
 const MIN_WIDTH: i32 = 520;
 /// Height of the legend's lines.
 const LEGEND_LINE: i32 = 20;
+/// Width of the bar of shades, and height with its percentages.
+const SCALE_WIDTH: i32 = 300;
+const SCALE_HEIGHT: i32 = 2 * LEGEND_LINE;
 
 /// The chosen policies of a model's KV heads.
 #[derive(Debug, Clone, Copy)]
@@ -29,9 +32,12 @@ pub struct PolicyGrid<'a> {
     pub level_names: &'a [String],
     /// `[num_layers, num_kv_heads]`, layer-major: kept / seen, in 0..=1; printed in percent where a cell has room.
     pub kept_ratio: &'a [f32],
+    /// Name of the method with a budget that chose for all heads, which makes levels say nothing: cells are shaded by
+    /// `kept_ratio`. `None` where policies were searched.
+    pub method: Option<&'a str>,
 }
 
-/// Draws layers (across) and KV heads (down) coloured by policy.
+/// Draws layers (across) and KV heads (down) coloured by policy, or shaded by the share that a method kept of each.
 ///
 /// The legend has every level with the number of heads that got it. The first eight colours are told apart with any
 /// colour vision.
@@ -90,6 +96,28 @@ fn legend(grid: &PolicyGrid<'_>, width: i32) -> (Vec<Entry>, i32) {
     (entries.collect(), rows * LEGEND_LINE)
 }
 
+/// What the shades stand for, from the legend's top left: a bar from nothing to everything, with percentages below it.
+fn scale(canvas: &mut Canvas, (left, top): (i32, i32)) {
+    for x in 0..SCALE_WIDTH {
+        canvas.fill((left + x, top), (1, SWATCH), kept_fraction(x as f32 / (SCALE_WIDTH - 1) as f32));
+    }
+    let baseline = top + SWATCH + 6 + Size::Normal.digit();
+    for (percent, align) in
+        [(0, Align::Left), (25, Align::Center), (50, Align::Center), (75, Align::Center), (100, Align::Right)]
+    {
+        let x = left + (SCALE_WIDTH - 1) * percent / 100;
+        canvas.fill((x, top + SWATCH), (1, 3), INK);
+        canvas.text(&format!("{percent} %"), (x, baseline), align, Size::Normal, MUTED);
+    }
+    canvas.text(
+        "share kept of the prompt",
+        (left + SCALE_WIDTH + 16, top + SWATCH - 1),
+        Align::Left,
+        Size::Normal,
+        INK,
+    );
+}
+
 fn draw(grid: &PolicyGrid<'_>) -> Result<Canvas> {
     let (num_layers, num_kv_heads) = (grid.num_layers, grid.num_kv_heads);
     // Cells at least a pixel; where the count of heads allows it, large enough for a number.
@@ -101,7 +129,10 @@ fn draw(grid: &PolicyGrid<'_>) -> Result<Canvas> {
     let left = MARGIN + Size::Normal.line() + 12 + label_width + 8;
     let content_width = grid_width.max(MIN_WIDTH);
 
-    let (entries, legend_height) = legend(grid, content_width);
+    let (entries, legend_height) = match grid.method {
+        Some(_) => (Vec::new(), SCALE_HEIGHT),
+        None => legend(grid, content_width),
+    };
     // What every cell has room for, the same in all.
     let fits = |size: Size, unit: &str| {
         let width = text::width(&format!("100{unit}"), size);
@@ -113,7 +144,11 @@ fn draw(grid: &PolicyGrid<'_>) -> Result<Canvas> {
     let cells = if cell_text.is_some() { "; in the cells: each head's own, in percent" } else { "" };
     let notes = text::wrap(&format!("mean kept ratio {:.1} %{cells}", mean * 100.0), Size::Normal, content_width, 2);
     let heads = format!("{} × {}", counted(num_layers, "layer"), counted(num_kv_heads, "KV head"));
-    let title = text::wrap(&format!("Policy per KV head ({heads})"), Size::Title, content_width, 2);
+    let title = match grid.method {
+        Some(method) => format!("Kept by {method}, per KV head ({heads})"),
+        None => format!("Policy per KV head ({heads})"),
+    };
+    let title = text::wrap(&title, Size::Title, content_width, 2);
     let legend_top = MARGIN + title.len() as i32 * (Size::Title.line() + 4) + notes.len() as i32 * LEGEND_LINE + 8;
     let top = legend_top + legend_height + 14;
     let bottom = top + grid_height;
@@ -128,6 +163,9 @@ fn draw(grid: &PolicyGrid<'_>) -> Result<Canvas> {
         canvas.text(&line, (left, baseline), Align::Left, Size::Normal, MUTED);
         baseline += LEGEND_LINE;
     }
+    if grid.method.is_some() {
+        scale(&mut canvas, (left, legend_top));
+    }
     for Entry { text, color, at: (x, y) } in entries {
         let (x, baseline) = (left + x, legend_top + y + 14);
         canvas.fill((x, baseline - SWATCH + 1), (SWATCH, SWATCH), color);
@@ -137,7 +175,7 @@ fn draw(grid: &PolicyGrid<'_>) -> Result<Canvas> {
     for (index, (&head_level, &ratio)) in grid.levels.iter().zip(grid.kept_ratio).enumerate() {
         let (layer, head) = ((index / num_kv_heads) as i32, (index % num_kv_heads) as i32);
         let corner = (left + layer * cell_width, top + head * cell_height);
-        let color = level(usize::from(head_level));
+        let color = if grid.method.is_some() { kept_fraction(ratio) } else { level(usize::from(head_level)) };
         canvas.fill(corner, (cell_width - cell_gap, cell_height - cell_gap), color);
         if let Some((size, unit)) = cell_text {
             let label = format!("{:.0}{unit}", ratio * 100.0);
@@ -193,10 +231,13 @@ mod tests {
                 levels: &levels,
                 level_names: &level_names,
                 kept_ratio: &kept_ratio,
+                method: None,
             };
-            policies(&path, &grid).unwrap();
-            let (width, height) = test_png::size(&path).unwrap();
-            assert!((520..2400).contains(&width) || num_layers > 2300, "{num_layers}: {width} x {height}");
+            for method in [None, Some("streaming_llm")] {
+                policies(&path, &PolicyGrid { method, ..grid }).unwrap();
+                let (width, height) = test_png::size(&path).unwrap();
+                assert!((520..2400).contains(&width) || num_layers > 2300, "{num_layers}: {width} x {height}");
+            }
         }
         assert_eq!(test_png::names(folder.path()), ["policies.png"]);
     }
@@ -210,6 +251,7 @@ mod tests {
             levels: &[0, 3, 3, 3],
             level_names: &level_names,
             kept_ratio: &[1.0; 4],
+            method: None,
         };
         let (entries, height) = legend(&grid, 700);
         assert_eq!(entries.len(), 12);
@@ -217,6 +259,31 @@ mod tests {
         for Entry { text, at: (x, y), .. } in &entries {
             assert!(x + SWATCH + 6 + text::width(text, Size::Normal) <= 700 && y + LEGEND_LINE <= height);
         }
+    }
+
+    #[test]
+    fn a_methods_cells_are_shaded_by_what_is_kept() {
+        let level_names = names(1);
+        let picture = |kept_ratio: [f32; 2], method: Option<&str>| {
+            let (num_layers, num_kv_heads) = (1, 2);
+            let grid = PolicyGrid {
+                num_layers,
+                num_kv_heads,
+                levels: &[0, 0],
+                level_names: &level_names,
+                kept_ratio: &kept_ratio,
+                method,
+            };
+            draw(&grid).unwrap()
+        };
+        let (few, many) = (kept_fraction(0.2), kept_fraction(0.9));
+        // A cell has 44 x 26 pixels, some of which are text; the scale has some of each shade, too.
+        let shaded = picture([0.2, 0.9], Some("tova"));
+        assert!(shaded.count(few) > 700 && shaded.count(many) > 700 && shaded.count(level(0)) == 0);
+        let same = picture([0.2, 0.2], Some("tova"));
+        assert!(same.count(few) > 1400 && same.count(many) < 200);
+        let policies = picture([0.2, 0.9], None);
+        assert!(policies.count(level(0)) > 1400 && policies.count(many) == 0);
     }
 
     #[test]
@@ -229,6 +296,7 @@ mod tests {
             levels: &[0, 1],
             level_names: &level_names,
             kept_ratio: &[0.5, 1.0],
+            method: None,
         };
         for bad in [
             PolicyGrid { num_layers: 0, ..good },

@@ -211,10 +211,16 @@ pub struct BatchTextReport {
     pub index: usize,
     /// Of the prompt in its file, from 1.
     pub line: usize,
+    /// What the prompt's line calls it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub custom_id: Option<String>,
     pub text: String,
     pub finish_reason: FinishReason,
     pub prompt_tokens: usize,
     pub generated_tokens: Vec<u32>,
+    /// Seed with which the tokens were drawn; absent if the most probable one was taken always.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
     /// The cache right after the prompt.
     pub kv: KvReport,
 }
@@ -226,10 +232,12 @@ impl BatchTextReport {
         Self {
             index: text.index,
             line,
+            custom_id: None,
             text: text.text,
             finish_reason: text.finish_reason,
             prompt_tokens: text.prompt_tokens,
             generated_tokens: text.ids,
+            seed: text.seed,
             kv: text.kv.into(),
         }
     }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::files::read_bounded;
 use super::settings::shown;
 use crate::error::{Error, Result};
-use crate::json;
+use crate::json::strict_json;
 
 /// What a message can say instead of a `content`: calls of tools, and what the model thought.
 const INSTEAD_OF_CONTENT: [&str; 7] =
@@ -155,8 +155,9 @@ impl ChatInput {
     /// As [`messages_from_json`].
     pub fn from_json(bytes: &[u8], path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        let text = std::str::from_utf8(bytes).map_err(|_| Error::bad_file(path, "it is not UTF-8"))?;
         let value =
-            json::parse(bytes).map_err(|reason| Error::bad_file(path, format!("it is not valid JSON: {reason}")))?;
+            strict_json(text).map_err(|error| Error::bad_file(path, format!("it is not valid JSON: {error}")))?;
         Self::from_value(value, path)
     }
 

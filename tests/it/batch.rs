@@ -47,7 +47,7 @@ fn batch(
     prompts: Vec<Vec<u32>>,
     limits: BatchLimits,
 ) -> Result<Batch<'_>, Error> {
-    let named = |(index, ids)| BatchPrompt { name: format!("prompt {}", index + 1), ids };
+    let named = |(index, ids)| BatchPrompt { name: format!("prompt {}", index + 1), ids, options: None };
     let prompts = prompts.into_iter().enumerate().map(named).collect();
     Batch::new(&loaded.model, &loaded.tokenizer, KvDtype::F16, retention, prompts, options(5), limits)
 }
@@ -66,12 +66,14 @@ fn each_text_is_what_it_would_be_alone() {
     for retention in [Retention::Full, adaptive(&loaded.tokenizer, CONFIG)] {
         let expected: Vec<(Vec<u32>, String, usize)> = prompts(&loaded)
             .iter()
-            .map(|prompt| {
+            .zip(0..)
+            .map(|(prompt, index)| {
+                let options = GenerationOptions { sampling: options(5).sampling.stream(index), ..options(5) };
                 let mut cache = loaded.model.new_cache(KvDtype::F16, retention.clone()).unwrap();
                 let logits = loaded.model.prefill(prompt, &mut cache, &mut ()).unwrap().logits;
                 let kept = cache.bytes().kept;
                 let mut generation =
-                    Generation::new(&loaded.model, &loaded.tokenizer, &mut cache, prompt, logits, options(5));
+                    Generation::new(&loaded.model, &loaded.tokenizer, &mut cache, prompt, logits, options);
                 let text = generation.by_ref().map(|step| step.unwrap().text).collect();
                 (generation.ids().to_vec(), text, kept)
             })

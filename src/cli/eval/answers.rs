@@ -3,7 +3,8 @@
 use adaptive_kvcache::eval::{AnswerRow, Row, mean};
 use adaptive_kvcache::report::megabytes;
 
-use super::table::budget_text;
+use super::table::{budget_text, evicted_cell};
+use crate::cli::measure::Names;
 use crate::cli::plain;
 
 /// What stands above the answers to a prompt.
@@ -12,16 +13,18 @@ pub fn heading(row: &AnswerRow) -> String {
 }
 
 /// What a cache kept, and below it how it answers.
-pub fn block(row: &AnswerRow) -> String {
+pub fn block(row: &AnswerRow, names: &Names) -> String {
     let budget = row.budget.map_or_else(String::new, |budget| format!(", {}", budget_text(Some(budget))));
     let same = if row.equal_tokens == row.full_tokens && row.answer_tokens == row.full_tokens {
         format!("all {} tokens equal", row.full_tokens)
     } else {
         format!("{} of {} tokens equal before the first difference", row.equal_tokens, row.full_tokens)
     };
+    let evicted =
+        row.evicted_rows.map_or_else(String::new, |rows| format!(", {rows:.1} rows a head evicted while answering"));
     let mut text = format!(
-        "  {}{budget}, {}: {:.1} % kept, {:.1} % saved, {:.3} MB saved, {same}",
-        plain(&row.config),
+        "  {}{budget}, {}: {:.1} % kept, {:.1} % saved, {:.3} MB saved{evicted}, {same}",
+        names.of(&row.config),
         row.kv_dtype,
         100.0 * row.kept_ratio,
         100.0 * row.saved_ratio,
@@ -40,7 +43,7 @@ pub fn by_setting(rows: &[Row]) -> Vec<Vec<&AnswerRow>> {
     let mut groups: Vec<Vec<&AnswerRow>> = Vec::new();
     for row in rows {
         let Row::Answer(row) = row else { continue };
-        let setting = |row: &AnswerRow| (row.config.clone(), budget_text(row.budget), row.kv_dtype);
+        let setting = |row: &AnswerRow| (row.config.clone(), row.budget, row.kv_dtype);
         match groups.iter_mut().find(|group| setting(group[0]) == setting(row)) {
             Some(group) => group.push(row),
             None => groups.push(vec![row]),
@@ -51,23 +54,34 @@ pub fn by_setting(rows: &[Row]) -> Vec<Vec<&AnswerRow>> {
 
 /// A table of the means over all prompts; `None` without answers.
 ///
-/// * `width`: of the column of configurations
+/// * `evicts`: whether there is a column of what was evicted while answering
 #[expect(clippy::cast_precision_loss)]
-pub fn summary(rows: &[Row], width: usize) -> Option<String> {
+pub fn summary(rows: &[Row], names: &Names, evicts: bool) -> Option<String> {
     let groups = by_setting(rows);
+    let width = names.width("config");
     if groups.is_empty() {
         return None;
     }
     let heading = format!(
-        "\n{:<width$}  {:>7}  {:<5}{:>8}{:>8}{:>8}{:>9}{:>9}{:>12}",
-        "config", "budget", "kv", "prompts", "tokens", "kept %", "saved %", "saved MB", "equal",
+        "\n{:<width$}  {:>8}  {:<5}{:>8}{:>8}{:>8}{:>9}{:>9}{:>12}{}",
+        "config",
+        "budget",
+        "kv",
+        "prompts",
+        "tokens",
+        "kept %",
+        "saved %",
+        "saved MB",
+        "equal",
+        if evicts { format!("{:>9}", "evicted") } else { String::new() },
     );
     let line = |group: Vec<&AnswerRow>| {
         let average = |value: fn(&AnswerRow) -> f64| mean(&group.iter().map(|row| value(row)).collect::<Vec<_>>());
+        let rows = group[0].evicted_rows.map(|_| average(|row| row.evicted_rows.unwrap_or(0.0)));
         let (equal, full) = (average(|row| row.equal_tokens as f64), average(|row| row.full_tokens as f64));
         format!(
-            "{:<width$}  {:>7}  {:<5}{:>8}{:>8.1}{:>8.2}{:>9.2}{:>9.3}{:>12}",
-            plain(&group[0].config),
+            "{:<width$}  {:>8}  {:<5}{:>8}{:>8.1}{:>8.2}{:>9.2}{:>9.3}{:>12}{}",
+            names.of(&group[0].config),
             budget_text(group[0].budget),
             group[0].kv_dtype,
             group.len(),
@@ -76,6 +90,7 @@ pub fn summary(rows: &[Row], width: usize) -> Option<String> {
             100.0 * average(|row| row.saved_ratio),
             average(|row| megabytes(row.saved_bytes)),
             format!("{equal:.1}/{full:.1}"),
+            if evicts { evicted_cell(rows) } else { String::new() },
         )
     };
     Some(std::iter::once(heading).chain(groups.into_iter().map(line)).collect::<Vec<_>>().join("\n"))

@@ -7,7 +7,7 @@ use adaptive_kvcache::eval::{AnswerRow, Row, TaskRow, mean};
 use adaptive_kvcache::plot::{TradeoffLine, TradeoffPanel, TradeoffPoint, TradeoffScale, tradeoff};
 
 use super::answers::by_setting;
-use super::table::budget_text;
+use crate::cli::measure::Names;
 use crate::cli::plain;
 
 /// Draws the panels, if there are any.
@@ -20,18 +20,18 @@ pub fn draw(path: &Path, model: &Path, panels: &[TradeoffPanel]) -> Result<()> {
 }
 
 /// A panel for each measure of the rows.
-pub fn panels(rows: &[Row]) -> Vec<TradeoffPanel> {
+pub fn panels(rows: &[Row], names: &Names) -> Vec<TradeoffPanel> {
     let mut panels: Vec<TradeoffPanel> = Vec::new();
     for row in rows {
         let Row::Fidelity(row) = row else { continue };
         let title = "mean KL divergence from the full cache, nats";
         let (kv_bytes, error) = (as_number(row.kv_bytes), row.kl_std_error.unwrap_or(0.0));
         let point = TradeoffPoint { kv_bytes, value: row.kl_mean, error };
-        line(&mut panels, title, TradeoffScale::Log, &row.config, row.kv_dtype).points.push(point);
+        line(&mut panels, title, TradeoffScale::Log, names.of(&row.config), row.kv_dtype).points.push(point);
     }
     for (row, point) in over_depths(rows) {
         let title = format!("{}, share of right answers", row.task);
-        line(&mut panels, &title, TradeoffScale::Share, &row.config, row.kv_dtype).points.push(point);
+        line(&mut panels, &title, TradeoffScale::Share, names.of(&row.config), row.kv_dtype).points.push(point);
     }
     for group in by_setting(rows) {
         let average = |value: fn(&AnswerRow) -> f64| mean(&group.iter().map(|row| value(row)).collect::<Vec<_>>());
@@ -39,7 +39,9 @@ pub fn panels(rows: &[Row]) -> Vec<TradeoffPanel> {
         let value = average(|row| as_number(row.equal_tokens) / as_number(row.full_tokens.max(1)));
         let title = "share of the full cache's answers before the first difference";
         let point = TradeoffPoint { kv_bytes, value, error: 0.0 };
-        line(&mut panels, title, TradeoffScale::Share, &group[0].config, group[0].kv_dtype).points.push(point);
+        line(&mut panels, title, TradeoffScale::Share, names.of(&group[0].config), group[0].kv_dtype)
+            .points
+            .push(point);
     }
     panels
 }
@@ -49,7 +51,7 @@ fn over_depths(rows: &[Row]) -> Vec<(&TaskRow, TradeoffPoint)> {
     let mut groups: Vec<Vec<&TaskRow>> = Vec::new();
     for row in rows {
         let Row::Task(row) = row else { continue };
-        let case = |row: &TaskRow| (row.task, row.config.clone(), row.context, row.kv_dtype, budget_text(row.budget));
+        let case = |row: &TaskRow| (row.task, row.config.clone(), row.context, row.kv_dtype, row.budget);
         match groups.iter_mut().find(|group| case(group[0]) == case(row)) {
             Some(group) => group.push(row),
             None => groups.push(vec![row]),

@@ -3,20 +3,19 @@
 use adaptive_kvcache::Result;
 use adaptive_kvcache::config::Budget;
 use adaptive_kvcache::eval::{FidelityRow, Observer, Progress, Row, TaskRow, write_csv, write_json};
-use adaptive_kvcache::report::megabytes;
+use adaptive_kvcache::report::short_size;
 
 use super::answers;
 use crate::cli::args::{EvalArgs, FileArgs};
 use crate::cli::interrupt::interrupted;
-use crate::cli::measure::{Lines, config_width};
-use crate::cli::plain;
+use crate::cli::measure::{Lines, Names, mb_cell};
 
 /// A budget in a table: the share, or the size.
 pub fn budget_text(budget: Option<Budget>) -> String {
     match budget {
         None => "-".to_owned(),
         Some(Budget::KeptRatio(ratio)) => format!("{}%", (ratio * 1e4).round() / 100.0),
-        Some(Budget::Bytes(bytes)) => format!("{:.1}MB", megabytes(bytes)),
+        Some(Budget::Bytes(bytes)) => short_size(bytes),
     }
 }
 
@@ -28,21 +27,17 @@ pub struct Table<'a> {
     /// How many rows of `rows` were printed.
     num_printed: usize,
     files: &'a FileArgs,
-    /// The width of the column of configurations.
-    config_width: usize,
+    names: &'a Names,
+    /// Whether a configuration goes on evicting while tokens are read.
+    evicts: bool,
     lines: Lines,
 }
 
 impl<'a> Table<'a> {
-    pub fn new(args: &'a EvalArgs) -> Result<Self> {
-        let table = Self {
-            rows: Vec::new(),
-            first: 0,
-            num_printed: 0,
-            files: &args.files,
-            config_width: config_width(&args.configs),
-            lines: Lines::new(),
-        };
+    /// * `evicts`: whether a configuration goes on evicting while tokens are read
+    pub fn new(args: &'a EvalArgs, names: &'a Names, evicts: bool) -> Result<Self> {
+        let table =
+            Self { rows: Vec::new(), first: 0, num_printed: 0, files: &args.files, names, evicts, lines: Lines::new() };
         table.write()?;
         Ok(table)
     }
@@ -63,7 +58,7 @@ impl<'a> Table<'a> {
         while self.num_printed < self.rows.len() {
             self.print_row(self.num_printed);
         }
-        if let Some(summary) = answers::summary(&self.rows, self.config_width) {
+        if let Some(summary) = answers::summary(&self.rows, self.names, self.evicts) {
             self.lines.print(&summary);
         }
     }
@@ -88,21 +83,21 @@ impl<'a> Table<'a> {
             (Row::Answer(last), Row::Answer(row)) => last.prompt_idx != row.prompt_idx,
             _ => std::mem::discriminant(last) != std::mem::discriminant(row),
         });
-        let width = self.config_width;
+        let (names, evicts) = (self.names, self.evicts);
         let mut text = String::new();
         if is_new {
             let heading = match row {
-                Row::Fidelity(_) => fidelity_heading("budget", width),
-                Row::Task(_) => task_heading(width),
+                Row::Fidelity(_) => fidelity_heading("budget", names, evicts),
+                Row::Task(_) => task_heading(names),
                 Row::Answer(row) => answers::heading(row),
             };
             let blank = if index > 0 { "\n" } else { "" };
             text = format!("{blank}{heading}\n");
         }
         text += &match row {
-            Row::Fidelity(row) => fidelity_line(row, &budget_text(row.budget), width),
-            Row::Task(row) => task_line(row, width),
-            Row::Answer(row) => answers::block(row),
+            Row::Fidelity(row) => fidelity_line(row, &budget_text(row.budget), names, evicts),
+            Row::Task(row) => task_line(row, names),
+            Row::Answer(row) => answers::block(row, names),
         };
         self.lines.print(&text);
         self.num_printed = index + 1;
@@ -112,10 +107,11 @@ impl<'a> Table<'a> {
 /// The heading of [`fidelity_line`].
 ///
 /// * `setting`: of the column beside the configuration
-/// * `width`: of the column of configurations
-pub fn fidelity_heading(setting: &str, width: usize) -> String {
+/// * `evicts`: whether there are columns of what is left when the scored tokens were read
+pub fn fidelity_heading(setting: &str, names: &Names, evicts: bool) -> String {
+    let width = names.width("config");
     format!(
-        "{:<width$}  {:>7}  {:<5}{:>8}{:>9}{:>10}{:>10}{:>10}{:>9}{:>8}{:>8}{:>9}{:>9}",
+        "{:<width$}  {:>8}  {:<5}{:>8}{:>9}{:>10}{:>10}{:>10}{:>9}{:>8}{:>8}{:>9}{:>9}{}",
         "config",
         setting,
         "kv",
@@ -129,20 +125,23 @@ pub fn fidelity_heading(setting: &str, width: usize) -> String {
         "ppl",
         "ppl full",
         "equal",
+        if evicts { format!("{:>9}{:>9}", "end %", "evicted") } else { String::new() },
     )
 }
 
 /// A row of the table.
-pub fn fidelity_line(row: &FidelityRow, setting: &str, width: usize) -> String {
+pub fn fidelity_line(row: &FidelityRow, setting: &str, names: &Names, evicts: bool) -> String {
+    let width = names.width("config");
     let optional =
         |value: Option<f64>, digits: usize| value.map_or("-".to_owned(), |value| format!("{value:.digits$}"));
+    let end = || format!("{:>9.1}{}", 100.0 * row.end_kept_ratio, evicted_cell(row.evicted_rows));
     format!(
-        "{:<width$}  {:>7}  {:<5}{:>8.1}{:>9.2}{:>10.5}{:>10}{:>10.5}{:>9.4}{:>8.1}{:>8.3}{:>9.3}{:>9}",
-        plain(&row.config),
+        "{:<width$}  {:>8}  {:<5}{:>8.1}{:>9}{:>10.5}{:>10}{:>10.5}{:>9.4}{:>8.1}{:>8.3}{:>9.3}{:>9}{}",
+        names.of(&row.config),
         setting,
         row.kv_dtype,
         100.0 * row.kept_ratio,
-        megabytes(row.kv_bytes),
+        mb_cell(row.kv_bytes),
         row.kl_mean,
         optional(row.kl_std_error, 5),
         row.kl_median,
@@ -151,27 +150,35 @@ pub fn fidelity_line(row: &FidelityRow, setting: &str, width: usize) -> String {
         row.perplexity,
         row.perplexity_full,
         row.equal_tokens.map_or("-".to_owned(), |equal| format!("{equal:.1}/{}", row.greedy_tokens)),
+        if evicts { end() } else { String::new() },
     )
 }
 
-fn task_heading(width: usize) -> String {
+/// Rows that a head evicted, in a column; those of configurations that keep all new tokens are not told.
+pub fn evicted_cell(rows: Option<f64>) -> String {
+    format!("{:>9}", rows.map_or("-".to_owned(), |rows| format!("{rows:.1}")))
+}
+
+fn task_heading(names: &Names) -> String {
+    let width = names.width("config");
     format!(
-        "{:<15}{:>8}{:>7}  {:<width$}  {:>7}  {:<5}{:>8}{:>9}{:>8}{:>8}{:>8}",
+        "{:<15}{:>8}{:>7}  {:<width$}  {:>8}  {:<5}{:>8}{:>9}{:>8}{:>8}{:>8}",
         "task", "context", "depth", "config", "budget", "kv", "kept %", "KV MB", "right %", "full %", "trials",
     )
 }
 
-fn task_line(row: &TaskRow, width: usize) -> String {
+fn task_line(row: &TaskRow, names: &Names) -> String {
+    let width = names.width("config");
     format!(
-        "{:<15}{:>8}{:>7}  {:<width$}  {:>7}  {:<5}{:>8.1}{:>9.2}{:>8.0}{:>8.0}{:>8}",
+        "{:<15}{:>8}{:>7}  {:<width$}  {:>8}  {:<5}{:>8.1}{:>9}{:>8.0}{:>8.0}{:>8}",
         row.task,
         row.context,
         row.depth,
-        plain(&row.config),
+        names.of(&row.config),
         budget_text(row.budget),
         row.kv_dtype,
         100.0 * row.kept_ratio,
-        megabytes(row.kv_bytes),
+        mb_cell(row.kv_bytes),
         100.0 * row.accuracy,
         100.0 * row.accuracy_full,
         row.trials,

@@ -1,0 +1,111 @@
+//! Options that would do nothing are wrong use, and so are two that contradict each other: whoever types them expects
+//! something.
+//!
+//! Only what stands on the command line is looked at, defaults and variables never: scripts set these for all runs. What
+//! does no harm stays allowed: sampling options at temperature 0, or a configuration for the full cache, so that an A/B
+//! run changes one option.
+
+use adaptive_kvcache::{Error, Result};
+
+use super::args::{BenchArgs, ChatArgs, Command, CompareArgs, EvalArgs, GenerateArgs, PromptArgs};
+use super::variables::Typed;
+
+/// # Errors
+/// [`Error::Input`] with the option that has no effect, and why.
+pub fn check(command: &Command, typed: &Typed) -> Result<()> {
+    match command {
+        Command::Generate(args) => generate(args, typed),
+        Command::Chat(args) => chat(args, typed),
+        Command::Compare(CompareArgs { run, .. }) => prompt(&run.prompt, typed),
+        Command::Bench(args) => bench(args, typed),
+        Command::Eval(args) => eval(args, typed),
+        Command::Tune(_) | Command::Inspect(_) => Ok(()),
+    }
+}
+
+/// Refuses those of the options that are typed.
+///
+/// * `options`: id and spelling
+fn refuse(typed: &Typed, options: &[(&str, &str)], why: &str, hint: &str) -> Result<()> {
+    match options.iter().find(|(id, _)| typed.has(id)) {
+        Some((_, option)) => Err(Error::input(format!("{option} has no effect {why}")).with_hint(hint)),
+        None => Ok(()),
+    }
+}
+
+fn generate(args: &GenerateArgs, typed: &Typed) -> Result<()> {
+    prompt(&args.run.prompt, typed)?;
+    if args.batch.prompts.is_none() {
+        let hint = "give a file of --prompts, or leave --batch out";
+        refuse(typed, &[("batch", "--batch")], "without --prompts", hint)?;
+        if args.kept_ratio.kept_ratio.is_some() && args.batch.kv_budget.is_some() {
+            return Err(Error::input("--kept-ratio and --kv-budget both say how much of the prompt is kept")
+                .with_hint("give one of them"));
+        }
+        budgets(&[("kv_budget", "--kv-budget")], args.cache.use_adakv, typed)?;
+    }
+    budgets(&[("kept_ratio", "--kept-ratio")], args.cache.use_adakv, typed)?;
+    if !args.save_image {
+        refuse(typed, &[("image_dir", "--image-dir")], "without --save-image", "add --save-image")?;
+    }
+    Ok(())
+}
+
+fn chat(args: &ChatArgs, typed: &Typed) -> Result<()> {
+    budgets(&[("kept_ratio", "--kept-ratio"), ("kv_budget", "--kv-budget")], args.cache.use_adakv, typed)
+}
+
+fn budgets(options: &[(&str, &str)], use_adakv: bool, typed: &Typed) -> Result<()> {
+    if use_adakv {
+        return Ok(());
+    }
+    refuse(typed, options, "on the full cache, which --use-adakv 0 asks for", "leave one of the two out")
+}
+
+fn prompt(args: &PromptArgs, typed: &Typed) -> Result<()> {
+    if typed.has("prompt") && typed.has("prompt_file") {
+        return Err(Error::input("--prompt and --prompt-file both give the prompt").with_hint("give one of them"));
+    }
+    if typed.has("chat") && !args.chat {
+        let template = [("system", "--system"), ("messages", "--messages")];
+        if let Some((_, option)) = template.iter().find(|(id, _)| typed.has(id)) {
+            let reason = format!("--chat 0 contradicts {option}, which needs the chat template");
+            return Err(Error::input(reason).with_hint("leave one of the two out"));
+        }
+    }
+    Ok(())
+}
+
+fn bench(args: &BenchArgs, typed: &Typed) -> Result<()> {
+    if args.contexts.is_empty() && !args.prefill.is_empty() {
+        let why = "without --contexts, after which tokens are decoded";
+        refuse(typed, &[("new_tokens", "--new-tokens")], why, "give --contexts, or leave it out")?;
+    }
+    Ok(())
+}
+
+fn eval(args: &EvalArgs, typed: &Typed) -> Result<()> {
+    let hint = "leave it out";
+    if args.measure.windows == 0 {
+        let of_windows = [
+            ("prompt_tokens", "--prompt-tokens"),
+            ("score_tokens", "--score-tokens"),
+            ("offset_tokens", "--offset-tokens"),
+            ("greedy_tokens", "--greedy-tokens"),
+            ("layer_error", "--layer-error"),
+        ];
+        refuse(typed, &of_windows, "with --windows 0", hint)?;
+        if args.tasks.is_empty() {
+            refuse(typed, &[("text", "--text")], "with --windows 0 and without --tasks", hint)?;
+        }
+    }
+    if args.tasks.is_empty() {
+        let of_tasks = [("contexts", "--contexts"), ("depths", "--depths"), ("trials", "--trials"), ("seed", "--seed")];
+        refuse(typed, &of_tasks, "without --tasks", "name --tasks, or leave it out")?;
+    }
+    if args.prompts.is_none() {
+        let of_prompts = [("answer_tokens", "--answer-tokens"), ("chat", "--chat")];
+        refuse(typed, &of_prompts, "without --prompts", "give a file of --prompts, or leave it out")?;
+    }
+    Ok(())
+}
