@@ -7,6 +7,7 @@ use std::path::Path;
 use adaptive_kvcache::cache::Retention;
 use adaptive_kvcache::config::AdaptiveConfig;
 use adaptive_kvcache::generate::{Conversation, FinishReason, GenerationOptions, Turn};
+use adaptive_kvcache::json::without_bom;
 use adaptive_kvcache::memory::process_memory;
 use adaptive_kvcache::report::megabytes;
 use adaptive_kvcache::tokenizer::{ChatContext, ChatInput, ChatMessage};
@@ -299,7 +300,7 @@ impl Input {
                 let read = while_waiting(|| std::io::stdin().lock().read_line(&mut line));
                 match read {
                     Ok(0) => Ok(None),
-                    Ok(_) => Ok(Some(line)),
+                    Ok(_) => Ok(Some(without_bom(&line).to_owned())),
                     Err(error) if error.kind() == ErrorKind::InvalidData => {
                         Err(Error::input("standard input is not UTF-8 text").into())
                     }

@@ -35,7 +35,7 @@ struct Run {
 
 pub fn run(args: &CompareArgs) -> anyhow::Result<Outcome> {
     let config = config(args.config.as_deref(), args.budget.budget())?;
-    let template = args.run.prompt.dialogue.template()?;
+    let template = args.run.prompt.template()?;
     listen()?;
     let mut session = Session::open(&args.run.model)?.with_chat_template(template);
     let kv_dtype = session.kv_dtype;

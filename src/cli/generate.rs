@@ -37,7 +37,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     if let Some(path) = &args.report {
         check_report_path(path)?;
     }
-    let template = args.run.prompt.dialogue.template()?;
+    let template = args.run.prompt.template()?;
     listen()?;
     let options = args.run.sampling.options(DEFAULT_NEW_TOKENS);
 

@@ -190,6 +190,17 @@ impl DialogueArgs {
     }
 }
 
+impl PromptArgs {
+    /// As [`DialogueArgs::template`], once it is known that there is an answer to go on with where one is asked for.
+    pub fn template(&self) -> Result<Option<ChatTemplate>> {
+        if self.go_on && self.dialogue.messages.is_none() {
+            return Err(Error::input("--continue goes on with the last answer of a conversation, and none is given")
+                .with_hint("give one with --messages"));
+        }
+        self.dialogue.template()
+    }
+}
+
 /// What a conversation begins with: messages, and what else the chat template is told.
 pub fn opening(args: &DialogueArgs) -> Result<ChatInput> {
     let mut input = match args.messages.as_deref() {
