@@ -17,6 +17,24 @@ pub enum TemplateErrorKind {
     Limit,
 }
 
+pub(super) type Res<T> = Result<T, TemplateError>;
+
+pub(super) fn syntax(message: impl Into<String>) -> TemplateError {
+    TemplateError::new(TemplateErrorKind::Syntax, message)
+}
+
+pub(super) fn unsupported(what: impl fmt::Display) -> TemplateError {
+    TemplateError::new(TemplateErrorKind::Unsupported, format!("{what} is not supported by this program"))
+}
+
+pub(super) fn failed(message: impl Into<String>) -> TemplateError {
+    TemplateError::new(TemplateErrorKind::Failed, message)
+}
+
+pub(super) fn limit(message: impl Into<String>) -> TemplateError {
+    TemplateError::new(TemplateErrorKind::Limit, message)
+}
+
 /// Why a template could not be parsed or rendered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TemplateError(Box<Parts>);
@@ -35,8 +53,8 @@ impl TemplateError {
     }
 
     /// Adds the line, unless a more exact one is known.
-    pub(super) fn at(mut self, line: usize) -> Self {
-        self.0.line.get_or_insert(line);
+    pub(super) fn at(mut self, line: u32) -> Self {
+        self.0.line.get_or_insert(line as usize);
         self
     }
 
