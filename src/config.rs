@@ -16,6 +16,7 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::json::without_bom;
 use crate::policy::{METHODS, Method, MethodSettings, PolicySettings, method_by_name};
 pub use budget::{Budget, BudgetScale, BudgetedMethod, parse_size};
 use keys::{
@@ -155,7 +156,7 @@ impl AdaptiveConfig {
     /// # Errors
     /// As [`from_file`](Self::from_file).
     pub fn parse(text: &str, path: Option<&Path>) -> Result<Self> {
-        let text = text.trim_start_matches('\u{feff}'); // some editors put a byte-order mark first
+        let text = without_bom(text);
         let pairs: Pairs = serde_json::from_str(text).map_err(|error| {
             Error::bad_file(path.unwrap_or(Path::new("<configuration>")), format!("not a JSON object: {error}"))
         })?;

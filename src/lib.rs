@@ -19,6 +19,7 @@
 //! | [`model`] | LLaMA: weights only, no state |
 //! | [`attention`], [`cache`] | prefill with statistics, decode over ragged heads; what is kept |
 //! | [`profile`], [`policy`] | the search; one file for each policy |
+//! | [`jinja`] | chat templates of strangers, run within bounds |
 //! | [`kernels`], [`ops`], [`device`], [`config`], [`tokens`], [`error`], [`files`], [`json`], [`memory`], [`numbers`], [`stop`] | leaves |
 //!
 //! The library never prints, exits or reads the environment.
@@ -35,6 +36,7 @@ pub mod fidelity;
 pub mod files;
 pub mod generate;
 pub mod hub;
+pub mod jinja;
 pub mod json;
 pub mod kernels;
 pub mod memory;

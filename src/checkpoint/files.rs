@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::mapped::MappedFile;
 use crate::error::{Error, Result};
+use crate::json::bytes_without_bom;
 
 /// Longest JSON file that is read; the indices of the largest models take about 100 KB.
 const MAX_JSON_BYTES: u64 = 4 << 20;
@@ -38,7 +39,8 @@ pub(super) fn read_json(path: &Path) -> Result<Value> {
     }
     let mut text = Vec::new();
     std::fs::File::open(path).and_then(|file| file.take(MAX_JSON_BYTES).read_to_end(&mut text)).map_err(read_error)?;
-    serde_json::from_slice(&text).map_err(|error| Error::bad_file(path, format!("it is not JSON: {error}")))
+    serde_json::from_slice(bytes_without_bom(&text))
+        .map_err(|error| Error::bad_file(path, format!("it is not JSON: {error}")))
 }
 
 /// The regular files of a folder whose names end in `suffix`, sorted.

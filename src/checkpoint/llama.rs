@@ -176,6 +176,23 @@ pub fn vocab(file: &GgufFile) -> Result<GgufVocab> {
             .transpose()
     };
     let other_ends = ["eom_token_id", "fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id"];
+    // Only chat templates ask for these, so what is not an id is none.
+    let other_ids = [
+        ("pad_token", "padding_token_id"),
+        ("sep_token", "seperator_token_id"),
+        ("cls_token", "cls_token_id"),
+        ("mask_token", "mask_token_id"),
+    ];
+    let other_ids = other_ids.into_iter().filter_map(|(name, key)| Some((name, id(key).ok()??))).collect();
+    let mut names: Vec<_> =
+        file.metadata().keys().filter_map(|key| key.strip_prefix("tokenizer.chat_template.")).collect();
+    names.sort_unstable();
+    let mut named_templates = Vec::new();
+    for name in names {
+        if let Some(source) = file.string(&format!("tokenizer.chat_template.{name}"))? {
+            named_templates.push((name.to_owned(), source));
+        }
+    }
     Ok(GgufVocab {
         path: file.path().to_owned(),
         model: file.string(&key("model"))?.ok_or_else(|| file.error("metadata `tokenizer.ggml.model` is missing"))?,
@@ -192,7 +209,9 @@ pub fn vocab(file: &GgufFile) -> Result<GgufVocab> {
         add_bos: file.boolean(&key("add_bos_token"))?,
         add_eos: file.boolean(&key("add_eos_token"))?,
         add_space_prefix: file.boolean(&key("add_space_prefix"))?,
+        other_ids,
         chat_template: file.string("tokenizer.chat_template")?,
         notes: Vec::new(),
+        named_templates,
     })
 }

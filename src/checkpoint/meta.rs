@@ -20,6 +20,7 @@ use super::pth::PthFile;
 use super::tensors::{StoredDtype, StoredTensor, TensorData, Tensors};
 use crate::attention::HeadLayout;
 use crate::error::{Error, Result};
+use crate::json::bytes_without_bom;
 use crate::kernels::quant::SharedBytes;
 use crate::kernels::vector::MAX_HEAD_DIM;
 use crate::model::rope_scaling::Llama3Scaling;
@@ -445,7 +446,7 @@ impl Params {
         let file = std::fs::File::open(path).map_err(|source| Error::io("open", path, source))?;
         let mut bytes = Vec::new();
         file.take(MAX_PARAMS).read_to_end(&mut bytes).map_err(|source| Error::io("read", path, source))?;
-        let values: Map<String, Value> = serde_json::from_slice(&bytes)
+        let values: Map<String, Value> = serde_json::from_slice(bytes_without_bom(&bytes))
             .map_err(|error| Error::bad_file(path, format!("it is not a JSON object: {error}")).with_hint(HINT))?;
         if let Some(key) = values.keys().find(|key| !KEYS.iter().chain(&IGNORED_KEYS).any(|known| known == key)) {
             return Err(Error::unsupported(format!("the key `{}` in `{}`", shown(key), path.display())).with_hint(

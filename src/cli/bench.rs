@@ -16,7 +16,7 @@ use super::args::{BenchArgs, ModelArgs};
 use super::interrupt::{interrupted, listen, while_waiting, while_writing};
 use super::measure::{self, Lines, Names, kv_dtypes, mb_cell};
 use super::places::Places;
-use super::session::Session;
+use super::session::{Session, read_text};
 use super::{Outcome, STDOUT_FAILED, plain};
 
 /// The prompts' text if the user gives none: in the public domain, some 9,700 tokens.
@@ -42,7 +42,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
     let places = files.fold(places, |places, file| places.reads("--settings", Some(file)));
     places.writes("--json", args.json.as_ref()).writes("--plot", args.plot.as_ref()).check()?;
     let text = match &args.prompt_file {
-        Some(path) => &std::fs::read_to_string(path).map_err(|source| Error::io("read prompt", path, source))?,
+        Some(path) => &read_text(path)?,
         None => TEXT,
     };
     listen()?;

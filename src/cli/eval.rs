@@ -7,6 +7,7 @@ mod table;
 use adaptive_kvcache::cache::{KvDtype, Retention};
 use adaptive_kvcache::config::{AdaptiveConfig, Budget, DecodeMode};
 use adaptive_kvcache::eval::{self, AnswerPlan, AnswerPrompt, FidelityPlan, Subject, Task, TaskPlan, Variant};
+use adaptive_kvcache::tokenizer::ChatTemplate;
 use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
 
@@ -38,7 +39,12 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
             .into());
     }
     let places = args.measure.places(&args.configs).reads("--prompts", args.prompts.as_ref());
+    let places = places.reads("--chat-template", args.chat_template.as_ref());
     args.files.add_to(places).check()?;
+    if args.chat_template.is_some() && tasks.is_empty() && args.prompts.is_none() {
+        return Err(Error::input("--chat-template is for --tasks and --prompts, and neither is given").into());
+    }
+    let template = args.chat_template.as_deref().map(ChatTemplate::from_file).transpose()?;
     let text = args.measure.text()?;
     let prompts = args.prompts.as_deref().map(Prompts::read).transpose()?;
     if let Some(prompts) = &prompts {
@@ -46,7 +52,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
     }
     listen()?;
     let kv_dtypes = kv_dtypes(&args.kv_dtype);
-    let session = args.measure.open(&kv_dtypes)?;
+    let session = args.measure.open(&kv_dtypes)?.with_chat_template(template);
     let variants = variants(&session, &configs, &kv_dtypes);
     let subject = session.subject();
     let plans = Plans {
@@ -123,7 +129,10 @@ impl Plans<'_> {
 
 /// The prompts in the form in which the model reads them; none without a file.
 fn answer_prompts(session: &Session, prompts: Option<Prompts>, args: &EvalArgs) -> Result<Vec<AnswerPrompt>> {
-    let prompts = prompts.map_or_else(|| Ok(Vec::new()), |prompts| prompts.encode(session, &[], args.chat))?;
+    let prompts = prompts.map_or_else(
+        || Ok(Vec::new()),
+        |prompts| prompts.encode(session, &[], args.chat || args.chat_template.is_some(), false),
+    )?;
     let prompts = prompts.into_iter();
     Ok(prompts.map(|prompt| AnswerPrompt { name: prompt.name, text: prompt.text, ids: prompt.ids }).collect())
 }

@@ -37,10 +37,11 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     if args.save_image {
         check_folder(&args.image_dir)?;
     }
+    let template = args.run.prompt.template()?;
     listen()?;
     let options = args.run.sampling.options(DEFAULT_NEW_TOKENS)?;
 
-    let session = Session::open(&args.run.model)?;
+    let session = Session::open(&args.run.model)?.with_chat_template(template);
     let model = &session.loaded.model;
     let ids = session.encode(&args.run.prompt)?;
     let pictures =

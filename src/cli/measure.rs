@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::config::AdaptiveConfig;
 use adaptive_kvcache::eval::{FidelityPlan, Subject};
+use adaptive_kvcache::json::without_bom;
 use adaptive_kvcache::report::{is_small, megabytes};
 use adaptive_kvcache::tokenizer::Tokenizer;
 use adaptive_kvcache::{Error, Result, files};
@@ -77,7 +78,8 @@ impl MeasureArgs {
     pub fn text(&self) -> Result<Cow<'static, str>> {
         match &self.text {
             Some(path) => {
-                std::fs::read_to_string(path).map(Cow::Owned).map_err(|source| Error::io("read text", path, source))
+                let text = std::fs::read_to_string(path).map_err(|source| Error::io("read text", path, source))?;
+                Ok(Cow::Owned(without_bom(&text).to_owned()))
             }
             None => Ok(Cow::Borrowed(TEXT)),
         }

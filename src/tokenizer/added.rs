@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use tokenizers::utils::SysRegex;
 
 use super::settings::Flags;
-use super::special::{Part, TokenSet};
+use super::special::{Occurrence, Part, TokenSet};
 
 /// Tokens that are looked for in the text as it is.
 #[derive(Debug, Default)]
@@ -31,14 +31,16 @@ impl AddedTokens {
     }
 
     /// Cuts a text at its tokens.
-    pub fn split<'t>(&self, text: &'t str) -> Vec<Part<'t>> {
+    ///
+    /// * `counts`: whether an occurrence is taken for the token; else its text is ordinary
+    pub fn split<'t>(&self, text: &'t str, counts: impl Fn(&Occurrence) -> bool) -> Vec<Part<'t>> {
         let mut parts = Vec::new();
         let (mut done, mut searched) = (0, 0);
         if self.set.is_empty() {
             searched = text.len();
         }
         while searched < text.len() {
-            let Some(found) = self.set.at(text, searched).next() else {
+            let Some(found) = self.set.at(text, searched).find(&counts) else {
                 searched += 1;
                 continue;
             };
@@ -84,9 +86,13 @@ mod tests {
     fn leftmost_then_longest() {
         let plain = Flags::default();
         let added = AddedTokens::new([(0, "<a>", plain), (1, "<a><b>", plain), (2, "b><c>", plain)]);
-        assert_eq!(added.split("x<a><b><c>"), [Part::Text("x"), Part::Token(1), Part::Text("<c>")]);
-        assert_eq!(added.split("é<a>"), [Part::Text("é"), Part::Token(0)]);
-        assert_eq!(AddedTokens::default().split("é"), [Part::Text("é")]);
+        let all = |_: &Occurrence| true;
+        assert_eq!(added.split("x<a><b><c>", all), [Part::Text("x"), Part::Token(1), Part::Text("<c>")]);
+        assert_eq!(added.split("é<a>", all), [Part::Text("é"), Part::Token(0)]);
+        assert_eq!(AddedTokens::default().split("é", all), [Part::Text("é")]);
+        let short = |o: &Occurrence| o.len == 3;
+        assert_eq!(added.split("<a><b>x", short), [Part::Token(0), Part::Text("<b>x")], "a shorter one that counts");
+        assert_eq!(added.split("<a><a>", |o| o.start > 0), [Part::Text("<a>"), Part::Token(0)]);
     }
 
     #[test]
@@ -97,9 +103,12 @@ mod tests {
             (1, "<r>", flags(false, true, false)),
             (2, "w", flags(false, false, true)),
         ]);
-        assert_eq!(added.split("a \n<l> b"), [Part::Text("a"), Part::Token(0), Part::Text(" b")]);
-        assert_eq!(added.split("a <r> \u{3000}b"), [Part::Text("a "), Part::Token(1), Part::Text("b")]);
-        assert_eq!(added.split("<r> <l> "), [Part::Token(1), Part::Token(0), Part::Text(" ")]);
-        assert_eq!(added.split("w aw _w w!"), [Part::Token(2), Part::Text(" aw _w "), Part::Token(2), Part::Text("!")]);
+        assert_eq!(added.split("a \n<l> b", |_| true), [Part::Text("a"), Part::Token(0), Part::Text(" b")]);
+        assert_eq!(added.split("a <r> \u{3000}b", |_| true), [Part::Text("a "), Part::Token(1), Part::Text("b")]);
+        assert_eq!(added.split("<r> <l> ", |_| true), [Part::Token(1), Part::Token(0), Part::Text(" ")]);
+        assert_eq!(
+            added.split("w aw _w w!", |_| true),
+            [Part::Token(2), Part::Text(" aw _w "), Part::Token(2), Part::Text("!")]
+        );
     }
 }

@@ -135,7 +135,7 @@ impl ByteLevel {
     /// [`Error::Input`] if the text cannot be split into words: it has half a million spaces in a row.
     pub fn encode(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
         check_spaces(text)?;
-        for part in self.user_defined.split(text) {
+        for part in self.user_defined.split(text, |_| true) {
             match part {
                 Part::Token(id) => ids.push(id),
                 Part::Text(text) => self.merging.encode(text, ids).map_err(cannot_tokenise)?,

@@ -9,6 +9,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::json::bytes_without_bom;
 
 /// Most bytes that are read of one file; the largest known tokenizers have 35 MB.
 const MAX_BYTES: u64 = 256 << 20;
@@ -38,7 +39,8 @@ pub(super) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
 /// As [`read_bounded`]; [`Error::BadFile`] also if it is not JSON.
 pub(super) fn read_json(path: &Path) -> Result<Value> {
     let bytes = read_bounded(path)?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::bad_file(path, format!("it is not valid JSON: {e}")))
+    serde_json::from_slice(bytes_without_bom(&bytes))
+        .map_err(|e| Error::bad_file(path, format!("it is not valid JSON: {e}")))
 }
 
 /// Reads a JSON file if there is one; `None` without it.

@@ -28,7 +28,8 @@ pub struct ModelIds {
 impl Tokenizer {
     /// Loads the tokenizer of a model folder: `tokenizer.json` if there is one, else `tokenizer.model` (`SentencePiece`
     /// or `LLaMA` 3's tiktoken format, told apart by content), with `tokenizer_config.json`, `special_tokens_map.json`,
-    /// `added_tokens.json`, `chat_template.jinja` and `chat_template.json` where they are there.
+    /// `added_tokens.json`, `chat_template.jinja`, `chat_template.json` and `additional_chat_templates/tool_use.jinja` where
+    /// they are there.
     ///
     /// The model may have more embeddings than [`Tokenizer::vocab_size`], since folders pad them; never fewer.
     ///
@@ -78,6 +79,13 @@ impl Tokenizer {
                 "a prompt should begin with BOS, but the folder names no such token",
             ));
         }
+        let spelt = |id: Option<u32>| id.and_then(|id| vocab.text(id));
+        let unk_id = vocab.iter().find(|(.., kind)| *kind == Kind::Unknown).map(|(id, ..)| id);
+        let named_tokens = settings.named_tokens([
+            ("bos_token", spelt(bos_id)),
+            ("eos_token", spelt(eos_id)),
+            ("unk_token", spelt(unk_id)),
+        ]);
         loaded.eos_ids.extend(eos_id);
         loaded.eos_ids.extend(ids.eos_ids);
         // Pieces of ordinary text end nothing, whatever they spell.
@@ -93,10 +101,10 @@ impl Tokenizer {
             model: loaded.model,
             strips_space: loaded.strips_space,
             bos_id,
-            eos_id,
             eos_ids: loaded.eos_ids,
             leading_bos: leading,
-            chat_template: settings.chat_template,
+            templates: settings.templates,
+            named_tokens,
             notes: Vec::new(),
         }))
     }

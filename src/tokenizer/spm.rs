@@ -108,6 +108,8 @@ impl SentencePiece {
                     }
                     continue;
                 }
+                // Found in the text by the caller, where it may be.
+                Kind::UserDefined if vocab.is_marker(id) => continue,
                 Kind::UserDefined => user_defined.push((id, escape(text))),
                 Kind::Normal | Kind::Unused => {}
             }

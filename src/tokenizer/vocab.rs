@@ -46,10 +46,25 @@ pub struct GgufVocab {
     pub add_eos: Option<bool>,
     /// `add_space_prefix`: whether text begins with a space that is not in it; for `"llama"` only.
     pub add_space_prefix: Option<bool>,
+    /// `padding_token_id`, `seperator_token_id` (the format spells it so), `cls_token_id` and `mask_token_id`, by what chat
+    /// templates call them (`pad_token`): nothing else asks for them, so ids out of range are left out.
+    pub other_ids: Vec<(&'static str, u32)>,
     /// `tokenizer.chat_template`: a Jinja template.
     pub chat_template: Option<String>,
     /// What the file's reader found wrong and went on without, for [`Tokenizer::notes`](super::Tokenizer::notes).
     pub notes: Vec<String>,
+    /// `tokenizer.chat_template.NAME`: further templates, by name; `tool_use` is for conversations with tools.
+    pub named_templates: Vec<(String, String)>,
+}
+
+impl GgufVocab {
+    /// What chat templates call the special tokens, and their spellings.
+    pub(super) fn named_tokens(&self, vocab: &Vocab) -> Vec<(String, String)> {
+        let known = [("bos_token", self.bos_id), ("eos_token", self.eos_id), ("unk_token", self.unk_id)];
+        let known = known.into_iter().filter_map(|(name, id)| Some((name, id?)));
+        let named = known.chain(self.other_ids.iter().copied());
+        named.filter_map(|(name, id)| Some((name.to_owned(), vocab.text(id)?.to_owned()))).collect()
+    }
 }
 
 /// What a token is for.

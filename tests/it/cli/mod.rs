@@ -18,6 +18,7 @@ mod places;
 mod prompt_lines;
 mod runs;
 mod signals;
+mod templates;
 mod tiny_gguf;
 mod tune;
 mod turns;
