@@ -19,7 +19,7 @@
 //! | [`model`] | LLaMA: weights only, no state |
 //! | [`attention`], [`cache`] | prefill with statistics, decode over ragged heads; what is kept |
 //! | [`profile`], [`policy`] | the search; one file for each policy |
-//! | [`kernels`], [`ops`], [`device`], [`config`], [`tokens`], [`error`], [`files`], [`memory`] | leaves |
+//! | [`kernels`], [`ops`], [`device`], [`config`], [`tokens`], [`error`], [`files`], [`guard`], [`memory`] | leaves |
 //!
 //! The library never prints, exits or reads the environment.
 
@@ -34,6 +34,7 @@ pub mod eval;
 pub mod fidelity;
 pub mod files;
 pub mod generate;
+pub mod guard;
 pub mod hub;
 pub mod kernels;
 pub mod memory;

@@ -92,9 +92,9 @@ impl PthFile {
     /// Tells the operating system that bytes of the file are not needed in memory for now. They stay readable.
     pub(super) fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
-        {
-            // SAFETY: the mapping is read-only and backed by the file; pages that are read again have the same bytes.
-            // A refusal only costs memory.
+        if range.start <= range.end && range.end <= self.mmap.len() {
+            // SAFETY: the mapping, which the range lies in, is read-only and backed by the file; pages that are read again
+            // have the same bytes. A refusal only costs memory.
             let advice = memmap2::UncheckedAdvice::DontNeed;
             let _ = unsafe { self.mmap.unchecked_advise_range(advice, range.start, range.len()) };
         }

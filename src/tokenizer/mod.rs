@@ -14,6 +14,7 @@ mod files;
 mod folder;
 mod json;
 mod messages;
+mod pipeline;
 mod sentencepiece;
 mod settings;
 mod special;
