@@ -19,7 +19,7 @@
 //! | [`model`] | LLaMA: weights only, no state |
 //! | [`attention`], [`cache`] | prefill with statistics, decode over ragged heads; what is kept |
 //! | [`profile`], [`policy`] | the search; one file for each policy |
-//! | [`kernels`], [`ops`], [`device`], [`config`], [`tokens`], [`error`], [`files`], [`guard`], [`memory`] | leaves |
+//! | [`kernels`], [`ops`], [`device`], [`config`], [`tokens`], [`error`], [`files`], [`guard`], [`memory`], [`reading`] | leaves |
 //!
 //! The library never prints, exits or reads the environment.
 
@@ -43,6 +43,7 @@ pub mod ops;
 pub mod plot;
 pub mod policy;
 pub mod profile;
+pub mod reading;
 pub mod report;
 pub mod tokenizer;
 pub mod tokens;

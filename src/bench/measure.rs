@@ -123,7 +123,7 @@ pub fn run(subject: Subject<'_>, plan: &Plan, clock: &dyn Clock, observer: &mut 
     }
     for &threads in &plan.threads {
         observer.starts(&format!("reading memory with {threads} threads"));
-        let loop_gb_per_s = read_rate(threads);
+        let loop_gb_per_s = read_rate(threads)?;
         observer.read_rate(threads, loop_gb_per_s);
         for context in plan.lengths() {
             let stage = Stage { subject, plan, clock, threads, loop_gb_per_s, context };

@@ -20,6 +20,7 @@ mod pictures;
 mod prompts;
 mod session;
 mod terminal;
+mod threads;
 mod tune;
 
 use std::io::{ErrorKind, Write};
@@ -52,6 +53,8 @@ fn plain(text: &str) -> String {
 /// Parses the command line, runs the command and reports its failure.
 pub fn run() -> ExitCode {
     adaptive_kvcache::memory::share_one_heap();
+    threads::bound_environment();
+    quiet_guarded_panics();
     let cli = Cli::parse();
     let result = match &cli.command {
         Command::Generate(args) => match &args.batch.prompts {
@@ -70,6 +73,16 @@ pub fn run() -> ExitCode {
         Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(error) => fail(&error),
     }
+}
+
+/// What panics inside of a call that makes an error of it has its sentence there.
+fn quiet_guarded_panics() {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !adaptive_kvcache::guard::is_guarded() {
+            hook(panic);
+        }
+    }));
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {

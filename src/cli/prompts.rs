@@ -2,11 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use adaptive_kvcache::reading::{self, MAX_TEXT};
 use adaptive_kvcache::tokenizer::{ChatMessage, messages_from_value};
 use adaptive_kvcache::{Error, Result};
 use serde_json::Value;
 
 use super::session::Session;
+
+/// Most prompts of a file: what is kept of each takes some hundred bytes.
+const MAX_PROMPTS: usize = 1 << 20;
 
 /// The lines of a file that are not blank.
 pub struct Prompts {
@@ -29,9 +33,13 @@ pub struct Prompt {
 impl Prompts {
     /// Reads a file; what its lines hold is looked at later.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::io("read prompts", path, source))?;
+        let text = reading::text(path, "read prompts", MAX_TEXT)?;
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-        let lines: Vec<(usize, String)> = lines.map(|(index, line)| (index + 1, line.to_owned())).collect();
+        let lines = lines.map(|(index, line)| (index + 1, line.to_owned()));
+        let lines: Vec<(usize, String)> = lines.take(MAX_PROMPTS + 1).collect();
+        if lines.len() > MAX_PROMPTS {
+            return Err(Error::bad_file(path, format!("it has more than {MAX_PROMPTS} prompts")).with_hint("split it"));
+        }
         if lines.is_empty() {
             return Err(Error::bad_file(path, "it has no prompts").with_hint("write one prompt a line"));
         }
@@ -60,6 +68,7 @@ impl Prompts {
                     (messages.last().map(|message| message.content.clone()).unwrap_or_default(), ids)
                 }
                 Asked::Text(text) if chat => {
+                    tokenizer.check_length(&text)?;
                     let ids = encode_chat(&[opening, &[ChatMessage::new("user", text.clone())]].concat())?;
                     (text, ids)
                 }

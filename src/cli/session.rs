@@ -1,6 +1,6 @@
 //! What the commands that run a model share: threads, device, model, prompt, and a prefill that shows its progress.
 
-use std::io::{IsTerminal, Read};
+use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use adaptive_kvcache::config::{AdaptiveConfig, Budget, TokenIds};
 use adaptive_kvcache::device::{self, DeviceMemory};
 use adaptive_kvcache::model::{Prefill, PrefillObserver, PrefillOptions};
 use adaptive_kvcache::profile::Profiler;
+use adaptive_kvcache::reading::{self, MAX_TEXT};
 use adaptive_kvcache::report::log_lines;
 use adaptive_kvcache::tokenizer::{ChatFormat, ChatMessage, Tokenizer, messages_from_json};
 use adaptive_kvcache::tokens::TokenClassifier;
@@ -25,6 +26,7 @@ use super::device::backend;
 use super::interrupt::{interrupted, while_waiting};
 use super::pictures::{MAP_SIDE, Pictures};
 use super::terminal::note;
+use super::threads;
 
 /// What is over sooner is shown no bar for.
 const BAR_AFTER: Duration = Duration::from_millis(500);
@@ -42,11 +44,8 @@ impl Session {
     /// Opens the device, sets threads up and loads the model.
     pub fn open(args: &ModelArgs) -> anyhow::Result<Self> {
         let backend = backend(&args.device)?;
-        let mut pool = rayon::ThreadPoolBuilder::new();
-        if let Some(threads) = args.threads {
-            pool = pool.num_threads(usize::from(threads));
-        }
-        pool.build_global().context("failed to start threads")?;
+        let threads = threads::number(args.threads);
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("failed to start threads")?;
         let model = super::hub::local_path(&args.model)?;
         let started = Instant::now();
         let bar = progress_bar("loading");
@@ -99,7 +98,9 @@ impl Session {
             tokenizer.encode_chat(&messages)?
         } else if args.chat || args.dialogue.system.is_some() {
             self.announce_chat_format()?;
-            messages.push(ChatMessage::new("user", prompt_text(args)?));
+            let text = prompt_text(args)?;
+            tokenizer.check_length(&text)?;
+            messages.push(ChatMessage::new("user", text));
             tokenizer.encode_chat(&messages)?
         } else {
             tokenizer.encode(&prompt_text(args)?)?
@@ -188,13 +189,14 @@ pub fn per_second(tokens: usize, time: Duration) -> f64 {
 
 fn prompt_text(args: &PromptArgs) -> Result<String> {
     let Some(path) = &args.prompt_file else { return Ok(args.prompt.clone()) };
-    let result = if path.as_os_str() == "-" {
-        let mut text = String::new();
-        while_waiting(|| std::io::stdin().read_to_string(&mut text)).map(|_| text)
-    } else {
-        std::fs::read_to_string(path)
-    };
-    result.map_err(|source| Error::io("read prompt", path, source))
+    // A pipe may have no writer yet.
+    while_waiting(|| {
+        if path.as_os_str() == "-" {
+            reading::text_of(std::io::stdin(), path, "read prompt", MAX_TEXT)
+        } else {
+            reading::text(path, "read prompt", MAX_TEXT)
+        }
+    })
 }
 
 fn classifier(config: &AdaptiveConfig, tokenizer: &Tokenizer) -> TokenClassifier {

@@ -11,7 +11,7 @@ use tokenizers::utils::SysRegex;
 use tokenizers::{NormalizedString, Token};
 
 use super::settings::Flags;
-use super::special::{Part, TokenSet};
+use super::special::{Occurrence, Part, TokenSet};
 
 /// Tokens that are looked for in the text as it is.
 #[derive(Debug, Default)]
@@ -32,11 +32,16 @@ impl AddedTokens {
         Self { set, flags }
     }
 
+    /// Whether white space beside a token may be part of it.
+    pub fn take_spaces(&self) -> bool {
+        self.flags.values().any(|flags| flags.lstrip || flags.rstrip)
+    }
+
     /// Cuts a text at its tokens.
     pub fn split<'t>(&self, text: &'t str) -> Vec<Part<'t>> {
         let part =
             |(id, start, end): (Option<u32>, usize, usize)| id.map_or(Part::Text(&text[start..end]), Part::Token);
-        self.places(text).into_iter().map(part).collect()
+        self.places(text, |_| true).into_iter().map(part).collect()
     }
 
     /// Cuts a normalised text at its tokens, which need no model any more.
@@ -48,18 +53,20 @@ impl AddedTokens {
             let part = text.slice(Range::Normalized(start..end)).ok_or("a token begins within a character")?;
             Ok((part, id.map(|id| vec![Token::new(id, text.get()[start..end].to_owned(), (0, end - start))])))
         };
-        self.places(text.get()).into_iter().map(part).collect()
+        self.places(text.get(), |_| true).into_iter().map(part).collect()
     }
 
     /// Tokens and what lies between them, each with its start and end in bytes; none is empty.
-    fn places(&self, text: &str) -> Vec<(Option<u32>, usize, usize)> {
+    ///
+    /// * `counts`: whether an occurrence is taken for the token; else its text is ordinary
+    fn places(&self, text: &str, counts: impl Fn(&Occurrence) -> bool) -> Vec<(Option<u32>, usize, usize)> {
         let mut places = Vec::new();
         let (mut done, mut searched) = (0, 0);
         if self.set.is_empty() {
             searched = text.len();
         }
         while searched < text.len() {
-            let Some(found) = self.set.at(text, searched).next() else {
+            let Some(found) = self.set.at(text, searched).find(&counts) else {
                 searched += 1;
                 continue;
             };

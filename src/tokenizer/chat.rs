@@ -95,6 +95,7 @@ impl Tokenizer {
     pub fn encode_chat(&self, messages: &[ChatMessage]) -> Result<Vec<u32>> {
         let [seam] = self.seams(messages)?;
         let rendered = self.render_messages(&self.guarded(messages, seam)?, true)?;
+        self.check_length(&rendered)?;
         let ids = self.encode_parts(&rendered, Place::Start, |text| without(text, seam))?;
         Ok(self.with_bos(ids))
     }
@@ -140,6 +141,7 @@ impl Tokenizer {
             ))
             .with_hint("begin anew with all messages"));
         };
+        self.check_length(after)?;
         self.encode_parts(after, Place::AfterText, |text| without(text, seam))
     }
 

@@ -11,6 +11,7 @@ use tokenizers::{ModelWrapper, NormalizedString};
 
 use super::Prefix;
 use super::added::AddedTokens;
+use super::bound::Losses;
 use super::files::read_json;
 use super::pipeline::{Normalizer, Pipeline, Words};
 use super::settings::{Added, Flags, Settings, shown};
@@ -31,6 +32,8 @@ pub(super) struct JsonModel {
     pub added: AddedTokens,
     /// Tokens that are found in the normalised text.
     inner: AddedTokens,
+    /// Whether there are tokens for all bytes.
+    spells_all: bool,
 }
 
 /// What a file says, besides its model.
@@ -115,11 +118,21 @@ fn build(mut file: Value, path: &Path, settings: &Settings) -> Result<JsonTokeni
     strip_model(&mut file["model"], &vocab, unk.as_deref())?;
     let model = guard::catch(|| serde_json::from_value::<ModelWrapper>(file["model"].take()));
     let model = model.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
-    let model = JsonModel { model, first, rest, prefix, added: outer, inner: inner_tokens };
+    let spells_all = !sentence_piece || (0..=u8::MAX).all(|byte| vocab.id(&format!("<0x{byte:02X}>")).is_some());
+    let model = JsonModel { model, first, rest, prefix, added: outer, inner: inner_tokens, spells_all };
     Ok(JsonTokenizer { vocab, model, leading, strips_space })
 }
 
 impl JsonModel {
+    /// What may become of a text's bytes.
+    pub fn losses(&self) -> Losses {
+        Losses {
+            shrinks: self.first.shrinks(),
+            spaces: self.added.take_spaces() || self.inner.take_spaces(),
+            unknown: !self.spells_all,
+        }
+    }
+
     /// Appends the ids of `text` to `ids`; `prefix` puts the file's prefix before it.
     ///
     /// # Errors

@@ -8,6 +8,7 @@
 //! `SentencePiece`, tiktoken and Hugging Face's `tokenizers` for the ids of ordinary text.
 
 mod added;
+mod bound;
 mod byte_level;
 mod chat;
 mod files;
@@ -27,6 +28,7 @@ mod vocab;
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
 
+use self::bound::{Bound, Losses};
 use self::byte_level::ByteLevel;
 use self::json::JsonModel;
 use self::special::{Part, TokenSet};
@@ -81,6 +83,9 @@ pub struct Tokenizer {
     /// Whether decoding drops a leading space.
     strips_space: bool,
     chat_template: Option<String>,
+    bound: Bound,
+    /// What [`Tokenizer::limit`] was told.
+    most_tokens: Option<usize>,
 }
 
 /// What a tokenizer is made of.
@@ -218,7 +223,14 @@ impl Tokenizer {
             .filter_map(|text| vocab.id(text).filter(|&id| vocab.is_marker(id)))
             .chain(eos_ids)
             .collect();
+        let losses = match &model {
+            Model::ByteLevel(_) => Losses::NONE,
+            Model::SentencePiece { pieces, .. } => pieces.losses(),
+            Model::Json(model) => model.losses(),
+        };
         Self {
+            bound: Bound::new(&vocab, losses),
+            most_tokens: None,
             markers,
             special,
             special_ids,
@@ -233,12 +245,49 @@ impl Tokenizer {
         }
     }
 
+    /// Refuses, from now on, prompts and chats that certainly have more than `tokens` tokens, before they are tokenised:
+    /// a model's context, in which they would not fit. What is refused later anyway would cost some 60 times its size.
+    pub fn limit(&mut self, tokens: usize) {
+        self.most_tokens = Some(tokens);
+    }
+
+    /// Refuses a text that is certainly above the [limit](Self::limit).
+    ///
+    /// # Errors
+    /// [`Error::Input`] for such a text.
+    pub fn check_length(&self, text: &str) -> Result<()> {
+        let Some(most) = self.most_tokens else { return Ok(()) };
+        let least = self.bound.least_tokens(text);
+        if least <= most {
+            return Ok(());
+        }
+        let reason = format!("at least {least} tokens are more than the model's context of {most}");
+        Err(Error::input(reason).with_hint("shorten the prompt"))
+    }
+
+    /// Tokenises the beginning of a text that may be very long: all of it, or at least `tokens` tokens, which are those
+    /// of the whole text. No [limit](Self::limit) holds. Otherwise as [`encode`](Self::encode).
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the text cannot be split into words.
+    pub fn encode_beginning(&self, text: &str, tokens: usize) -> Result<Vec<u32>> {
+        let ids = self.encode_parts(self.beginning(text, tokens), Place::Start, Cow::Borrowed)?;
+        Ok(self.with_bos(ids))
+    }
+
+    /// As much of a text as certainly has `tokens` tokens; the whole text if it may have fewer.
+    #[must_use]
+    pub fn beginning<'t>(&self, text: &'t str, tokens: usize) -> &'t str {
+        self.bound.beginning(text, tokens)
+    }
+
     /// Tokenises a raw prompt. Special tokens spelt out in it are recognised, and BOS comes first if the tokenizer's
     /// settings say so and the text does not begin with it.
     ///
     /// # Errors
-    /// [`Error::Input`] if the text cannot be split into words.
+    /// [`Error::Input`] if the text cannot be split into words, or is certainly above the [limit](Self::limit).
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.check_length(text)?;
         let ids = self.encode_parts(text, Place::Start, Cow::Borrowed)?;
         Ok(self.with_bos(ids))
     }

@@ -50,7 +50,12 @@ pub(super) struct Normalizer(Vec<NormalizeStep>);
 
 #[derive(Debug)]
 enum NormalizeStep {
-    Replace { pattern: Regex, content: String },
+    Replace {
+        pattern: Regex,
+        content: String,
+        /// Length of what it finds, if that is a text.
+        finds: Option<usize>,
+    },
     Other(NormalizerWrapper),
 }
 
@@ -90,15 +95,15 @@ impl Normalizer {
         let read = |step: &Value| {
             let step: NormalizeStep = if step["type"] == "Replace" {
                 let Replace { pattern, content } = parse(step)?;
-                let pattern = match pattern {
-                    ReplacePattern::String(text) => regex(&fancy_regex::escape(&text))?,
-                    ReplacePattern::Regex(pattern) => regex(&pattern)?,
+                let (pattern, finds) = match pattern {
+                    ReplacePattern::String(text) => (regex(&fancy_regex::escape(&text))?, Some(text.len())),
+                    ReplacePattern::Regex(pattern) => (regex(&pattern)?, None),
                 };
                 if pattern.is_match("").unwrap_or(true) {
                     return Err(format!("it replaces `{}`, which is found where nothing is", short(pattern.as_str())));
                 }
                 check_content(&content)?;
-                NormalizeStep::Replace { pattern, content }
+                NormalizeStep::Replace { pattern, content, finds }
             } else {
                 check_content(step["prepend"].as_str().unwrap_or_default())?;
                 NormalizeStep::Other(parse(step)?)
@@ -106,6 +111,11 @@ impl Normalizer {
             Ok(step)
         };
         steps(value, "normalizers", "normaliser")?.into_iter().map(read).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// How many bytes of a text become one, at most; `None` if there is no end to it.
+    fn shrinks(&self) -> Option<usize> {
+        self.0.iter().try_fold(1_usize, |factor, step| factor.checked_mul(step.shrinks()?))
     }
 
     /// Normalises a text.
@@ -116,7 +126,7 @@ impl Normalizer {
         let most = most_bytes(text.get());
         for step in &self.0 {
             match step {
-                NormalizeStep::Replace { pattern, content } => {
+                NormalizeStep::Replace { pattern, content, .. } => {
                     text.replace(Search { pattern, invert: false, grows: Some((content.len(), most)) }, content)?;
                 }
                 NormalizeStep::Other(step) => {
@@ -126,6 +136,24 @@ impl Normalizer {
             }
         }
         Ok(())
+    }
+}
+
+impl NormalizeStep {
+    fn shrinks(&self) -> Option<usize> {
+        match self {
+            Self::Replace { content, finds, .. } if !content.is_empty() => finds.map(|len| len.div_ceil(content.len())),
+            Self::Other(NormalizerWrapper::Prepend(_) | NormalizerWrapper::ByteLevel(_)) => Some(1),
+            Self::Other(NormalizerWrapper::Lowercase(_)) => Some(3),
+            // A character of four bytes may be a letter in a style, and four of these one composed character.
+            Self::Other(
+                NormalizerWrapper::NFC(_)
+                | NormalizerWrapper::NFD(_)
+                | NormalizerWrapper::NFKC(_)
+                | NormalizerWrapper::NFKD(_),
+            ) => Some(16),
+            _ => None,
+        }
     }
 }
 
@@ -187,6 +215,22 @@ impl Words {
 }
 
 impl WordStep {
+    /// Whether all of a text is in some word.
+    fn keeps_all(&self) -> bool {
+        match self {
+            Self::Split { behavior, .. } => *behavior != SplitDelimiterBehavior::Removed,
+            Self::Other(PreTokenizerWrapper::Punctuation(step)) => step.behavior != SplitDelimiterBehavior::Removed,
+            Self::Other(
+                PreTokenizerWrapper::Metaspace(_)
+                | PreTokenizerWrapper::Digits(_)
+                | PreTokenizerWrapper::UnicodeScripts(_)
+                | PreTokenizerWrapper::FixedLength(_),
+            )
+            | Self::Bytes { .. } => true,
+            Self::Other(_) => false,
+        }
+    }
+
     /// Every match of a pattern is a word, and so is what lies between two of them.
     ///
     /// # Errors
@@ -228,6 +272,11 @@ pub(super) struct Pipeline {
 }
 
 impl Pipeline {
+    /// How many bytes of a text become one that a model gets, at most; `None` if there is no end to it.
+    pub fn shrinks(&self) -> Option<usize> {
+        self.normalizer.shrinks().filter(|_| self.words.0.iter().all(WordStep::keeps_all))
+    }
+
     /// Appends the ids of a text to `ids`.
     ///
     /// * `added`: tokens that are looked for in the normalised text
