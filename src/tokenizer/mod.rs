@@ -251,13 +251,19 @@ impl Tokenizer {
         self.most_tokens = Some(tokens);
     }
 
+    /// A text has at least so many tokens, found out from its bytes alone.
+    #[must_use]
+    pub fn least_tokens(&self, text: &str) -> usize {
+        self.bound.least_tokens(text)
+    }
+
     /// Refuses a text that is certainly above the [limit](Self::limit).
     ///
     /// # Errors
     /// [`Error::Input`] for such a text.
     pub fn check_length(&self, text: &str) -> Result<()> {
         let Some(most) = self.most_tokens else { return Ok(()) };
-        let least = self.bound.least_tokens(text);
+        let least = self.least_tokens(text);
         if least <= most {
             return Ok(());
         }

@@ -4,13 +4,14 @@
 
 mod batch;
 mod bench;
+mod bounded;
 mod chat;
 mod device;
 mod errors;
 mod eval;
 mod hostile;
 mod runs;
-mod tiny_gguf;
+pub mod tiny_gguf;
 mod tune;
 
 use std::path::{Path, PathBuf};
