@@ -280,7 +280,8 @@ pub fn load_for(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Loaded> {
     let checkpoint = open(path)?;
-    let tokenizer = checkpoint.tokenizer()?;
+    let mut tokenizer = checkpoint.tokenizer()?;
+    tokenizer.limit(checkpoint.config.context_length);
     // Reading a large vocabulary leaves several times its size behind.
     memory::release_unused();
     let model = checkpoint.model_for(backend, dtype, progress)?;

@@ -1,6 +1,6 @@
 //! `chat`: a conversation at the terminal, every turn on top of the compressed cache.
 
-use std::io::{BufRead, ErrorKind, IsTerminal, Write};
+use std::io::{BufRead, ErrorKind, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -9,6 +9,7 @@ use adaptive_kvcache::config::AdaptiveConfig;
 use adaptive_kvcache::generate::{Conversation, FinishReason, GenerationOptions, Turn};
 use adaptive_kvcache::json::without_bom;
 use adaptive_kvcache::memory::process_memory;
+use adaptive_kvcache::reading::MAX_TEXT;
 use adaptive_kvcache::report::megabytes;
 use adaptive_kvcache::tokenizer::{ChatContext, ChatInput, ChatMessage};
 use adaptive_kvcache::{Error, files};
@@ -322,9 +323,12 @@ impl Input {
             },
             Self::Lines => {
                 let mut line = String::new();
-                let read = while_waiting(|| std::io::stdin().lock().read_line(&mut line));
+                let read = while_waiting(|| std::io::stdin().lock().take(MAX_TEXT).read_line(&mut line));
                 match read {
                     Ok(0) => Ok(None),
+                    Ok(len) if len as u64 == MAX_TEXT => {
+                        Err(Error::input(format!("a line of standard input has {MAX_TEXT} bytes or more")).into())
+                    }
                     Ok(_) => Ok(Some(without_bom(&line).to_owned())),
                     Err(error) if error.kind() == ErrorKind::InvalidData => {
                         Err(Error::input("standard input is not UTF-8 text").into())

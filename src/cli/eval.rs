@@ -22,6 +22,9 @@ pub use picture::{draw, panels};
 use table::Table;
 pub use table::{fidelity_heading, fidelity_line};
 
+/// Prose for tasks to hide facts in, of a very long text: so many times what one of them takes.
+const PROSE_FACTOR: usize = 8;
+
 /// A configuration under one of the budgets, or under none.
 struct Budgeted {
     name: String,
@@ -55,13 +58,14 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
     let session = args.measure.open(&kv_dtypes)?.with_chat_template(template);
     let variants = variants(&session, &configs, &kv_dtypes);
     let subject = session.subject();
+    let longest = args.contexts.iter().copied().max().unwrap_or(0);
     let plans = Plans {
         fidelity: FidelityPlan {
             greedy_tokens: args.greedy_tokens,
             layer_error: args.layer_error,
             ..args.measure.plan()
         },
-        ids: ids_without_bos(&session.loaded.tokenizer, &text)?,
+        ids: ids_without_bos(&session.loaded.tokenizer, &text, &args.measure.plan())?,
         tasks: TaskPlan {
             tasks,
             contexts: distinct(&args.contexts),
@@ -69,7 +73,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
             trials: args.trials,
             seed: args.seed,
         },
-        prose: &text,
+        prose: session.loaded.tokenizer.beginning(&text, longest.saturating_mul(PROSE_FACTOR)),
         answers: AnswerPlan { prompts: answer_prompts(&session, prompts, args)?, answer_tokens: args.answer_tokens },
     };
     plans.check(&subject)?;

@@ -8,15 +8,11 @@ use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 
 use tokenizers::models::bpe::{BPE, Vocab as BpeVocab};
-use tokenizers::pre_tokenizers::byte_level::ByteLevel as BytesPre;
 use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{
-    OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _, PreTokenizerWrapper, SplitDelimiterBehavior,
-    Tokenizer as HfTokenizer,
-};
+use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString};
 
+use super::added::AddedTokens;
+use super::pipeline::{GPT2, Normalizer, Pipeline, WordStep, Words, guarded};
 use super::special::{Part, TokenSet};
 use super::spm::SentencePiece;
 use super::vocab::{Kind, Vocab};
@@ -56,15 +52,10 @@ const PRE_TOKENIZERS: &[(&str, Pre, bool, bool)] = &[
 ];
 
 const PUNCTUATION: &str = r"[\p{P}$+<=>^~|]+";
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-/// Longest run of white space that is split, in bytes. The regex engine gives up at a million, and the crate around
-/// it would then leave the rest of the text in one piece without a word.
-const MAX_SPACES: usize = 500_000;
 
 /// A byte-level BPE model, ready to encode.
 #[derive(Debug)]
@@ -79,9 +70,9 @@ pub(super) struct ByteLevel {
 #[derive(Debug)]
 enum Merging {
     /// In the order of a list of pairs.
-    Pairs(Box<HfTokenizer>),
+    Pairs(Box<(Pipeline, BPE)>),
     /// By the rank of what results.
-    Ranks(Box<(PreTokenizerWrapper, SentencePiece)>),
+    Ranks(Box<(Words, SentencePiece)>),
 }
 
 impl ByteLevel {
@@ -90,9 +81,7 @@ impl ByteLevel {
     /// # Errors
     /// None in practice: the rule for words is a constant.
     pub fn by_rank(vocab: &Vocab) -> Result<Self> {
-        let words = pre_tokenizer(Pre::Llama3);
-        let words = words.map_err(|e| Error::bad_file(vocab.path(), format!("its tokenizer cannot be built: {e}")))?;
-        let merging = Merging::Ranks(Box::new((words, SentencePiece::by_rank(vocab))));
+        let merging = Merging::Ranks(Box::new((words(Pre::Llama3)?, SentencePiece::by_rank(vocab))));
         Ok(Self { merging, user_defined: TokenSet::default(), bos_by_default: true })
     }
 
@@ -116,11 +105,10 @@ impl ByteLevel {
             vocab.iter().filter(|(.., kind)| is_text(*kind)).map(|(id, text, _)| (text.to_owned(), id)).collect();
         let model =
             BPE::builder().vocab_and_merges(spellings, merges).ignore_merges(whole_words).build().map_err(failed)?;
-        let mut inner = HfTokenizer::new(model);
-        inner.with_pre_tokenizer(Some(pre_tokenizer(pre).map_err(failed)?));
+        let pipeline = Pipeline { normalizer: Normalizer::default(), words: words(pre)? };
         let user_defined = vocab.iter().filter(|(id, _, kind)| *kind == Kind::UserDefined && !vocab.is_marker(*id));
         let user_defined = TokenSet::new(user_defined.map(|(id, text, _)| (id, text)));
-        Ok(Self { merging: Merging::Pairs(Box::new(inner)), user_defined, bos_by_default })
+        Ok(Self { merging: Merging::Pairs(Box::new((pipeline, model))), user_defined, bos_by_default })
     }
 
     /// Whether a prompt begins with BOS if the file does not say.
@@ -132,13 +120,12 @@ impl ByteLevel {
     /// llama.cpp do it (`SmolLM2` has no token for some control characters).
     ///
     /// # Errors
-    /// [`Error::Input`] if the text cannot be split into words: it has half a million spaces in a row.
+    /// [`Error::Input`] if the text cannot be split into words: it has about a million spaces in a row.
     pub fn encode(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
-        check_spaces(text)?;
         for part in self.user_defined.split(text, |_| true) {
             match part {
                 Part::Token(id) => ids.push(id),
-                Part::Text(text) => self.merging.encode(text, ids).map_err(cannot_tokenise)?,
+                Part::Text(text) => self.merging.encode(text, ids)?,
             }
         }
         Ok(())
@@ -146,40 +133,26 @@ impl ByteLevel {
 }
 
 impl Merging {
-    fn encode(&self, text: &str, ids: &mut Vec<u32>) -> tokenizers::Result<()> {
+    fn encode(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
         match self {
-            Self::Pairs(inner) => ids.extend_from_slice(inner.encode_fast(text, false)?.get_ids()),
+            Self::Pairs(model) => {
+                let (pipeline, model) = &**model;
+                pipeline.encode(model, &AddedTokens::default(), text, ids)
+            }
             Self::Ranks(model) => {
                 let (words, pieces) = &**model;
                 let mut split = PreTokenizedString::from(text);
-                words.pre_tokenize(&mut split)?;
+                guarded(|| words.split(&mut split))?;
                 for (word, ..) in split.get_splits(OffsetReferential::Original, OffsetType::Byte) {
                     match pieces.whole(word) {
                         Some(id) => ids.push(id),
                         None => pieces.encode(word, false, ids),
                     }
                 }
+                Ok(())
             }
         }
-        Ok(())
     }
-}
-
-/// Refuses a text that the regex engine would not split.
-///
-/// # Errors
-/// [`Error::Input`] if it has more than [`MAX_SPACES`] bytes of white space in a row.
-pub(super) fn check_spaces(text: &str) -> Result<()> {
-    if text.len() > MAX_SPACES && text.split(|c: char| !c.is_whitespace()).any(|run| run.len() > MAX_SPACES) {
-        return Err(Error::input(format!("the text has more than {MAX_SPACES} bytes of white space in a row")));
-    }
-    Ok(())
-}
-
-/// What the Hugging Face crate says of a text, as this library's error.
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-pub(super) fn cannot_tokenise(error: tokenizers::Error) -> Error {
-    Error::input(format!("the text cannot be tokenised: {error}"))
 }
 
 /// Whether tokens of this kind are spelt by ordinary text.
@@ -216,22 +189,19 @@ fn checked_merges(vocab: &Vocab, merges: &[String]) -> Result<Vec<(String, Strin
     Ok(pairs)
 }
 
-/// The Hugging Face pre-tokenizer of a rule.
-fn pre_tokenizer(pre: Pre) -> tokenizers::Result<PreTokenizerWrapper> {
-    let split = |regex: &str| -> tokenizers::Result<PreTokenizerWrapper> {
-        let pattern = SplitPattern::Regex(regex.to_owned());
-        Ok(Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?.into())
-    };
+/// The steps of a rule.
+fn words(pre: Pre) -> Result<Words> {
+    let split = WordStep::isolated;
     let mut steps = match pre {
         Pre::Default => vec![split(PUNCTUATION)?, split(GPT2)?, split(r"\p{N}+")?, split("[0-9][0-9][0-9]")?],
         Pre::Gpt2 => vec![split(GPT2)?],
-        Pre::Digits => vec![Digits::new(true).into(), split(GPT2)?],
+        Pre::Digits => vec![WordStep::Other(Digits::new(true).into()), split(GPT2)?],
         Pre::Llama3 => vec![split(LLAMA3)?],
         Pre::Qwen2 => vec![split(QWEN2)?],
         Pre::Tekken => vec![split(TEKKEN)?],
     };
-    steps.push(BytesPre::new(false, true, false).into());
-    Ok(Sequence::new(steps).into())
+    steps.push(WordStep::Bytes { prefix: false, split: false });
+    Ok(Words::new(steps))
 }
 
 /// The character that spells a byte in a byte-level vocabulary: itself if it is visible Latin-1, else U+0100 onwards.
@@ -279,7 +249,7 @@ mod tests {
     /// The words that a rule makes of a text, with the bytes decoded.
     fn words(pre: Pre, text: &str) -> Vec<String> {
         let mut split = PreTokenizedString::from(text);
-        pre_tokenizer(pre).unwrap().pre_tokenize(&mut split).unwrap();
+        super::words(pre).unwrap().split(&mut split).unwrap();
         let parts = split.get_splits(OffsetReferential::Normalized, OffsetType::Byte);
         parts.into_iter().map(|(word, ..)| String::from_utf8(spelt_bytes(word).collect()).unwrap()).collect()
     }

@@ -103,6 +103,7 @@ impl Tokenizer {
 
     /// Tokenises what a template rendered: special tokens are found where all of their text is the template's.
     fn encode_marked(&self, marked: &Marked, place: Place) -> Result<Vec<u32>> {
+        self.check_length(marked.text())?;
         let found = |o: &Occurrence| !self.vocab.is_marker(o.id) || marked.may_be_token(&(o.start..o.start + o.len));
         let text = |text: &str, place: Place, ids: &mut Vec<u32>| self.encode_unforged(text, place, ids);
         self.encode_parts(marked.text(), place, found, text)

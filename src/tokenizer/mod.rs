@@ -8,6 +8,7 @@
 //! `SentencePiece`, tiktoken and Hugging Face's `tokenizers` for the ids of ordinary text.
 
 mod added;
+mod bound;
 mod byte_level;
 mod chat;
 mod ends;
@@ -16,6 +17,7 @@ mod folder;
 mod json;
 mod marked;
 mod messages;
+mod pipeline;
 mod sentencepiece;
 mod settings;
 mod special;
@@ -28,6 +30,7 @@ mod vocab;
 
 use std::collections::HashSet;
 
+use self::bound::{Bound, Losses};
 use self::byte_level::ByteLevel;
 use self::ends::Known;
 use self::json::JsonModel;
@@ -69,6 +72,9 @@ pub struct Tokenizer {
     /// What chat templates call the special tokens, and their spellings.
     named_tokens: Vec<(String, String)>,
     notes: Vec<String>,
+    bound: Bound,
+    /// What [`Tokenizer::limit`] was told.
+    most_tokens: Option<usize>,
 }
 
 /// What a tokenizer is made of.
@@ -215,7 +221,14 @@ impl Tokenizer {
             TokenSet::new(vocab.iter().filter(|(id, _, kind)| in_prompt(*id, *kind)).map(|(id, text, _)| (id, text)));
         let special_ids: Vec<u32> =
             vocab.iter().filter(|(.., kind)| *kind == Kind::Control).map(|(id, ..)| id).collect();
+        let losses = match &model {
+            Model::ByteLevel(_) => Losses::NONE,
+            Model::SentencePiece { pieces, .. } => pieces.losses(),
+            Model::Json(model) => model.losses(),
+        };
         Self {
+            bound: Bound::new(&vocab, losses),
+            most_tokens: None,
             markers,
             special,
             special_ids,
@@ -231,12 +244,59 @@ impl Tokenizer {
         }
     }
 
+    /// Refuses, from now on, prompts and chats that certainly have more than `tokens` tokens, before they are tokenised:
+    /// a model's context, in which they would not fit. What is refused later anyway would cost some 60 times its size.
+    pub fn limit(&mut self, tokens: usize) {
+        self.most_tokens = Some(tokens);
+    }
+
+    /// A text has at least so many tokens, found out from its bytes alone.
+    #[must_use]
+    pub fn least_tokens(&self, text: &str) -> usize {
+        self.bound.least_tokens(text)
+    }
+
+    /// Refuses a text that is certainly above the [limit](Self::limit).
+    ///
+    /// # Errors
+    /// [`Error::Input`] for such a text.
+    pub fn check_length(&self, text: &str) -> Result<()> {
+        let Some(most) = self.most_tokens else { return Ok(()) };
+        let least = self.least_tokens(text);
+        if least <= most {
+            return Ok(());
+        }
+        let reason = format!("at least {least} tokens are more than the model's context of {most}");
+        Err(Error::input(reason).with_hint("shorten the prompt"))
+    }
+
+    /// Tokenises the beginning of a text that may be very long: all of it, or at least `tokens` tokens, which are those
+    /// of the whole text. No [limit](Self::limit) holds. Otherwise as [`encode`](Self::encode).
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the text cannot be split into words.
+    pub fn encode_beginning(&self, text: &str, tokens: usize) -> Result<Vec<u32>> {
+        self.encode_unbounded(self.beginning(text, tokens))
+    }
+
+    /// As much of a text as certainly has `tokens` tokens; the whole text if it may have fewer.
+    #[must_use]
+    pub fn beginning<'t>(&self, text: &'t str, tokens: usize) -> &'t str {
+        self.bound.beginning(text, tokens)
+    }
+
     /// Tokenises a raw prompt. Special tokens spelt out in it are recognised, and BOS comes first if the tokenizer's
     /// settings say so and the text does not begin with it.
     ///
     /// # Errors
-    /// [`Error::Input`] if the text cannot be split into words.
+    /// [`Error::Input`] if the text cannot be split into words, or is certainly above the [limit](Self::limit).
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.check_length(text)?;
+        self.encode_unbounded(text)
+    }
+
+    /// As [`encode`](Self::encode), whatever the text's length.
+    fn encode_unbounded(&self, text: &str) -> Result<Vec<u32>> {
         let ids =
             self.encode_parts(text, Place::Start, |_| true, |text, place, ids| self.encode_text(text, place, ids))?;
         Ok(self.with_bos(ids))

@@ -8,6 +8,7 @@
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
 
+use super::bound::Losses;
 use super::special::TokenSet;
 use super::vocab::{Kind, Vocab};
 use crate::error::{Error, Result};
@@ -152,6 +153,11 @@ impl SentencePiece {
             // Never needed, since every byte has a token.
             fallback: Fallback::Unknown(0),
         }
+    }
+
+    /// What may become of a text's bytes.
+    pub fn losses(&self) -> Losses {
+        Losses { unknown: matches!(self.fallback, Fallback::Unknown(_)), ..Losses::NONE }
     }
 
     /// The token that a text is as a whole.

@@ -203,5 +203,5 @@ fn the_repeat_penalty_looks_at_earlier_turns() {
     let sampling = SamplingOptions { repeat_penalty: 3.0, ..SamplingOptions::default() };
     let options = GenerationOptions { sampling, ..options(2) };
     conversation.ask("q", &options, &mut (), &mut show).unwrap();
-    assert_eq!(conversation.messages().last().unwrap().content, "wr", "what was forgotten is not looked at");
+    assert_eq!(conversation.messages().last().unwrap().text(), "wr", "what was forgotten is not looked at");
 }

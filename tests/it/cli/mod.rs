@@ -4,6 +4,7 @@
 
 mod batch;
 mod bench;
+mod bounded;
 mod chat;
 mod device;
 mod drawn;
@@ -19,7 +20,7 @@ mod prompt_lines;
 mod runs;
 mod signals;
 mod templates;
-mod tiny_gguf;
+pub mod tiny_gguf;
 mod tune;
 mod turns;
 
