@@ -101,7 +101,9 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
             }
             Line::Stats => {
                 say(&stats(&conversation));
-                seed.iter().for_each(|seed| say(seed));
+                if let Some(seed) = &seed {
+                    say(seed);
+                }
                 Ok(())
             }
             Line::Help => {
@@ -122,7 +124,9 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
         }
         log.check()?;
     }
-    seed.iter().for_each(|seed| say(seed));
+    if let Some(seed) = &seed {
+        say(seed);
+    }
     Ok(Outcome::Done)
 }
 
