@@ -125,7 +125,9 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
             }
             Line::Stats => {
                 say(&stats(&conversation));
-                seed.iter().for_each(|seed| say(seed));
+                if let Some(seed) = &seed {
+                    say(seed);
+                }
                 Ok(())
             }
             Line::Help => {
@@ -150,7 +152,9 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
             return Ok(Outcome::Interrupted);
         }
     }
-    seed.iter().for_each(|seed| say(seed));
+    if let Some(seed) = &seed {
+        say(seed);
+    }
     Ok(Outcome::Done)
 }
 

@@ -73,7 +73,10 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
             Err(Error::Interrupted) => break,
             Err(error) => {
                 // What came before the failure is written, whole; the failure is what the run ends with.
-                let _ = writeln!(stdout, "{}", generation.held_back()).and_then(|()| stdout.flush());
+                let rest = generation.held_back();
+                text += &rest;
+                let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+                let _ = write!(stdout, "{rest}{end}").and_then(|()| stdout.flush());
                 return Err(error.into());
             }
         };
