@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::mem;
 use std::rc::Rc;
 
-use super::error::{Res, failed};
+use super::error::{Res, TemplateError, failed};
 use super::filters::{Filter, Getter};
 use super::interp::{CallArgs, Env, Vm};
 use super::tests::Test;
@@ -15,6 +15,8 @@ use super::value::{Charge, Dict, Range, Seq, Str, Value, View, bury};
 #[derive(Debug)]
 pub(super) struct Iter {
     type_name: &'static str,
+    /// What Python prints of it, without the address.
+    shown: &'static str,
     state: RefCell<State>,
     _charge: Charge,
 }
@@ -31,6 +33,10 @@ enum State {
     Lazy(Value, Option<Rc<Iter>>, Box<Lazy>),
 }
 
+pub(super) const SHOWN_MAP: &str = "generator object sync_do_map";
+pub(super) const SHOWN_SELECT: &str = "generator object select_or_reject";
+pub(super) const SHOWN_SLICE: &str = "generator object sync_do_slice";
+
 /// What a generator does with each element of its source.
 #[derive(Debug)]
 pub(super) enum Lazy {
@@ -43,17 +49,24 @@ pub(super) enum Lazy {
     Batch(usize, Option<Value>),
     /// How many columns.
     Columns(i128, Option<Value>),
+    /// The pairs of a mapping.
+    Items,
     /// The condition of a `for` loop.
     Condition(u32, Rc<Env>),
+    /// Wrong arguments, which a generator finds when its first element is asked for.
+    Wrong(&'static str, TemplateError),
 }
 
 impl Iter {
     fn with(type_name: &'static str, state: State) -> Rc<Self> {
-        Rc::new(Self { type_name, state: RefCell::new(state), _charge: Charge::new(128) })
+        let shown = if type_name == "generator" { "generator object" } else { type_name };
+        Rc::new(Self { type_name, shown, state: RefCell::new(state), _charge: Charge::new(128) })
     }
 
     pub fn lazy(source: Value, lazy: Lazy) -> Value {
-        Value::Iter(Self::with("generator", State::Lazy(source, None, Box::new(lazy))))
+        let shown = lazy.shown();
+        let state = RefCell::new(State::Lazy(source, None, Box::new(lazy)));
+        Value::Iter(Rc::new(Self { type_name: "generator", shown, state, _charge: Charge::new(128) }))
     }
 
     /// An iterator over values that are known.
@@ -63,6 +76,10 @@ impl Iter {
 
     pub fn type_name(&self) -> &'static str {
         self.type_name
+    }
+
+    pub fn shown(&self) -> &'static str {
+        self.shown
     }
 
     /// The next element.
@@ -101,12 +118,7 @@ impl Iter {
                 let iter = match iter {
                     Some(iter) => Rc::clone(iter),
                     None => {
-                        let asks_first = matches!(**lazy, Lazy::Attr(_) | Lazy::Filter(..) | Lazy::Select(..));
-                        let opened = if asks_first && !source.is_true() {
-                            Self::queue("generator", Vec::new())
-                        } else {
-                            vm.iter(source)?
-                        };
+                        let opened = lazy.open(vm, source)?;
                         Rc::clone(iter.insert(opened))
                     }
                 };
@@ -161,6 +173,39 @@ impl Drop for Iter {
 }
 
 impl Lazy {
+    /// What Python prints of the generator, without the address.
+    fn shown(&self) -> &'static str {
+        match self {
+            Self::Attr(_) | Self::Filter(..) => SHOWN_MAP,
+            Self::Select(..) => SHOWN_SELECT,
+            Self::Unique(..) => "generator object sync_do_unique",
+            Self::Batch(..) => "generator object do_batch",
+            Self::Columns(..) => SHOWN_SLICE,
+            Self::Items => "generator object do_items",
+            Self::Condition(..) => "generator object",
+            Self::Wrong(shown, _) => shown,
+        }
+    }
+
+    /// Asks the source for its elements.
+    fn open(&self, vm: &Vm, source: &Value) -> Res<Rc<Iter>> {
+        let may_be_nothing = match self {
+            Self::Attr(_) | Self::Filter(..) | Self::Select(..) => true,
+            Self::Wrong(shown, _) => matches!(*shown, SHOWN_MAP | SHOWN_SELECT),
+            _ => false,
+        };
+        if may_be_nothing && !source.is_true() {
+            return Ok(Iter::queue("generator", Vec::new()));
+        }
+        match (self, source) {
+            (Self::Wrong(_, error), _) => Err(error.clone()),
+            (Self::Items, Value::Undefined(_)) => vm.iter(source),
+            (Self::Items, Value::Dict(dict)) => vm.iter(&Value::View(Rc::clone(dict), View::Items)),
+            (Self::Items, _) => Err(failed("Can only get item pairs from a mapping.")),
+            _ => vm.iter(source),
+        }
+    }
+
     fn next(&mut self, vm: &Vm, source: &Iter) -> Res<Option<Value>> {
         if let Self::Batch(size, fill) = self {
             let mut batch = Vec::new();
@@ -205,7 +250,8 @@ impl Lazy {
                     }
                 }
                 Self::Condition(id, env) => vm.passes(*id, env, &value)?.then_some(value),
-                Self::Batch(..) | Self::Columns(..) => None,
+                Self::Items => Some(value),
+                Self::Batch(..) | Self::Columns(..) | Self::Wrong(..) => None,
             };
             if found.is_some() {
                 return Ok(found);
@@ -221,8 +267,8 @@ fn columns(vm: &Vm, source: &Iter, count: i128, fill: Option<&Value>) -> Res<Vec
     if count == 0 {
         return Err(failed("integer division or modulo by zero"));
     }
-    let Ok(count) = usize::try_from(count) else { return Ok(Vec::new()) };
-    let (each, extra) = (items.len() / count, items.len() % count);
+    let count = usize::try_from(count.max(0)).unwrap_or(usize::MAX);
+    let (each, extra) = (items.len() / count.max(1), items.len() % count.max(1));
     let (mut columns, mut start) = (Vec::new(), 0);
     for number in 0..count {
         vm.step()?;

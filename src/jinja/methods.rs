@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::Origin;
 use super::error::{Res, failed, unsupported};
-use super::filters::escaped;
+use super::filters::{escaped, flag};
 use super::interp::{CallArgs, Object, Vm, elements};
 use super::value::{Str, StrBuf, Undefined, Value, View};
 use super::{format, number, ops, text};
@@ -397,7 +397,7 @@ fn str_result(vm: &Vm, text: &Str, name: &'static str, args: CallArgs) -> Res<Va
         "split" | "rsplit" => split(vm, text, name, args),
         "splitlines" => {
             let [keep] = args.bind(name, ["keepends"], 0)?;
-            let keep = keep.is_some_and(|keep| keep.is_true());
+            let keep = flag(keep)?;
             let lines = text::lines(plain).map(|line| if keep { line } else { text::without_end(line) });
             parts(vm, text, lines)
         }

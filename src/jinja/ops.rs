@@ -440,7 +440,7 @@ pub(super) fn repr(vm: &Vm, value: &Value, out: &mut StrBuf) -> Res<()> {
             })
         }
         // Where it is in memory is anyone's guess in Python, too.
-        Value::Iter(iter) => plain(&format!("<{} object at 0x7f0000000000>", iter.type_name())),
+        Value::Iter(iter) => plain(&format!("<{} at 0x7f0000000000>", iter.shown())),
         Value::Object(object) => repr_object(vm, object, out),
     }
 }
