@@ -369,7 +369,8 @@ fn int(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     let found = match &value {
         Value::Str(text) => {
             vm.scanning(text.text().len())?;
-            let base = base.and_then(|base| u32::try_from(base).ok()).filter(|base| *base == 0 || (2..=36).contains(base));
+            let base =
+                base.and_then(|base| u32::try_from(base).ok()).filter(|base| *base == 0 || (2..=36).contains(base));
             let read = base.map_or(Ok(None), |base| number::parse_int(text.text(), base))?;
             match read {
                 Some(number) => Some(number),
@@ -409,6 +410,7 @@ fn groupby(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     let shown = Getter { parts: getter.parts.clone(), default: getter.default.clone(), ignore_case: false };
     let mut keyed = Vec::new();
     for item in vm.collect(&value)? {
+        vm.work(16)?;
         keyed.push((getter.get(vm, &item)?, item));
     }
     let sorted = ops::sort(vm, keyed, false)?;
@@ -491,6 +493,7 @@ fn join(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
         }
         first = false;
         let item = getter.get(vm, &item)?;
+        vm.work(4)?;
         let part = vm.str(&item)?;
         vm.copying(separator.text().len() + part.text().len())?;
         out.push_str(&part)?;
@@ -575,7 +578,7 @@ fn replace(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     }
     let text = parts.remove(0);
     parts.extend(count.filter(|count| !count.is_none()));
-    methods::call(vm, &text, "replace", CallArgs { positional: parts, named: Vec::new() })
+    methods::call(vm, &text, "replace", CallArgs::of(parts))
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "Python rounds, too")]
@@ -652,7 +655,7 @@ fn striptags(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     let mut words = words.finish();
     for (entity, plain) in [("&lt;", "<"), ("&gt;", ">"), ("&#39;", "'"), ("&#34;", "\""), ("&amp;", "&")] {
         if words.text().contains(entity) {
-            let args = CallArgs { positional: vec![Value::text(entity), Value::text(plain)], named: Vec::new() };
+            let args = CallArgs::of(vec![Value::text(entity), Value::text(plain)]);
             if let Value::Str(text) = methods::call(vm, &Value::Str(words.clone()), "replace", args)? {
                 words = text;
             }
@@ -692,7 +695,7 @@ fn sum(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
 fn title(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     args.only::<0>("title", 0)?;
     let text = vm.str(&value)?;
-    vm.scanning(text.text().len() * 4)?;
+    vm.scanning(text.text().len() * 8)?;
     let is_break = |c: char| text::is_space(c) || matches!(c, '-' | '(' | '{' | '[' | '<');
     let mut out = vm.buf();
     let mut at_start = true;
@@ -732,7 +735,7 @@ fn truncate(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
 
 fn quote(vm: &Vm, value: &Value, query: bool, out: &mut StrBuf) -> Res<()> {
     let text = vm.str(value)?;
-    vm.scanning(text.text().len() * 2)?;
+    vm.scanning(text.text().len() * 8)?;
     for (at, c) in text.text().char_indices() {
         let origin = text.origin_at(at);
         if c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | '~') || (c == '/' && !query) {
@@ -773,7 +776,7 @@ fn urlencode(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
 fn wordcount(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     args.only::<0>("wordcount", 0)?;
     let text = vm.str(&value)?;
-    vm.scanning(text.text().len())?;
+    vm.scanning(text.text().len() * 4)?;
     let words = text.text().split(|c| !text::is_word(c)).filter(|word| !word.is_empty()).count();
     Ok(Value::Int(words as i128))
 }

@@ -59,19 +59,24 @@ pub(super) enum Lazy {
 
 impl Iter {
     fn with(type_name: &'static str, state: State) -> Rc<Self> {
-        let shown = if type_name == "generator" { "generator object" } else { type_name };
-        Rc::new(Self { type_name, shown, state: RefCell::new(state), _charge: Charge::new(128) })
+        Rc::new(Self { type_name, shown: type_name, state: RefCell::new(state), _charge: Charge::new(128) })
     }
 
     pub fn lazy(source: Value, lazy: Lazy) -> Value {
         let shown = lazy.shown();
+        let args = match &lazy {
+            Lazy::Filter(_, args) | Lazy::Select(_, Some((_, args)), _) => args.len(),
+            _ => 0,
+        };
+        let _charge = Charge::new(256 + args * size_of::<Value>());
         let state = RefCell::new(State::Lazy(source, None, Box::new(lazy)));
-        Value::Iter(Rc::new(Self { type_name: "generator", shown, state, _charge: Charge::new(128) }))
+        Value::Iter(Rc::new(Self { type_name: "generator", shown, state, _charge }))
     }
 
     /// An iterator over values that are known.
     pub fn queue(type_name: &'static str, values: Vec<Value>) -> Rc<Self> {
-        Self::with(type_name, State::Queue(values.into()))
+        let _charge = Charge::new(128 + values.capacity() * size_of::<Value>());
+        Rc::new(Self { type_name, shown: type_name, state: RefCell::new(State::Queue(values.into())), _charge })
     }
 
     pub fn type_name(&self) -> &'static str {
@@ -87,7 +92,7 @@ impl Iter {
     /// # Errors
     /// Those of the filter or test behind it.
     pub fn next(&self, vm: &Vm) -> Res<Option<Value>> {
-        vm.step()?;
+        vm.work(2)?;
         let _deeper = vm.deeper()?;
         let Ok(mut state) = self.state.try_borrow_mut() else { return Err(failed("generator already executing")) };
         let found = match &mut *state {
@@ -143,8 +148,10 @@ impl Iter {
     /// Those of [`Iter::next`], and if they are too many.
     pub fn collect(&self, vm: &Vm) -> Res<Vec<Value>> {
         let mut values = Vec::new();
+        let mut charge = Charge::default();
         while let Some(value) = self.next(vm)? {
             vm.push(&mut values, value)?;
+            charge.at_least(values.capacity() * size_of::<Value>());
         }
         Ok(values)
     }
@@ -228,20 +235,28 @@ impl Lazy {
         while let Some(value) = source.next(vm)? {
             let found = match self {
                 Self::Attr(getter) => Some(getter.get(vm, &value)?),
-                Self::Filter(filter, args) => Some(filter(vm, value, args.clone())?),
+                Self::Filter(filter, args) => {
+                    vm.work(args.len() as u64)?;
+                    Some(filter(vm, value, args.clone())?)
+                }
                 Self::Select(getter, test, keep) => {
                     let tested = match getter {
                         Some(getter) => getter.get(vm, &value)?,
                         None => value.clone(),
                     };
                     let passes = match test {
-                        Some((test, args)) => test(vm, &tested, args.clone())?,
+                        Some((test, args)) => {
+                            vm.work(args.len() as u64)?;
+                            test(vm, &tested, args.clone())?
+                        }
                         None => tested.is_true(),
                     };
                     (passes == *keep).then_some(value)
                 }
                 Self::Unique(getter, seen) => {
+                    vm.work(16)?;
                     let key = getter.get(vm, &value)?;
+                    vm.keying(&key)?;
                     if seen.get(&key)?.is_some() {
                         None
                     } else {
@@ -309,7 +324,7 @@ impl Vm<'_> {
     pub fn collect(&self, value: &Value) -> Res<Vec<Value>> {
         match value {
             Value::List(items) | Value::Tuple(items) => {
-                self.work(items.items.len() as u64 / 4)?;
+                self.work(items.items.len() as u64 / 2)?;
                 Ok(items.items.clone())
             }
             _ => self.iter(value)?.collect(self),

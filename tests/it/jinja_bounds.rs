@@ -76,14 +76,14 @@ fn values_are_bounded() {
     doubling("'aaaaaaaa'", "(ns.x, ns.x)|string");
     doubling("'aaaaaaaa'", "[ns.x, ns.x]|tojson");
     doubling("'é'", "(ns.x|urlencode)|replace('%', 'é')");
-    doubling("'\\n'", "ns.x|indent(9)|replace(' ', '\\n')");
     doubling("[1]", "ns.x + ns.x");
     doubling("[1]", "ns.x * 2");
     doubling("(1, 2)", "ns.x + ns.x");
     doubling("'ab'", "(ns.x|list + ns.x|list)|join");
     doubling("[1]", "[ns.x, ns.x]|sum(start=[])");
     doubling("'a'", "dict(a=ns.x, b=ns.x)|string");
-    doubling("['x']", "[ns.x, ns.x]");
+    beyond("{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}");
+    beyond("{% set ns = namespace(x=(1,)) %}{% for i in range(50) %}{% set ns.x = (ns.x, ns.x) %}{% endfor %}{{ {ns.x: 1} }}");
     beyond("{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = ns.x + [ns.x] %}{% endfor %}");
     beyond("{{ 'a' * 10**9 }}");
     beyond("{{ 10**9 * 'a' }}");
@@ -176,8 +176,8 @@ fn work_on_large_values_costs() {
         "'zz' in x", "x == y", "x < y", "x.find('zz')", "x.count('zz')", "x|upper", "x|length and x[::-1]", "x|replace('zz', '')",
         "x.strip('ab ')", "x.split('zz')", "x|tojson", "x|string and [x]|string", "x|title", "x.isalpha()", "x|wordcount",
         "x|escape", "x.startswith(x)", "r|sort", "r == r[:]", "r + r", "-1 in r", "r|max", "r|tojson", "r|string", "r|join",
-        "r|unique|list", "r|batch(2)|groupby(0)", "r|reverse|list", "r[:]", "r.index(-1)", "r.count(0)", "dict(r|batch(2))", "x|urlencode",
-        "x|xmlattr if false else x|striptags", "x|first in x|last", "{x: 1}[y]", "x|wordwrap", "x|indent", "x|trim",
+        "r|unique|list", "r|batch(2)|groupby(0)", "r|reverse|list", "r[:]", "r.index(89999)", "r.count(0)", "dict(r|batch(2))", "x|urlencode",
+        "x|striptags", "x|first in x|last", "{x: 1}[y]", "x|wordwrap", "x|indent", "x|trim",
         "x.splitlines()", "x.partition('zz')", "x|list", "x.swapcase()", "x.casefold()", "(x, 1) in [(y, 1)]", "x.title()",
         "x % ()", "x.format()", "x ~ y", "x.expandtabs()", "x.removeprefix(y)", "x.join('ab')", "x|truncate(9)", "x|int", "x|float",
         "x is lower", "x is upper", "x|e|e", "x|batch(3)|list", "x|slice(3)|list", "r|map('string')|list", "r|sum",
