@@ -65,10 +65,10 @@ for round in $(seq "$rounds"); do
             settings=$(for cache in $caches; do [ "${cache##*:}" = "$dtype" ] && echo "${cache%:*}"; done | paste -sd, || true)
             echo "round $round of $rounds, $count threads: this program, $settings, $dtype" >&2
             options=()
-            [ -z "$contexts" ] || options+=(--contexts "$(list $contexts)")
+            [ -z "$contexts" ] || options+=(--contexts "$(list $contexts)" --new-tokens "$new_tokens")
             [ -z "$prefill" ] || options+=(--prefill "$(list $prefill)")
             target/release/adaptive-kvcache bench --model "$model" --prompt-file "$text" --threads "$count" \
-                --settings "$settings" --kv-dtype "$dtype" "${options[@]}" --new-tokens "$new_tokens" --runs 1 \
+                --settings "$settings" --kv-dtype "$dtype" "${options[@]}" --runs 1 \
                 --json "$work/ours-$round-$count-$dtype.json" >&2
         done
     done

@@ -16,7 +16,9 @@
 #   DEVICE            cpu, cuda, cuda:N or metal: where to compute; cuda and metal build for it (to target/cuda or
 #                     target/metal; see "Build for a GPU" in the README). Without it, the CPU
 #   CHAT              1: wrap the prompt in the model's chat template (default for the fetched model), 0: do not
+#   IMAGE_DIR         folder of the heatmaps, if not images/
 #
+# An empty variable counts as unset, and one loses against an option that it conflicts with.
 # Each head's choice is appended to logs/test.log. More options, such as `--report run.json`, are passed on.
 set -euo pipefail
 
@@ -45,10 +47,7 @@ cd "$here"
 # The binary for a GPU finds CUDA's libraries where it was built with them.
 [ -z "${CUDA_HOME:-}" ] || export LD_LIBRARY_PATH=$CUDA_HOME/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 
-# Given variables that are empty mean the default.
-for name in PROMPT MAX_NEW_TOKENS CONFIG; do
-    [ -n "${!name:-}" ] || unset "$name"
-done
 [ -z "${DEVICE:-}" ] || set -- --device "$DEVICE" "$@"
-[ -n "${CONFIG:-}" ] || set -- --config "$root/configs/config.json" "$@"
-exec "$binary" generate --model "$model" --log-file "$root/logs/test.log" --image-dir "$root/images" "$@"
+# What is not typed is left to variables, which lose against options.
+export CONFIG=${CONFIG:-$root/configs/config.json} IMAGE_DIR=${IMAGE_DIR:-$root/images}
+exec "$binary" generate --model "$model" --log-file "$root/logs/test.log" "$@"

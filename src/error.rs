@@ -46,6 +46,10 @@ pub enum Error {
     #[error("shape mismatch in {what}: expected {expected}, got {got}")]
     Shape { what: &'static str, expected: String, got: String },
 
+    /// The model computed what is not a number, so that nothing can be drawn, kept or compared by it.
+    #[error("not a number: {what}{}", place.as_ref().map(|place| format!(" ({place})")).unwrap_or_default())]
+    NotANumber { what: String, place: Option<String>, hint: Option<String> },
+
     /// A computation on tensors failed.
     #[error("tensor computation failed: {0}")]
     Tensor(#[from] candle_core::Error),
@@ -81,6 +85,22 @@ impl Error {
         Self::Hub { reason: reason.into(), hint: None }
     }
 
+    /// Something computed that is not a number; `what` names it and says where it is, such as "the output of layer 3".
+    pub fn not_a_number(what: impl Into<String>) -> Self {
+        Self::NotANumber { what: what.into(), place: None, hint: None }
+            .with_hint("the model's weights hold values that are no numbers, or values overflow: try --dtype f32 and --kv-dtype f32, or fetch the model again")
+    }
+
+    /// Says in what run something [was no number](Self::NotANumber), such as a prompt or a cache, unless that is known;
+    /// other errors are returned as they are.
+    #[must_use]
+    pub fn in_place(mut self, run: impl FnOnce() -> String) -> Self {
+        if let Self::NotANumber { place: place @ None, .. } = &mut self {
+            *place = Some(run());
+        }
+        self
+    }
+
     /// A size that is not the expected one.
     pub fn shape(what: &'static str, expected: impl std::fmt::Debug, got: impl std::fmt::Debug) -> Self {
         Self::Shape { what, expected: format!("{expected:?}"), got: format!("{got:?}") }
@@ -95,7 +115,8 @@ impl Error {
         | Self::Unsupported { hint, .. }
         | Self::Config { hint, .. }
         | Self::Input { hint, .. }
-        | Self::Hub { hint, .. } = &mut self
+        | Self::Hub { hint, .. }
+        | Self::NotANumber { hint, .. } = &mut self
         {
             *hint = Some(text.into());
         }
@@ -112,7 +133,8 @@ impl Error {
             | Self::Unsupported { hint, .. }
             | Self::Config { hint, .. }
             | Self::Input { hint, .. }
-            | Self::Hub { hint, .. } => hint.as_deref(),
+            | Self::Hub { hint, .. }
+            | Self::NotANumber { hint, .. } => hint.as_deref(),
             _ => None,
         }
     }

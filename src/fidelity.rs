@@ -1,4 +1,8 @@
 //! How far two next-token distributions agree: what a smaller cache costs.
+//!
+//! What is not a number, on either side, is never taken for agreement.
+
+use crate::numbers::{at_least_zero, has_nan};
 
 /// Natural log-probabilities of a row of logits. An empty row stays empty.
 #[must_use]
@@ -13,21 +17,35 @@ pub fn log_softmax(logits: &[f32]) -> Vec<f32> {
 /// Kullback-Leibler divergence `sum p (ln p - ln q)`, in nats, of two rows of log-probabilities.
 ///
 /// * `reference`: p, the full cache's; `other`: q, the compressed cache's
+///
+/// NaN if either holds a NaN, or both are not equally long or empty; infinite if q rules out what p does not.
 #[must_use]
 pub fn kl_divergence(reference: &[f32], other: &[f32]) -> f64 {
-    let terms = reference.iter().zip(other).filter(|(p, _)| **p > f32::NEG_INFINITY).map(|(&p, &q)| {
+    if reference.is_empty() || reference.len() != other.len() {
+        return f64::NAN;
+    }
+    let terms = reference.iter().zip(other).map(|(&p, &q)| {
         let (p, q) = (f64::from(p), f64::from(q));
-        p.exp() * (p - q)
+        // A token without any probability adds nothing, whatever the other says of it; but NaN is no such token.
+        if p.exp() == 0.0 && !q.is_nan() { 0.0 } else { p.exp() * (p - q) }
     });
-    let divergence = terms.sum::<f64>();
-    // Rounding may leave it a little below 0; what is not a number must not look like agreement.
-    if divergence < 0.0 { 0.0 } else { divergence }
+    // Rounding may leave it a little below 0.
+    at_least_zero(terms.sum())
 }
 
-/// Index of the largest value; of equal ones the lowest. `None` for an empty row.
+/// Index of the largest value; of equal ones the lowest. `None` for an empty row, and for one that holds a NaN.
 #[must_use]
 pub fn argmax(row: &[f32]) -> Option<usize> {
+    if has_nan(row) {
+        return None;
+    }
     row.iter().enumerate().max_by(|(i, a), (j, b)| a.total_cmp(b).then(j.cmp(i))).map(|(index, _)| index)
+}
+
+/// Whether two rows have the same most probable token. `false` if either has none.
+#[must_use]
+pub fn same_top1(a: &[f32], b: &[f32]) -> bool {
+    argmax(a).is_some_and(|top| argmax(b) == Some(top))
 }
 
 /// The `count` most probable tokens with their log-probabilities, most probable first; of equal ones the lower id.
@@ -70,8 +88,8 @@ impl Agreement {
         Self {
             equal_tokens: reference_ids.iter().zip(other_ids).take_while(|(a, b)| a == b).count(),
             reference_tokens: reference_ids.len(),
-            kl_mean: pairs().map(|(p, q)| kl_divergence(p, q)).sum::<f64>() / count,
-            top1_agreement: pairs().filter(|(p, q)| argmax(p) == argmax(q)).count() as f64 / count,
+            kl_mean: at_least_zero(pairs().map(|(p, q)| kl_divergence(p, q)).sum::<f64>() / count),
+            top1_agreement: pairs().filter(|(p, q)| same_top1(p, q)).count() as f64 / count,
             positions,
         }
     }
@@ -89,7 +107,26 @@ mod tests {
         // p = (1/2, 1/2), q = (1/4, 3/4): 1/2 ln 2 + 1/2 ln(2/3)
         let expected = 0.5 * 2f64.ln() + 0.5 * (2.0 / 3.0f64).ln();
         assert!((kl_divergence(&p, &q) - expected).abs() < 1e-6);
-        assert!(kl_divergence(&p, &[f32::NAN; 2]).is_nan());
+        assert_eq!(format!("{:.5}", kl_divergence(&[0.0, f32::NEG_INFINITY], &[0.0, -1.0])), "0.00000");
+    }
+
+    #[test]
+    fn what_is_not_a_number_never_agrees() {
+        let (p, nan) = (log_softmax(&[0.0, 1.0]), f32::NAN);
+        for bad in [[nan; 2], [nan, 0.0], [0.0, -nan], [f32::NEG_INFINITY, nan]] {
+            assert!(kl_divergence(&p, &bad).is_nan() && kl_divergence(&bad, &p).is_nan(), "{bad:?}");
+            assert!(!same_top1(&bad, &bad), "{bad:?}");
+            let agreement = Agreement::measure(&[1], &[1], &[bad.to_vec()], &[bad.to_vec()]);
+            assert!(agreement.kl_mean.is_nan() && agreement.top1_agreement == 0.0, "{agreement:?}");
+        }
+        // All minus infinity: no distribution either.
+        assert!(kl_divergence(&log_softmax(&[f32::NEG_INFINITY; 2]), &p).is_nan());
+        assert!(kl_divergence(&[], &[]).is_nan() && kl_divergence(&p, &p[..1]).is_nan());
+        // What one rules out and the other does not is infinitely far, not unknown.
+        assert_eq!(kl_divergence(&p, &[0.0, f32::NEG_INFINITY]), f64::INFINITY);
+        // A text of one token has no positions to compare.
+        let agreement = Agreement::measure(&[1], &[1], &[], &[]);
+        assert_eq!(format!("{:.5}", agreement.kl_mean), "0.00000");
     }
 
     #[test]

@@ -1,52 +1,109 @@
-//! Writing files so that a reader never meets half of one.
+//! Writing files so that a reader never meets half of one, whatever the path leads to.
+//!
+//! A file is written beside its place and then put there whole. Pipes, devices and the process's own descriptors
+//! (`/dev/stdout`, `/dev/fd/63`) cannot be replaced: what is written to them comes behind what they were given before.
+//!
+//! Not for: reading, and not for logs, whose lines are added one by one (but see [`open_to_append`]).
 
-use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+mod target;
+mod temporary;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
 
 use crate::error::{Error, Result};
+use target::Target;
 
-/// Writes a file by way of a temporary one in the same folder, which takes its place when it is complete.
+/// What helps against a path that cannot be written to.
+const HINT: &str = "choose a folder that you may write to";
+
+/// Writes a whole file, by way of a temporary one in the same folder, which takes its place when it is complete. Mode and,
+/// where the system lets us, owner of a file that was there stay; links are followed.
 ///
-/// * `write`: writes the whole content to the path that it is given; that path has `path`'s extension
+/// To a stream (see [`is_stream`]) `content` is written as it is.
 ///
 /// # Errors
 /// [`Error::Io`] with `path`; an existing file is then as it was.
-pub fn replace(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let target = follow_links(path);
-    if target.metadata().is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
-        // A device or a pipe has no content that could be half-written, and must not be replaced by a file.
-        return write(&target).map_err(|source| Error::io("write", path, source));
-    }
-    let Some(name) = target.file_name() else {
-        let source = io::Error::new(io::ErrorKind::InvalidInput, "not the name of a file");
-        return Err(Error::io("write", path, source));
+pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    let write = || match Target::of(path)? {
+        Target::Descriptor(mut file) => file.write_all(content),
+        Target::Stream(path) => open_stream(&path)?.write_all(content),
+        Target::File(path) => temporary::replace(&path, content),
     };
-    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-    let mut temporary = format!(".{}.{}-{count}.tmp", name.to_string_lossy(), std::process::id());
-    if let Some(extension) = target.extension() {
-        temporary.push('.');
-        temporary += &extension.to_string_lossy();
-    }
-    let temporary = target.with_file_name(temporary);
-    write(&temporary).and_then(|()| std::fs::rename(&temporary, &target)).map_err(|source| {
-        // It may never have come to be; nothing more can be done about it.
-        let _ = std::fs::remove_file(&temporary);
-        Error::io("write", path, source)
-    })
+    write().map_err(|source| Error::io("write", path, source))
 }
 
-/// Where a chain of symbolic links leads, whether or not there is a file.
-fn follow_links(path: &Path) -> PathBuf {
-    /// Longer chains are circles.
-    const MAX_LINKS: usize = 16;
-    let mut path = path.to_owned();
-    for _ in 0..MAX_LINKS {
-        let Ok(link) = std::fs::read_link(&path) else { break };
-        path = path.parent().map_or_else(|| link.clone(), |folder| folder.join(&link));
+/// Whether a path leads to what cannot be replaced: a pipe, a device, or a descriptor of this process. What is written
+/// there once stays, so that a content that is still to grow should wait until it is complete.
+#[must_use]
+pub fn is_stream(path: &Path) -> bool {
+    matches!(Target::of(path), Ok(Target::Descriptor(_) | Target::Stream(_)))
+}
+
+/// Opens a file, or a stream, to write behind what is there. The folder is made if it is missing.
+///
+/// # Errors
+/// The operating system's.
+pub fn open_to_append(path: &Path) -> io::Result<File> {
+    match Target::of(path)? {
+        Target::Descriptor(file) => Ok(file),
+        Target::Stream(path) => open_stream(&path),
+        Target::File(path) => {
+            if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+                std::fs::create_dir_all(folder)?;
+            }
+            OpenOptions::new().create(true).append(true).open(path)
+        }
     }
-    path
+}
+
+fn open_stream(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).open(path)
+}
+
+/// Finds out whether a file can be written, before anything is done for it; makes its folder if that is missing, and
+/// clears away what killed runs have left there.
+///
+/// # Errors
+/// [`Error::Input`] for an empty path; [`Error::Io`] if it cannot be written, with a hint.
+pub fn check(path: &Path) -> Result<()> {
+    if path.as_os_str().is_empty() {
+        return Err(Error::input("the name of a file to write is empty").with_hint("name a file"));
+    }
+    let failed = |source: io::Error| {
+        let hint = if source.kind() == io::ErrorKind::IsADirectory { "name a file in it" } else { HINT };
+        Error::io("write", path, source).with_hint(hint)
+    };
+    match Target::of(path).map_err(failed)? {
+        Target::Descriptor(_) => target::hold(path).map_err(failed),
+        Target::Stream(target) => target::check_access(&target).map_err(failed),
+        Target::File(target) => {
+            if target.exists() {
+                target::check_access(&target).map_err(failed)?;
+            }
+            match target.parent() {
+                Some(folder) if !folder.as_os_str().is_empty() => check_folder(folder),
+                _ => check_folder(Path::new(".")),
+            }
+        }
+    }
+}
+
+/// Makes a folder if it is missing, and finds out whether files can be made in it; clears away what killed runs have left
+/// there.
+///
+/// # Errors
+/// [`Error::Io`] with `folder`, and a hint.
+pub fn check_folder(folder: &Path) -> Result<()> {
+    let probe = || {
+        if folder.exists() && !folder.is_dir() {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        std::fs::create_dir_all(folder)?;
+        temporary::probe(folder)
+    };
+    probe().map_err(|source| Error::io("write to folder", folder, source).with_hint(HINT))
 }
 
 #[cfg(test)]
@@ -54,18 +111,82 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_write_leaves_the_old_file_and_nothing_else() {
+    fn a_file_is_replaced_whole_and_nothing_is_left_beside_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.json");
-        replace(&path, |temporary| std::fs::write(temporary, "old")).unwrap();
-        let failing = |temporary: &Path| {
-            std::fs::write(temporary, "half")?;
-            Err(io::Error::other("full disk"))
-        };
-        let error = replace(&path, failing).unwrap_err();
-        assert_eq!(error.to_string(), format!("failed to write `{}`: full disk", path.display()));
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "old");
+        replace(&path, b"old").unwrap();
+        replace(&path, b"new").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
-        assert!(replace(Path::new("/"), |_| Ok(())).is_err());
+        for path in [Path::new("/"), Path::new(""), folder.path()] {
+            assert!(replace(path, b"x").is_err() && check(path).is_err(), "{path:?}");
+        }
+    }
+
+    /// The longest name that a file can have leaves no room for a longer one.
+    #[test]
+    fn names_may_be_as_long_as_the_system_lets_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("\u{e9}".repeat(127));
+        check(&path).unwrap();
+        replace(&path, b"x").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"x");
+        let error = check(&folder.path().join("n".repeat(256))).unwrap_err().to_string();
+        assert!(error.contains("nnn") && error.contains("too long"), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn mode_and_links_stay() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("real"), "old").unwrap();
+        std::fs::set_permissions(at("real"), PermissionsExt::from_mode(0o640)).unwrap();
+        symlink("real", at("one")).unwrap();
+        symlink(at("one"), at("two")).unwrap();
+        replace(&at("two"), b"new").unwrap();
+        assert!(at("one").is_symlink() && at("two").is_symlink());
+        assert_eq!(std::fs::read(at("real")).unwrap(), b"new");
+        assert_eq!(std::fs::metadata(at("real")).unwrap().permissions().mode() & 0o7777, 0o640);
+        symlink("circle", at("circle")).unwrap();
+        assert!(check(&at("circle")).is_err());
+        symlink("new/later", at("dangling")).unwrap();
+        check(&at("dangling")).unwrap();
+        replace(&at("dangling"), b"x").unwrap();
+        assert_eq!(std::fs::read(at("new/later")).unwrap(), b"x");
+    }
+
+    /// A name need not be text.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_name_may_be_any_bytes() {
+        use std::os::unix::ffi::OsStrExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(std::ffi::OsStr::from_bytes(b"r\xff.json"));
+        check(&path).unwrap();
+        replace(&path, b"x").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"x");
+    }
+
+    /// A descriptor's earlier content stays, and the later one comes behind it.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_descriptor_is_written_to_where_it_stands() {
+        use std::os::fd::AsRawFd;
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"text\n").unwrap();
+        let fd = file.as_file().as_raw_fd();
+        for path in [format!("/dev/fd/{fd}"), format!("/proc/self/fd/{fd}"), format!("/proc/thread-self/fd/{fd}")] {
+            let path = Path::new(&path);
+            assert!(is_stream(path), "{path:?}");
+            check(path).unwrap();
+            replace(path, b"report\n").unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(file.path()).unwrap(), "text\nreport\nreport\nreport\n");
+        let reading = File::open(file.path()).unwrap();
+        let path = format!("/dev/fd/{}", reading.as_raw_fd());
+        assert!(check(Path::new(&path)).is_err(), "it is open for reading only");
+        assert!(check(Path::new("/dev/fd/987654")).is_err(), "it is not open");
     }
 }

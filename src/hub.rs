@@ -3,7 +3,8 @@
 //! The layout is `models--owner--name/{blobs,snapshots,refs}`
 //! (<https://huggingface.co/docs/huggingface_hub/guides/manage-cache>); what is asked for are the hub's
 //! `api/models/{id}/revision/{revision}` and `{id}/resolve/{commit}/{file}`. A reference is written last, so that what it
-//! leads to is complete; a transfer that ends early is continued by the next one.
+//! leads to is complete; a transfer that ends early is continued by the next one. What is there is compared with what the
+//! hub says of it, and fetched anew if it is damaged.
 //!
 //! Not for: settings from the environment (the caller's), uploads, data sets, reading the files.
 
@@ -21,7 +22,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::json::bytes_without_bom;
 use choice::{Choice, Target};
-use http::{Client, Failure, is_whole, tell};
+use http::{Client, Failure, damage, is_whole, tell};
 
 /// The revision that is meant if none is given.
 const DEFAULT_REVISION: &str = "main";
@@ -65,6 +66,8 @@ pub enum Progress<'a> {
     Asking { what: &'a str },
     /// `done` of `size` bytes of a file are there.
     File { name: &'a str, done: u64, size: u64 },
+    /// A file in the cache is not what the hub says of it, and is fetched anew.
+    Damaged { name: &'a str, reason: &'a str },
     /// The hub is not to be asked or cannot be, and a copy in the cache is taken.
     Cached { reason: &'a str, path: &'a Path },
 }
@@ -171,15 +174,25 @@ fn fetch_online(
 
     let mut get = |name: &str| -> Result<(), Failure> {
         let pointer = store.pointer(commit, name);
-        if pointer.is_file() {
-            return Ok(());
-        }
         tell(observer, Progress::Asking { what: name })?;
         let url = format!("{endpoint}/{}/resolve/{commit}/{}", id.repo, escape(name, true));
         let metadata = client.metadata(&url)?;
         let blob = store.repo.blob_path(&metadata.etag);
+        for path in [&pointer, &blob] {
+            if path.is_file()
+                && let Some(reason) = damage(path, &metadata)?
+            {
+                tell(observer, Progress::Damaged { name, reason: &reason })?;
+                // A link keeps leading to the content's place, where it is fetched to.
+                let content = path.canonicalize().unwrap_or_else(|_| path.clone());
+                std::fs::remove_file(&content).map_err(|source| Error::io("remove", &content, source))?;
+            }
+        }
+        if pointer.is_file() {
+            return Ok(());
+        }
         make_folder(&blob)?;
-        if !is_whole(&blob, metadata.size) {
+        if !is_whole(&blob, &metadata)? {
             client.download(name, &url, &metadata, &blob, observer)?;
         }
         link(&blob, &pointer, name).map_err(Failure::from)

@@ -20,7 +20,7 @@
 //! | [`attention`], [`cache`] | prefill with statistics, decode over ragged heads; what is kept |
 //! | [`profile`], [`policy`] | the search; one file for each policy |
 //! | [`jinja`] | chat templates of strangers, run within bounds |
-//! | [`kernels`], [`ops`], [`device`], [`config`], [`tokens`], [`error`], [`files`], [`json`], [`memory`] | leaves |
+//! | [`kernels`], [`ops`], [`device`], [`config`], [`tokens`], [`error`], [`files`], [`json`], [`memory`], [`numbers`], [`stop`] | leaves |
 //!
 //! The library never prints, exits or reads the environment.
 
@@ -41,11 +41,13 @@ pub mod json;
 pub mod kernels;
 pub mod memory;
 pub mod model;
+pub mod numbers;
 pub mod ops;
 pub mod plot;
 pub mod policy;
 pub mod profile;
 pub mod report;
+pub mod stop;
 pub mod tokenizer;
 pub mod tokens;
 pub mod tune;

@@ -20,6 +20,7 @@ use crate::kernels::attend::HeadRows;
 use crate::kernels::gemm::{Matrix, MatrixMut};
 use crate::kernels::vector::{self, instruction_set};
 use crate::profile::stats::{HeadStats, LayerStats, StatsRequest, UnscaledRows, unscaled_row_difference};
+use crate::stop;
 
 /// Scores that a tile may hold: they should stay in a core's cache between the two products.
 const TILE_SCORES: usize = 192 * 1024;
@@ -308,6 +309,7 @@ pub fn prefill(
         let mut out = vec![0.0; strip.num_rows * group_size * head_dim]; // [num_rows, group_size, head_dim]
         let Scratch { queries, weights, scales, log_sums, products } = scratch;
         for tile in strips.tiles(strip) {
+            stop::check()?;
             let map = strips.map(tile, queries, weights, scales, log_sums);
             for (head, stats) in head_stats.iter_mut().enumerate() {
                 stats.add_rows(request, map.head(head));
@@ -372,7 +374,7 @@ pub fn prefill(
 /// Returns `[levels]` for each pair: the largest over the rows and the query heads of the KV head.
 ///
 /// # Errors
-/// [`Error::Shape`] if sizes do not fit.
+/// [`Error::Shape`] if sizes do not fit; [`Error::Interrupted`] if a [stop] is requested.
 pub fn largest_differences(
     layout: HeadLayout,
     block: QueryBlock<'_>,
@@ -394,6 +396,9 @@ pub fn largest_differences(
         let num_keys = keys.past_len(strip.kv_head) + keys.len();
         let mut worst = vec![0.0f32; masks.len()];
         for tile in strips.tiles(strip) {
+            if stop::is_requested() {
+                break;
+            }
             let map = strips.map(tile, queries, weights, scales, log_sums);
             for (_, scale, weights) in (0..layout.group_size()).flat_map(|head| map.head(head).rows()) {
                 for (worst, mask) in worst.iter_mut().zip(masks) {
@@ -403,6 +408,7 @@ pub fn largest_differences(
         }
         worst
     });
+    stop::check()?;
     let mut worst: Vec<Vec<f32>> = pending.iter().map(|(_, masks)| vec![0.0; masks.len()]).collect();
     for (strip, result) in strips.list.iter().zip(results) {
         if let Some(slot) = slot(strip.kv_head) {

@@ -20,6 +20,7 @@ use super::{HeadLayout, expect_len};
 use crate::error::{Error, Result};
 use crate::kernels::gemm::{Matrix, MatrixMut};
 use crate::kernels::vector::{self, instruction_set};
+use crate::stop;
 
 /// Query rows that are turned by the same number of positions.
 const CHUNK_ROWS: usize = 256;
@@ -67,7 +68,7 @@ pub fn stride(prompt_len: usize) -> usize {
 /// that stands for others counts as often as there are others.
 ///
 /// # Errors
-/// [`Error::Shape`] if sizes do not fit.
+/// [`Error::Shape`] if sizes do not fit; [`Error::Interrupted`] if a [stop] is requested.
 pub fn squared_attention(replay: Replay<'_>) -> Result<Vec<Vec<f32>>> {
     let Replay { layout, queries, keys, log_sums, .. } = replay;
     let prompt_len = keys.len();
@@ -83,12 +84,16 @@ pub fn squared_attention(replay: Replay<'_>) -> Result<Vec<Vec<f32>>> {
     let section = |&(kv_head, section): &(usize, usize)| {
         let mut sums = vec![vec![0.0; keys.past_len(kv_head) + prompt_len]; group_size];
         for chunk in section * chunks / SECTIONS..(section + 1) * chunks / SECTIONS {
+            if stop::is_requested() {
+                break;
+            }
             let rows = chunk * CHUNK_ROWS..((chunk + 1) * CHUNK_ROWS).min(prompt_len);
             Chunk::new(replay, kv_head, rows).add(&mut sums);
         }
         sums
     };
     let parts: Vec<Vec<Vec<f32>>> = tasks.par_iter().with_max_len(1).map(section).collect();
+    stop::check()?;
     let mut heads = Vec::with_capacity(layout.num_heads);
     for parts in parts.chunks(SECTIONS) {
         let mut sums = parts[0].clone();

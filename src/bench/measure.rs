@@ -1,5 +1,7 @@
 //! Going through the cases of a plan.
 
+use std::ops::ControlFlow;
+
 use super::clock::{Clock, Spread, timed};
 use super::read_loop::read_rate;
 use super::row::{Reading, Row, Work};
@@ -8,7 +10,7 @@ use crate::cache::{AdaptiveKvCache, KvDtype, Retention};
 use crate::error::{Error, Result};
 use crate::generate::{Sampler, SamplingOptions};
 use crate::memory;
-use crate::model::{Llama, PrefillOptions};
+use crate::model::{Llama, PrefillObserver, PrefillOptions};
 
 /// Prompt tokens of a prefill that only warms up: what a first run pays for (weights read from disk, threads started) it
 /// pays within so many.
@@ -100,9 +102,19 @@ pub trait Observer: Send {
     /// Whatever the observer's own work fails with; it ends the measurements.
     fn row(&mut self, row: Row) -> Result<()>;
 
-    /// Asked after each round of runs. `true` ends the measurements; the cases under way end with the runs they have.
+    /// Asked after each round of runs, and while prompts are read. `true` ends the measurements; the cases under way end
+    /// with the runs they have.
     fn is_over(&self) -> bool {
         false
+    }
+}
+
+/// Ends a prefill when the measurements are to end.
+struct Watch<'a>(&'a dyn Observer);
+
+impl PrefillObserver for Watch<'_> {
+    fn progress(&mut self, _done: usize, _total: usize) -> ControlFlow<()> {
+        if self.0.is_over() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 }
 
@@ -124,6 +136,9 @@ pub fn run(subject: Subject<'_>, plan: &Plan, clock: &dyn Clock, observer: &mut 
     for &threads in &plan.threads {
         observer.starts(&format!("reading memory with {threads} threads"));
         let loop_gb_per_s = read_rate(threads);
+        if observer.is_over() {
+            return Ok(());
+        }
         observer.read_rate(threads, loop_gb_per_s);
         for context in plan.lengths() {
             let stage = Stage { subject, plan, clock, threads, loop_gb_per_s, context };
@@ -191,22 +206,26 @@ impl Stage<'_> {
         let is_timed = self.plan.prefill.contains(&self.context);
         let needs_cache = self.plan.contexts.contains(&self.context);
         let (warmup, runs) = if is_timed { (self.plan.warmup, self.plan.runs) } else { (0, 1) };
-        for run in 0..warmup + runs {
+        'runs: for run in 0..warmup + runs {
             let is_warm_up = run < warmup;
             let len = if is_warm_up { self.context.min(WARM_UP_TOKENS) } else { self.context };
             for index in 0..variants.len() {
                 variants[index].filled = None;
                 let waiting = waiting_bytes(variants);
                 let variant = &mut variants[index];
-                observer.starts(&self.describe(Work::Prefill, variant, run, warmup, runs));
+                let what = self.describe(Work::Prefill, variant, run, warmup, runs);
+                observer.starts(&what);
                 let mut cache = self.subject.model.new_cache(variant.kv_dtype, variant.setting.retention.clone())?;
                 memory::release_unused();
                 memory::reset_peak();
                 let prompt = &self.subject.prompt[..len];
                 let Subject { model, prefill_options, .. } = self.subject;
                 let (prefill, time_ms) =
-                    timed(self.clock, || model.prefill_with(prompt, &mut cache, prefill_options, &mut ()));
-                let logits = prefill?.logits;
+                    timed(self.clock, || model.prefill_with(prompt, &mut cache, prefill_options, &mut Watch(observer)));
+                let logits = match prefill {
+                    Err(Error::Interrupted) => break 'runs,
+                    prefill => prefill.map_err(|error| error.in_place(|| what))?.logits,
+                };
                 if is_warm_up {
                     continue;
                 }
@@ -225,10 +244,11 @@ impl Stage<'_> {
     /// Decodes on forks of the variants' caches.
     fn decode(&self, variants: &mut [Variant<'_>], observer: &mut dyn Observer) -> Result<()> {
         let Plan { warmup, runs, new_tokens, .. } = *self.plan;
-        for run in 0..warmup + runs {
+        'runs: for run in 0..warmup + runs {
             let waiting = waiting_bytes(variants);
             for variant in &mut *variants {
-                observer.starts(&self.describe(Work::Decode, variant, run, warmup, runs));
+                let what = self.describe(Work::Decode, variant, run, warmup, runs);
+                observer.starts(&what);
                 let Some(filled) = &variant.filled else { continue };
                 memory::release_unused();
                 let mut fork = filled.cache.clone();
@@ -239,7 +259,11 @@ impl Stage<'_> {
                 let mut kv_bytes_read = 0;
                 for _ in 0..new_tokens {
                     let (logits, time_ms) = timed(self.clock, || self.subject.model.decode(id, &mut fork));
-                    id = sampler.sample(&logits?)?;
+                    let logits = match logits {
+                        Err(Error::Interrupted) => break 'runs,
+                        logits => logits.map_err(|error| error.in_place(|| what.clone()))?,
+                    };
+                    id = sampler.sample(&logits)?;
                     times_ms.push(time_ms);
                     kv_bytes_read += fork.bytes().kept;
                 }

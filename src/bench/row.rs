@@ -83,9 +83,5 @@ impl Reading {
 /// # Errors
 /// [`Error::Io`](crate::Error::Io) if the file cannot be written; it is then as it was.
 pub fn write_rows(path: &Path, rows: &[Row]) -> Result<()> {
-    crate::files::replace(path, |temporary| {
-        let mut json = serde_json::to_vec_pretty(rows)?;
-        json.push(b'\n');
-        std::fs::write(temporary, json)
-    })
+    crate::report::write_json(rows, path)
 }

@@ -3,9 +3,9 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
 use serde_json::Value;
 
+use super::mapped::MappedFile;
 use crate::error::{Error, Result};
 use crate::json::bytes_without_bom;
 
@@ -16,7 +16,7 @@ const MAX_JSON_BYTES: u64 = 4 << 20;
 ///
 /// # Errors
 /// [`Error::Io`] if it cannot be opened; [`Error::Unsupported`], with `hint`, if it is a folder or no regular file.
-pub(super) fn map_file(path: &Path, hint: &str) -> Result<Mmap> {
+pub(super) fn map_file(path: &Path, hint: &str) -> Result<MappedFile> {
     // Asked before the file is opened: opening a pipe would wait for its writer.
     let metadata = std::fs::metadata(path).map_err(|source| Error::io("open", path, source).with_hint(hint))?;
     if !metadata.is_file() {
@@ -24,8 +24,7 @@ pub(super) fn map_file(path: &Path, hint: &str) -> Result<Mmap> {
         return Err(Error::unsupported(format!("loading {kind} (`{}`)", path.display())).with_hint(hint));
     }
     let file = std::fs::File::open(path).map_err(|source| Error::io("open", path, source))?;
-    // SAFETY: the mapping is read-only; as with every mapped model file, nobody may shorten the file meanwhile.
-    unsafe { Mmap::map(&file) }.map_err(|source| Error::io("map", path, source))
+    MappedFile::new(&file, path).map_err(|source| Error::io("map", path, source))
 }
 
 /// Reads a JSON file.

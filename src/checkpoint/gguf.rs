@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::quantized::GgmlDType;
-use memmap2::Mmap;
 
 use super::files::map_file;
+use super::mapped::MappedFile;
 use super::tensors::{StoredDtype, StoredTensor, TensorData, Tensors};
 use crate::error::{Error, Result};
 use crate::kernels::quant::SharedBytes;
@@ -64,7 +64,7 @@ pub struct TensorEntry {
 #[derive(Debug)]
 pub struct GgufFile {
     path: PathBuf,
-    mmap: Arc<Mmap>,
+    mmap: Arc<MappedFile>,
     metadata: HashMap<String, Value>,
     tensors: HashMap<String, TensorEntry>,
 }

@@ -192,6 +192,7 @@ pub fn vocab(file: &GgufFile) -> Result<GgufVocab> {
             named_templates.push((name.to_owned(), source));
         }
     }
+    let other_ends = ["eom_token_id", "fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id"];
     Ok(GgufVocab {
         path: file.path().to_owned(),
         model: file.string(&key("model"))?.ok_or_else(|| file.error("metadata `tokenizer.ggml.model` is missing"))?,
@@ -203,6 +204,7 @@ pub fn vocab(file: &GgufFile) -> Result<GgufVocab> {
         bos_id: id("bos_token_id")?,
         eos_id: id("eos_token_id")?,
         eot_id: id("eot_token_id")?,
+        other_end_ids: other_ends.into_iter().filter_map(|name| id(name).transpose()).collect::<Result<_>>()?,
         unk_id: id("unknown_token_id")?,
         add_bos: file.boolean(&key("add_bos_token"))?,
         add_eos: file.boolean(&key("add_eos_token"))?,
@@ -210,5 +212,6 @@ pub fn vocab(file: &GgufFile) -> Result<GgufVocab> {
         other_ids,
         chat_template: file.string("tokenizer.chat_template")?,
         named_templates,
+        notes: Vec::new(),
     })
 }

@@ -16,6 +16,7 @@ mod files;
 pub mod gguf;
 pub mod hf_config;
 pub mod llama;
+mod mapped;
 pub mod meta;
 mod pickle;
 pub mod pth;
@@ -28,6 +29,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 pub use gguf::GgufFile;
+pub use mapped::with_file_at;
 pub use pth::PthFile;
 pub use weights::WeightDtype;
 
@@ -84,6 +86,7 @@ pub struct Checkpoint {
     assembly: Assembly,
     tensors: Tensors,
     tokenizer: TokenizerSource,
+    notes: Vec<String>,
 }
 
 impl Checkpoint {
@@ -118,6 +121,13 @@ impl Checkpoint {
             TokenizerSource::Gguf(file) => Some(file),
             TokenizerSource::Folder(..) => None,
         }
+    }
+
+    /// What a user should know of the files though they can be used: what they leave open or have wrong, and what is done
+    /// instead. One sentence each, in lower case. Those about the tokenizer are [`Tokenizer::notes`].
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Whether the output layer is the embedding.
@@ -236,6 +246,14 @@ pub struct Loaded {
     pub weights_bytes: usize,
     /// Bytes of the weights that decoding one token reads, see [`Checkpoint::decode_bytes`].
     pub decode_bytes: usize,
+    checkpoint_notes: Vec<String>,
+}
+
+impl Loaded {
+    /// What a user should know of the model though it runs: [`Checkpoint::notes`] and [`Tokenizer::notes`].
+    pub fn notes(&self) -> impl Iterator<Item = &str> {
+        self.checkpoint_notes.iter().chain(self.tokenizer.notes()).map(String::as_str)
+    }
 }
 
 /// Loads a model that the CPU kernels compute, and its tokenizer.
@@ -274,6 +292,7 @@ pub fn load_for(
         dtype: checkpoint.dtype_name(held),
         weights_bytes: checkpoint.tensors.bytes(),
         decode_bytes: checkpoint.decode_bytes(held),
+        checkpoint_notes: checkpoint.notes,
     })
 }
 
@@ -358,6 +377,7 @@ fn open_gguf(path: &Path) -> Result<Checkpoint> {
         },
         tensors,
         tokenizer: TokenizerSource::Gguf(first),
+        notes: Vec::new(),
     })
 }
 
@@ -374,6 +394,7 @@ fn open_hugging_face(path: &Path, folder: &Path, weights: &Path) -> Result<Check
         assembly,
         tensors: safetensors::open_any(weights)?,
         tokenizer: TokenizerSource::Folder(folder.to_owned(), ids),
+        notes: Vec::new(),
     })
 }
 
@@ -393,6 +414,7 @@ fn open_meta(folder: &Path) -> Result<Checkpoint> {
             output: OutputLayer::OwnIfPresent,
         },
         tokenizer: TokenizerSource::Folder(folder.to_owned(), ids),
+        notes: Vec::new(),
     })
 }
 

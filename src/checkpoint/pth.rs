@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::quantized::GgmlDType;
-use memmap2::Mmap;
 
 use super::files::map_file;
 use super::gguf::TensorEntry;
+use super::mapped::MappedFile;
 use super::pickle::{self, Id, Pickle, Storage, Tensor, Value, shown};
 use super::zip;
 use crate::error::{Error, Result};
@@ -35,7 +35,7 @@ const WRAPPERS: [&str; 2] = ["model", "state_dict"];
 #[derive(Debug)]
 pub struct PthFile {
     path: PathBuf,
-    mmap: Arc<Mmap>,
+    mmap: Arc<MappedFile>,
     tensors: HashMap<String, TensorEntry>,
 }
 
@@ -92,12 +92,7 @@ impl PthFile {
     /// Tells the operating system that bytes of the file are not needed in memory for now. They stay readable.
     pub(super) fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
-        {
-            // SAFETY: the mapping is read-only and backed by the file; pages that are read again have the same bytes.
-            // A refusal only costs memory.
-            let advice = memmap2::UncheckedAdvice::DontNeed;
-            let _ = unsafe { self.mmap.unchecked_advise_range(advice, range.start, range.len()) };
-        }
+        self.mmap.release(range);
         #[cfg(not(unix))]
         let _ = range;
     }

@@ -1,8 +1,9 @@
 //! Options of all commands, as the user writes them.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use adaptive_kvcache::Error;
 use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::checkpoint::WeightDtype;
 use adaptive_kvcache::config::{Budget, FASTGEN, parse_size};
@@ -12,6 +13,8 @@ use adaptive_kvcache::policy::{METHODS, POLICIES};
 use adaptive_kvcache::tune::Limit;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use rand::TryRngCore;
+use rand::rngs::OsRng;
 
 /// Tokens to generate from a prompt, if the user does not say.
 pub const DEFAULT_NEW_TOKENS: usize = 128;
@@ -205,9 +208,9 @@ pub struct SamplingArgs {
     /// How many of the latest tokens the penalty looks at
     #[arg(long, default_value_t = 64, value_name = "N")]
     pub repeat_last_n: usize,
-    /// Seed of the random numbers
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
+    /// Seed of the random numbers, to repeat a run [default: another one each time, which is told]
+    #[arg(long)]
+    pub seed: Option<u64>,
     /// End where this text would begin; may be given several times
     #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub stop: Vec<String>,
@@ -217,9 +220,16 @@ pub struct SamplingArgs {
 }
 
 impl SamplingArgs {
+    /// Draws a seed if there is need of one that the user does not give.
+    ///
     /// * `max_new_tokens`: if the user does not say
-    pub fn options(&self, max_new_tokens: usize) -> GenerationOptions {
-        GenerationOptions {
+    pub fn options(&self, max_new_tokens: usize) -> Result<GenerationOptions, Error> {
+        let seed = match self.seed {
+            Some(seed) => seed,
+            None if self.temperature > 0.0 => drawn_seed()?,
+            None => 0,
+        };
+        Ok(GenerationOptions {
             max_new_tokens: self.max_new_tokens.unwrap_or(max_new_tokens),
             sampling: SamplingOptions {
                 temperature: self.temperature,
@@ -228,12 +238,20 @@ impl SamplingArgs {
                 min_p: self.min_p,
                 repeat_penalty: self.repeat_penalty,
                 repeat_last_n: self.repeat_last_n,
-                seed: self.seed,
+                seed,
             },
             stop: self.stop.clone(),
             ignore_eos: self.ignore_eos,
-        }
+        })
     }
+}
+
+/// A seed that nobody can foretell, short enough to be typed again.
+pub fn drawn_seed() -> Result<u64, Error> {
+    let drawn = OsRng.try_next_u32().map_err(|error| std::io::Error::other(error.to_string()));
+    drawn.map(u64::from).map_err(|source| {
+        Error::io("draw a seed from", "the operating system", source).with_hint("give one with --seed")
+    })
 }
 
 fn number(text: &str, accept: impl Fn(f32) -> bool, expected: &str) -> Result<f32, String> {
@@ -302,9 +320,16 @@ pub struct CacheArgs {
     /// Configuration of the adaptive cache (JSON) [default: the original's values]
     #[arg(long, env = "CONFIG", value_name = "PATH")]
     pub config: Option<PathBuf>,
-    /// Log that each head's choice is appended to; its folder is made if missing
-    #[arg(long, default_value = "logs/test.log", value_name = "PATH")]
-    pub log_file: PathBuf,
+    /// Log that each head's choice is appended to; its folder is made if missing [default: logs/test.log]
+    #[arg(long, value_name = "PATH")]
+    pub log_file: Option<PathBuf>,
+}
+
+impl CacheArgs {
+    /// Where the log is, whoever said so.
+    pub fn log_path(&self) -> &Path {
+        self.log_file.as_deref().unwrap_or(Path::new("logs/test.log"))
+    }
 }
 
 /// How much a method with a budget keeps, as a share.

@@ -12,9 +12,9 @@ use adaptive_kvcache::memory::process_memory;
 use adaptive_kvcache::report::{BatchReport, BatchTextReport, ModelReport, megabytes, size};
 use anyhow::Context;
 
-use super::args::{DEFAULT_NEW_TOKENS, GenerateArgs, PromptArgs};
-use super::generate::{check_report_path, outputs};
-use super::interrupt::{interrupted, listen};
+use super::args::{DEFAULT_NEW_TOKENS, GenerateArgs, PromptArgs, drawn_seed};
+use super::generate::places;
+use super::interrupt::{interrupted, listen, while_writing};
 use super::logging::Log;
 use super::prompts::{Prompt, Prompts};
 use super::session::{Observer, Session, config, opening, per_second};
@@ -28,15 +28,17 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
             .into());
     }
     let config = config(args.cache.config.as_deref(), args.kept_ratio.budget())?;
+    places(args).check()?;
     let prompts = Prompts::read(path)?;
     let template = args.run.prompt.dialogue.template()?;
-    outputs(args)?;
-    let log = Log::start(&args.cache.log_file)?;
-    if let Some(path) = &args.report {
-        check_report_path(path)?;
-    }
+    let log = Log::start(&args.cache)?;
     listen()?;
-    let options = args.run.sampling.options(DEFAULT_NEW_TOKENS);
+    let mut options = args.run.sampling.options(DEFAULT_NEW_TOKENS)?;
+    // Lines may be drawn though the command line says that the best token is taken.
+    if prompts.draw() && args.run.sampling.seed.is_none() && !options.sampling.is_random() {
+        options.sampling.seed = drawn_seed()?;
+    }
+    let seed = (prompts.draw() || options.sampling.is_random()).then_some(options.sampling.seed);
     let session = Session::open(&args.run.model)?.with_chat_template(template);
     let PromptArgs { chat, dialogue, go_on, .. } = &args.run.prompt;
     let chat = *chat || dialogue.asks_for_chat();
@@ -81,12 +83,12 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     texts.sort_by_key(|text| text.index);
     if !args.quiet {
         // Nobody may be listening any more: the report is still written.
-        let _ = print(&summary, &texts, args.batch.kv_budget);
+        let _ = print(&summary, &texts, args.batch.kv_budget, seed);
     }
     let ended = texts.iter().filter(|text| text.finish_reason != FinishReason::Interrupted).count();
     if let Some(path) = &args.report {
         let (device, attention) = session.device();
-        BatchReport {
+        let report = BatchReport {
             version: env!("CARGO_PKG_VERSION"),
             model: ModelReport::new(&args.run.model.model, &session.loaded),
             device,
@@ -106,8 +108,8 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
             decode_tokens_per_s: per_second(summary.decoded_tokens, summary.decode_time),
             peak_rss_bytes: process_memory().unwrap_or_default().peak,
             texts,
-        }
-        .write(path)?;
+        };
+        while_writing(path, || report.write(path))?;
     }
     output.written.context(STDOUT_FAILED)?;
     Ok(if ended < count { Outcome::Interrupted } else { Outcome::Done })
@@ -144,7 +146,13 @@ impl InOrder {
     }
 }
 
-fn print(summary: &BatchSummary, texts: &[BatchTextReport], budget: Option<usize>) -> std::io::Result<()> {
+/// * `seed`: present if it mattered
+fn print(
+    summary: &BatchSummary,
+    texts: &[BatchTextReport],
+    budget: Option<usize>,
+    seed: Option<u64>,
+) -> std::io::Result<()> {
     let mut stderr = std::io::stderr().lock();
     let kv = texts.iter().map(|text| CacheBytes {
         raw: text.kv.raw_bytes,
@@ -152,7 +160,9 @@ fn print(summary: &BatchSummary, texts: &[BatchTextReport], budget: Option<usize
         allocated: text.kv.allocated_bytes,
     });
     let kv: CacheBytes = kv.sum();
-    writeln!(stderr, "\n{} texts, at most {} at a time", texts.len(), summary.most_sequences)?;
+    let cut = texts.iter().filter(|text| text.finish_reason == FinishReason::Context).count();
+    let cut = if cut > 0 { format!(", {cut} cut where the model's context ends") } else { String::new() };
+    writeln!(stderr, "\n{} texts, at most {} at a time{cut}", texts.len(), summary.most_sequences)?;
     writeln!(
         stderr,
         "prefill  {} tokens in {:.0} ms, {:.1} tokens/s",
@@ -167,6 +177,9 @@ fn print(summary: &BatchSummary, texts: &[BatchTextReport], budget: Option<usize
         summary.decode_time.as_secs_f64() * 1e3,
         per_second(summary.decoded_tokens, summary.decode_time)
     )?;
+    if let Some(seed) = seed {
+        writeln!(stderr, "seed     {seed}")?;
+    }
     let of_budget = budget.map_or_else(String::new, |budget| format!(", of {} allowed", size(budget)));
     // The texts of one time grow beside one another; the prompts' sizes are of all times together.
     writeln!(stderr, "KV cache {} at most at a time{of_budget}", size(summary.most_kv_bytes))?;

@@ -12,9 +12,10 @@ use adaptive_kvcache::tokenizer::Tokenizer;
 use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
 
-use super::args::{BenchArgs, FileArgs, ModelArgs};
-use super::interrupt::{interrupted, listen};
-use super::measure::{Lines, Names, kv_dtypes, mb_cell};
+use super::args::{BenchArgs, ModelArgs};
+use super::interrupt::{interrupted, listen, while_waiting, while_writing};
+use super::measure::{self, Lines, Names, kv_dtypes, mb_cell};
+use super::places::Places;
 use super::session::{Session, read_text};
 use super::{Outcome, STDOUT_FAILED, plain};
 
@@ -36,8 +37,10 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
     if let Some(budget) = args.budget.budget() {
         set_budget(&mut configs, budget)?;
     }
-    let files = FileArgs { json: args.json.clone(), csv: None, plot: args.plot.clone() };
-    files.check(&[])?;
+    let places = Places::of(&args.model).reads("--prompt-file", args.prompt_file.as_ref());
+    let files = args.settings.iter().filter(|name| *name != FULL);
+    let places = files.fold(places, |places, file| places.reads("--settings", Some(file)));
+    places.writes("--json", args.json.as_ref()).writes("--plot", args.plot.as_ref()).check()?;
     let text = match &args.prompt_file {
         Some(path) => &read_text(path)?,
         None => TEXT,
@@ -90,8 +93,9 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
     output.lines.finish();
     // A reader of the table that went away hides no failure, and keeps no picture from being drawn.
     measured?;
+    output.write(true)?;
     if let Some(path) = &args.plot {
-        draw(path, &args.model, &output.rows, &output.names)?;
+        while_writing(path, || draw(path, &args.model, &output.rows, &output.names))?;
     }
     output.lines.into_printed().context(STDOUT_FAILED)?;
     Ok(if interrupted() { Outcome::Interrupted } else { Outcome::Done })
@@ -136,7 +140,7 @@ fn set_budget(configs: &mut [Option<AdaptiveConfig>], budget: Budget) -> Result<
 fn first_tokens(tokenizer: &Tokenizer, text: &str, len: usize) -> Result<Vec<u32>> {
     let mut text = text.to_owned();
     loop {
-        let mut ids = tokenizer.encode(&text)?;
+        let mut ids = while_waiting(|| tokenizer.encode(&text))?;
         if ids.len() >= len {
             ids.truncate(len);
             return Ok(ids);
@@ -159,10 +163,13 @@ struct Table {
 
 impl Table {
     fn new(json: Option<PathBuf>, settings: &[String]) -> Result<Self> {
-        if let Some(path) = &json {
-            write_rows(path, &[])?;
-        }
-        Ok(Self { rows: Vec::new(), json, names: Names::new(settings), lines: Lines::new() })
+        let table = Self { rows: Vec::new(), json, names: Names::new(settings), lines: Lines::new() };
+        table.write(false)?;
+        Ok(table)
+    }
+
+    fn write(&self, is_complete: bool) -> Result<()> {
+        measure::write_rows(self.json.as_ref(), is_complete, |path| write_rows(path, &self.rows))
     }
 }
 
@@ -215,7 +222,7 @@ impl Observer for Table {
             width = self.names.width("setting"),
         ));
         self.rows.push(row);
-        self.json.as_ref().map_or(Ok(()), |path| write_rows(path, &self.rows))
+        self.write(false)
     }
 
     fn is_over(&self) -> bool {

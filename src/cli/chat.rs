@@ -18,8 +18,9 @@ use rustyline::error::ReadlineError;
 use serde::Serialize;
 
 use super::args::ChatArgs;
-use super::interrupt::{self, interrupted, listen, while_waiting};
+use super::interrupt::{self, interrupted, listen, terminated, while_waiting};
 use super::logging::Log;
+use super::places::Places;
 use super::session::{Observer, Session, config, opening, per_second};
 use super::{Outcome, STDOUT_FAILED, print_error, terminal};
 
@@ -69,7 +70,6 @@ impl<'a> Line<'a> {
 
 pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
     let config = config(args.cache.config.as_deref(), args.budget.budget())?;
-    let log = Log::start(&args.cache.log_file)?;
     if args.dialogue.messages.as_deref() == Some(Path::new("-")) {
         return Err(Error::input(
             "`--messages -` would read the messages where the questions come from: standard input",
@@ -77,6 +77,18 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
         .with_hint("give the messages as a file")
         .into());
     }
+    // Messages may be saved to where they came from.
+    let kept = Places::of(&args.model.model).reads("--config", args.cache.config.as_ref());
+    let kept = kept.reads("--log-file", Some(args.cache.log_path()));
+    let kept = kept.reads("--chat-template", args.dialogue.chat_template.as_ref());
+    let messages = args.dialogue.messages.as_ref();
+    Places::of(&args.model.model)
+        .reads("--config", args.cache.config.as_ref())
+        .reads("--messages", messages)
+        .reads("--chat-template", args.dialogue.chat_template.as_ref())
+        .logs(args.cache.log_path())
+        .check()?;
+    let log = Log::start(&args.cache)?;
     let opening = opening(&args.dialogue)?;
     let template = args.dialogue.template()?;
     listen()?;
@@ -90,12 +102,14 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
     let mut conversation = Conversation::new(&loaded.model, &loaded.tokenizer, session.kv_dtype, retention, messages)?
         .with_chat_context(context)
         .with_prefill_options(session.prefill_options);
-    let options = args.sampling.options(usize::MAX);
+    let context = loaded.model.config().context_length;
+    let options = args.sampling.options(usize::MAX)?;
+
+    let seed = options.sampling.drawn_seed().map(|seed| format!("seed: {seed}"));
 
     let mut input = Input::open()?;
     if input.is_terminal() {
-        let config = loaded.model.config();
-        let (layers, context) = (config.num_layers, config.context_length);
+        let layers = loaded.model.config().num_layers;
         terminal::line(format_args!("{layers} layers, context of {context} tokens. /help lists commands."));
     }
     loop {
@@ -103,8 +117,8 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
         let Some(line) = input.line()? else { break };
         let done = match Line::parse(&line) {
             Line::Exit => break,
-            Line::Save(file) => save(&conversation, file),
-            Line::Question(text) => answer(&mut conversation, text, &options, logged),
+            Line::Save(file) => save(&conversation, file, &kept),
+            Line::Question(text) => answer(&mut conversation, text, &options, context, logged),
             Line::Reset => {
                 conversation.reset();
                 say("The conversation is forgotten.");
@@ -112,6 +126,7 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
             }
             Line::Stats => {
                 say(&stats(&conversation));
+                seed.iter().for_each(|seed| say(seed));
                 Ok(())
             }
             Line::Help => {
@@ -127,11 +142,16 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
         match done {
             Ok(()) => {}
             Err(error) if is_fatal(&error) => return Err(error),
+            Err(_) if terminated() => {}
             // The person may want to go on: a shorter question, another file name.
             Err(error) => print_error(&error),
         }
         log.check()?;
+        if terminated() {
+            return Ok(Outcome::Interrupted);
+        }
     }
+    seed.iter().for_each(|seed| say(seed));
     Ok(Outcome::Done)
 }
 
@@ -150,6 +170,7 @@ fn answer(
     conversation: &mut Conversation<'_>,
     question: &str,
     options: &GenerationOptions,
+    context: usize,
     logged: Option<&AdaptiveConfig>,
 ) -> anyhow::Result<()> {
     let mut written = Ok(());
@@ -173,9 +194,13 @@ fn answer(
         tracing::info!("{}", log_line(number, &turn));
     }
     let note = match turn.finish_reason {
-        FinishReason::Length => ", cut off",
-        FinishReason::Interrupted => ", broken off",
-        FinishReason::Eos | FinishReason::Stop => "",
+        FinishReason::Length => ", cut off".to_owned(),
+        FinishReason::Context => {
+            let seen = conversation.cache().seen();
+            format!(", cut off: the conversation is full ({seen} of {context} tokens), /reset makes room")
+        }
+        FinishReason::Interrupted => ", broken off".to_owned(),
+        FinishReason::Eos | FinishReason::Stop => String::new(),
     };
     say(&format!(
         "[{} + {} tokens{note}{}; {:.1} tokens/s; cache {:.2} of {:.2} MB]",
@@ -238,13 +263,15 @@ struct SavedChat<'c> {
     context: &'c ChatContext,
 }
 
-fn save(conversation: &Conversation<'_>, file: &str) -> anyhow::Result<()> {
+/// * `kept`: what is read, and must stay
+fn save(conversation: &Conversation<'_>, file: &str, kept: &Places<'_>) -> anyhow::Result<()> {
     if file.is_empty() {
         return Err(Error::input("no file was named").with_hint("write /save FILE.json").into());
     }
+    kept.expect_no_input("/save", Path::new(file))?;
     let json = SavedChat { messages: conversation.messages(), context: conversation.chat_context() };
     let text = serde_json::to_string_pretty(&json).context("failed to write the conversation as JSON")?;
-    files::replace(Path::new(file), |temporary| std::fs::write(temporary, text + "\n"))?;
+    files::replace(Path::new(file), (text + "\n").as_bytes())?;
     say(&format!("{} messages are in `{file}`.", conversation.messages().len()));
     Ok(())
 }
@@ -290,7 +317,7 @@ impl Input {
 
     fn part(&mut self, prompt: &str) -> anyhow::Result<Option<String>> {
         match self {
-            Self::Editor(editor) => match editor.readline(prompt) {
+            Self::Editor(editor) => match while_waiting(|| editor.readline(prompt)) {
                 Ok(line) => Ok(Some(line)),
                 Err(ReadlineError::Eof | ReadlineError::Interrupted) => Ok(None),
                 Err(error) => Err(error).context("failed to read from the terminal"),

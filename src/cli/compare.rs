@@ -20,6 +20,10 @@ use super::{Outcome, STDOUT_FAILED};
 /// Prompt tokens of the run that warms up.
 const WARM_UP_TOKENS: usize = 64;
 
+/// What the two runs are called.
+const FULL: &str = "full cache";
+const ADAPTIVE: &str = "adaptive cache";
+
 /// What one of the two runs gave.
 struct Run {
     ids: Vec<u32>,
@@ -42,15 +46,18 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<Outcome> {
     let full_kv_dtype = args.full_kv_dtype.map_or(kv_dtype, KvDtype::from);
     session.check_kv_dtype(full_kv_dtype)?;
     let prompt = session.encode(&args.run.prompt)?;
-    let options = args.run.sampling.options(DEFAULT_NEW_TOKENS);
+    let options = args.run.sampling.options(DEFAULT_NEW_TOKENS)?;
 
     // Neither run should pay for what only a first one does: reading weights from disk, starting threads.
     let warm_up = &prompt[..prompt.len().min(WARM_UP_TOKENS)];
     session.kv_dtype = full_kv_dtype;
-    answer(&session, warm_up, Retention::Full, &GenerationOptions { max_new_tokens: 2, ..options.clone() })?;
-    let (full, _) = answer(&session, &prompt, Retention::Full, &options)?;
+    let in_full = |error: Error| error.in_place(|| FULL.to_owned());
+    let few = GenerationOptions { max_new_tokens: 2, ..options.clone() };
+    answer(&session, warm_up, Retention::Full, &few).map_err(in_full)?;
+    let (full, _) = answer(&session, &prompt, Retention::Full, &options).map_err(in_full)?;
     session.kv_dtype = kv_dtype;
-    let (adaptive, mut fork) = answer(&session, &prompt, session.adaptive(config.clone()), &options)?;
+    let adaptive = answer(&session, &prompt, session.adaptive(config.clone()), &options);
+    let (adaptive, mut fork) = adaptive.map_err(|error| error.in_place(|| ADAPTIVE.to_owned()))?;
     note_budget(&config, adaptive.kept.kept);
     // The adaptive cache reads the full run's text: what would it have said at each position?
     let mut forced = adaptive.logprobs[..1.min(adaptive.logprobs.len())].to_vec();
@@ -58,12 +65,13 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<Outcome> {
         if interrupted() {
             return Err(Error::Interrupted.into());
         }
-        forced.push(log_softmax(&session.loaded.model.decode(id, &mut fork)?));
+        let logits = session.loaded.model.decode(id, &mut fork);
+        forced.push(log_softmax(&logits.map_err(|error| error.in_place(|| ADAPTIVE.to_owned()))?));
     }
     // The first distribution comes from the prompt's exact attention and is the same in both runs.
     let skip = |rows: &[Vec<f32>]| rows.get(1..).unwrap_or_default().to_vec();
     let agreement = Agreement::measure(&full.ids, &adaptive.ids, &skip(&full.logprobs), &skip(&forced));
-    print(prompt.len(), &full, &adaptive, agreement).context(STDOUT_FAILED)?;
+    print(prompt.len(), &full, &adaptive, agreement, options.sampling.drawn_seed()).context(STDOUT_FAILED)?;
     Ok(Outcome::Done)
 }
 
@@ -102,9 +110,16 @@ fn answer(
     Ok((Run { ids, text, kept, growth, prefill_time, decode_time, logprobs }, fork))
 }
 
-fn print(prompt_len: usize, full: &Run, adaptive: &Run, agreement: Agreement) -> std::io::Result<()> {
+/// * `seed`: present if it mattered
+fn print(
+    prompt_len: usize,
+    full: &Run,
+    adaptive: &Run,
+    agreement: Agreement,
+    seed: Option<u64>,
+) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    for (name, run) in [("full cache", full), ("adaptive cache", adaptive)] {
+    for (name, run) in [(FULL, full), (ADAPTIVE, adaptive)] {
         writeln!(out, "--- {name} ---\n{}\n", run.text.trim_end())?;
     }
     writeln!(out, "{:<26}{:>12}{:>12}{:>12}", "", "full", "adaptive", "ratio")?;
@@ -128,5 +143,6 @@ fn print(prompt_len: usize, full: &Run, adaptive: &Run, agreement: Agreement) ->
         out,
         "on the full run's text, {positions} positions: mean KL {kl_mean:.5} nats, top-1 agreement {:.1} %",
         100.0 * top1_agreement
-    )
+    )?;
+    seed.map_or(Ok(()), |seed| writeln!(out, "seed {seed}"))
 }

@@ -13,7 +13,7 @@ use anyhow::Context;
 
 use super::args::EvalArgs;
 use super::bench::distinct;
-use super::interrupt::{interrupted, listen};
+use super::interrupt::{interrupted, listen, while_writing};
 use super::measure::{Names, configuration, ids_without_bos, kv_dtypes};
 use super::prompts::Prompts;
 use super::session::Session;
@@ -42,7 +42,9 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
         return Err(Error::input("--chat-template is for --tasks and --prompts, and neither is given").into());
     }
     let template = args.chat_template.as_deref().map(ChatTemplate::from_file).transpose()?;
-    args.files.check(&[])?;
+    let places = args.measure.places(&args.configs).reads("--prompts", args.prompts.as_ref());
+    let places = places.reads("--chat-template", args.chat_template.as_ref());
+    args.files.add_to(places).check()?;
     let text = args.measure.text()?;
     let prompts = args.prompts.as_deref().map(Prompts::read).transpose()?;
     if let Some(prompts) = &prompts {
@@ -81,8 +83,9 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
         Ok(()) | Err(Error::Interrupted) => {}
         Err(error) => return Err(error.into()),
     }
+    table.write(true)?;
     if let Some(path) = &args.files.plot {
-        draw(path, &args.measure.model, &panels(table.rows(), &names))?;
+        while_writing(path, || draw(path, &args.measure.model, &panels(table.rows(), &names)))?;
     }
     table.into_printed().context(STDOUT_FAILED)?;
     Ok(if interrupted() { Outcome::Interrupted } else { Outcome::Done })

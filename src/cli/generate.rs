@@ -1,6 +1,7 @@
 //! `generate`: text from a prompt, and what the cache kept of it.
 
-use std::io::{ErrorKind, Write};
+use std::fmt;
+use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use adaptive_kvcache::Error;
 use adaptive_kvcache::cache::{CacheBytes, LayerSummary, Retention};
 use adaptive_kvcache::config::Budget;
 use adaptive_kvcache::fidelity::top_logprobs;
+use adaptive_kvcache::files::check_folder;
 use adaptive_kvcache::generate::{FinishReason, Generation};
 use adaptive_kvcache::memory::process_memory;
 use adaptive_kvcache::report::{LayerReport, MemoryReport, ModelReport, Report, Timings, megabytes, memory_table};
@@ -15,10 +17,10 @@ use adaptive_kvcache::report::{LayerReport, MemoryReport, ModelReport, Report, T
 use anyhow::Context;
 
 use super::args::{DEFAULT_NEW_TOKENS, GenerateArgs};
-use super::interrupt::{interrupted, listen};
+use super::interrupt::{interrupted, listen, while_writing};
 use super::logging::Log;
-use super::outputs::distinct;
-use super::pictures::{Pictures, check_folder, is_picture};
+use super::pictures::{Pictures, is_picture};
+use super::places::Places;
 use super::session::{Session, config, note_budget, per_second};
 use super::{Outcome, STDOUT_FAILED};
 
@@ -29,26 +31,21 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     // Everything that can be refused early is, before a model is loaded.
     let budget = args.batch.kv_budget.map(Budget::Bytes).or_else(|| args.kept_ratio.budget());
     let config = config(args.cache.config.as_deref(), budget)?;
-    outputs(args)?;
-    let log = Log::start(&args.cache.log_file)?;
+    places(args).check()?;
+    expect_no_picture(args)?;
+    let log = Log::start(&args.cache)?;
     if args.save_image {
         check_folder(&args.image_dir)?;
     }
-    if let Some(path) = &args.report {
-        check_report_path(path)?;
-    }
     let template = args.run.prompt.template()?;
     listen()?;
-    let options = args.run.sampling.options(DEFAULT_NEW_TOKENS);
+    let options = args.run.sampling.options(DEFAULT_NEW_TOKENS)?;
 
     let session = Session::open(&args.run.model)?.with_chat_template(template);
     let model = &session.loaded.model;
     let ids = session.encode(&args.run.prompt)?;
-    let pictures = if args.save_image {
-        Some(Pictures::new(&args.image_dir, config.clone(), model.config().heads)?)
-    } else {
-        None
-    };
+    let pictures =
+        if args.save_image { Some(Pictures::new(&args.image_dir, config.clone(), model.config())?) } else { None };
     let retention = if args.cache.use_adakv { session.adaptive(config.clone()) } else { Retention::Full };
     let (mut cache, prefill, prefill_time) = session.prefill(&ids, retention, true, pictures.as_ref())?;
     log.check()?;
@@ -71,7 +68,15 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     let mut written = Ok(());
     while !interrupted() {
         let Some(step) = generation.next() else { break };
-        let step = step?;
+        let step = match step {
+            Ok(step) => step,
+            Err(Error::Interrupted) => break,
+            Err(error) => {
+                // What came before the failure is written, whole; the failure is what the run ends with.
+                let _ = writeln!(stdout, "{}", generation.held_back()).and_then(|()| stdout.flush());
+                return Err(error.into());
+            }
+        };
         text += &step.text;
         written = stdout.write_all(step.text.as_bytes()).and_then(|()| stdout.flush());
         if written.is_err() {
@@ -79,6 +84,11 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
         }
     }
     let decode_time = started.elapsed();
+    if interrupted() {
+        let rest = generation.held_back();
+        text += &rest;
+        written = written.and_then(|()| stdout.write_all(rest.as_bytes()));
+    }
     if written.is_ok() && !text.is_empty() && !text.ends_with('\n') {
         written = writeln!(stdout);
     }
@@ -102,7 +112,9 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
         device_total_bytes: device_memory.map(|memory| memory.total),
     };
     if !args.quiet {
-        let figures = Figures { kept, timings, memory, prompt_len: ids.len(), generated: generated.len() };
+        let ending = Ending { generated: generated.len(), finish_reason, context: model.config().context_length };
+        let seed = options.sampling.drawn_seed();
+        let figures = Figures { kept, timings, memory, prompt_len: ids.len(), decoded, ending, seed };
         // Nobody may be listening any more: the report is still written.
         let _ = figures.print(&prefill.layers);
     }
@@ -130,36 +142,32 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
             timings,
             memory,
         };
-        report.write(path)?;
+        while_writing(path, || report.write(path))?;
     }
     written.context(STDOUT_FAILED)?;
     Ok(if finish_reason == FinishReason::Interrupted { Outcome::Interrupted } else { Outcome::Done })
 }
 
-/// Refuses files of this run that are one.
-///
-/// # Errors
-/// [`Error::Input`] with the options that name them.
-pub fn outputs(args: &GenerateArgs) -> Result<(), Error> {
-    let log = ("--log-file", args.cache.log_file.as_path());
-    let named: Vec<_> = std::iter::once(log).chain(args.report.as_deref().map(|path| ("--report", path))).collect();
-    distinct(&named)?;
-    let picture = named.iter().find(|(_, path)| args.save_image && is_picture(&args.image_dir, path));
-    picture.map_or(Ok(()), |(option, path)| {
-        let reason = format!("{option} names a picture of --image-dir, `{}`", path.display());
-        Err(Error::input(reason).with_hint("give each a file of its own"))
-    })
+/// Refuses files that a picture of this run would replace.
+fn expect_no_picture(args: &GenerateArgs) -> Result<(), Error> {
+    let named = [("--log-file", Some(args.cache.log_path())), ("--report", args.report.as_deref())];
+    let is_replaced =
+        |path: Option<&Path>| args.save_image && path.is_some_and(|path| is_picture(&args.image_dir, path));
+    let Some((option, Some(path))) = named.into_iter().find(|(_, path)| is_replaced(*path)) else { return Ok(()) };
+    let reason = format!("{option} names a picture of --image-dir, `{}`", path.display());
+    Err(Error::input(reason).with_hint("give each a file of its own"))
 }
 
-/// Finds out early whether a report can be written.
-pub fn check_report_path(path: &Path) -> Result<(), Error> {
-    if path.is_dir() {
-        return Err(Error::io("write", path, ErrorKind::IsADirectory.into()).with_hint("name a file in it"));
-    }
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => check_folder(folder),
-        _ => Ok(()),
-    }
+/// What is read and written, with one prompt or with many.
+pub fn places(args: &GenerateArgs) -> Places<'_> {
+    Places::of(&args.run.model.model)
+        .reads("--config", args.cache.config.as_ref())
+        .reads("--prompt-file", args.run.prompt.prompt_file.as_ref())
+        .reads("--prompts", args.batch.prompts.as_ref())
+        .reads("--messages", args.run.prompt.dialogue.messages.as_ref())
+        .reads("--chat-template", args.run.prompt.dialogue.chat_template.as_ref())
+        .writes("--report", args.report.as_ref())
+        .logs(args.cache.log_path())
 }
 
 fn milliseconds(time: Duration) -> f64 {
@@ -172,12 +180,38 @@ struct Figures {
     timings: Timings,
     memory: MemoryReport,
     prompt_len: usize,
+    /// Tokens that decoding steps gave.
+    decoded: usize,
+    ending: Ending,
+    /// Present if it mattered.
+    seed: Option<u64>,
+}
+
+/// How long a text became, and why no longer.
+struct Ending {
     generated: usize,
+    finish_reason: FinishReason,
+    /// Of the model.
+    context: usize,
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { generated, finish_reason, context } = self;
+        write!(f, "{generated} token{}, ", if *generated == 1 { "" } else { "s" })?;
+        match finish_reason {
+            FinishReason::Eos => f.write_str("ended by the model"),
+            FinishReason::Length => f.write_str("cut at --max-new-tokens"),
+            FinishReason::Context => write!(f, "cut where the model's context of {context} tokens ends"),
+            FinishReason::Stop => f.write_str("ended at a stop text"),
+            FinishReason::Interrupted => f.write_str("broken off"),
+        }
+    }
 }
 
 impl Figures {
     fn print(&self, layers: &[LayerSummary]) -> std::io::Result<()> {
-        let Self { kept, timings, memory, prompt_len, generated } = self;
+        let Self { kept, timings, memory, prompt_len, decoded, ending, seed } = self;
         let mut stderr = std::io::stderr().lock();
         write!(stderr, "\n{}\n", memory_table(layers))?;
         writeln!(
@@ -187,9 +221,13 @@ impl Figures {
         )?;
         writeln!(
             stderr,
-            "decode   {generated} tokens in {:.0} ms, {:.1} tokens/s",
+            "decode   {decoded} tokens in {:.0} ms, {:.1} tokens/s",
             timings.decode_ms, timings.decode_tokens_per_s
         )?;
+        writeln!(stderr, "text     {ending}")?;
+        if let Some(seed) = seed {
+            writeln!(stderr, "seed     {seed}")?;
+        }
         writeln!(
             stderr,
             "KV cache {:.3} MB kept of {:.3} MB ({:.1} % saved), {:.3} MB allocated",

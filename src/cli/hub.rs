@@ -8,6 +8,7 @@ use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use adaptive_kvcache::Error;
 use adaptive_kvcache::hub::{self, HubSettings, Progress};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -25,8 +26,9 @@ pub fn local_path(model: &Path) -> anyhow::Result<PathBuf> {
     let Some(id) = model.to_str().filter(|text| !model.exists() && hub::is_hub_id(text)) else {
         return Ok(model.to_owned());
     };
+    let settings = settings()?;
     let bar = progress_bar();
-    let path = hub::fetch(id, &settings()?, &mut |progress| {
+    let path = hub::fetch(id, &settings, &mut |progress| {
         show(&bar, progress);
         if interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
@@ -44,23 +46,50 @@ fn settings() -> anyhow::Result<HubSettings> {
             home.context("there is no home folder for the hub's cache: set HF_HOME")?.join(".cache/huggingface")
         }
     };
-    let token = text("HF_TOKEN").or_else(|| {
+    let token = text("HF_TOKEN")?.or_else(|| {
         let token = std::fs::read_to_string(home.join("token")).ok()?;
         Some(token.trim().to_owned()).filter(|token| !token.is_empty())
     });
-    let offline = text("HF_HUB_OFFLINE").unwrap_or_default().to_ascii_lowercase();
+    let offline = text("HF_HUB_OFFLINE")?.unwrap_or_default().to_ascii_lowercase();
     Ok(HubSettings {
         cache: path("HF_HUB_CACHE").unwrap_or_else(|| home.join("hub")),
-        endpoint: text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned()),
+        endpoint: text("HF_ENDPOINT")?.unwrap_or_else(|| ENDPOINT.to_owned()),
         token,
         offline: matches!(offline.as_str(), "1" | "true" | "yes" | "on"),
-        proxy: ureq::Proxy::try_from_env(),
+        proxy: proxy()?,
     })
 }
 
-/// A variable that is set to something.
-fn text(name: &str) -> Option<String> {
-    env::var(name).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+/// A variable that is set to something; blanks around it do not count.
+///
+/// # Errors
+/// [`Error::Input`] with its name if it is not text, or nothing but blanks: to go on as if it were not set could be to ask
+/// somebody else than was meant.
+fn text(name: &str) -> Result<Option<String>, Error> {
+    let Some(value) = env::var_os(name).filter(|value| !value.is_empty()) else { return Ok(None) };
+    match value.to_str().map(str::trim) {
+        Some(text) if !text.is_empty() => Ok(Some(text.to_owned())),
+        // It may be a secret.
+        _ => Err(Error::input(format!("{name} is set to what is not text, or to nothing but blanks"))
+            .with_hint(format!("unset {name}, or set it to what you mean"))),
+    }
+}
+
+/// The proxy that the environment names.
+///
+/// # Errors
+/// [`Error::Input`] if it cannot be used: without it, a host would be asked directly.
+fn proxy() -> Result<Option<ureq::Proxy>, Error> {
+    for name in ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"] {
+        let Some(value) = text(name)? else { continue };
+        if ureq::Proxy::new(&value).is_err() {
+            // It may hold a password.
+            return Err(Error::input(format!("{name} is not the address of a proxy that can be used"))
+                .with_hint("expected http(s)://host[:port] or socks4|socks5://host[:port]"));
+        }
+        break;
+    }
+    Ok(ureq::Proxy::try_from_env())
 }
 
 fn path(name: &str) -> Option<PathBuf> {
@@ -93,6 +122,9 @@ fn show(bar: &ProgressBar, progress: Progress<'_>) {
                 bar.reset_eta();
             }
             bar.set_position(done);
+        }
+        Progress::Damaged { name, reason } => {
+            bar.suspend(|| note(format_args!("`{name}` in the cache is damaged ({reason}): it is fetched anew")));
         }
         Progress::Cached { reason, path } => {
             bar.suspend(|| note(format_args!("{reason}; taking the copy at `{}`", path.display())));

@@ -85,20 +85,6 @@ fn bench(args: &BenchArgs, typed: &Typed) -> Result<()> {
 }
 
 fn eval(args: &EvalArgs, typed: &Typed) -> Result<()> {
-    let hint = "leave it out";
-    if args.measure.windows == 0 {
-        let of_windows = [
-            ("prompt_tokens", "--prompt-tokens"),
-            ("score_tokens", "--score-tokens"),
-            ("offset_tokens", "--offset-tokens"),
-            ("greedy_tokens", "--greedy-tokens"),
-            ("layer_error", "--layer-error"),
-        ];
-        refuse(typed, &of_windows, "with --windows 0", hint)?;
-        if args.tasks.is_empty() {
-            refuse(typed, &[("text", "--text")], "with --windows 0 and without --tasks", hint)?;
-        }
-    }
     if args.tasks.is_empty() {
         let of_tasks = [("contexts", "--contexts"), ("depths", "--depths"), ("trials", "--trials"), ("seed", "--seed")];
         refuse(typed, &of_tasks, "without --tasks", "name --tasks, or leave it out")?;

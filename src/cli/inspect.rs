@@ -12,6 +12,7 @@ use adaptive_kvcache::tokenizer::{ChatFormat, Tokenizer};
 use anyhow::Context;
 
 use super::args::InspectArgs;
+use super::terminal::note;
 use super::{Outcome, STDOUT_FAILED, plain};
 
 /// Contexts to show, and the model's own.
@@ -25,6 +26,8 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<Outcome> {
         other => other,
     };
 
+    let of_tokenizer = tokenizer.as_ref().map(Tokenizer::notes).unwrap_or_default();
+    checkpoint.notes().iter().chain(of_tokenizer).for_each(note);
     print(&checkpoint, &tokenizer).context(STDOUT_FAILED)?;
     Ok(Outcome::Done)
 }

@@ -11,13 +11,13 @@ use adaptive_kvcache::eval::{FidelityPlan, Subject};
 use adaptive_kvcache::json::without_bom;
 use adaptive_kvcache::report::{is_small, megabytes};
 use adaptive_kvcache::tokenizer::Tokenizer;
-use adaptive_kvcache::{Error, Result};
+use adaptive_kvcache::{Error, Result, files};
 use indicatif::ProgressBar;
 
 use super::args::{CacheDtype, FileArgs, MeasureArgs, ModelArgs};
 use super::bench::{FULL, TEXT, TICK, distinct};
-use super::generate::check_report_path;
-use super::outputs::distinct as distinct_files;
+use super::interrupt::{while_waiting, while_writing};
+use super::places::Places;
 use super::plain;
 use super::session::Session;
 
@@ -44,15 +44,12 @@ pub fn configuration(name: &str) -> Result<Option<AdaptiveConfig>> {
 }
 
 impl FileArgs {
-    /// Finds out early whether the files can be written, and are different ones.
-    ///
-    /// * `more`: further files of the run, each with its option
-    pub fn check(&self, more: &[(&str, &Path)]) -> Result<()> {
-        let named = [("--json", &self.json), ("--csv", &self.csv), ("--plot", &self.plot)];
-        let named = named.into_iter().filter_map(|(option, path)| Some((option, path.as_deref()?)));
-        let named: Vec<_> = more.iter().copied().chain(named).collect();
-        distinct_files(&named)?;
-        named.iter().try_for_each(|(_, path)| check_report_path(path))
+    /// Adds the files to what is written.
+    pub fn add_to<'a>(&'a self, places: Places<'a>) -> Places<'a> {
+        places
+            .writes("--json", self.json.as_ref())
+            .writes("--csv", self.csv.as_ref())
+            .writes("--plot", self.plot.as_ref())
     }
 
     /// Whether somebody wants the rows who reads no table.
@@ -61,7 +58,22 @@ impl FileArgs {
     }
 }
 
+/// Writes rows to a file that holds them all each time. What cannot be replaced gets them once, when they are complete.
+pub fn write_rows(path: Option<&PathBuf>, are_complete: bool, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    match path {
+        Some(path) if are_complete || !files::is_stream(path) => while_writing(path, || write(path)),
+        _ => Ok(()),
+    }
+}
+
 impl MeasureArgs {
+    /// What is read and written.
+    pub fn places<'a>(&'a self, configs: &'a [String]) -> Places<'a> {
+        let places = Places::of(&self.model).reads("--text", self.text.as_ref());
+        let is_file = |name: &&String| *name != FULL && BUILT_IN.iter().all(|(known, _)| known != name);
+        configs.iter().filter(is_file).fold(places, |places, config| places.reads("--configs", Some(config)))
+    }
+
     /// The text that is measured on.
     pub fn text(&self) -> Result<Cow<'static, str>> {
         match &self.text {
@@ -121,7 +133,7 @@ pub fn kv_dtypes(names: &[CacheDtype]) -> Vec<KvDtype> {
 
 /// Ids of a text; the library puts BOS before each window.
 pub fn ids_without_bos(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-    let mut ids = tokenizer.encode(text)?;
+    let mut ids = while_waiting(|| tokenizer.encode(text))?;
     if tokenizer.adds_bos() && ids.first().copied() == tokenizer.bos_id() {
         ids.remove(0);
     }

@@ -1,11 +1,12 @@
 //! The commands: the only place that prints, reads the environment, and decides exit statuses.
 //!
 //! Text that a run is made for goes to standard output; progress, tables and errors go to standard error. Exit status: 0
-//! success (a closed pipe is success), 1 failure, 2 wrong use, 130 interrupted.
+//! success (a closed pipe is success), 1 failure, 2 wrong use, 130, 143 or 129 ended by Ctrl-C, SIGTERM or SIGHUP.
 
 mod args;
 mod batch;
 mod bench;
+mod bus;
 mod chat;
 mod compare;
 mod device;
@@ -19,6 +20,7 @@ mod logging;
 mod measure;
 mod outputs;
 mod pictures;
+mod places;
 mod prompts;
 mod session;
 mod terminal;
@@ -32,9 +34,6 @@ use adaptive_kvcache::Error;
 use clap::{CommandFactory, FromArgMatches};
 
 use args::{Cli, Command};
-
-/// Exit status of a run that Ctrl-C ended: 128 + SIGINT.
-const INTERRUPTED: u8 = 130;
 
 /// How a command ended, when it did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,9 +54,11 @@ fn plain(text: &str) -> String {
 /// Parses the command line, runs the command and reports its failure.
 pub fn run() -> ExitCode {
     adaptive_kvcache::memory::share_one_heap();
+    interrupt::install();
+    bus::install();
     match parse().and_then(|cli| execute(&cli.command)) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
-        Ok(Outcome::Interrupted) => ExitCode::from(INTERRUPTED),
+        Ok(Outcome::Interrupted) => ExitCode::from(interrupt::status()),
         Err(error) => fail(&error),
     }
 }
@@ -101,7 +102,7 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     }
     let known = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
     if matches!(known, Some(Error::Interrupted)) {
-        return ExitCode::from(INTERRUPTED);
+        return ExitCode::from(interrupt::status());
     }
     print_error(error);
     ExitCode::from(if known.is_some_and(Error::is_usage) { 2 } else { 1 })

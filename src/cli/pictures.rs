@@ -7,9 +7,10 @@ use adaptive_kvcache::attention::HeadLayout;
 use adaptive_kvcache::attention::map::MapAccumulator;
 use adaptive_kvcache::cache::LayerSummary;
 use adaptive_kvcache::config::AdaptiveConfig;
+use adaptive_kvcache::model::LlamaConfig;
 use adaptive_kvcache::plot::{self, HeadMap, PolicyGrid};
 use adaptive_kvcache::report::head_policies;
-use adaptive_kvcache::{Error, Result};
+use adaptive_kvcache::{Result, files};
 
 use super::outputs::same_file;
 
@@ -19,6 +20,10 @@ pub const MAP_SIDE: usize = 128;
 const POLICIES: &str = "policies.png";
 const KV_MEMORY: &str = "kv_memory.png";
 
+fn layer_name(layer: usize) -> String {
+    format!("layer{layer}_attention.png")
+}
+
 /// Writes the pictures into a folder.
 pub struct Pictures {
     folder: PathBuf,
@@ -27,13 +32,14 @@ pub struct Pictures {
 }
 
 impl Pictures {
-    /// Makes the folder if it is missing, and finds out early whether files can be written there.
+    /// Makes the folder if it is missing, and finds out early whether all pictures can be written there.
     ///
     /// # Errors
-    /// [`Error::Io`] with the path.
-    pub fn new(folder: &Path, config: AdaptiveConfig, layout: HeadLayout) -> Result<Self> {
-        check_folder(folder)?;
-        Ok(Self { folder: folder.to_owned(), config, layout })
+    /// As [`files::check`].
+    pub fn new(folder: &Path, config: AdaptiveConfig, model: &LlamaConfig) -> Result<Self> {
+        let names = (0..model.num_layers).map(layer_name).chain([POLICIES.to_owned(), KV_MEMORY.to_owned()]);
+        names.into_iter().try_for_each(|name| files::check(&folder.join(name)))?;
+        Ok(Self { folder: folder.to_owned(), config, layout: model.heads })
     }
 
     /// Draws `layer{L}_attention.png`.
@@ -54,7 +60,7 @@ impl Pictures {
                 }
             })
             .collect();
-        let path = self.folder.join(format!("layer{}_attention.png", summary.layer));
+        let path = self.folder.join(layer_name(summary.layer));
         plot::layer_attention(&path, summary.layer, summary.prompt_len, &heads)
     }
 
@@ -94,19 +100,4 @@ pub fn is_picture(folder: &Path, path: &Path) -> bool {
     let layer = name.strip_prefix("layer").and_then(|rest| rest.strip_suffix("_attention.png"));
     let is_layer = layer.is_some_and(|layer| !layer.is_empty() && layer.bytes().all(|byte| byte.is_ascii_digit()));
     (is_layer || [POLICIES, KV_MEMORY].contains(&name)) && same_file(&folder.join(name), path)
-}
-
-/// Makes a folder if it is missing, and writes a file to it and away again.
-pub fn check_folder(folder: &Path) -> Result<()> {
-    if folder.exists() && !folder.is_dir() {
-        let source = std::io::ErrorKind::NotADirectory.into();
-        return Err(Error::io("write to folder", folder, source).with_hint("choose a folder that you may write to"));
-    }
-    let probe = folder.join(format!(".probe.{}.tmp", std::process::id()));
-    std::fs::create_dir_all(folder)
-        .and_then(|()| std::fs::write(&probe, []))
-        .and_then(|()| std::fs::remove_file(&probe))
-        .map_err(|source| {
-            Error::io("write to folder", folder, source).with_hint("choose a folder that you may write to")
-        })
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use adaptive_kvcache::tokenizer::{ChatInput, ChatMessage};
 use adaptive_kvcache::{Error, Result};
 
+use super::interrupt::while_waiting;
 use super::session::{Session, read_text};
 pub use line::Keys;
 use line::{Asked, Line};
@@ -49,6 +50,11 @@ impl Prompts {
             return Err(Error::bad_file(path, "it has no prompts").with_hint("write one prompt a line"));
         }
         Ok(Self { path: path.to_owned(), lines })
+    }
+
+    /// Whether a line asks for tokens to be drawn at random.
+    pub fn draw(&self) -> bool {
+        self.lines.iter().any(|(_, line)| line.keys.temperature.is_some_and(|temperature| temperature > 0.0))
     }
 
     /// Refuses lines that say how their answer is generated, where all are answered alike.
@@ -107,7 +113,7 @@ impl Prompts {
             };
             Ok(Prompt { line, name: format!("prompt `{}`", place.display()), text, ids, keys, custom_id })
         };
-        lines.into_iter().map(encode).collect()
+        while_waiting(|| lines.into_iter().map(encode).collect())
     }
 }
 

@@ -47,6 +47,10 @@ pub struct Session {
 impl Session {
     /// Opens the device, sets threads up and loads the model.
     pub fn open(args: &ModelArgs) -> anyhow::Result<Self> {
+        while_waiting(|| Self::load(args))
+    }
+
+    fn load(args: &ModelArgs) -> anyhow::Result<Self> {
         let backend = backend(&args.device)?;
         let mut pool = rayon::ThreadPoolBuilder::new();
         if let Some(threads) = args.threads {
@@ -61,6 +65,7 @@ impl Session {
             bar.set_position(done as u64);
         })?;
         bar.finish_and_clear();
+        loaded.notes().for_each(note);
         let kv_dtype = KvDtype::from(args.kv_dtype);
         let session = Self {
             loaded,
@@ -106,6 +111,10 @@ impl Session {
 
     /// Token ids of the prompt.
     pub fn encode(&self, args: &PromptArgs) -> Result<Vec<u32>> {
+        while_waiting(|| self.encode_now(args))
+    }
+
+    fn encode_now(&self, args: &PromptArgs) -> Result<Vec<u32>> {
         let tokenizer = &self.loaded.tokenizer;
         let has_messages = args.dialogue.messages.is_some();
         let is_stdin = |path: &Option<PathBuf>| path.as_deref() == Some(Path::new("-"));
@@ -278,7 +287,7 @@ fn prompt_text(args: &PromptArgs) -> Result<String> {
 pub fn read_text(path: &Path) -> Result<String> {
     let result = if path.as_os_str() == "-" {
         let mut text = String::new();
-        while_waiting(|| std::io::stdin().read_to_string(&mut text)).map(|_| text)
+        std::io::stdin().read_to_string(&mut text).map(|_| text)
     } else {
         std::fs::read_to_string(path)
     };
@@ -349,6 +358,10 @@ impl PrefillObserver for Observer<'_> {
     }
 
     fn layer_done(&mut self, summary: &LayerSummary, maps: Option<&MapAccumulator>) -> Result<()> {
+        // Where all layers are done at the same time, many pictures follow one another.
+        if self.pictures.is_some() && interrupted() {
+            return Err(Error::Interrupted);
+        }
         if let Some(config) = &self.config {
             for line in log_lines(summary, config) {
                 tracing::info!("{line}");

@@ -13,8 +13,8 @@ use anyhow::Context;
 
 use super::args::{CacheDtype, FileArgs, TuneArgs};
 use super::eval::{draw, fidelity_heading, fidelity_line, panels};
-use super::interrupt::{interrupted, listen};
-use super::measure::{Lines, Names, configuration, ids_without_bos, kv_dtypes};
+use super::interrupt::{interrupted, listen, while_writing};
+use super::measure::{Lines, Names, configuration, ids_without_bos, kv_dtypes, write_rows};
 use super::session::Session;
 use super::{Outcome, STDOUT_FAILED, plain};
 
@@ -35,7 +35,7 @@ pub fn run(args: &TuneArgs) -> anyhow::Result<Outcome> {
     };
     let candidates = candidates(&args.configs, &dtypes)?;
     let output = output(args.output.as_deref())?;
-    args.files.check(&[("--output", &output)])?;
+    args.files.add_to(args.measure.places(&args.configs).writes("--output", Some(&output))).check()?;
     let text = args.measure.text()?;
     listen()?;
     let session = args.measure.open(&dtypes)?;
@@ -47,7 +47,7 @@ pub fn run(args: &TuneArgs) -> anyhow::Result<Outcome> {
     let names = Names::new(&args.configs);
     let evicts = candidates.iter().any(|candidate| candidate.config.decode == DecodeMode::Evict);
     let mut progress = Shown { lines: Lines::new(), files: &args.files };
-    write_files(&args.files, &Curve::new(goal, &[], None))?;
+    write_files(&args.files, &Curve::new(goal, &[], None), false)?;
     let mut points = Vec::new();
     let searched = FullScores::measure(&subject, &ids, &plan, &mut progress).and_then(|full| {
         let (points, progress) = (&mut points, &mut progress);
@@ -62,14 +62,15 @@ pub fn run(args: &TuneArgs) -> anyhow::Result<Outcome> {
     // What is best so far may be far from the best.
     let best = if interrupted() { None } else { tune::best(&points, goal) };
     if let Some(path) = &args.files.plot {
-        draw(path, &args.measure.model, &pictured(&points, goal, best, &names))?;
+        while_writing(path, || draw(path, &args.measure.model, &pictured(&points, goal, best, &names)))?;
     }
     if interrupted() {
+        write_files(&args.files, &Curve::new(goal, &points, None), true)?;
         return Ok(Outcome::Interrupted);
     }
     let index = best.ok_or_else(|| nothing(&points, goal, &names))?;
-    tune::write_config(&output, &points[index].config)?;
-    write_files(&args.files, &Curve::new(goal, &points, Some((index, &output))))?;
+    while_writing(&output, || tune::write_config(&output, &points[index].config))?;
+    write_files(&args.files, &Curve::new(goal, &points, Some((index, &output))), true)?;
     progress.lines.print(&chosen(&points[index], goal, &output, &names));
     progress.lines.into_printed().context(STDOUT_FAILED)?;
     Ok(Outcome::Done)
@@ -100,11 +101,9 @@ fn output(named: Option<&Path>) -> Result<PathBuf> {
     Ok(path.to_owned())
 }
 
-fn write_files(files: &FileArgs, curve: &Curve<'_>) -> Result<()> {
-    if let Some(path) = &files.json {
-        curve.write_json(path)?;
-    }
-    files.csv.as_ref().map_or(Ok(()), |path| curve.write_csv(path))
+fn write_files(files: &FileArgs, curve: &Curve<'_>, is_complete: bool) -> Result<()> {
+    write_rows(files.json.as_ref(), is_complete, |path| curve.write_json(path))?;
+    write_rows(files.csv.as_ref(), is_complete, |path| curve.write_csv(path))
 }
 
 /// The curve, the limit where it is a size or a divergence, and what was chosen.
@@ -225,6 +224,6 @@ impl Bench for Measured<'_, '_> {
         let line = format!("{}{within:>8}", fidelity_line(&point.row, &setting(&point), self.names, self.evicts));
         self.progress.lines.print(&line);
         self.points.push(point);
-        write_files(self.progress.files, &Curve::new(self.goal, self.points, None))
+        write_files(self.progress.files, &Curve::new(self.goal, self.points, None), false)
     }
 }

@@ -69,14 +69,18 @@ pub fn answers(
     let mut num_rows = 0;
     for (index, prompt) in plan.prompts.iter().enumerate() {
         let name = |what: &str| format!("prompt {} of {}, {what}", index + 1, plan.prompts.len());
-        observer.starts(&name("full cache"));
+        let full_name = name("full cache");
+        observer.starts(&full_name);
         let answer = |kv_dtype, retention: &Retention, progress: &dyn Progress| {
             Answer::of(subject, &prompt.ids, plan.answer_tokens, (kv_dtype, retention), progress)
         };
-        let full = answer(subject.full_kv_dtype, &Retention::Full, observer)?;
+        let full = answer(subject.full_kv_dtype, &Retention::Full, observer);
+        let full = full.map_err(|error| error.in_place(|| full_name))?;
         for variant in variants {
-            observer.starts(&name(&variant.name()));
-            let answer = answer(variant.kv_dtype, &variant.retention, observer)?;
+            let name = name(&variant.name());
+            observer.starts(&name);
+            let answer = answer(variant.kv_dtype, &variant.retention, observer);
+            let answer = answer.map_err(|error| error.in_place(|| name))?;
             let equal_tokens = full.ids.iter().zip(&answer.ids).take_while(|(a, b)| a == b).count();
             let row = AnswerRow {
                 prompt_idx: index,

@@ -8,7 +8,8 @@ use super::metrics::{mean, percentile, perplexity, standard_error};
 use super::{CacheEnd, CacheStart, FidelityRow, Filled, Observer, Progress, Row, Subject, Variant, go_on};
 use crate::cache::{AdaptiveKvCache, Retention};
 use crate::error::{Error, Result};
-use crate::fidelity::{argmax, kl_divergence, log_softmax};
+use crate::fidelity::{argmax, kl_divergence, log_softmax, same_top1};
+use crate::numbers::all_finite;
 
 /// Positions that one number of [`FidelityRow::perplexity_by_position`] stands for.
 pub const POSITIONS_PER_BUCKET: usize = 32;
@@ -100,11 +101,15 @@ pub fn fidelity(
     plan.check(subject, text.len())?;
     let mut scores = vec![Vec::with_capacity(plan.windows); variants.len()];
     for window in 0..plan.windows {
-        observer.starts(&plan.name(window, "full cache"));
-        let reference = Reference::measure(subject, text, plan, window, observer)?;
+        let name = plan.name(window, "full cache");
+        observer.starts(&name);
+        let reference = Reference::measure(subject, text, plan, window, observer);
+        let reference = reference.map_err(|error| error.in_place(|| name))?;
         for (index, (variant, scores)) in variants.iter().zip(&mut scores).enumerate() {
-            observer.starts(&plan.name(window, &variant.name()));
-            scores.push(reference.score(subject, variant, observer)?);
+            let name = plan.name(window, &variant.name());
+            observer.starts(&name);
+            let measured = reference.score(subject, variant, observer);
+            scores.push(measured.map_err(|error| error.in_place(|| name))?);
             let is_complete = window + 1 == plan.windows;
             observer.row(index, Row::Fidelity(row(subject, plan, variant, scores)), is_complete)?;
         }
@@ -138,8 +143,10 @@ impl<'a> FullScores<'a> {
         plan.check(subject, text.len())?;
         let mut references = Vec::with_capacity(plan.windows);
         for window in 0..plan.windows {
-            progress.starts(&plan.name(window, "full cache"));
-            references.push(Reference::measure(subject, text, plan, window, progress)?);
+            let name = plan.name(window, "full cache");
+            progress.starts(&name);
+            let reference = Reference::measure(subject, text, plan, window, progress);
+            references.push(reference.map_err(|error| error.in_place(|| name))?);
         }
         Ok(Self { subject: *subject, plan: *plan, references })
     }
@@ -151,8 +158,10 @@ impl<'a> FullScores<'a> {
     pub fn score(&self, variant: &Variant, progress: &mut dyn Progress) -> Result<FidelityRow> {
         let mut scores = Vec::with_capacity(self.references.len());
         for (window, reference) in self.references.iter().enumerate() {
-            progress.starts(&self.plan.name(window, &variant.name()));
-            scores.push(reference.score(&self.subject, variant, progress)?);
+            let name = self.plan.name(window, &variant.name());
+            progress.starts(&name);
+            let measured = reference.score(&self.subject, variant, progress);
+            scores.push(measured.map_err(|error| error.in_place(|| name))?);
         }
         Ok(row(&self.subject, &self.plan, variant, &scores))
     }
@@ -246,7 +255,7 @@ impl Reference {
         let cache = each_distribution(subject, filled.cache, scored, progress, |position, next, logprobs| {
             let full = &self.logprobs[position];
             scores.kl.push(kl_divergence(full, &logprobs));
-            scores.equal_top1 += usize::from(argmax(full) == argmax(&logprobs));
+            scores.equal_top1 += usize::from(same_top1(full, &logprobs));
             scores.text_logprobs.push(f64::from(logprobs[next as usize]));
         })?;
         scores.end = start.end(&cache);
@@ -289,7 +298,11 @@ fn each_attended(
     for (index, pair) in scored.windows(2).enumerate() {
         go_on(progress)?;
         let mut layers = Vec::with_capacity(cache.num_layers());
+        let position = cache.seen();
         subject.model.decode_observed(pair[0], &mut cache, &mut |attended| layers.push(attended.to_vec()))?;
+        if let Some(layer) = layers.iter().position(|attended| !all_finite(attended)) {
+            return Err(Error::not_a_number(format!("the attention of layer {layer} at position {position}")));
+        }
         use_layers(index, layers);
     }
     Ok(())

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::config::Budget;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::generate::FinishReason;
 
 /// One measured case.
@@ -29,13 +29,6 @@ pub struct FidelityRow {
     pub kept_ratio: f64,
     /// Bytes of the keys and values that are kept of the prompt; the mean over windows.
     pub kv_bytes: usize,
-    /// Kept share of all keys and values when the scored tokens were read, in 0..=1; the mean over windows.
-    pub end_kept_ratio: f64,
-    /// Bytes that are kept then; the mean over windows.
-    pub end_kv_bytes: usize,
-    /// Rows that a head evicted while the scored tokens were read, of the prompt's and of theirs; the mean over heads and
-    /// windows. `None` if new tokens are all kept.
-    pub evicted_rows: Option<f64>,
     pub kl_mean: f64,
     pub kl_median: f64,
     pub kl_p99: f64,
@@ -72,6 +65,13 @@ pub struct FidelityRow {
     /// Relative error (L2 norms) of each layer's attention output, before the output projection, against the full
     /// cache's; the mean over positions and windows. `None` if it was not asked for.
     pub attention_error_by_layer: Option<Vec<f64>>,
+    /// Kept share of all keys and values when the scored tokens were read, in 0..=1; the mean over windows.
+    pub end_kept_ratio: f64,
+    /// Bytes that are kept then; the mean over windows.
+    pub end_kv_bytes: usize,
+    /// Rows that a head evicted while the scored tokens were read, of the prompt's and of theirs; the mean over heads and
+    /// windows. `None` if new tokens are all kept.
+    pub evicted_rows: Option<f64>,
 }
 
 /// How often a fact of a compressed text is still known.
@@ -125,11 +125,6 @@ pub struct AnswerRow {
     pub kv_bytes: usize,
     /// The difference of the two.
     pub saved_bytes: usize,
-    /// Bytes that are kept when the answer is over.
-    pub end_kv_bytes: usize,
-    /// Rows that a head evicted while answering, of the prompt's and of the answer's; the mean over heads. `None` if new
-    /// tokens are all kept.
-    pub evicted_rows: Option<f64>,
     /// Tokens of the answer and the full cache's that are equal before the first difference, the first of which always
     /// is.
     pub equal_tokens: usize,
@@ -139,6 +134,11 @@ pub struct AnswerRow {
     pub answer_tokens: usize,
     pub finish_reason: FinishReason,
     pub answer: String,
+    /// Bytes that are kept when the answer is over.
+    pub end_kv_bytes: usize,
+    /// Rows that a head evicted while answering, of the prompt's and of the answer's; the mean over heads. `None` if new
+    /// tokens are all kept.
+    pub evicted_rows: Option<f64>,
 }
 
 /// Writes rows as one JSON array, in the place of what the file held.
@@ -146,11 +146,7 @@ pub struct AnswerRow {
 /// # Errors
 /// [`Error::Io`](crate::Error::Io) if the file cannot be written; it is then as it was.
 pub fn write_json(path: &Path, rows: &[impl Serialize]) -> Result<()> {
-    crate::files::replace(path, |temporary| {
-        let mut json = serde_json::to_vec_pretty(rows)?;
-        json.push(b'\n');
-        std::fs::write(temporary, json)
-    })
+    crate::report::write_json(rows, path)
 }
 
 /// Writes rows, which are JSON objects, as comma-separated values, in the place of what the file held: the keys of the JSON file are columns, a
@@ -159,16 +155,15 @@ pub fn write_json(path: &Path, rows: &[impl Serialize]) -> Result<()> {
 /// # Errors
 /// As [`write_json`].
 pub fn write_csv(path: &Path, rows: &[impl Serialize]) -> Result<()> {
-    crate::files::replace(path, |temporary| {
-        let objects: Vec<Map<String, Value>> = rows
-            .iter()
-            .map(|row| match serde_json::to_value(row)? {
-                Value::Object(object) => Ok(object),
-                _ => Ok(Map::new()),
-            })
-            .collect::<std::io::Result<_>>()?;
-        std::fs::write(temporary, csv(&objects))
-    })
+    let object = |row| {
+        serde_json::to_value(row).map(|value| match value {
+            Value::Object(object) => object,
+            _ => Map::new(),
+        })
+    };
+    let objects: serde_json::Result<Vec<Map<String, Value>>> = rows.iter().map(object).collect();
+    let objects = objects.map_err(|error| Error::io("write", path, error.into()))?;
+    crate::files::replace(path, csv(&objects).as_bytes())
 }
 
 /// Lines end as RFC 4180 says.

@@ -11,10 +11,11 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use super::sequence::Sequence;
-use super::{FinishReason, GenerationOptions};
+use super::{FinishReason, GenerationOptions, Sampler};
 use crate::cache::{AdaptiveKvCache, CacheBytes, KvDtype, Retention};
 use crate::error::{Error, Result};
 use crate::model::{Llama, PrefillObserver, PrefillOptions};
+use crate::numbers::check_logits;
 use crate::tokenizer::Tokenizer;
 
 /// A text to go on from.
@@ -109,6 +110,7 @@ struct Waiting {
 #[derive(Debug)]
 struct Active<'a> {
     index: usize,
+    name: String,
     prompt_tokens: usize,
     cache: AdaptiveKvCache,
     /// The cache right after the prompt.
@@ -197,8 +199,9 @@ impl<'a> Batch<'a> {
     /// * `done`: gets each text as it ends, in whatever order; after an error, those under way as far as they are
     ///
     /// # Errors
-    /// [`Error::Input`] if what a prompt keeps does not fit into the budget alone; whatever else prefill, sampling and
-    /// decoding fail with.
+    /// [`Error::Input`] if what a prompt keeps does not fit into the budget alone; [`Error::NotANumber`] at the first text
+    /// whose scores are no numbers, which ends the others too, since they come from the same weights; whatever else
+    /// prefill, sampling and decoding fail with.
     pub fn run<O: PrefillObserver>(
         &mut self,
         mut observe: impl FnMut(usize) -> O,
@@ -300,7 +303,8 @@ impl<'a> Batch<'a> {
         let prompt_tokens = ids.len();
         let mut cache = self.model.new_cache(self.kv_dtype, self.retention.clone())?;
         let started = Instant::now();
-        let prefill = self.model.prefill_with(&ids, &mut cache, self.prefill_options, &mut observe(index))?;
+        let prefill = self.model.prefill_with(&ids, &mut cache, self.prefill_options, &mut observe(index));
+        let prefill = prefill.map_err(|error| error.in_place(|| name.clone()))?;
         self.summary.prefill_time += started.elapsed();
         self.summary.prompt_tokens += prompt_tokens;
         let kv = cache.bytes();
@@ -316,8 +320,8 @@ impl<'a> Batch<'a> {
             self.waiting.push_front(Waiting { index, name, ids, options, needed: Some(reserved) });
             return Ok(None);
         }
-        let sequence = Sequence::new(self.tokenizer, &ids, options);
-        self.active.push(Active { index, prompt_tokens, cache, kv, sequence, text: String::new(), reserved });
+        let sequence = Sequence::new(self.tokenizer, Sampler::new(options.sampling, &ids), options);
+        self.active.push(Active { index, name, prompt_tokens, cache, kv, sequence, text: String::new(), reserved });
         self.summary.most_sequences = self.summary.most_sequences.max(self.active.len());
         self.note_bytes();
         Ok(Some(prefill.logits))
@@ -328,7 +332,8 @@ impl<'a> Batch<'a> {
         let active = &mut self.active[index];
         if active.sequence.finish().is_none() {
             let room = active.cache.seen() < self.model.config().context_length;
-            active.text += &active.sequence.accept(logits, room)?.text;
+            let step = check_logits(logits, active.cache.seen()).and_then(|()| active.sequence.accept(logits, room));
+            active.text += &step.map_err(|error| error.in_place(|| active.name.clone()))?.text;
         }
         Ok(())
     }
@@ -342,7 +347,7 @@ impl<'a> Batch<'a> {
             ids.extend(active.sequence.take_pending());
             caches.push(&mut active.cache);
         }
-        self.model.decode_batch(&ids, &mut caches, logits)?;
+        self.model.decode_unchecked(&ids, &mut caches, logits)?;
         self.note_bytes();
         let vocab_size = logits.len() / ids.len();
         for (index, logits) in logits.chunks_exact(vocab_size).enumerate() {

@@ -8,7 +8,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use super::{FinishReason, Generation, GenerationOptions};
+use super::{FinishReason, Generation, GenerationOptions, Sampler};
 use crate::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
 use crate::error::{Error, Result};
 use crate::model::{Llama, PrefillObserver, PrefillOptions};
@@ -52,6 +52,10 @@ pub struct Conversation<'a> {
     unread: Option<u32>,
     /// The cache holds tokens that are not part of the messages: those of a stop text.
     stale: bool,
+    /// The tokens that the cache was given, for the repeat penalty.
+    read: Vec<u32>,
+    /// What drew the last answer: the next goes on with its random numbers.
+    sampler: Option<Sampler>,
     turns: Vec<Turn>,
 }
 
@@ -112,6 +116,8 @@ impl<'a> Conversation<'a> {
             prefill_options: PrefillOptions::default(),
             unread: None,
             stale: false,
+            read: Vec::new(),
+            sampler: None,
             turns: Vec::new(),
         })
     }
@@ -154,7 +160,7 @@ impl<'a> Conversation<'a> {
         &self.cache
     }
 
-    /// Forgets everything but the opening.
+    /// Forgets everything but the opening. Random numbers go on, so that the same question may be answered otherwise.
     pub fn reset(&mut self) {
         self.messages.clone_from(&self.opening);
         self.turns.clear();
@@ -163,11 +169,14 @@ impl<'a> Conversation<'a> {
 
     /// Asks, and generates the answer.
     ///
-    /// * `options`: for this answer; after one that a stop text ended, the next turn reads the conversation anew
+    /// * `options`: for this answer; after one that a stop text ended, the next turn reads the conversation anew. Answers
+    ///   go on with the random numbers of those before, unless the seed is another. The repeat penalty looks at the whole
+    ///   conversation.
     /// * `show`: gets the answer's text as it comes; breaking ends the answer, which stays part of the conversation
     ///
     /// # Errors
-    /// [`Error::Input`] if the template refuses the question or the context is full: the conversation is then as it was.
+    /// [`Error::Input`] if the template refuses the question, or the context has no room for it: the conversation is then
+    /// as it was.
     /// [`Error::Interrupted`] and whatever the observer fails with: the question is dropped, and the next turn reads the
     /// conversation anew. Errors while answering: as the latter.
     pub fn ask(
@@ -204,6 +213,7 @@ impl<'a> Conversation<'a> {
 
     fn empty_cache(&mut self) {
         self.cache = self.cache.emptied();
+        self.read.clear();
         self.cached = 0;
         self.unread = None;
         self.stale = false;
@@ -231,6 +241,24 @@ impl<'a> Conversation<'a> {
         }
     }
 
+    /// Refuses a turn that the context has no room for.
+    fn expect_room(&self, new: usize) -> Result<()> {
+        let (seen, context) = (self.cache.seen(), self.model.config().context_length);
+        if seen.saturating_add(new) <= context {
+            return Ok(());
+        }
+        if self.turns.is_empty() {
+            let reason = format!("the question takes {new} tokens, more than the model's context of {context}");
+            return Err(Error::input(reason).with_hint("shorten it, or the messages before it"));
+        }
+        let taken = if seen > 0 {
+            format!("{seen} of {context} tokens are taken, and this turn needs {new}")
+        } else {
+            format!("with this turn it has {new} tokens, and the context is {context}")
+        };
+        Err(Error::input(format!("the conversation is full: {taken}")).with_hint("/reset forgets it, and makes room"))
+    }
+
     fn answer(
         &mut self,
         options: &GenerationOptions,
@@ -238,26 +266,47 @@ impl<'a> Conversation<'a> {
         show: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Turn> {
         let (ids, reread) = self.new_ids()?;
+        self.expect_room(ids.len())?;
         let started = Instant::now();
         let prefill = self.model.prefill_with(&ids, &mut self.cache, self.prefill_options, observer)?;
         let prefill_time = started.elapsed();
+        self.read.extend_from_slice(&ids);
 
         let started = Instant::now();
         let mut text = String::new();
+        let sampler = Sampler::after(self.sampler.take(), options.sampling, &self.read);
+        let (model, tokenizer, cache) = (self.model, self.tokenizer, &mut self.cache);
         let mut generation =
-            Generation::new(self.model, self.tokenizer, &mut self.cache, &ids, prefill.logits, options.clone());
+            Generation::with_sampler(model, tokenizer, cache, sampler, prefill.logits, options.clone());
+        let mut failure = None;
         for step in generation.by_ref() {
-            let step = step?;
-            text += &step.text;
-            if show(&step.text).is_break() {
-                break;
+            match step {
+                Ok(step) => {
+                    text += &step.text;
+                    if show(&step.text).is_break() {
+                        break;
+                    }
+                }
+                // As if it had been broken off before this token.
+                Err(Error::Interrupted) => break,
+                Err(error) => failure = Some(error),
             }
         }
-        text += &generation.held_back();
+        let held_back = generation.held_back();
         let (finish_reason, answer) = (generation.finish_reason(), generation.ids().to_vec());
+        self.sampler = Some(generation.into_sampler());
+        if let Some(error) = failure {
+            // What came before the failure is shown, whole.
+            let _ = show(&held_back);
+            return Err(error);
+        }
+        text += &held_back;
+        // The last token stands before the next turn's, where it is read.
+        self.read.extend_from_slice(answer.split_last().map_or(&[], |(_, read)| read));
         // The last token was drawn and not read. One that ended the answer is not part of it: the template ends turns.
         self.unread = answer.last().copied().filter(|_| finish_reason != FinishReason::Eos);
-        self.stale = finish_reason == FinishReason::Stop;
+        // A token that was given up halfway is in some layers only.
+        self.stale = finish_reason == FinishReason::Stop || !self.cache.is_consistent();
         self.messages.push(ChatMessage::new("assistant", text));
         self.cached = self.messages.len();
         Ok(Turn {

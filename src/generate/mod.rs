@@ -64,8 +64,10 @@ impl Default for GenerationOptions {
 pub enum FinishReason {
     /// The model ended its text.
     Eos,
-    /// The most tokens were generated, or the context is full.
+    /// The most tokens were generated.
     Length,
+    /// The model's context is full: the text is cut where it ends.
+    Context,
     /// A stop text was met.
     Stop,
     /// The caller stopped asking.
@@ -81,13 +83,16 @@ pub struct Step {
     pub text: String,
 }
 
-/// Generates tokens, one for each call of `next`.
+/// Generates tokens, one for each call of `next`. A [stop](crate::stop) in the middle of a token is
+/// [`Error::Interrupted`]; the cache is then of no further use.
 #[derive(Debug)]
 pub struct Generation<'a> {
     model: &'a Llama,
     cache: &'a mut AdaptiveKvCache,
     sequence: Sequence<'a>,
     logits: Vec<f32>,
+    /// Nothing comes after an error.
+    failed: bool,
 }
 
 impl<'a> Generation<'a> {
@@ -104,7 +109,24 @@ impl<'a> Generation<'a> {
         logits: Vec<f32>,
         options: GenerationOptions,
     ) -> Self {
-        Self { model, cache, sequence: Sequence::new(tokenizer, prompt, options), logits }
+        Self::with_sampler(model, tokenizer, cache, Sampler::new(options.sampling, prompt), logits, options)
+    }
+
+    /// As [`new`](Self::new), with a sampler that has drawn before; what `options` say of sampling counts for nothing.
+    fn with_sampler(
+        model: &'a Llama,
+        tokenizer: &'a Tokenizer,
+        cache: &'a mut AdaptiveKvCache,
+        sampler: Sampler,
+        logits: Vec<f32>,
+        options: GenerationOptions,
+    ) -> Self {
+        Self { model, cache, sequence: Sequence::new(tokenizer, sampler, options), logits, failed: false }
+    }
+
+    /// What draws its tokens, for a text that goes on with it.
+    fn into_sampler(self) -> Sampler {
+        self.sequence.into_sampler()
     }
 
     /// Tokens generated so far.
@@ -133,8 +155,8 @@ impl<'a> Generation<'a> {
         self.sequence.accept(&self.logits, self.cache.seen() < self.model.config().context_length)
     }
 
-    /// Takes the text that might have become a stop text, from a generation that is not gone on with; empty if there is
-    /// none, or all steps were taken.
+    /// Ends a generation that is not gone on with, and takes the text that might have become a stop text; empty if there
+    /// is none, or all steps were taken. After an error it is what came before it and was not given out.
     pub fn held_back(&mut self) -> String {
         self.sequence.held_back()
     }
@@ -144,13 +166,14 @@ impl Iterator for Generation<'_> {
     type Item = Result<Step>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.sequence.finish().is_some() {
+        if !self.failed && self.sequence.finish().is_some() {
             return self.sequence.flush().map(Ok);
         }
-        let step = self.step();
-        if step.is_err() {
-            self.sequence.break_off();
+        if self.failed {
+            return None;
         }
+        let step = self.step();
+        self.failed = step.is_err();
         Some(step)
     }
 }

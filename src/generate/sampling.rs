@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::fidelity::argmax;
+use crate::numbers::is_distribution;
 
 /// How tokens are drawn. The default is greedy.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -83,16 +84,26 @@ impl Sampler {
         Self { options, random: StdRng::seed_from_u64(options.seed), seen: prompt.to_vec() }
     }
 
+    /// A sampler that goes on with another's random numbers, unless the seed is another: for one text after the other.
+    ///
+    /// * `text`: what its repeat penalty is to know
+    #[must_use]
+    pub fn after(before: Option<Self>, options: SamplingOptions, text: &[u32]) -> Self {
+        match before.filter(|before| before.options.seed == options.seed) {
+            Some(before) => Self { options, random: before.random, seen: text.to_vec() },
+            None => Self::new(options, text),
+        }
+    }
+
     /// Draws the next token.
     ///
     /// * `logits`: `[vocab_size]`
     ///
     /// # Errors
-    /// [`Error::Input`] if there are no logits, or none is a number.
+    /// [`Error::NotANumber`] if the logits make no distribution: one is NaN, or the largest is not finite.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
-        let id = self.draw(logits).ok_or_else(|| {
-            Error::input("the model's scores are not numbers").with_hint("the weights may be damaged: fetch them again")
-        })?;
+        let refused = || Error::not_a_number("the scores that a token is to be drawn from");
+        let id = self.draw(logits).filter(|_| is_distribution(logits)).ok_or_else(refused)?;
         self.seen.push(id);
         Ok(id)
     }
@@ -101,8 +112,7 @@ impl Sampler {
         let SamplingOptions { temperature, top_k, top_p, min_p, .. } = self.options;
         let penalised = self.penalise(logits);
         if temperature <= 0.0 {
-            let best = argmax(&penalised)?;
-            return penalised[best].is_finite().then_some(u32::try_from(best).ok()?);
+            return argmax(&penalised).and_then(|best| u32::try_from(best).ok());
         }
         let mut candidates: Vec<(u32, f32)> = (0u32..).zip(penalised).filter(|(_, logit)| logit.is_finite()).collect();
         candidates.sort_by(|(a_id, a), (b_id, b)| b.total_cmp(a).then(a_id.cmp(b_id)));
@@ -159,6 +169,45 @@ mod tests {
         assert!(Sampler::new(SamplingOptions::default(), &[]).sample(&[f32::NAN]).is_err());
         assert!(Sampler::new(hot(SamplingOptions::default()), &[]).sample(&[f32::NAN]).is_err());
         assert!(Sampler::new(SamplingOptions::default(), &[]).sample(&[]).is_err());
+    }
+
+    #[test]
+    fn what_is_no_distribution_is_refused_however_it_is_drawn() {
+        let (nan, inf) = (f32::NAN, f32::INFINITY);
+        let narrow = SamplingOptions { top_k: 1, min_p: 0.5, ..SamplingOptions::default() };
+        for options in [SamplingOptions::default(), hot(SamplingOptions::default()), hot(narrow)] {
+            for logits in [[0.0, 5.0, nan], [-nan, 5.0, 0.0], [inf, 0.0, 0.0], [-inf; 3]] {
+                let refused = Sampler::new(options, &[]).sample(&logits);
+                assert!(matches!(refused, Err(Error::NotANumber { .. })), "{logits:?}: {refused:?}");
+            }
+            assert_eq!(Sampler::new(options, &[]).sample(&[-inf, 0.0, -inf]).unwrap(), 1);
+        }
+    }
+
+    #[test]
+    fn streams_are_apart_and_the_first_is_the_seed() {
+        let seeds = |seed: u64| {
+            (0..1000).map(move |index| SamplingOptions { seed, ..SamplingOptions::default() }.stream(index).seed)
+        };
+        assert_eq!(seeds(7).next(), Some(7));
+        let mut all: Vec<u64> = [0, 1, 2, u64::MAX].into_iter().flat_map(seeds).collect();
+        assert!(all.iter().filter(|&&seed| seed != u64::MAX).all(|&seed| seed < 1 << 53));
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), 4000);
+    }
+
+    #[test]
+    fn a_sampler_goes_on_unless_the_seed_is_another() {
+        let options = hot(SamplingOptions { seed: 3, ..SamplingOptions::default() });
+        let whole = draws(options, &[0.0; 50], 20);
+        let mut first = Sampler::new(options, &[]);
+        let mut ids: Vec<u32> = (0..10).map(|_| first.sample(&[0.0; 50]).unwrap()).collect();
+        let mut second = Sampler::after(Some(first), options, &[1, 2]);
+        ids.extend((0..10).map(|_| second.sample(&[0.0; 50]).unwrap()));
+        assert_eq!(ids, whole);
+        let mut anew = Sampler::after(Some(second), SamplingOptions { seed: 4, ..options }, &[]);
+        assert_eq!(anew.sample(&[0.0; 50]).unwrap(), draws(SamplingOptions { seed: 4, ..options }, &[0.0; 50], 1)[0]);
     }
 
     #[test]

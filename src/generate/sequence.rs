@@ -21,11 +21,11 @@ pub(super) struct Sequence<'a> {
 }
 
 impl<'a> Sequence<'a> {
-    /// * `prompt`: the prompt's ids, for the repeat penalty
-    pub(super) fn new(tokenizer: &'a Tokenizer, prompt: &[u32], options: GenerationOptions) -> Self {
+    /// * `sampler`: knows the text so far
+    pub(super) fn new(tokenizer: &'a Tokenizer, sampler: Sampler, options: GenerationOptions) -> Self {
         Self {
             tokenizer,
-            sampler: Sampler::new(options.sampling, prompt),
+            sampler,
             stop: StopFilter::new(&options.stop),
             decoder: Some(tokenizer.stream(false)),
             ids: Vec::new(),
@@ -55,31 +55,37 @@ impl<'a> Sequence<'a> {
         self.pending.take()
     }
 
-    /// Draws a token; the text that became certain.
+    /// Draws a token; the text that became certain. A token that ends the text is no part of it, whatever it prints.
     ///
     /// * `logits`: `[vocab_size]`
     /// * `room`: whether the context has room for one more token
     pub(super) fn accept(&mut self, logits: &[f32], room: bool) -> Result<Step> {
         let id = self.sampler.sample(logits)?;
         self.ids.push(id);
-        let mut text = self.decoder.as_mut().map(|decoder| decoder.push(id)).unwrap_or_default();
         if self.tokenizer.eos_ids().contains(&id) && !self.options.ignore_eos {
             self.finish = Some(FinishReason::Eos);
+            return Ok(Step { id: Some(id), text: String::new() });
+        }
+        let printed = self.decoder.as_mut().map(|decoder| decoder.push(id)).unwrap_or_default();
+        let mut text = self.stop.push(&printed);
+        if self.tokenizer.is_special(id) {
+            // It prints nothing; a stop text may name it all the same.
+            text += &self.stop.push_unprinted(&self.tokenizer.token_text(id));
+        }
+        if self.stop.stopped() {
+            self.finish = Some(FinishReason::Stop);
+        } else if self.ids.len() >= self.options.max_new_tokens {
+            self.finish = Some(FinishReason::Length);
+        } else if !room {
+            self.finish = Some(FinishReason::Context);
         } else {
-            text = self.stop.push(&text);
-            if self.stop.stopped() {
-                self.finish = Some(FinishReason::Stop);
-            } else if self.ids.len() >= self.options.max_new_tokens || !room {
-                self.finish = Some(FinishReason::Length);
-            } else {
-                self.pending = Some(id);
-            }
+            self.pending = Some(id);
         }
         Ok(Step { id: Some(id), text })
     }
 
-    /// Takes the text that might have become a stop text, from a text that is not gone on with; empty if there is none,
-    /// or all of it was taken.
+    /// Ends a text that is not gone on with, and takes what might have become a stop text; empty if there is none, or all
+    /// of it was taken.
     pub(super) fn held_back(&mut self) -> String {
         if self.decoder.take().is_none() || self.finish == Some(FinishReason::Stop) {
             return String::new();
@@ -97,9 +103,8 @@ impl<'a> Sequence<'a> {
         (!text.is_empty()).then_some(Step { id: None, text })
     }
 
-    /// Ends the text after an error; nothing more comes.
-    pub(super) fn break_off(&mut self) {
-        self.finish = Some(FinishReason::Interrupted);
-        self.decoder = None;
+    /// What draws its tokens, for a text that goes on with it.
+    pub(super) fn into_sampler(self) -> Sampler {
+        self.sampler
     }
 }

@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use ureq::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, ETAG, LOCATION, RANGE};
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
@@ -22,6 +23,8 @@ const MAX_JSON_BYTES: u64 = 64 << 20;
 const MAX_REDIRECTS: usize = 10;
 /// Bytes between two calls of the observer.
 const CHUNK: usize = 256 << 10;
+/// Longest file whose content is compared with the hub's sum at each start: a fraction of a second.
+const MAX_HASHED_BYTES: u64 = 256 << 20;
 /// Time for a connection to come to be.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Time without a byte after which a connection counts as lost.
@@ -53,6 +56,15 @@ pub(super) struct Metadata {
     pub size: u64,
 }
 
+/// How far redirects are followed.
+#[derive(Clone, Copy)]
+enum Reach {
+    /// On the endpoint's host.
+    Endpoint,
+    /// To storage elsewhere, where the hub has a file's content, which is wanted from this byte on.
+    Storage { from: u64 },
+}
+
 /// Scheme, host and port.
 type Origin = (String, String, u16);
 
@@ -68,10 +80,9 @@ impl<'a> Client<'a> {
     /// * `repo`: for messages
     pub(super) fn new(settings: &'a HubSettings, repo: &'a str) -> Result<Self> {
         let endpoint = settings.endpoint.trim_end_matches('/');
-        let origin = endpoint.parse::<Uri>().ok().as_ref().and_then(origin);
-        let origin = origin.ok_or_else(|| {
-            Error::input(format!("`{endpoint}` is not the address of a hub"))
-                .with_hint("expected http(s)://host[:port]")
+        let origin = endpoint_origin(endpoint).ok_or_else(|| {
+            Error::input(format!("`{}` is not the address of a hub", settings.endpoint))
+                .with_hint("expected http(s)://host[:port][/path], which is what HF_ENDPOINT gives")
         })?;
         let authorization = settings.token.as_ref().map(|token| {
             let mut value = HeaderValue::from_str(&format!("Bearer {}", token.trim()))
@@ -99,7 +110,7 @@ impl<'a> Client<'a> {
 
     /// Gets a small answer.
     pub(super) fn get(&self, url: &str) -> Result<Vec<u8>, Failure> {
-        let (_, response) = self.follow(&Method::GET, url, None, |_| true)?;
+        let (_, response) = self.follow(&Method::GET, url, Reach::Endpoint, |_| true)?;
         let body = response.into_body().into_with_config().limit(MAX_JSON_BYTES);
         body.read_to_vec().map_err(|error| unreachable(self.endpoint, &error))
     }
@@ -108,7 +119,7 @@ impl<'a> Client<'a> {
     pub(super) fn metadata(&self, url: &str) -> Result<Metadata, Failure> {
         let (mut etag, mut size) = (None, None);
         // What the hub says itself is in its first answer; storage that it redirects to may not answer such a question.
-        let (_, response) = self.follow(&Method::HEAD, url, None, |headers| {
+        let (_, response) = self.follow(&Method::HEAD, url, Reach::Endpoint, |headers| {
             etag = etag.take().or_else(|| text(headers, &LINKED_ETAG));
             size = size.take().or_else(|| text(headers, &LINKED_SIZE));
             etag.is_none() || size.is_none()
@@ -155,7 +166,7 @@ impl<'a> Client<'a> {
                 }
             }
         }
-        if is_whole(blob, size) {
+        if is_whole(blob, metadata)? {
             // Another process has made it since; what was opened is its file, or a new one that nobody needs.
             let _ = std::fs::remove_file(&part_path);
             return Ok(());
@@ -167,7 +178,7 @@ impl<'a> Client<'a> {
         }
         let mut response = None;
         if done < size {
-            let (origin, answer) = self.follow(&Method::GET, url, Some(done), |_| true)?;
+            let (origin, answer) = self.follow(&Method::GET, url, Reach::Storage { from: done }, |_| true)?;
             let length = answer.body().content_length();
             if answer.status() != StatusCode::PARTIAL_CONTENT {
                 done = 0;
@@ -182,7 +193,7 @@ impl<'a> Client<'a> {
             response = Some((origin, answer));
         }
 
-        let mut hash = is_sha256(&metadata.etag).then(Sha256::new);
+        let mut hash = Digests::of(&metadata.etag, size);
         let mut buffer = vec![0; CHUNK];
         if let Some(hash) = &mut hash {
             let mut left = done;
@@ -190,7 +201,7 @@ impl<'a> Client<'a> {
                 tell(observer, Progress::File { name, done: done - left, size })?;
                 let want = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
                 part.read_exact(&mut buffer[..want]).map_err(failed("read"))?;
-                hash.update(&buffer[..want]);
+                hash.write_all(&buffer[..want]).map_err(failed("read"))?;
                 left -= want as u64;
             }
         }
@@ -219,29 +230,29 @@ impl<'a> Client<'a> {
                 }
                 part.write_all(&buffer[..read]).map_err(failed("write"))?;
                 if let Some(hash) = &mut hash {
-                    hash.update(&buffer[..read]);
+                    hash.write_all(&buffer[..read]).map_err(failed("write"))?;
                 }
                 done += read as u64;
             }
         }
         if let Some(hash) = hash
-            && !hex(&hash.finalize()).eq_ignore_ascii_case(&metadata.etag)
+            && !hash.finish().eq_ignore_ascii_case(&metadata.etag)
         {
             // It is of no use, and would be taken for the start of the right one.
             part.set_len(0).map_err(failed("write"))?;
-            return Err(Error::hub(format!("`{name}` arrived damaged: its SHA-256 is not the one that the hub gives"))
+            return Err(Error::hub(format!("`{name}` arrived damaged: its sum is not the one that the hub gives"))
                 .with_hint("run it again to fetch it anew")
                 .into());
         }
         std::fs::rename(&part_path, blob).map_err(failed("rename"))
     }
 
-    /// Sends a request and follows redirects, as long as `go_on` says so of the headers.
+    /// Sends a request and follows redirects as far as `reach`, as long as `go_on` says so of the headers.
     fn follow(
         &self,
         method: &Method,
         url: &str,
-        from: Option<u64>,
+        reach: Reach,
         mut go_on: impl FnMut(&HeaderMap) -> bool,
     ) -> Result<(Origin, Response<Body>), Failure> {
         let bad = |url: &str| Failure::Final(Error::hub(format!("the hub answers with the unusable address `{url}`")));
@@ -249,7 +260,7 @@ impl<'a> Client<'a> {
         for _ in 0..=MAX_REDIRECTS {
             let here = origin(&uri).ok_or_else(|| bad(&uri.to_string()))?;
             let mut request = Request::builder().method(method).uri(&uri);
-            if let Some(from) = from.filter(|&from| from > 0) {
+            if let Reach::Storage { from: from @ 1.. } = reach {
                 request = request.header(RANGE, format!("bytes={from}-"));
             }
             if let Some(authorization) = self.authorization.as_ref().filter(|_| here == self.origin) {
@@ -270,6 +281,11 @@ impl<'a> Client<'a> {
             let next = resolve(&uri, &location).ok_or_else(|| bad(&location))?;
             if uri.scheme_str() == Some("https") && next.scheme_str() != Some("https") {
                 return Err(bad(&location));
+            }
+            // What a model is made of is never asked of anybody else than whom the user has named.
+            if matches!(reach, Reach::Endpoint) && origin(&next).is_none_or(|(_, host, _)| host != self.origin.1) {
+                let reason = format!("`{}` leads away to `{location}`", self.endpoint);
+                return Err(Error::hub(reason).with_hint("set HF_ENDPOINT to a hub that answers itself").into());
             }
             uri = next;
         }
@@ -311,9 +327,75 @@ fn unreachable(place: &str, error: &ureq::Error) -> Failure {
     }
 }
 
-/// Whether a file of this length is there.
-pub(super) fn is_whole(path: &Path, size: u64) -> bool {
-    path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == size)
+/// Whether a file is there, and is what the hub says of it.
+///
+/// # Errors
+/// As [`damage`].
+pub(super) fn is_whole(path: &Path, metadata: &Metadata) -> Result<bool> {
+    Ok(path.is_file() && damage(path, metadata)?.is_none())
+}
+
+/// How a file that is there differs from what the hub says of it. The content of small ones is looked at, too.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be read.
+pub(super) fn damage(path: &Path, metadata: &Metadata) -> Result<Option<String>> {
+    let failed = |source| Error::io("read", path, source);
+    let length = path.metadata().map_err(failed)?.len();
+    if length != metadata.size {
+        return Ok(Some(format!("it has {length} of {} bytes", metadata.size)));
+    }
+    if length > MAX_HASHED_BYTES {
+        return Ok(None);
+    }
+    let digest = match Digests::of(&metadata.etag, length) {
+        Some(mut digest) => {
+            let mut file = File::open(path).map_err(failed)?;
+            std::io::copy(&mut file, &mut digest).map_err(failed)?;
+            digest.finish()
+        }
+        None => return Ok(None),
+    };
+    Ok((!digest.eq_ignore_ascii_case(&metadata.etag)).then(|| "its content is not what the hub gives".to_owned()))
+}
+
+/// The sum that an etag is of a file's content: SHA-256 of large files, git's SHA-1 of others.
+enum Digests {
+    Sha256(Sha256),
+    Git(Sha1),
+}
+
+impl Digests {
+    /// `None` if the etag is none of the two.
+    fn of(etag: &str, length: u64) -> Option<Self> {
+        let is_hex = etag.bytes().all(|byte| byte.is_ascii_hexdigit());
+        match etag.len() {
+            64 if is_hex => Some(Self::Sha256(Sha256::new())),
+            40 if is_hex => Some(Self::Git(Sha1::new_with_prefix(format!("blob {length}\0")))),
+            _ => None,
+        }
+    }
+
+    fn finish(self) -> String {
+        match self {
+            Self::Sha256(digest) => hex(&digest.finalize()),
+            Self::Git(digest) => hex(&digest.finalize()),
+        }
+    }
+}
+
+impl Write for Digests {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self {
+            Self::Sha256(digest) => digest.update(bytes),
+            Self::Git(digest) => digest.update(bytes),
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Tells the observer, and ends if it says so.
@@ -326,10 +408,6 @@ pub(super) fn tell(observer: &mut Observer<'_>, progress: Progress<'_>) -> Resul
 
 fn wrong_length(name: &str, expected: u64, got: u64) -> Error {
     Error::hub(format!("the hub gives `{name}` a length of {expected} bytes, and sends {got}"))
-}
-
-fn is_sha256(etag: &str) -> bool {
-    etag.len() == 64 && etag.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -361,6 +439,16 @@ fn origin(uri: &Uri) -> Option<Origin> {
     };
     let host = uri.host().filter(|host| !host.is_empty())?.to_ascii_lowercase();
     Some((scheme, host, uri.port_u16().unwrap_or(default)))
+}
+
+/// The origin of a hub's address; `None` for what is no such address, rather than one that was not meant.
+fn endpoint_origin(text: &str) -> Option<Origin> {
+    let uri: Uri = text.parse().ok()?;
+    let authority = uri.authority()?.as_str();
+    // A port that is no number would become the default one; a user's name is where a host is expected.
+    let port = authority.rsplit_once(']').map_or(authority, |(_, rest)| rest).split_once(':').map(|(_, port)| port);
+    let has_port = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0));
+    (has_port && !authority.contains('@') && !text.contains(['?', '#'])).then(|| origin(&uri))?
 }
 
 /// The address that a redirect from `base` leads to.
@@ -395,6 +483,61 @@ mod tests {
         assert_eq!(show(&of("http://hub.co:443").unwrap()), "http://hub.co:443");
         assert_eq!(of("/a"), None);
         assert_eq!(of("ftp://hub.co"), None);
+    }
+
+    #[test]
+    fn an_endpoint_is_an_address_and_nothing_else() {
+        for text in
+            ["https://hub.co", "http://localhost:8080", "https://hub.co/mirror", "http://[::1]:80", "http://[::1]"]
+        {
+            assert!(endpoint_origin(text).is_some(), "{text}");
+        }
+        for text in [
+            "",
+            " ",
+            "hub.co",
+            "hub.co:443",
+            "localhost:8080",
+            "https:/hub.co",
+            "https:hub.co",
+            "https://",
+            "ftp://hub.co",
+            "file:///tmp",
+            "https://hub.co:",
+            "https://hub.co:x",
+            "https://hub.co:0",
+            "https://hub.co:99999",
+            "http://[::1]:99999",
+            "https://me@hub.co",
+            "https://me:pw@hub.co",
+            "https://hub.co?a=b",
+            "https://hub.co/#a",
+            "https://hub co",
+            "https://:443",
+            "/hub.co",
+        ] {
+            assert!(endpoint_origin(text).is_none(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sums_are_those_of_the_hub() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        std::fs::write(&path, "hello\n").unwrap();
+        // As `git hash-object` and `sha256sum` say.
+        for etag in [
+            "ce013625030ba8dba906f756967f9e9ca394464a",
+            "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03",
+            "any-other",
+        ] {
+            let metadata = |size| Metadata { etag: etag.to_owned(), size };
+            assert_eq!(damage(&path, &metadata(6)).unwrap(), None, "{etag}");
+            assert!(damage(&path, &metadata(7)).unwrap().unwrap().contains("6 of 7 bytes"));
+        }
+        std::fs::write(&path, "hellO\n").unwrap();
+        let etag = "ce013625030ba8dba906f756967f9e9ca394464a".to_owned();
+        assert!(damage(&path, &Metadata { etag, size: 6 }).unwrap().is_some());
     }
 
     #[test]

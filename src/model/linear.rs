@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::kernels::quant::WeightMatrix;
 use crate::kernels::vector::{self, instruction_set};
 use crate::ops::Ops;
+use crate::stop;
 
 /// Weights `[out_features, in_features]`.
 #[derive(Debug, Clone)]
@@ -68,7 +69,8 @@ impl Linear {
     /// Returns `[seq_len, out_features]`, f32.
     ///
     /// # Errors
-    /// [`Error::Shape`] or [`Error::Tensor`] if the shapes do not fit.
+    /// [`Error::Shape`] or [`Error::Tensor`] if the shapes do not fit; [`Error::Interrupted`] if a [stop] is requested while
+    /// it works on several rows.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let seq_len = x.dim(0)?;
         let y = host::with_slice(x, |x| self.apply(x, seq_len))?;
@@ -96,6 +98,9 @@ impl Linear {
                 }
                 let mut y = vec![0.0; seq_len * weight.rows()];
                 weight.matmul(x, seq_len, &mut y);
+                if seq_len > 1 {
+                    stop::check()?; // or the product may not be whole
+                }
                 y
             }
             Weights::Quantised(_) => {
@@ -131,6 +136,9 @@ impl Linear {
         let mut inputs: Vec<Tensor> = Vec::with_capacity(1);
         let mut outputs = Vec::with_capacity(N);
         for layer in layers {
+            if x.dim(0)? > 1 {
+                stop::check()?;
+            }
             let y = match &layer.weights {
                 Weights::Dense(weight) => {
                     let x = if let Some(input) = inputs.iter().find(|input| input.dtype() == weight.dtype()) {

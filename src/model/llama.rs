@@ -21,8 +21,10 @@ use crate::cache::{AdaptiveKvCache, HeadStep, KvDtype, LayerCacheManager, LayerS
 use crate::config::BudgetScale;
 use crate::error::{Error, Result};
 use crate::memory;
+use crate::numbers::{all_finite, check_logits};
 use crate::ops::Ops;
 use crate::profile::{LayerPlace, Pool, Profiler, Segment};
+use crate::stop::Watch;
 
 /// A LLaMA model's weights. It holds no state: every call is given the cache that it reads and writes.
 #[derive(Debug, Clone)]
@@ -204,8 +206,10 @@ impl Llama {
     /// * `options`: results do not depend on them, up to the order of additions
     ///
     /// # Errors
-    /// [`Error::Input`] for an empty or too long prompt, or an unknown id; [`Error::Unsupported`] if maps are wanted of a
-    /// further prompt; [`Error::Interrupted`] if the observer says so; whatever the observer fails with. After an error
+    /// [`Error::Input`] for an empty or too long prompt, or an unknown id; [`Error::NotANumber`] if a layer's output (on a
+    /// device: the logits) or what chooses is not a number; [`Error::Unsupported`] if maps are wanted of a
+    /// further prompt; [`Error::Interrupted`] if the observer says so or a [stop](crate::stop) is requested; whatever the
+    /// observer fails with. After an error
     /// some layers may hold the prompt: drop the cache and start from a new one.
     pub fn prefill_with(
         &self,
@@ -266,8 +270,12 @@ impl Llama {
                     return Err(Error::Interrupted);
                 }
             }
+            if self.ops.is_none() {
+                check_rows(&hidden, index, seen)?;
+            }
             let started = std::time::Instant::now();
-            let choices = match pass.choose(block, &self.rope)? {
+            let choice = pass.choose(block, &self.rope).map_err(|error| error.in_place(|| format!("layer {index}")));
+            let choices = match choice? {
                 Choice::Everything => None,
                 Choice::Heads(choices) => Some(choices),
                 Choice::Scores(scores) => {
@@ -313,6 +321,7 @@ impl Llama {
         let last = last.narrow(0, last.dim(0)? - 1, 1)?;
         drop(hidden);
         let logits = self.logits(&last)?;
+        check_logits(&logits, cache.seen())?;
         memory::release_unused();
         Ok(Prefill { logits, layers, profile_time })
     }
@@ -320,7 +329,8 @@ impl Llama {
     /// Processes one more token and returns the logits of the next, `[vocab_size]`.
     ///
     /// # Errors
-    /// [`Error::Input`] if the context is full or the id is unknown; the cache is then as it was.
+    /// [`Error::Input`] if the context is full or the id is unknown; the cache is then as it was. [`Error::Interrupted`] if
+    /// a [stop](crate::stop) was requested some time ago: some layers may have got the token, so drop the cache.
     pub fn decode(&self, id: u32, cache: &mut AdaptiveKvCache) -> Result<Vec<f32>> {
         let mut logits = Vec::new();
         self.decode_batch(&[id], &mut [cache], &mut logits)?;
@@ -336,8 +346,23 @@ impl Llama {
     ///
     /// # Errors
     /// [`Error::Input`] if a context is full or an id is unknown, [`Error::Shape`] if there are not as many caches as ids
-    /// or one is of another model: the caches are then as they were.
+    /// or one is of another model: the caches are then as they were. [`Error::NotANumber`] if logits of a sequence are no
+    /// numbers; [`Error::Interrupted`] as of [`decode`](Self::decode).
     pub fn decode_batch(&self, ids: &[u32], caches: &mut [&mut AdaptiveKvCache], logits: &mut Vec<f32>) -> Result<()> {
+        self.decode_unchecked(ids, caches, logits)?;
+        for (cache, logits) in caches.iter().zip(logits.chunks_exact(self.config.vocab_size)) {
+            check_logits(logits, cache.seen())?;
+        }
+        Ok(())
+    }
+
+    /// [`decode_batch`](Self::decode_batch) for a caller that looks at the logits itself, as it knows whose they are.
+    pub(crate) fn decode_unchecked(
+        &self,
+        ids: &[u32],
+        caches: &mut [&mut AdaptiveKvCache],
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
         if ids.len() != caches.len() {
             return Err(Error::shape("a batch's caches", ids.len(), caches.len()));
         }
@@ -398,7 +423,11 @@ impl Llama {
         let mut hidden = self.embed_tokens.forward(&[id])?; // [1, hidden_size]
         let angles = self.rope.angles(position, 1);
         let context = self.context(&angles, 0, 1);
+        let stop = Watch::default();
         for (index, block) in self.layers.iter().enumerate() {
+            if stop.is_over() {
+                return Err(Error::Interrupted);
+            }
             let projected = block.project(&hidden, context)?;
             let layer = cache.layer_mut(index)?;
             layer.append_token(&projected.keys, &projected.values, position, class)?;
@@ -426,7 +455,11 @@ impl Llama {
         let mut hidden = self.embed(&[id])?; // [1, hidden_size]
         let rotations = RotationTensors::new(ops, &self.rope.angles(position, 1), self.config.rope.dim / 2)?;
         let context = self.device_context(ops, &rotations);
+        let stop = Watch::default();
         for (index, block) in self.layers.iter().enumerate() {
+            if stop.is_over() {
+                return Err(Error::Interrupted);
+            }
             let projected = block.project_on(&hidden, context)?;
             let layer = cache.device_layer_mut(index)?;
             layer.append(&projected.keys, &projected.values, position)?;
@@ -535,6 +568,27 @@ impl Llama {
         }
         Ok(())
     }
+}
+
+/// Refuses what a layer made of a prompt if any of it is not a number: what follows would be made of it, and what heads
+/// keep be chosen by it.
+///
+/// * `hidden`: `[chunks]` of `[chunk_rows, hidden_size]`, the layer's output
+/// * `seen`: tokens before the prompt
+fn check_rows(hidden: &[Tensor], layer: usize, seen: usize) -> Result<()> {
+    let mut position = seen;
+    for rows in hidden {
+        let (num_rows, width) = rows.dims2()?;
+        let bad = host::with_slice(rows, |rows| {
+            Ok(if all_finite(rows) { None } else { rows.chunks_exact(width).position(|row| !all_finite(row)) })
+        })?;
+        if let Some(row) = bad {
+            let position = position + row;
+            return Err(Error::not_a_number(format!("the output of layer {layer} at position {position}")));
+        }
+        position += num_rows;
+    }
+    Ok(())
 }
 
 /// Evicts from the first layers what the pool has dropped.

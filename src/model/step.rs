@@ -13,6 +13,7 @@ mod work;
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::config::LlamaConfig;
@@ -25,6 +26,7 @@ use crate::kernels::attend::{attend_range, row_weights};
 use crate::kernels::simd::InstructionSet;
 use crate::kernels::team::{SharedSlice, Team, Worker};
 use crate::kernels::vector::{self, instruction_set};
+use crate::stop::Watch;
 use crate::tokens::TokenClass;
 use own::Own;
 pub(super) use weights::StepModel;
@@ -117,8 +119,13 @@ impl StepModel {
                 caches: SharedSlice::new(caches),
                 logits: SharedSlice::new(logits),
                 failure: Mutex::new(None),
+                stop: Watch::default(),
+                is_stopped: AtomicBool::new(false),
             };
             Team::run_on(threads, &|worker| OWN.with_borrow_mut(|own| step.run(worker, own)));
+            if step.is_stopped.into_inner() {
+                return Err(Error::Interrupted);
+            }
             step.failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
         })
     }
@@ -147,6 +154,9 @@ struct Step<'a, 'c> {
     caches: SharedSlice<'a, &'c mut AdaptiveKvCache>,
     logits: SharedSlice<'a, f32>,
     failure: Mutex<Option<Error>>,
+    stop: Watch,
+    /// Whether work was left out: from then on all of it is.
+    is_stopped: AtomicBool,
 }
 
 /// Where a thread writes products: columns of a shared `[batch, width]`.
@@ -167,13 +177,13 @@ impl Step<'_, '_> {
         let activated = Target { slice: &self.activated, width: self.model.intermediate_size, first: 0 };
         for (index, layer) in self.model.layers.iter().enumerate() {
             self.project(set, layer, worker, own);
-            worker.phase(self.batch, |sequence| self.rotate_and_append(index, sequence));
+            self.phase(worker, self.batch, |sequence| self.rotate_and_append(index, sequence));
             self.attend(set, index, worker, own);
             if !self.cache_work[index].evicting.is_empty() {
-                worker.phase(self.batch, |sequence| self.evict(index, sequence));
+                self.phase(worker, self.batch, |sequence| self.evict(index, sequence));
             }
             own.start_rows();
-            each_piece(worker, layer.output.rows(), |rows| {
+            self.each_piece(worker, layer.output.rows(), |rows| {
                 own.with_rows(|own| self.merge(index, own));
                 own.apply(set, &layer.output, rows.clone());
                 // SAFETY: the piece is this thread's.
@@ -181,7 +191,7 @@ impl Step<'_, '_> {
             });
 
             own.start_rows();
-            each_piece(worker, layer.gate.rows(), |rows| {
+            self.each_piece(worker, layer.gate.rows(), |rows| {
                 own.with_rows(|own| self.norm_rows(set, &layer.post_norm, own));
                 own.apply(set, &layer.gate, rows.clone());
                 std::mem::swap(&mut own.products, &mut own.more_products);
@@ -192,7 +202,7 @@ impl Step<'_, '_> {
             });
 
             own.start_rows();
-            each_piece(worker, layer.down.rows(), |rows| {
+            self.each_piece(worker, layer.down.rows(), |rows| {
                 // SAFETY: written in the phase before.
                 own.with_rows(|own| unsafe { self.activated.read(0..self.activated.len()) }.clone_into(&mut own.rows));
                 own.apply(set, &layer.down, rows.clone());
@@ -203,11 +213,41 @@ impl Step<'_, '_> {
         let lm_head = &self.model.lm_head;
         let logits = Target { slice: &self.logits, width: lm_head.rows(), first: 0 };
         own.start_rows();
-        each_piece(worker, lm_head.rows(), |rows| {
+        self.each_piece(worker, lm_head.rows(), |rows| {
             own.with_rows(|own| self.norm_rows(set, &self.model.norm, own));
             own.apply(set, lm_head, rows.clone());
             // SAFETY: the piece is this thread's.
             unsafe { logits.write(&own.products, rows) };
+        });
+    }
+
+    /// Whether the step's work is to be left out from now on.
+    fn is_stopped(&self) -> bool {
+        if self.is_stopped.load(Ordering::Relaxed) {
+            return true;
+        }
+        let is_over = self.stop.is_over();
+        if is_over {
+            self.is_stopped.store(true, Ordering::Relaxed);
+        }
+        is_over
+    }
+
+    /// [`Worker::phase`], whose work is left out once the step is stopped.
+    fn phase(&self, worker: &mut Worker<'_>, count: usize, mut work: impl FnMut(usize)) {
+        worker.phase(count, |index| {
+            if !self.is_stopped() {
+                work(index);
+            }
+        });
+    }
+
+    /// [`each_piece`], whose work is left out once the step is stopped.
+    fn each_piece(&self, worker: &mut Worker<'_>, rows: usize, mut work: impl FnMut(Range<usize>)) {
+        each_piece(worker, rows, |piece| {
+            if !self.is_stopped() {
+                work(piece);
+            }
         });
     }
 
@@ -224,7 +264,7 @@ impl Step<'_, '_> {
     fn project(&self, set: InstructionSet, layer: &StepLayer, worker: &mut Worker<'_>, own: &mut Own) {
         let width = layer.qkv.iter().map(StepLinear::rows).sum();
         own.start_rows();
-        each_piece(worker, width, |piece| {
+        self.each_piece(worker, width, |piece| {
             own.with_rows(|own| self.norm_rows(set, &layer.input_norm, own));
             let mut first = 0;
             for linear in &layer.qkv {
@@ -278,7 +318,7 @@ impl Step<'_, '_> {
         let group = group_size * head_dim;
         let width = self.qkv.len() / self.batch;
         let CacheWork { ranges, pieces, evicting } = &self.cache_work[layer];
-        worker.phase(evicting.len() + pieces.len(), |index| {
+        self.phase(worker, evicting.len() + pieces.len(), |index| {
             // These are the longer pieces of work.
             let Some(index) = index.checked_sub(evicting.len()) else {
                 let (sequence, kv_head) = evicting[index];

@@ -126,7 +126,7 @@ impl Canvas {
         self.draw(|backend| backend.draw_text(text, &style, (x - size.line() / 2, y)));
     }
 
-    /// Writes the picture to a PNG file, by way of a temporary file in the same folder.
+    /// Writes the picture as a PNG file, whatever its name, as [`crate::files::replace`] does.
     ///
     /// # Errors
     /// [`Error::Io`] with `path` if it cannot be written (an existing file is then as it was), or if drawing failed.
@@ -134,16 +134,22 @@ impl Canvas {
         if let Some(failure) = self.failure.take() {
             return Err(Error::io("draw", path, io::Error::other(failure)));
         }
-        crate::files::replace(path, |temporary| self.encode(temporary)) // the encoder goes by the extension
+        let encoded = self.encode().map_err(|error| Error::io("draw", path, error.into()))?;
+        crate::files::replace(path, &encoded)
     }
 
-    /// Encodes the picture as PNG into a file, whose name must end in `.png`.
-    fn encode(&self, path: &Path) -> io::Result<()> {
-        // plotters' own error hides the operating system's reason: a folder that cannot be written is met here.
-        drop(std::fs::File::create(path)?);
-        let mut backend = BitMapBackend::new(path, self.size);
-        let drawn = backend.blit_bitmap((0, 0), self.size, &self.pixels).and_then(|()| backend.present());
-        drawn.map_err(|error| io::Error::other(error.to_string()))
+    /// The picture as the content of a PNG file.
+    fn encode(&self) -> std::result::Result<Vec<u8>, png::EncodingError> {
+        let mut content = Vec::new();
+        let mut encoder = png::Encoder::new(&mut content, self.size.0, self.size.1);
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.set_depth(png::BitDepth::Eight);
+        // Of drawings, whose rows are much alike, the default makes larger files.
+        encoder.set_adaptive_filter(png::AdaptiveFilterType::Adaptive);
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(&self.pixels)?;
+        writer.finish()?;
+        Ok(content)
     }
 
     fn draw<E: std::fmt::Display>(

@@ -14,6 +14,7 @@ use super::search::{HeadChoice, Segment};
 use super::stats::{HeadStats, LayerStats, MassRequest, StatsRequest};
 use crate::config::{AdaptiveConfig, BudgetScale, BudgetedMethod};
 use crate::error::{Error, Result};
+use crate::numbers::has_nan;
 use crate::policy::allocation::Allocation;
 use crate::policy::methods::{AttentionRows, MethodFacts, Needs, QueryMoments, ReplayFacts};
 
@@ -112,13 +113,15 @@ impl Budgeted {
     /// The scores of every position of the segment, `[num_kv_heads]` of `[segment_len]`.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the query heads cannot be shared out, or facts have another size than they must.
+    /// [`Error::Shape`] if the query heads cannot be shared out, or facts have another size than they must;
+    /// [`Error::NotANumber`] if a score or what it is made of is no number.
     pub fn scores(&self, segment: Segment<'_>, place: LayerPlace, facts: &LayerFacts<'_>) -> Result<Vec<Vec<f32>>> {
         let num_kv_heads = place.scale.num_kv_heads;
         let heads = &facts.stats.heads;
         if num_kv_heads == 0 || heads.is_empty() || !heads.len().is_multiple_of(num_kv_heads) {
             return Err(Error::shape("profiling", format!("a multiple of {num_kv_heads} query heads"), heads.len()));
         }
+        facts.stats.check()?;
         let (needs, settings) = (self.needs(), self.config.method_settings());
         if needs.future_queries.is_some() && facts.queries.len() != heads.len() {
             return Err(Error::shape("moments of queries", heads.len(), facts.queries.len()));
@@ -166,7 +169,12 @@ impl Budgeted {
                     squared_residual: replay.squared_residual,
                 }),
             };
-            Ok(self.method.method.scores(&facts, &settings))
+            let scores = self.method.method.scores(&facts, &settings);
+            if has_nan(&scores) {
+                let method = self.method.method.name();
+                return Err(Error::not_a_number(format!("the scores of `{method}` for KV head {kv_head}")));
+            }
+            Ok(scores)
         };
         (0..num_kv_heads).into_par_iter().map(score).collect()
     }

@@ -161,7 +161,8 @@ impl Profiler {
     ///   over the head's query heads; called at most once, and never for the criterion `mass`
     ///
     /// # Errors
-    /// [`Error::Shape`] if the query heads cannot be shared out; whatever `second_pass` returns.
+    /// [`Error::Shape`] if the query heads cannot be shared out; [`Error::NotANumber`] if statistics are no numbers;
+    /// whatever `second_pass` returns.
     pub fn choose(
         &self,
         segment: Segment<'_>,
@@ -176,6 +177,7 @@ impl Profiler {
                 stats.heads.len(),
             ));
         }
+        stats.check()?;
         let groups: Vec<&[HeadStats]> = stats.heads.chunks(stats.heads.len() / num_kv_heads).collect();
         let positions = segment.all_positions();
         let levels: Vec<LevelMasks> = groups

@@ -8,7 +8,9 @@
 //! much of it from rows whose local window holds it. For the largest difference two numbers a row suffice: the kept mass
 //! and the largest kept weight. Nothing here is of size n x n.
 
+use crate::error::{Error, Result};
 use crate::kernels::vector::{self, instruction_set};
+use crate::numbers::has_nan;
 
 /// Columns whose sums are made at a time: few enough to stay in a core's first cache.
 const COLUMNS: usize = 512;
@@ -241,6 +243,18 @@ impl LayerStats {
     pub fn new(request: StatsRequest, num_keys: impl IntoIterator<Item = usize>) -> Self {
         let heads = num_keys.into_iter().map(|num_keys| HeadStats::new(&request, num_keys)).collect();
         Self { request, heads }
+    }
+
+    /// Refuses statistics that hold what is not a number: comparisons would pass over it.
+    ///
+    /// # Errors
+    /// [`Error::NotANumber`] with the query head.
+    pub(super) fn check(&self) -> Result<()> {
+        let bad = self.heads.iter().position(|head| {
+            let HeadStats { column_sums, profiled_sums, window_sums, differences, log_sums } = head;
+            [column_sums, profiled_sums, window_sums, differences, log_sums].into_iter().any(|numbers| has_nan(numbers))
+        });
+        bad.map_or(Ok(()), |head| Err(Error::not_a_number(format!("the attention statistics of query head {head}"))))
     }
 
     /// `[num_kv_heads]` of `[segment_len]` what each position of the segment received in all, summed up over the query

@@ -256,7 +256,7 @@ impl BatchReport {
     /// # Errors
     /// [`Error::Io`] with the path.
     pub fn write(&self, path: &Path) -> Result<()> {
-        write(self, path)
+        write_json(self, path)
     }
 }
 
@@ -266,12 +266,13 @@ impl Report {
     /// # Errors
     /// [`Error::Io`] with the path.
     pub fn write(&self, path: &Path) -> Result<()> {
-        write(self, path)
+        write_json(self, path)
     }
 }
 
-fn write(report: &impl Serialize, path: &Path) -> Result<()> {
-    let mut text = serde_json::to_vec_pretty(report).map_err(|error| Error::io("write", path, error.into()))?;
+/// Writes a value as a JSON file, in the place of what the file held.
+pub(crate) fn write_json(value: &(impl Serialize + ?Sized), path: &Path) -> Result<()> {
+    let mut text = serde_json::to_vec_pretty(value).map_err(|error| Error::io("write", path, error.into()))?;
     text.push(b'\n');
-    crate::files::replace(path, |temporary| std::fs::write(temporary, &text))
+    crate::files::replace(path, &text)
 }

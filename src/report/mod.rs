@@ -6,6 +6,7 @@ mod json;
 mod log_lines;
 mod table;
 
+pub(crate) use json::write_json;
 pub use json::{
     BatchReport, BatchTextReport, KvReport, LayerReport, MemoryReport, ModelReport, Report, Timings, head_policies,
 };

@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use super::byte_level::ByteLevel;
+use super::ends::Known;
 use super::files::read_bounded;
 use super::settings::Settings;
 use super::spm::SentencePiece;
@@ -87,6 +88,14 @@ impl Tokenizer {
         ]);
         loaded.eos_ids.extend(eos_id);
         loaded.eos_ids.extend(ids.eos_ids);
+        // Pieces of ordinary text end nothing, whatever they spell.
+        let may_end = |kind| matches!(kind, Kind::Control | Kind::Unknown | Kind::UserDefined);
+        let tokens = loaded.vocab.iter().filter(|(.., kind)| may_end(*kind));
+        let known = Known::find(tokens.map(|(id, text, _)| (id, text)));
+        // What the folder names ends a text whatever else there is.
+        loaded.eos_ids.extend(known.ends([]));
+        loaded.eos_ids.sort_unstable();
+        loaded.eos_ids.dedup();
         Ok(Self::assemble(Parts {
             vocab: loaded.vocab,
             model: loaded.model,
@@ -96,6 +105,7 @@ impl Tokenizer {
             leading_bos: leading,
             templates: settings.templates,
             named_tokens,
+            notes: Vec::new(),
         }))
     }
 }

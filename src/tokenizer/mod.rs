@@ -10,6 +10,7 @@
 mod added;
 mod byte_level;
 mod chat;
+mod ends;
 mod files;
 mod folder;
 mod json;
@@ -25,9 +26,10 @@ mod templates;
 mod tiktoken;
 mod vocab;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 
 use self::byte_level::ByteLevel;
+use self::ends::Known;
 use self::json::JsonModel;
 use self::special::{Occurrence, Part, TokenSet};
 use self::spm::SentencePiece;
@@ -43,25 +45,6 @@ pub use self::stream::StreamDecoder;
 pub use self::template::ChatTemplate;
 pub use self::templates::ChatFormat;
 pub use self::vocab::GgufVocab;
-
-/// Control tokens with these spellings end a model's answer, whatever the file says. Source: llama.cpp's list.
-const END_MARKERS: [&str; 15] = [
-    "</s>",
-    "<|im_end|>",
-    "<|end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end_of_text|>",
-    "<|endoftext|>",
-    "<|end_of_turn|>",
-    "<end_of_turn>",
-    "<|return|>",
-    "<EOT>",
-    "_<EOT>",
-    "<|fim_pad|>",
-    "<|repo_name|>",
-    "<|file_sep|>",
-];
 
 /// A model's tokenizer.
 ///
@@ -85,6 +68,7 @@ pub struct Tokenizer {
     templates: Templates,
     /// What chat templates call the special tokens, and their spellings.
     named_tokens: Vec<(String, String)>,
+    notes: Vec<String>,
 }
 
 /// What a tokenizer is made of.
@@ -93,11 +77,13 @@ struct Parts {
     model: Model,
     strips_space: bool,
     bos_id: Option<u32>,
-    /// In any order; the well-known ones are found without it.
+    /// The tokens that end an answer, ascending.
     eos_ids: Vec<u32>,
     leading_bos: Option<u32>,
     templates: Templates,
     named_tokens: Vec<(String, String)>,
+    /// As [`Tokenizer::notes`].
+    notes: Vec<String>,
 }
 
 /// How ordinary text becomes ids.
@@ -175,7 +161,11 @@ impl Tokenizer {
             gguf.eos_id = gguf.eos_id.or_else(|| named("</s>"));
             gguf.unk_id = gguf.unk_id.or_else(|| named("<unk>"));
         }
-        let vocab = Vocab::new(Draft::from_gguf(&mut gguf)?)?;
+        let mut draft = Draft::from_gguf(&mut gguf)?;
+        let mut notes = std::mem::take(&mut gguf.notes);
+        let known = Known::find(draft.iter());
+        notes.extend(known.correct(&mut draft));
+        let vocab = Vocab::new(draft)?;
         let (model, strips_space, bos_by_default) = if gguf.model == "llama" {
             let pieces = Box::new(SentencePiece::new(&vocab, &gguf.scores, gguf.unk_id)?);
             let prefix = if gguf.add_space_prefix.unwrap_or(true) { Prefix::Always } else { Prefix::Never };
@@ -197,6 +187,8 @@ impl Tokenizer {
         for (name, source) in default.into_iter().chain(std::mem::take(&mut gguf.named_templates)) {
             templates.insert(&name, ChatTemplate::new(vocab.path(), &source));
         }
+        let other_ends =
+            gguf.other_end_ids.iter().copied().filter(|&id| (id as usize) < vocab.len()).collect::<Vec<_>>();
         Ok(Self::assemble(Parts {
             named_tokens: gguf.named_tokens(&vocab),
             templates,
@@ -204,14 +196,15 @@ impl Tokenizer {
             model,
             strips_space,
             bos_id: gguf.bos_id,
-            eos_ids: gguf.eos_id.into_iter().chain(gguf.eot_id).collect(),
+            eos_ids: known.ends(gguf.eos_id.into_iter().chain(gguf.eot_id).chain(other_ends)),
             leading_bos: gguf.bos_id.filter(|_| add_bos),
+            notes,
         }))
     }
 
     /// Sorts the tokens of a vocabulary by what they are for.
     fn assemble(parts: Parts) -> Self {
-        let Parts { vocab, model, strips_space, bos_id, eos_ids, leading_bos, templates, named_tokens } = parts;
+        let Parts { vocab, model, strips_space, bos_id, eos_ids, leading_bos, templates, named_tokens, notes } = parts;
         let markers =
             TokenSet::new(vocab.iter().filter(|(id, ..)| vocab.is_marker(*id)).map(|(id, text, _)| (id, text)));
         // SentencePiece finds user-defined pieces by itself, and puts no space behind them.
@@ -222,21 +215,17 @@ impl Tokenizer {
             TokenSet::new(vocab.iter().filter(|(id, _, kind)| in_prompt(*id, *kind)).map(|(id, text, _)| (id, text)));
         let special_ids: Vec<u32> =
             vocab.iter().filter(|(.., kind)| *kind == Kind::Control).map(|(id, ..)| id).collect();
-        let eos_ids: BTreeSet<u32> = END_MARKERS
-            .iter()
-            .filter_map(|text| vocab.id(text).filter(|&id| vocab.is_marker(id)))
-            .chain(eos_ids)
-            .collect();
         Self {
             markers,
             special,
             special_ids,
-            eos_ids: eos_ids.into_iter().collect(),
+            eos_ids,
             bos_id,
             leading_bos,
             strips_space,
             templates,
             named_tokens,
+            notes,
             vocab,
             model,
         }
@@ -368,7 +357,8 @@ impl Tokenizer {
         self.leading_bos.is_some()
     }
 
-    /// The tokens that end an answer, ascending: EOS, EOT, and the well-known end markers among the special tokens.
+    /// The tokens that end an answer, ascending: EOS, EOT, what else the files name, and tokens with the well-known
+    /// spellings of end markers; in a model folder only those that are added or control tokens.
     #[must_use]
     pub fn eos_ids(&self) -> &[u32] {
         &self.eos_ids
@@ -378,6 +368,13 @@ impl Tokenizer {
     #[must_use]
     pub fn special_ids(&self) -> &[u32] {
         &self.special_ids
+    }
+
+    /// What a user should know of the tokenizer though it can be used: what its files leave open or have wrong, and what is
+    /// done instead. One sentence each, in lower case.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Whether a token is a control token.

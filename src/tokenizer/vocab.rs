@@ -36,6 +36,8 @@ pub struct GgufVocab {
     pub eos_id: Option<u32>,
     /// `eot_token_id`: ends a turn.
     pub eot_id: Option<u32>,
+    /// `eom_token_id`, `fim_pad_token_id`, `fim_rep_token_id` and `fim_sep_token_id`, those that there are: end a text, too.
+    pub other_end_ids: Vec<u32>,
     /// `unknown_token_id`: stands for what cannot be spelt.
     pub unk_id: Option<u32>,
     /// `add_bos_token`: whether a prompt begins with `bos_id`.
@@ -51,6 +53,8 @@ pub struct GgufVocab {
     pub chat_template: Option<String>,
     /// `tokenizer.chat_template.NAME`: further templates, by name; `tool_use` is for conversations with tools.
     pub named_templates: Vec<(String, String)>,
+    /// What the file's reader found wrong and went on without, for [`Tokenizer::notes`](super::Tokenizer::notes).
+    pub notes: Vec<String>,
 }
 
 impl GgufVocab {
@@ -189,6 +193,18 @@ impl Draft {
     /// The kind of an id.
     pub fn kind(&self, id: u32) -> Option<Kind> {
         self.kinds.get(id as usize).copied()
+    }
+
+    /// All tokens, by id.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &str)> {
+        (0u32..).zip(&self.tokens).map(|(id, text)| (id, text.as_str()))
+    }
+
+    /// Changes the kind of an id, if there is one.
+    pub fn set_kind(&mut self, id: u32, kind: Kind) {
+        if let Some(slot) = self.kinds.get_mut(id as usize) {
+            *slot = kind;
+        }
     }
 
     /// Whether spellings are `SentencePiece`'s.

@@ -189,11 +189,7 @@ pub fn write_config(path: &Path, config: &AdaptiveConfig) -> Result<()> {
 }
 
 fn write(path: &Path, value: &impl Serialize) -> Result<()> {
-    crate::files::replace(path, |temporary| {
-        let mut json = serde_json::to_vec_pretty(value)?;
-        json.push(b'\n');
-        std::fs::write(temporary, json)
-    })
+    crate::report::write_json(value, path)
 }
 
 #[cfg(test)]

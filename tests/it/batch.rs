@@ -221,3 +221,35 @@ fn an_adaptive_prompt_is_tried_whatever_those_before_it_kept_and_read_again_once
     assert_eq!((summary.finished, texts.len()), (9, 9));
     assert!(reads.iter().all(|reads| (1..=2).contains(reads)), "{reads:?}");
 }
+
+#[test]
+fn a_prompt_may_have_options_of_its_own() {
+    let loaded = fixture();
+    let ids = prompts(&loaded).swap_remove(0);
+    let greedy = GenerationOptions { max_new_tokens: 3, ..GenerationOptions::default() };
+    let seeded = GenerationOptions { max_new_tokens: 5, ..options(11) };
+    let own = [None, Some(greedy), Some(seeded.clone()), Some(seeded), None];
+    let named = own.into_iter().map(|options| BatchPrompt { name: "prompt".to_owned(), ids: ids.clone(), options });
+    let limits = BatchLimits { sequences: 2, kv_bytes: None };
+    let (model, tokenizer) = (&loaded.model, &loaded.tokenizer);
+    let mut batch =
+        Batch::new(model, tokenizer, KvDtype::F16, Retention::Full, named.collect(), options(5), limits).unwrap();
+    let mut texts = Vec::new();
+    batch.run(|_| (), || ControlFlow::Continue(()), |text| texts.push(text)).unwrap();
+    texts.sort_by_key(|text| text.index);
+    assert_eq!(texts.iter().map(|text| text.ids.len()).collect::<Vec<_>>(), [9, 3, 5, 5, 9]);
+    let seeds: Vec<Option<u64>> = texts.iter().map(|text| text.seed).collect();
+    let stream = |index| Some(options(5).sampling.stream(index).seed);
+    assert_eq!(seeds, [Some(5), None, Some(11), Some(11), stream(4)]);
+    assert_eq!(texts[2].ids, texts[3].ids, "a seed of one's own is taken as it is");
+    assert_ne!(texts[0].ids, texts[4].ids);
+
+    // Bytes are put aside for what each may generate.
+    let needed =
+        |tokens: usize| BatchLimits { sequences: 1, kv_bytes: Some((ids.len() + tokens - 1) * token_bytes(&loaded)) };
+    for (options, fits) in [(None, false), (Some(GenerationOptions { max_new_tokens: 5, ..options(5) }), true)] {
+        let prompt = vec![BatchPrompt { name: "prompt".to_owned(), ids: ids.clone(), options }];
+        let batch = Batch::new(model, tokenizer, KvDtype::F16, Retention::Full, prompt, self::options(5), needed(5));
+        assert_eq!(batch.is_ok(), fits);
+    }
+}

@@ -4,10 +4,11 @@ use std::ops::ControlFlow;
 
 use adaptive_kvcache::Error;
 use adaptive_kvcache::cache::{KvDtype, Retention};
-use adaptive_kvcache::generate::{Conversation, FinishReason, GenerationOptions};
+use adaptive_kvcache::generate::{Conversation, FinishReason, GenerationOptions, SamplingOptions};
 use adaptive_kvcache::model::PrefillObserver;
 use adaptive_kvcache::tokenizer::ChatMessage;
 
+use crate::support::scripted::{CONTROL, NORMAL, Scripted};
 use crate::support::{adaptive, data, smollm2};
 
 fn new(retention: Retention) -> Conversation<'static> {
@@ -170,4 +171,37 @@ fn a_turn_that_fails_is_as_if_it_had_not_been() {
     conversation.reset();
     assert_eq!((conversation.messages().len(), conversation.turns().len(), conversation.cache().seen()), (0, 0, 0));
     assert_eq!(ask(&mut conversation, "Name a fruit.", 20), first);
+}
+
+/// `q` leads to `w` a little more than to `e`; `w` leads to `r`, so that it is neither the last token of the answer nor
+/// part of the next question.
+#[test]
+fn the_repeat_penalty_looks_at_earlier_turns() {
+    let letters = ["q", "w", "e", "r"].map(|letter| (letter, NORMAL));
+    let mut model = Scripted::new(&[&[("</s>", CONTROL)], &letters[..]].concat());
+    model.says(&["q", "w", "r"]).leads("q", "e", 3.9).leads("e", "r", 4.0);
+    let loaded = model.load();
+    let mut conversation =
+        Conversation::new(&loaded.model, &loaded.tokenizer, KvDtype::F32, Retention::Full, Vec::new()).unwrap();
+    let mut answer = |repeat_last_n: usize| {
+        let sampling = SamplingOptions { repeat_penalty: 3.0, repeat_last_n, ..SamplingOptions::default() };
+        let options = GenerationOptions { sampling, ..options(2) };
+        let mut text = String::new();
+        let mut show = |part: &str| {
+            text += part;
+            ControlFlow::Continue(())
+        };
+        conversation.ask("q", &options, &mut (), &mut show).unwrap();
+        text
+    };
+    assert_eq!(answer(64), "wr");
+    assert_eq!(answer(64), "er", "`w` was there a turn ago");
+    // q, w, r, q, e, r, q: the latest three of them are looked at.
+    assert_eq!(answer(3), "wr");
+    conversation.reset();
+    let mut show = |_: &str| ControlFlow::Continue(());
+    let sampling = SamplingOptions { repeat_penalty: 3.0, ..SamplingOptions::default() };
+    let options = GenerationOptions { sampling, ..options(2) };
+    conversation.ask("q", &options, &mut (), &mut show).unwrap();
+    assert_eq!(conversation.messages().last().unwrap().text(), "wr", "what was forgotten is not looked at");
 }

@@ -35,6 +35,8 @@ struct Play {
     /// The server knows no ranges.
     no_ranges: bool,
     commit: Option<String>,
+    /// Requests whose path holds the first are led to the second, another host.
+    lead_away: Option<(String, String)>,
 }
 
 /// One request as it came in.
@@ -147,6 +149,11 @@ fn answer(mut stream: TcpStream, state: &State, storage: bool) -> std::io::Resul
 /// Status, headers and body.
 fn reply(play: &Play, asked: &Asked, storage: SocketAddr) -> (u16, String, Vec<u8>) {
     let none = |status| (status, String::new(), Vec::new());
+    if let Some((part, host)) = &play.lead_away
+        && asked.path.contains(part)
+    {
+        return (307, format!("location: {host}{}\r\n", asked.path), Vec::new());
+    }
     if play.needs_token && !asked.storage && asked.token.as_deref() != Some(&format!("Bearer {TOKEN}")) {
         return none(401);
     }
@@ -271,8 +278,9 @@ fn a_model_is_fetched_once() {
 
     assert_eq!(get(&settings).unwrap(), folder);
     let asked = hub.asked();
-    assert_eq!(asked.len(), 1, "{asked:?}");
+    assert_eq!(bodies(&asked), Vec::<&Asked>::new());
     assert!(asked[0].path.starts_with("/api/"));
+    assert_eq!(asked.len(), 4, "what is there is compared with what the hub says of each: {asked:?}");
 
     #[cfg(unix)]
     {
@@ -334,6 +342,78 @@ fn the_token_goes_to_the_endpoint_only() {
     assert!(asked.iter().any(|asked| asked.storage));
     for asked in asked {
         assert_eq!(asked.token.is_some(), !asked.storage, "{asked:?}");
+    }
+}
+
+/// Cut short, emptied, or of other bytes: what is damaged is fetched anew, and nothing else.
+#[test]
+fn a_damaged_file_in_the_cache_is_fetched_anew() {
+    let cache = tempfile::tempdir().unwrap();
+    let hub = Hub::new(model());
+    let settings = hub.settings(cache.path());
+    let folder = get(&settings).unwrap();
+    hub.asked();
+    let flipped = |bytes: &[u8]| bytes.iter().enumerate().map(|(at, byte)| byte ^ u8::from(at == 1_000_000)).collect();
+    let damages: [(&str, &dyn Fn(&[u8]) -> Vec<u8>); 4] = [
+        ("model.safetensors", &|bytes| bytes[..bytes.len() - 1].to_vec()),
+        ("model.safetensors", &flipped),
+        ("tokenizer.json", &|_| Vec::new()),
+        ("config.json", &|bytes| [bytes, b"x"].concat()),
+    ];
+    for (name, damage) in damages {
+        // Writes through the link, as a full disk or a failing one would have.
+        std::fs::write(folder.join(name), damage(&hub.play().files[name])).unwrap();
+        let mut said = Vec::new();
+        let again = fetch("owner/mha", &settings, &mut |progress| {
+            if let Progress::Damaged { name, reason } = progress {
+                said.push((name.to_owned(), reason.to_owned()));
+            }
+            ControlFlow::Continue(())
+        });
+        assert_eq!(again.unwrap(), folder);
+        assert_whole(&folder, &hub.play());
+        assert!(said.len() == 1 && said[0].0 == name, "{said:?}");
+        let asked = hub.asked();
+        assert!(bodies(&asked).iter().all(|asked| asked.path.ends_with(name)), "{asked:?}");
+    }
+}
+
+/// Whom the user has named is asked, or nobody.
+#[test]
+fn a_bad_endpoint_is_refused_and_nobody_else_asked() {
+    let home = tempfile::tempdir().unwrap();
+    for endpoint in
+        ["localhost", " ", "https:/hub", "ftp://127.0.0.1", "http://127.0.0.1:99999", "http://u:p@127.0.0.1"]
+    {
+        let output = program(endpoint, home.path(), &["inspect", "--model", "owner/mha"]);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{endpoint}: {stderr}");
+        assert_holds(&stderr, &[endpoint, "HF_ENDPOINT", "\nhint: "]);
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        let mut command = program_command("", home.path(), &["inspect", "--model", "owner/mha"]);
+        let output = command.env("HF_ENDPOINT", std::ffi::OsStr::from_bytes(b"http://\xff")).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert_holds(&String::from_utf8_lossy(&output.stderr), &["HF_ENDPOINT"]);
+    }
+    let mut command = program_command("http://127.0.0.1:1", home.path(), &["inspect", "--model", "owner/mha"]);
+    let output = command.env("ALL_PROXY", "nonsense://x y").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_holds(&String::from_utf8_lossy(&output.stderr), &["ALL_PROXY"]);
+}
+
+/// A hub that leads to another host with what is to be known of a model is not followed there.
+#[test]
+fn answers_come_from_the_endpoint_itself() {
+    let cache = tempfile::tempdir().unwrap();
+    let (hub, other) = (Hub::new(model()), Hub::new(model()));
+    let away = format!("http://localhost:{}", other.address.port());
+    for part in ["/api/", "/resolve/"] {
+        hub.play().lead_away = Some((part.to_owned(), away.clone()));
+        assert_holds(&refuses(&hub.settings(cache.path())), &["leads away", &away, "HF_ENDPOINT"]);
+        assert_eq!(other.asked(), []);
     }
 }
 
@@ -507,12 +587,17 @@ fn without_a_network_the_cache_is_used() {
 
 /// The program, with a hub and nothing of the environment's own.
 fn program(endpoint: &str, home: &Path, args: &[&str]) -> std::process::Output {
+    program_command(endpoint, home, args).output().unwrap()
+}
+
+fn program_command(endpoint: &str, home: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_adaptive-kvcache"));
     command.args(args).current_dir(home).env("CANDLE_BARRIER_POOL_SPIN_LIMIT", "1");
     for name in ["MODEL_PATH", "HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"] {
         command.env_remove(name);
     }
-    command.env("HF_ENDPOINT", endpoint).env("HF_HOME", home).env("NO_PROXY", "*").output().unwrap()
+    command.env("HF_ENDPOINT", endpoint).env("HF_HOME", home).env("NO_PROXY", "*");
+    command
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use adaptive_kvcache::Error;
 use adaptive_kvcache::config::{AdaptiveConfig, Criterion, GroupReduction, ProfileRows};
 use adaptive_kvcache::policy::ratio_count;
 use adaptive_kvcache::profile::stats::{HeadStats, MassRequest, UnscaledRows, row_difference};
@@ -453,5 +454,37 @@ fn query_heads_that_cannot_be_shared_out_are_refused() {
         let result = profiler
             .choose(Segment::prompt(&classes), num_kv_heads, &stats, |pending| Ok(vec![Vec::new(); pending.len()]));
         assert!(result.is_err(), "5 query heads over {num_kv_heads} KV heads");
+    }
+}
+
+/// Comparisons pass over what is not a number: one query head of a group may have all of it, and nothing would be seen.
+#[test]
+fn statistics_that_are_not_numbers_choose_nothing() {
+    let classes = vec![TokenClass { special: false, punctuation: false }; 6];
+    let segment = Segment::prompt(&classes);
+    for config in [
+        r#"{"criterion": "mass", "gqa": "min"}"#,
+        r#"{"criterion": "mass", "gqa": "mean"}"#,
+        r#"{"criterion": "mass", "frequency_ratio": 0.3, "locality_ratio": 0.3, "profile_rows": 2}"#,
+        r#"{"criterion": "max_abs"}"#,
+    ] {
+        let profiler = Profiler::new(Arc::new(AdaptiveConfig::parse(config, None).unwrap()));
+        let whole = LayerStats::new(profiler.request(segment), [6; 4]);
+        assert!(profiler.choose(segment, 2, &whole, |pending| Ok(vec![vec![0.0; 9]; pending.len()])).is_ok());
+        let mut spoilt = 0;
+        for which in 0..4 {
+            let mut stats = whole.clone();
+            let head = &mut stats.heads[3];
+            let numbers =
+                [&mut head.column_sums, &mut head.profiled_sums, &mut head.window_sums, &mut head.differences];
+            let Some(number) = numbers.into_iter().nth(which).unwrap().last_mut() else { continue };
+            *number = f32::NAN;
+            spoilt += 1;
+            let refused = profiler.choose(segment, 2, &stats, |pending| Ok(vec![vec![0.0; 9]; pending.len()]));
+            let error = refused.unwrap_err();
+            assert!(matches!(error, Error::NotANumber { .. }) && !error.is_usage(), "{error}");
+            assert!(error.to_string().contains("query head 3"), "{error}");
+        }
+        assert!(spoilt > 0);
     }
 }

@@ -58,7 +58,7 @@ fn smollm2_equals_the_golden_file() {
     let punctuation = tokenizer.punctuation_ids(&list);
     assert_eq!(punctuation.len() as u64, golden["punctuation_count"].as_u64().unwrap());
     assert_eq!(punctuation[..40], ids(&golden["punctuation_first"]));
-    assert_eq!(tokenizer.eos_ids(), [0, 2]);
+    assert_eq!(tokenizer.eos_ids(), [0, 2, 4]); // <|endoftext|>, <|im_end|>, <reponame>: llama.cpp's
     assert_eq!((tokenizer.bos_id(), tokenizer.adds_bos(), tokenizer.vocab_size()), (Some(1), false, 49152));
 }
 

@@ -18,6 +18,7 @@ use crate::attention::prefill::PromptRows;
 use crate::error::{Error, Result};
 use crate::ops::{MASKED, Ops};
 use crate::profile::stats::{LayerStats, StatsRequest};
+use crate::stop;
 
 /// Weights that a block may hold, over all heads.
 const BLOCK_WEIGHTS: usize = 16 << 20;
@@ -329,6 +330,7 @@ pub fn prefill(
     let log_sums = stats.as_ref().is_some_and(|stats| stats.request.log_sums);
     let mut outs = Vec::new();
     for rows in blocks.cut(first_profiled) {
+        stop::check()?;
         let num_rows = rows.len();
         let map = blocks.map(ops, rows, log_sums)?;
         if let Some(stats) = stats.as_deref_mut() {
@@ -393,6 +395,7 @@ pub fn largest_differences(
     for block in blocks {
         let blocks = Blocks::new(ops, layout, block, prompt, &heads)?;
         for rows in blocks.cut(0) {
+            stop::check()?;
             let found = differences(ops, &blocks.map(ops, rows, false)?.weights, &masks)?;
             worst = Some(match worst {
                 Some(worst) => ops.maximum(&worst, &found)?,

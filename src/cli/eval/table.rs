@@ -8,7 +8,7 @@ use adaptive_kvcache::report::short_size;
 use super::answers;
 use crate::cli::args::{EvalArgs, FileArgs};
 use crate::cli::interrupt::interrupted;
-use crate::cli::measure::{Lines, Names, mb_cell};
+use crate::cli::measure::{Lines, Names, mb_cell, write_rows};
 
 /// A budget in a table: the share, or the size.
 pub fn budget_text(budget: Option<Budget>) -> String {
@@ -38,7 +38,7 @@ impl<'a> Table<'a> {
     pub fn new(args: &'a EvalArgs, names: &'a Names, evicts: bool) -> Result<Self> {
         let table =
             Self { rows: Vec::new(), first: 0, num_printed: 0, files: &args.files, names, evicts, lines: Lines::new() };
-        table.write()?;
+        table.write(false)?;
         Ok(table)
     }
 
@@ -68,11 +68,10 @@ impl<'a> Table<'a> {
         self.lines.into_printed()
     }
 
-    fn write(&self) -> Result<()> {
-        if let Some(path) = &self.files.json {
-            write_json(path, &self.rows)?;
-        }
-        self.files.csv.as_ref().map_or(Ok(()), |path| write_csv(path, &self.rows))
+    /// Writes the files, as [`write_rows`] does.
+    pub fn write(&self, is_complete: bool) -> Result<()> {
+        write_rows(self.files.json.as_ref(), is_complete, |path| write_json(path, &self.rows))?;
+        write_rows(self.files.csv.as_ref(), is_complete, |path| write_csv(path, &self.rows))
     }
 
     /// Prints the next row, below a heading if it is the first of its kind, or of its prompt.
@@ -205,6 +204,6 @@ impl Observer for Table<'_> {
         if is_complete {
             self.print_row(index);
         }
-        self.write()
+        self.write(false)
     }
 }

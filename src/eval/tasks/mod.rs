@@ -160,14 +160,18 @@ impl Cell<'_> {
                 format!("{}, {context} tokens, {what}: trial {} of {}", task.name(), trial + 1, plan.trials)
             };
             let texts = self.trial(trial)?;
-            observer.starts(&name("full cache"));
-            let known = texts.answer(subject, subject.full_kv_dtype, &Retention::Full, observer)?;
+            let full_name = name("full cache");
+            observer.starts(&full_name);
+            let known = texts.answer(subject, subject.full_kv_dtype, &Retention::Full, observer);
+            let known = known.map_err(|error| error.in_place(|| full_name))?;
             for (variant, outcomes) in variants.iter().zip(&mut compressed) {
-                observer.starts(&name(&variant.config));
+                let name = name(&variant.config);
+                observer.starts(&name);
                 let outcome = if is_full(variant, subject.full_kv_dtype) {
                     known.clone()
                 } else {
-                    texts.answer(subject, variant.kv_dtype, &variant.retention, observer)?
+                    let outcome = texts.answer(subject, variant.kv_dtype, &variant.retention, observer);
+                    outcome.map_err(|error| error.in_place(|| name))?
                 };
                 outcomes.push(outcome);
                 go_on(observer)?;

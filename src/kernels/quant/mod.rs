@@ -185,7 +185,7 @@ impl WeightMatrix {
     /// `out = X W^T`, over threads.
     ///
     /// * `x`: `[seq_len, cols]`
-    /// * `out`: `[seq_len, rows]`
+    /// * `out`: `[seq_len, rows]`; of several rows some numbers may be missing if a [stop](crate::stop) is requested meanwhile
     ///
     /// # Panics
     /// If a size does not fit.
@@ -224,6 +224,9 @@ impl WeightMatrix {
         let x = Matrix::new(x, seq_len, self.cols, self.cols);
         let views = MatrixMut::new(out, seq_len, self.rows, self.rows).split_columns(panel_rows);
         views.into_par_iter().enumerate().for_each_init(Vec::new, |panel: &mut Vec<f32>, (index, mut view)| {
+            if crate::stop::is_requested() {
+                return;
+            }
             let rows = index * panel_rows..((index + 1) * panel_rows).min(self.rows);
             panel.resize(rows.len() * self.cols, 0.0);
             self.dequantize_rows(rows.clone(), panel);

@@ -64,5 +64,4 @@ fn what_cannot_be_used_is_named_with_its_line() {
         .hints("keep less");
     let long = format!("fine\n\n{}\n", "word ".repeat(9000));
     refuses(&long, &[]).status(2).names("p.txt:3").names("context").hints("shorten");
-    lab.generate_refuses(&["--kv-budget", "64MB"]).status(2);
 }

@@ -8,7 +8,7 @@ use super::tiny_gguf::{Meta, TinyGguf};
 use super::{Lab, MODEL, Refusal, succeeds};
 
 /// Keys of every fidelity row, in this order.
-const FIDELITY_KEYS: [&str; 23] = [
+const FIDELITY_KEYS: [&str; 26] = [
     "config",
     "kept_ratio",
     "kv_bytes",
@@ -32,6 +32,9 @@ const FIDELITY_KEYS: [&str; 23] = [
     "equal_tokens",
     "greedy_tokens",
     "attention_error_by_layer",
+    "end_kept_ratio",
+    "end_kv_bytes",
+    "evicted_rows",
 ];
 const TASK_KEYS: [&str; 11] = [
     "task",
@@ -281,7 +284,7 @@ fn facts_are_found_and_rows_are_the_same_every_time() {
     assert_eq!(rows[..6], again.as_array().unwrap()[..]);
 }
 
-const ANSWER_KEYS: [&str; 16] = [
+const ANSWER_KEYS: [&str; 18] = [
     "prompt_idx",
     "prompt",
     "prompt_tokens",
@@ -298,6 +301,8 @@ const ANSWER_KEYS: [&str; 16] = [
     "answer_tokens",
     "finish_reason",
     "answer",
+    "end_kv_bytes",
+    "evicted_rows",
 ];
 
 /// Each cache answers as `generate` does with the same configuration, and keeps as much.
@@ -340,7 +345,7 @@ fn prompts_are_answered_side_by_side_as_generate_answers_them() {
     assert!(text.starts_with("prompt 1, 13 tokens: Why does the sea"), "{text}");
     assert!(text.contains("\n\nprompt 2, ") && text.contains("One, two,\\nthree,\n"), "{text}");
     let summary: Vec<_> = text.lines().rev().take(3).collect();
-    assert!(summary[0].starts_with(original) && summary[2].starts_with(config), "{text}");
+    assert!(summary[0].starts_with("original_0.4 ") && summary[2].starts_with("config "), "{text}");
     let mean = |setting: &str| {
         let saved = rows.iter().filter(|row| row["config"] == setting).map(|row| row["saved_ratio"].as_f64().unwrap());
         format!("{:.2}", 50.0 * saved.sum::<f64>())

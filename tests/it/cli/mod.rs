@@ -6,13 +6,22 @@ mod batch;
 mod bench;
 mod chat;
 mod device;
+mod drawn;
 mod errors;
 mod eval;
+mod eval_table;
 mod hostile;
+mod mishaps;
+mod not_a_number;
+mod options;
+mod places;
+mod prompt_lines;
 mod runs;
+mod signals;
 mod templates;
 mod tiny_gguf;
 mod tune;
+mod turns;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -22,7 +31,8 @@ const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/.cache/models/SmolLM2-
 const NUM_LAYERS: usize = 30;
 const NUM_KV_HEADS: usize = 3;
 /// Variables that stand for options; a test sets those that it is about.
-const VARIABLES: [&str; 7] = ["MODEL_PATH", "PROMPT", "CHAT", "CONFIG", "USE_ADAKV", "SAVE_IMAGE", "MAX_NEW_TOKENS"];
+const VARIABLES: [&str; 8] =
+    ["MODEL_PATH", "PROMPT", "CHAT", "CONFIG", "USE_ADAKV", "SAVE_IMAGE", "IMAGE_DIR", "MAX_NEW_TOKENS"];
 
 /// A temporary folder in which the program runs.
 struct Lab(tempfile::TempDir);

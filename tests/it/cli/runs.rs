@@ -36,8 +36,16 @@ fn a_raw_prompt_is_continued() {
     assert!(text.starts_with(" Paris"), "{text}");
     let output = lab.run(&["generate", "--model", MODEL, "--prompt", CAPITAL, "-n", "4"]);
     let figures = String::from_utf8(output.stderr).unwrap();
-    for part in ["raw MB", "compressed MB", "saved %", "\n mean ", "prefill  5 tokens", "decode   4 tokens", "KV cache"]
-    {
+    for part in [
+        "raw MB",
+        "compressed MB",
+        "saved %",
+        "\n mean ",
+        "prefill  5 tokens",
+        "decode   3 tokens",
+        "text     4 tokens",
+        "KV cache",
+    ] {
         assert!(figures.contains(part), "expected `{part}` in:\n{figures}");
     }
     let quiet = lab.run(&["generate", "--model", MODEL, "--prompt", CAPITAL, "-n", "4", "--quiet"]);

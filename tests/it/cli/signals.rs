@@ -1,0 +1,234 @@
+//! Runs that are asked to end: Ctrl-C, SIGTERM, SIGHUP; and the signal of a model that is cut short.
+#![cfg(unix)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use super::mishaps::tiny;
+use super::{Lab, MODEL, succeeds};
+
+/// Far more than the second in which a signal is to be answered, on a machine that does other things, too.
+const SLOW: Duration = Duration::from_secs(10);
+
+/// More tokens than any of these runs gets to.
+const MANY: &str = "900000";
+
+fn send(child: &Child, signal: &str) {
+    assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+}
+
+/// Ends with this status, soon, and without a word of failure.
+#[track_caller]
+fn ends(child: Child, status: i32, what: &str) -> Output {
+    let started = Instant::now();
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{what}: {stderr}");
+    assert!(!stderr.contains("panicked") && !stderr.contains("error"), "{what}: {stderr}");
+    assert!(started.elapsed() < SLOW, "{what}: {:?}", started.elapsed());
+    output
+}
+
+/// A FIFO that nobody opens.
+fn fifo(lab: &Lab, name: &str) {
+    assert!(Command::new("mkfifo").arg(lab.path(name)).status().unwrap().success());
+}
+
+#[test]
+fn every_signal_ends_generation_in_order() {
+    for (signal, status) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
+        let lab = Lab::new();
+        let model = tiny(&lab);
+        let args = ["generate", "--model", &model, "--prompt", "ab c", "-n", MANY, "--ignore-eos", "--threads", "1"];
+        let files = ["--report", "r.json", "--log-file", "log", "--stop", "cccccccccccccccccc"];
+        let mut child = lab.command(&[&args[..], &files].concat()).spawn().unwrap();
+        let mut start = [0; 8];
+        child.stdout.as_mut().unwrap().read_exact(&mut start).unwrap();
+        send(&child, signal);
+        let output = ends(child, status, signal);
+        let (report, text) = (lab.json("r.json"), [&start[..], &output.stdout].concat());
+        assert_eq!(report["finish_reason"], "interrupted");
+        assert_eq!(report["text"].as_str().unwrap().trim_end(), String::from_utf8(text).unwrap().trim_end());
+        assert!(lab.read("log").ends_with('\n'));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("KV cache"));
+    }
+}
+
+/// While a model is loaded, a prompt is waited for or tokenised, a report waits for its reader: at once.
+#[test]
+fn waiting_ends_at_once() {
+    let lab = Lab::new();
+    let model = tiny(&lab);
+    for name in ["fifo", "out"] {
+        fifo(&lab, name);
+    }
+    let own = ["--model", &model, "--threads", "1"];
+    let cases: [&[&str]; 7] = [
+        &["generate", "--prompt-file", "fifo"],
+        &["generate", "--messages", "fifo"],
+        &["generate", "--prompts", "fifo"],
+        &["generate", "--prompt", "ab", "-n", "1", "--report", "out"],
+        &["generate", "--prompt", "ab", "-n", "1", "--log-file", "out"],
+        &["eval", "--text", "fifo"],
+        &["chat", "--messages", "fifo"],
+    ];
+    for (index, case) in cases.iter().enumerate() {
+        let (signal, status) = [("-INT", 130), ("-TERM", 143), ("-HUP", 129)][index % 3];
+        let args = [&case[..1], &own, &case[1..]].concat();
+        let mut child = lab.command(&args).spawn().unwrap();
+        // Long enough to get there, mostly; earlier, the answer is the same.
+        std::thread::sleep(Duration::from_millis(700));
+        assert!(child.try_wait().unwrap().is_none(), "{case:?} did not wait");
+        send(&child, signal);
+        ends(child, status, &format!("{case:?}"));
+    }
+}
+
+/// Standard input is waited for as well; and of a conversation's answers, Ctrl-C ends one and SIGTERM all.
+#[test]
+fn a_conversation_ends() {
+    let lab = Lab::new();
+    let model = tiny(&lab);
+    let start = || {
+        let mut command = lab.command(&["chat", "--model", &model, "--ignore-eos", "-n", MANY, "--log-file", "log"]);
+        let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+        child.stdin.as_mut().unwrap().write_all(b"ab c\n").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 4]).unwrap();
+        child
+    };
+    for (signal, status) in [("-TERM", 143), ("-HUP", 129)] {
+        let child = start();
+        send(&child, signal);
+        ends(child, status, signal);
+        assert!(lab.read("log").ends_with('\n'));
+    }
+    let mut child = start();
+    send(&child, "-INT");
+    let mut told = String::new();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    while !told.contains("broken off") && !told.contains("cut off") {
+        assert!(stderr.read_line(&mut told).unwrap() > 0, "{told}");
+    }
+    // It goes on, and waits for the next line, which another Ctrl-C ends.
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(child.try_wait().unwrap().is_none());
+    send(&child, "-INT");
+    ends(child, 130, "waiting for a question");
+}
+
+/// Measurements end with the rows that they have.
+#[test]
+fn measurements_end_with_what_they_have() {
+    let lab = Lab::new();
+    let model = tiny(&lab);
+    let text = "ab a b c ".repeat(3000);
+    lab.write("text.txt", text);
+    let own = ["--model", &model, "--threads", "1", "--text", "text.txt"];
+    let eval = ["--windows", "10000", "--prompt-tokens", "64", "--score-tokens", "64", "--offset-tokens", "1"];
+    // More windows than the text has are refused; these are many.
+    let eval = [&eval[..1], &["90"], &eval[2..], &["--json", "e.json", "--csv", "e.csv", "--plot", "e.png"]].concat();
+    let mut child = lab.command(&[&["eval"], &own[..], &eval].concat()).spawn().unwrap();
+    let started = Instant::now();
+    let has_rows = || std::fs::read_to_string(lab.path("e.json")).is_ok_and(|json| json.contains("kl_mean"));
+    while !has_rows() && child.try_wait().unwrap().is_none() {
+        assert!(started.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    send(&child, "-TERM");
+    ends(child, 143, "eval");
+    assert!(!lab.json("e.json").as_array().unwrap().is_empty());
+    assert!(lab.path("e.png").exists() && lab.read("e.csv").lines().count() > 1);
+}
+
+/// A long chunk is not waited for: one of 8,000 rows takes minutes on one thread.
+#[test]
+fn a_long_chunk_is_not_waited_for() {
+    let lab = Lab::new();
+    lab.write("long.txt", " word".repeat(8000));
+    let chunk = ["--threads", "1", "--prefill-chunk", "8192"];
+    for args in [
+        &["generate", "--prompt-file"][..],
+        &["compare", "--prompt-file"],
+        &["eval", "--prompt-tokens", "7000", "--text"],
+    ] {
+        let args = [&args[..1], &["--model", MODEL], &chunk, &args[1..], &["long.txt"]].concat();
+        let child = lab.command(&args).spawn().unwrap();
+        std::thread::sleep(Duration::from_secs(3)); // loaded, and in the first chunk
+        send(&child, "-INT");
+        let output = ends(child, 130, args[0]);
+        assert!(args[0] == "eval" || output.stdout.is_empty());
+    }
+}
+
+/// What `nohup` has switched off stays off.
+#[test]
+fn an_ignored_hangup_stays_ignored() {
+    let lab = Lab::new();
+    let model = tiny(&lab);
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_adaptive-kvcache")]);
+    command.args([
+        "generate",
+        "--model",
+        &model,
+        "--prompt",
+        "ab c",
+        "-n",
+        "6000",
+        "--ignore-eos",
+        "--report",
+        "r.json",
+    ]);
+    lab.prepare(&mut command);
+    let mut child = command.spawn().unwrap();
+    let mut start = [0; 4];
+    child.stdout.as_mut().unwrap().read_exact(&mut start).unwrap();
+    send(&child, "-HUP");
+    succeeds(&child.wait_with_output().unwrap());
+    assert_eq!(lab.json("r.json")["finish_reason"], "length");
+}
+
+/// The second signal does not wait for anything.
+#[test]
+fn a_second_signal_ends_at_once() {
+    let lab = Lab::new();
+    let model = tiny(&lab);
+    fifo(&lab, "out");
+    // After the first, the report waits for a reader that never comes.
+    let args = ["generate", "--model", &model, "--prompt", "ab c", "-n", MANY, "--ignore-eos", "--report", "out"];
+    let mut child = lab.command(&args).spawn().unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 4]).unwrap();
+    send(&child, "-INT");
+    std::thread::sleep(Duration::from_millis(500));
+    send(&child, "-TERM");
+    ends(child, 143, "twice");
+}
+
+#[test]
+fn a_model_that_is_cut_short_is_named() {
+    let lab = Lab::new();
+    let model = tiny(&lab);
+    let args = ["generate", "--model", &model, "--prompt", "ab c", "-n", MANY, "--ignore-eos", "--threads", "2"];
+    let mut child = lab.command(&args).spawn().unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 4]).unwrap();
+    std::fs::File::options().write(true).open(&model).unwrap().set_len(0).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert!(
+        errors.len() == 1 && errors[0].contains(&format!("`{model}`")) && errors[0].contains("cut short"),
+        "{stderr}"
+    );
+    assert!(stderr.contains("\nhint: "), "{stderr}");
+
+    // A fault that is not about a model is what it always was.
+    let model = tiny(&lab);
+    let args = ["generate", "--model", &model, "--prompt", "ab c", "-n", MANY, "--ignore-eos"];
+    let mut child = lab.command(&args).spawn().unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 4]).unwrap();
+    send(&child, "-BUS");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&output.status), Some(7), "{output:?}");
+}
