@@ -49,7 +49,9 @@ fn within(template: &str) {
 
 #[test]
 fn loops_are_bounded() {
-    beyond("{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(9) %}{% endfor %}{% endfor %}{% endfor %}");
+    beyond(
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(9) %}{% endfor %}{% endfor %}{% endfor %}",
+    );
     beyond("{% for a in range(99999) %}{% for b in range(99999) %}xxxxxxxxxx{% endfor %}{% endfor %}");
     beyond("{% for a in range(99999) %}{% set x = range(99999)|list %}{% endfor %}");
     beyond("{% for a in range(99999) %}{% set x = range(99999)|sum %}{% endfor %}");
@@ -63,7 +65,9 @@ fn loops_are_bounded() {
 #[test]
 fn values_are_bounded() {
     let doubling = |start: &str, step: &str| {
-        beyond(&format!("{{% set ns = namespace(x={start}) %}}{{% for i in range(99) %}}{{% set ns.x = {step} %}}{{% endfor %}}"));
+        beyond(&format!(
+            "{{% set ns = namespace(x={start}) %}}{{% for i in range(99) %}}{{% set ns.x = {step} %}}{{% endfor %}}"
+        ));
     };
     doubling("'aaaaaaaa'", "ns.x ~ ns.x");
     doubling("'aaaaaaaa'", "ns.x + ns.x");
@@ -82,8 +86,12 @@ fn values_are_bounded() {
     doubling("'ab'", "(ns.x|list + ns.x|list)|join");
     doubling("[1]", "[ns.x, ns.x]|sum(start=[])");
     doubling("'a'", "dict(a=ns.x, b=ns.x)|string");
-    beyond("{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}");
-    beyond("{% set ns = namespace(x=(1,)) %}{% for i in range(50) %}{% set ns.x = (ns.x, ns.x) %}{% endfor %}{{ {ns.x: 1} }}");
+    beyond(
+        "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
+    );
+    beyond(
+        "{% set ns = namespace(x=(1,)) %}{% for i in range(50) %}{% set ns.x = (ns.x, ns.x) %}{% endfor %}{{ {ns.x: 1} }}",
+    );
     beyond("{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = ns.x + [ns.x] %}{% endfor %}");
     beyond("{{ 'a' * 10**9 }}");
     beyond("{{ 10**9 * 'a' }}");
@@ -100,7 +108,9 @@ fn values_are_bounded() {
     beyond("{% macro m() %}{% for i in range(99999) %}{{ big }}{% endfor %}{% endmacro %}{{ m() }}");
     // Many values of which none is large.
     beyond("{% set ns = namespace(x=[]) %}{% for i in range(99999) %}{% set ns.x = [ns.x, 'a' * 1000] %}{% endfor %}");
-    beyond("{% set ns = namespace() %}{% for i in range(99999) %}{% set ns.x = namespace(y=ns.x, z='a' * 1000) %}{% endfor %}");
+    beyond(
+        "{% set ns = namespace() %}{% for i in range(99999) %}{% set ns.x = namespace(y=ns.x, z='a' * 1000) %}{% endfor %}",
+    );
     beyond("{{ big.split('a') }}{{ (big * 50).split('a')|length }}");
     beyond("{{ (big * 50)|batch(1)|list|length }}");
     beyond("{{ (big * 50)|map('upper')|list|length }}");
@@ -173,15 +183,76 @@ fn work_on_large_values_costs() {
         ));
     };
     for work in [
-        "'zz' in x", "x == y", "x < y", "x.find('zz')", "x.count('zz')", "x|upper", "x|length and x[::-1]", "x|replace('zz', '')",
-        "x.strip('ab ')", "x.split('zz')", "x|tojson", "x|string and [x]|string", "x|title", "x.isalpha()", "x|wordcount",
-        "x|escape", "x.startswith(x)", "r|sort", "r == r[:]", "r + r", "-1 in r", "r|max", "r|tojson", "r|string", "r|join",
-        "r|unique|list", "r|batch(2)|groupby(0)", "r|reverse|list", "r[:]", "r.index(89999)", "r.count(0)", "dict(r|batch(2))", "x|urlencode",
-        "x|striptags", "x|first in x|last", "{x: 1}[y]", "x|wordwrap", "x|indent", "x|trim",
-        "x.splitlines()", "x.partition('zz')", "x|list", "x.swapcase()", "x.casefold()", "(x, 1) in [(y, 1)]", "x.title()",
-        "x % ()", "x.format()", "x ~ y", "x.expandtabs()", "x.removeprefix(y)", "x.join('ab')", "x|truncate(9)", "x|int", "x|float",
-        "x is lower", "x is upper", "x|e|e", "x|batch(3)|list", "x|slice(3)|list", "r|map('string')|list", "r|sum",
-        "'%s' % x", "'{}'.format(x)", "x.encode()", "namespace(a=x)", "[x, y]|sort", "[x, y]|min", "x|safe + y", "r * 2",
+        "'zz' in x",
+        "x == y",
+        "x < y",
+        "x.find('zz')",
+        "x.count('zz')",
+        "x|upper",
+        "x|length and x[::-1]",
+        "x|replace('zz', '')",
+        "x.strip('ab ')",
+        "x.split('zz')",
+        "x|tojson",
+        "x|string and [x]|string",
+        "x|title",
+        "x.isalpha()",
+        "x|wordcount",
+        "x|escape",
+        "x.startswith(x)",
+        "r|sort",
+        "r == r[:]",
+        "r + r",
+        "-1 in r",
+        "r|max",
+        "r|tojson",
+        "r|string",
+        "r|join",
+        "r|unique|list",
+        "r|batch(2)|groupby(0)",
+        "r|reverse|list",
+        "r[:]",
+        "r.index(89999)",
+        "r.count(0)",
+        "dict(r|batch(2))",
+        "x|urlencode",
+        "x|striptags",
+        "x|first in x|last",
+        "{x: 1}[y]",
+        "x|wordwrap",
+        "x|indent",
+        "x|trim",
+        "x.splitlines()",
+        "x.partition('zz')",
+        "x|list",
+        "x.swapcase()",
+        "x.casefold()",
+        "(x, 1) in [(y, 1)]",
+        "x.title()",
+        "x % ()",
+        "x.format()",
+        "x ~ y",
+        "x.expandtabs()",
+        "x.removeprefix(y)",
+        "x.join('ab')",
+        "x|truncate(9)",
+        "x|int",
+        "x|float",
+        "x is lower",
+        "x is upper",
+        "x|e|e",
+        "x|batch(3)|list",
+        "x|slice(3)|list",
+        "r|map('string')|list",
+        "r|sum",
+        "'%s' % x",
+        "'{}'.format(x)",
+        "x.encode()",
+        "namespace(a=x)",
+        "[x, y]|sort",
+        "[x, y]|min",
+        "x|safe + y",
+        "r * 2",
     ] {
         each(work);
     }
@@ -196,8 +267,12 @@ fn recursion_is_bounded() {
     beyond("{% set ns = namespace() %}{% macro m() %}{{ ns.f() }}{% endmacro %}{% set ns.f = m %}{{ m() }}");
     beyond("{% block b %}{{ self.b() }}{% endblock %}");
     beyond("{% macro m(x=m()) %}{{ m() }}{% endmacro %}{{ m() }}");
-    beyond("{% macro m() %}{% filter upper %}{% set x %}{% with y = m() %}{% endwith %}{% endset %}{% endfilter %}{% endmacro %}{{ m() }}");
-    beyond("{% macro m() %}{{ [1]|map(attribute='x')|list }}{% for i in [1] %}{% if true %}{{ m() }}{% endif %}{% endfor %}{% endmacro %}{{ m() }}");
+    beyond(
+        "{% macro m() %}{% filter upper %}{% set x %}{% with y = m() %}{% endwith %}{% endset %}{% endfilter %}{% endmacro %}{{ m() }}",
+    );
+    beyond(
+        "{% macro m() %}{{ [1]|map(attribute='x')|list }}{% for i in [1] %}{% if true %}{{ m() }}{% endif %}{% endfor %}{% endmacro %}{{ m() }}",
+    );
 }
 
 #[test]
@@ -215,10 +290,13 @@ fn deep_values_are_freed_and_read_in_bounds() {
     beyond(&deep("{{ ns.y|tojson }}"));
     beyond(&deep("{{ [ns.x] == [[ns.x[0]]] and [ns.x[0]] < [[ns.x[0][0]]] }}{{ ns.x|string }}"));
     beyond(&deep("{{ {ns.z: 1} }}"));
-    beyond(&deep("{% set a = ns.x %}{% for i in range(9999) %}{% set ns.q = [ns.q|d([])] %}{% endfor %}{{ ns.q == a }}"));
+    beyond(&deep(
+        "{% set a = ns.x %}{% for i in range(9999) %}{% set ns.q = [ns.q|d([])] %}{% endfor %}{{ ns.q == a }}",
+    ));
     // Chains of what owns values in other ways.
     let chain = |start: &str, link: &str| {
-        let template = format!("{{% set ns = namespace(x={start}) %}}{{% for i in range(20000) %}}{link}{{% endfor %}}ok");
+        let template =
+            format!("{{% set ns = namespace(x={start}) %}}{{% for i in range(20000) %}}{link}{{% endfor %}}ok");
         within(&template);
     };
     chain("none", "{% set ns.x = namespace(x=ns.x) %}");
@@ -232,8 +310,12 @@ fn deep_values_are_freed_and_read_in_bounds() {
     chain("none", "{% macro m(a=ns.x) %}{{ a }}{% endmacro %}{% set ns.x = m %}");
     chain("none", "{% for y in [ns.x] %}{% set ns.x = loop %}{% endfor %}");
     chain("none", "{% set ns.x = dict(a=ns.x) %}");
-    within("{% set ns = namespace(f=none) %}{% macro k(p) %}{% macro i() %}{{ p }}{% endmacro %}{% set ns.f = i %}{% endmacro %}{% for i in range(20000) %}{{ k(ns.f) }}{% endfor %}");
-    within("{% set ns = namespace(x=[1]) %}{% for i in range(9999) %}{% set ns.x = ns.x|map('string') %}{% endfor %}{{ ns.x|list }}");
+    within(
+        "{% set ns = namespace(f=none) %}{% macro k(p) %}{% macro i() %}{{ p }}{% endmacro %}{% set ns.f = i %}{% endmacro %}{% for i in range(20000) %}{{ k(ns.f) }}{% endfor %}",
+    );
+    within(
+        "{% set ns = namespace(x=[1]) %}{% for i in range(9999) %}{% set ns.x = ns.x|map('string') %}{% endfor %}{{ ns.x|list }}",
+    );
     within("{{ nested }}{{ nested|tojson }}{{ nested == nested }}{{ nested|sort }}");
 }
 
@@ -266,8 +348,20 @@ fn large_templates_are_bounded() {
     let times = |text: &str| text.repeat(size / text.len());
     // Chains are loops, not recursion.
     for (link, last) in [
-        ("1+", "1"), ("1-", "1"), ("1*", "1"), ("1/", "1"), ("1//", "1"), ("1%", "1"), ("1**", "1"), ("1~", "1"), ("1 or ", "1"),
-        ("1 and ", "1"), ("1==", "1"), ("1<", "1"), ("'a' in ", "'a'"), ("'' '' ", "''"),
+        ("1+", "1"),
+        ("1-", "1"),
+        ("1*", "1"),
+        ("1/", "1"),
+        ("1//", "1"),
+        ("1%", "1"),
+        ("1**", "1"),
+        ("1~", "1"),
+        ("1 or ", "1"),
+        ("1 and ", "1"),
+        ("1==", "1"),
+        ("1<", "1"),
+        ("'a' in ", "'a'"),
+        ("'' '' ", "''"),
     ] {
         within(&format!("{{{{ {}{last} }}}}", times(link)));
     }
@@ -276,8 +370,21 @@ fn large_templates_are_bounded() {
     }
     // What nests is refused.
     for (open, close) in [
-        ("(", ")"), ("[", "]"), ("{1:", "}"), ("not ", ""), ("-", ""), ("+", ""), ("x[", "]"), ("f(", ")"), ("1 if 1 else ", ""),
-        ("a|d(", ")"), ("x(y=", ")"), ("x(*", ")"), ("- -", ""), ("x.y[1:", "]"), ("1 is eq(", ")"),
+        ("(", ")"),
+        ("[", "]"),
+        ("{1:", "}"),
+        ("not ", ""),
+        ("-", ""),
+        ("+", ""),
+        ("x[", "]"),
+        ("f(", ")"),
+        ("1 if 1 else ", ""),
+        ("a|d(", ")"),
+        ("x(y=", ")"),
+        ("x(*", ")"),
+        ("- -", ""),
+        ("x.y[1:", "]"),
+        ("1 is eq(", ")"),
     ] {
         for count in [1000, size / open.len()] {
             beyond(&format!("{{{{ {}1{} }}}}", open.repeat(count), close.repeat(count)));
@@ -302,10 +409,37 @@ fn large_templates_are_bounded() {
         within(&format!("{}{}", open.repeat(150), close.repeat(150)));
     }
     for repeated in [
-        "{% set x = 1 %}", "{{ x }}", "{# c #}", "{%", "{{", "{#", "}}", "%}", "{% raw %}", "{% endraw %}", "{% if x %}{% endif %}",
-        "{% block b %}{% endblock %}", "{% macro m() %}{% endmacro %}", "{% elif 1 %}", "{% else %}", "{% endif %}", "'", "\"", "\\",
-        "{% for x in y %}{% endfor %}", "{{ [1,2,3] }}", "{{ 'a' }}", "\n", " ", "\r", "{%- raw -%}x{%- endraw -%}", "{% break %}",
-        "{{ range(99)|list }}", "{", "{% set a, b = 1, 2 %}", "{% include 'x' %}",
+        "{% set x = 1 %}",
+        "{{ x }}",
+        "{# c #}",
+        "{%",
+        "{{",
+        "{#",
+        "}}",
+        "%}",
+        "{% raw %}",
+        "{% endraw %}",
+        "{% if x %}{% endif %}",
+        "{% block b %}{% endblock %}",
+        "{% macro m() %}{% endmacro %}",
+        "{% elif 1 %}",
+        "{% else %}",
+        "{% endif %}",
+        "'",
+        "\"",
+        "\\",
+        "{% for x in y %}{% endfor %}",
+        "{{ [1,2,3] }}",
+        "{{ 'a' }}",
+        "\n",
+        " ",
+        "\r",
+        "{%- raw -%}x{%- endraw -%}",
+        "{% break %}",
+        "{{ range(99)|list }}",
+        "{",
+        "{% set a, b = 1, 2 %}",
+        "{% include 'x' %}",
     ] {
         within(&times(repeated));
     }
@@ -314,7 +448,10 @@ fn large_templates_are_bounded() {
     within(&format!("{{{{ {{{}}} }}}}", times("1:1,")));
     within(&format!("{{{{ x({}) }}}}", times("1,")));
     within(&format!("{{{{ dict({}) }}}}", (0..50_000).fold(String::new(), |text, at| text + &format!("a{at}=1,"))));
-    within(&format!("{{% macro m({}) %}}{{% endmacro %}}", (0..50_000).fold(String::new(), |text, at| text + &format!("a{at},"))));
+    within(&format!(
+        "{{% macro m({}) %}}{{% endmacro %}}",
+        (0..50_000).fold(String::new(), |text, at| text + &format!("a{at},"))
+    ));
     within(&format!("{{% set {}x = 1 %}}", times("x, ")));
     within(&format!("{{{{ '{}' }}}}", times("\\n")));
     within(&format!("{{{{ {} }}}}", times("a")));

@@ -20,6 +20,8 @@ mod device_ragged;
 mod eviction;
 mod golden;
 mod hub;
+mod jinja;
+mod jinja_bounds;
 mod kernels;
 mod memory;
 mod meta;
