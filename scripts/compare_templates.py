@@ -16,7 +16,12 @@ SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 INDEX = f"https://pypi.org/pypi/llama-cpp-python/{VERSION}/json"
 
 # Cases of test-jinja.cpp whose expectation is llama.cpp's and not jinja2's; ours follows jinja2.
-EXCEPT_EXPECTATION = {}
+EXCEPT_EXPECTATION = {
+    "macro with caller": "jinja2 keeps the line ends between the calls",
+    "array.pop() last": "the sandbox allows no change of a list",
+    "array.pop() with index": "the sandbox allows no change of a list",
+    "array.append()": "the sandbox allows no change of a list",
+}
 
 
 def fetch(work):
@@ -267,7 +272,7 @@ def check(work):
         for case, ours in zip(map(json.loads, cases), map(json.loads, results), strict=True):
             group = case["group"]
             theirs = render(case["template"], case["context"])
-            if "ok" in theirs and " object at 0x" in theirs["ok"]:
+            if re.search(r" at 0x[0-9a-f]{6,}", theirs.get("ok", ""), re.I):
                 continue  # an address in memory
             if group == "random" and ours.get("kind") == "Unsupported":
                 unsupported[ours["error"]] += 1
@@ -279,7 +284,7 @@ def check(work):
                 wrong[group] += 1
                 print(f"{group}: {case['name']}\n  jinja2 {theirs}\n  ours   {ours} {kind or ''}")
                 if len(case["template"]) < 300:
-                    print(f"  template {case['template']!r}\n  context {case['context']}")
+                    print(f"  template {case['template']!r}")
             if group == "test-jinja.cpp" and ours.get("ok") != case["expected"]:
                 reason = EXCEPT_EXPECTATION.get(case["name"])
                 if reason is None or "ok" in theirs and theirs["ok"] == case["expected"]:

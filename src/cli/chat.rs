@@ -74,6 +74,7 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
     // Messages may be saved to where they came from.
     let kept = Places::of(&args.model.model).reads("--config", args.cache.config.as_ref());
     let kept = kept.reads("--log-file", Some(args.cache.log_path()));
+    let kept = kept.reads("--chat-template", args.dialogue.chat_template.as_ref());
     let messages = args.dialogue.messages.as_ref();
     if messages.is_some_and(|path| path == Path::new("-")) {
         return Err(Error::input(
@@ -85,6 +86,7 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
     Places::of(&args.model.model)
         .reads("--config", args.cache.config.as_ref())
         .reads("--messages", messages)
+        .reads("--chat-template", args.dialogue.chat_template.as_ref())
         .logs(args.cache.log_path())
         .check()?;
     let log = Log::start(&args.cache)?;

@@ -168,6 +168,7 @@ pub fn places(args: &GenerateArgs) -> Places<'_> {
         .reads("--prompt-file", args.run.prompt.prompt_file.as_ref())
         .reads("--prompts", args.batch.prompts.as_ref())
         .reads("--messages", args.run.prompt.dialogue.messages.as_ref())
+        .reads("--chat-template", args.run.prompt.dialogue.chat_template.as_ref())
         .writes("--report", args.report.as_ref())
         .logs(args.cache.log_path())
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::Origin;
 use super::error::{Res, failed, unsupported};
 use super::interp::{CallArgs, Vm};
-use super::iter::{Iter, Lazy};
+use super::iter::{Iter, Lazy, SHOWN_MAP, SHOWN_SELECT, SHOWN_SLICE};
 use super::ops;
 use super::tests;
 use super::value::{Dict, Seq, Str, StrBuf, Value, View};
@@ -181,6 +181,11 @@ fn is_true(value: Option<&Value>) -> bool {
     value.is_some_and(Value::is_true)
 }
 
+/// A flag that Python takes as a number.
+pub(super) fn flag(value: Option<Value>) -> Res<bool> {
+    value.map_or(Ok(false), |value| Ok(count_of(&value)? != 0))
+}
+
 fn abs(_: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     args.only::<0>("abs", 0)?;
     match (value.defined()?.as_int(), &value) {
@@ -199,16 +204,29 @@ fn attr(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     }
 }
 
-fn batch(_: &Vm, value: Value, args: CallArgs) -> Res<Value> {
+fn batch(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     let [size, fill] = args.bind("batch", ["linecount", "fill_with"], 1)?;
-    let size = clamped(count_of(&size.unwrap_or(Value::None))?.max(1));
-    Ok(Iter::lazy(value, Lazy::Batch(size, fill.filter(|fill| !fill.is_none()))))
+    let (size, fill) = (size.unwrap_or(Value::None), fill.filter(|fill| !fill.is_none()));
+    Ok(match size.as_whole() {
+        // Before the first element, none is as many as wanted.
+        Some(0) => {
+            let items = vm.collect(&value)?;
+            let batches = if items.is_empty() { Vec::new() } else { vec![Value::list(Vec::new()), Value::list(items)] };
+            Value::Iter(Iter::queue("generator", batches))
+        }
+        Some(1..) => Iter::lazy(value, Lazy::Batch(clamped(size.as_whole().unwrap_or(0)), fill)),
+        _ if fill.is_some() && size.as_float().is_none() => Err(failed("the number of a batch must be a number"))?,
+        _ => Iter::lazy(value, Lazy::Batch(usize::MAX, None)),
+    })
 }
 
 fn slice(_: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     let [slices, fill] = args.bind("slice", ["slices", "fill_with"], 1)?;
-    let slices = count_of(&slices.unwrap_or(Value::None))?;
-    Ok(Iter::lazy(value, Lazy::Columns(slices, fill.filter(|fill| !fill.is_none()))))
+    let lazy = match count_of(&slices.unwrap_or(Value::None)) {
+        Ok(slices) => Lazy::Columns(slices, fill.filter(|fill| !fill.is_none())),
+        Err(error) => Lazy::Wrong(SHOWN_SLICE, error),
+    };
+    Ok(Iter::lazy(value, lazy))
 }
 
 fn length(_: &Vm, value: Value, args: CallArgs) -> Res<Value> {
@@ -244,7 +262,7 @@ fn dictsort(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
         Ok((sort_key, Value::tuple(vec![key.clone(), value.clone()])))
     });
     let pairs = pairs.collect::<Res<_>>()?;
-    ops::sort(vm, pairs, is_true(reverse.as_ref())).map(Value::list)
+    ops::sort(vm, pairs, flag(reverse)?).map(Value::list)
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "below 1024")]
@@ -315,7 +333,15 @@ fn reverse(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
         Some(items) => {
             let mut items = items?;
             items.reverse();
-            Ok(Value::Iter(Iter::queue("list_reverseiterator", items)))
+            let name = match value {
+                Value::Dict(_) | Value::View(_, View::Keys) => "dict_reversekeyiterator object",
+                Value::View(_, View::Values) => "dict_reversevalueiterator object",
+                Value::View(_, View::Items) => "dict_reverseitemiterator object",
+                Value::List(_) => "list_reverseiterator object",
+                Value::Range(_) => "range_iterator object",
+                _ => "reversed object",
+            };
+            Ok(Value::Iter(Iter::queue(name, items)))
         }
         None => {
             let mut items = vm.iter(&value).map_err(|_| failed("argument must be iterable"))?.collect(vm)?;
@@ -336,14 +362,15 @@ fn float(_: &Vm, value: Value, args: CallArgs) -> Res<Value> {
 
 fn int(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     let [default, base] = args.bind("int", ["default", "base"], 0)?;
-    let base = base.map_or(Ok(10), |base| count_of(&base))?;
+    let base = base.map_or(Some(10), |base| base.as_int());
     let whole = |number: f64| {
         if number.is_finite() { number::to_whole(number).map(Some).ok_or_else(number::too_large) } else { Ok(None) }
     };
     let found = match &value {
         Value::Str(text) => {
             vm.scanning(text.text().len())?;
-            let base = u32::try_from(base).ok().filter(|base| *base == 0 || (2..=36).contains(base));
+            let base =
+                base.and_then(|base| u32::try_from(base).ok()).filter(|base| *base == 0 || (2..=36).contains(base));
             let read = base.map_or(Ok(None), |base| number::parse_int(text.text(), base))?;
             match read {
                 Some(number) => Some(number),
@@ -383,6 +410,7 @@ fn groupby(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     let shown = Getter { parts: getter.parts.clone(), default: getter.default.clone(), ignore_case: false };
     let mut keyed = Vec::new();
     for item in vm.collect(&value)? {
+        vm.work(16)?;
         keyed.push((getter.get(vm, &item)?, item));
     }
     let sorted = ops::sort(vm, keyed, false)?;
@@ -447,13 +475,9 @@ fn spaces(vm: &Vm, count: i128) -> Res<Str> {
     Ok(out.finish())
 }
 
-fn items(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
+fn items(_: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     args.only::<0>("items", 0)?;
-    match value {
-        Value::Undefined(_) => Ok(Value::Iter(Iter::queue("generator", Vec::new()))),
-        Value::Dict(dict) => vm.iter(&Value::View(dict, View::Items)).map(Value::Iter),
-        _ => Err(failed("Can only get item pairs from a mapping.")),
-    }
+    Ok(Iter::lazy(value, Lazy::Items))
 }
 
 fn join(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
@@ -469,6 +493,7 @@ fn join(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
         }
         first = false;
         let item = getter.get(vm, &item)?;
+        vm.work(4)?;
         let part = vm.str(&item)?;
         vm.copying(separator.text().len() + part.text().len())?;
         out.push_str(&part)?;
@@ -476,24 +501,32 @@ fn join(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     Ok(Value::Str(out.finish()))
 }
 
-fn map(vm: &Vm, value: Value, mut args: CallArgs) -> Res<Value> {
-    vm.step()?;
+fn map(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
+    let lazy = mapping(vm, args).unwrap_or_else(|error| Lazy::Wrong(SHOWN_MAP, error));
+    Ok(Iter::lazy(value, lazy))
+}
+
+fn mapping(vm: &Vm, mut args: CallArgs) -> Res<Lazy> {
     if args.positional.is_empty() && args.named.iter().any(|(name, _)| name.text() == "attribute") {
         let [attribute, default] = args.bind("map", ["attribute", "default"], 1)?;
-        return Ok(Iter::lazy(value, Lazy::Attr(Getter::new(attribute, default, false)?)));
+        return Ok(Lazy::Attr(Getter::new(attribute, default, false)?));
     }
     if args.positional.is_empty() {
         return Err(failed("map requires a filter argument"));
     }
     let name = args.positional.remove(0);
-    let Some(filter) = name.as_str().and_then(|name| find(name.text())) else {
-        return Err(failed(format!("No filter named '{}'", vm.str(&name)?.text())));
-    };
-    Ok(Iter::lazy(value, Lazy::Filter(filter, args)))
+    match name.as_str().and_then(|name| find(name.text())) {
+        Some(filter) => Ok(Lazy::Filter(filter, args)),
+        None => Err(failed(format!("No filter named '{}'.", vm.str(&name)?.text()))),
+    }
 }
 
-fn select(vm: &Vm, value: Value, mut args: CallArgs, by_attribute: bool, keep: bool) -> Res<Value> {
-    vm.step()?;
+fn select(vm: &Vm, value: Value, args: CallArgs, by_attribute: bool, keep: bool) -> Res<Value> {
+    let lazy = selection(vm, args, by_attribute, keep).unwrap_or_else(|error| Lazy::Wrong(SHOWN_SELECT, error));
+    Ok(Iter::lazy(value, lazy))
+}
+
+fn selection(vm: &Vm, mut args: CallArgs, by_attribute: bool, keep: bool) -> Res<Lazy> {
     let getter = if by_attribute {
         if args.positional.is_empty() {
             return Err(failed("Missing parameter for attribute name"));
@@ -502,16 +535,14 @@ fn select(vm: &Vm, value: Value, mut args: CallArgs, by_attribute: bool, keep: b
     } else {
         None
     };
-    let test = if args.positional.is_empty() {
-        None
-    } else {
-        let name = args.positional.remove(0);
-        let Some(test) = name.as_str().and_then(|name| tests::find(name.text())) else {
-            return Err(failed(format!("No test named '{}'", vm.str(&name)?.text())));
-        };
-        Some((test, args))
-    };
-    Ok(Iter::lazy(value, Lazy::Select(getter, test, keep)))
+    if args.positional.is_empty() {
+        return Ok(Lazy::Select(getter, None, keep));
+    }
+    let name = args.positional.remove(0);
+    match name.as_str().and_then(|name| tests::find(name.text())) {
+        Some(test) => Ok(Lazy::Select(getter, Some((test, args)), keep)),
+        None => Err(failed(format!("No test named '{}'.", vm.str(&name)?.text()))),
+    }
 }
 
 fn unique(_: &Vm, value: Value, args: CallArgs) -> Res<Value> {
@@ -547,7 +578,7 @@ fn replace(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     }
     let text = parts.remove(0);
     parts.extend(count.filter(|count| !count.is_none()));
-    methods::call(vm, &text, "replace", CallArgs { positional: parts, named: Vec::new() })
+    methods::call(vm, &text, "replace", CallArgs::of(parts))
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "Python rounds, too")]
@@ -595,7 +626,7 @@ fn sort(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
         keyed.push((Value::list(keys), item));
         vm.step()?;
     }
-    ops::sort(vm, keyed, is_true(reverse.as_ref())).map(Value::list)
+    ops::sort(vm, keyed, flag(reverse)?).map(Value::list)
 }
 
 fn striptags(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
@@ -624,7 +655,7 @@ fn striptags(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     let mut words = words.finish();
     for (entity, plain) in [("&lt;", "<"), ("&gt;", ">"), ("&#39;", "'"), ("&#34;", "\""), ("&amp;", "&")] {
         if words.text().contains(entity) {
-            let args = CallArgs { positional: vec![Value::text(entity), Value::text(plain)], named: Vec::new() };
+            let args = CallArgs::of(vec![Value::text(entity), Value::text(plain)]);
             if let Value::Str(text) = methods::call(vm, &Value::Str(words.clone()), "replace", args)? {
                 words = text;
             }
@@ -664,7 +695,7 @@ fn sum(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
 fn title(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     args.only::<0>("title", 0)?;
     let text = vm.str(&value)?;
-    vm.scanning(text.text().len() * 4)?;
+    vm.scanning(text.text().len() * 8)?;
     let is_break = |c: char| text::is_space(c) || matches!(c, '-' | '(' | '{' | '[' | '<');
     let mut out = vm.buf();
     let mut at_start = true;
@@ -704,7 +735,7 @@ fn truncate(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
 
 fn quote(vm: &Vm, value: &Value, query: bool, out: &mut StrBuf) -> Res<()> {
     let text = vm.str(value)?;
-    vm.scanning(text.text().len() * 2)?;
+    vm.scanning(text.text().len() * 8)?;
     for (at, c) in text.text().char_indices() {
         let origin = text.origin_at(at);
         if c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | '~') || (c == '/' && !query) {
@@ -745,7 +776,7 @@ fn urlencode(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
 fn wordcount(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     args.only::<0>("wordcount", 0)?;
     let text = vm.str(&value)?;
-    vm.scanning(text.text().len())?;
+    vm.scanning(text.text().len() * 4)?;
     let words = text.text().split(|c| !text::is_word(c)).filter(|word| !word.is_empty()).count();
     Ok(Value::Int(words as i128))
 }

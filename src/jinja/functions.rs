@@ -9,7 +9,7 @@ use chrono::{Local, NaiveDateTime};
 use super::Origin;
 use super::error::{Res, failed, unsupported};
 use super::interp::{CallArgs, Object, Vm, refusal};
-use super::value::{Dict, Range, Value};
+use super::value::{Dict, Range, Seq, Value};
 
 /// What the sandbox of Jinja 2 allows.
 const MAX_RANGE: i64 = 100_000;
@@ -32,7 +32,7 @@ pub(super) fn call(vm: &Vm, name: &str, args: CallArgs) -> Res<Value> {
             if !args.named.is_empty() {
                 return Err(failed("cycler() takes no keyword arguments"));
             }
-            Ok(Value::object(Object::Cycler(args.positional, Cell::new(0))))
+            Ok(Value::object(Object::Cycler(Seq::new(args.positional, false).into(), Cell::new(0))))
         }
         "joiner" => {
             let [separator] = args.bind("joiner", ["sep"], 0)?;
@@ -90,16 +90,18 @@ fn dict(vm: &Vm, mut args: CallArgs) -> Res<Dict> {
         None => {}
         Some(Value::Dict(other)) => {
             for (key, value) in &other.entries {
-                vm.step()?;
+                vm.work(8)?;
                 dict.insert(key.clone(), value.clone())?;
             }
         }
         Some(pairs) => {
             for pair in vm.collect(&pairs)? {
+                vm.work(8)?;
                 let mut pair = vm.collect(&pair)?;
                 let (Some(value), Some(key), true) = (pair.pop(), pair.pop(), pair.is_empty()) else {
                     return Err(failed("dictionary update sequence elements must have length 2"));
                 };
+                vm.keying(&key)?;
                 dict.insert(key, value)?;
             }
         }

@@ -12,7 +12,7 @@ use super::ast::{
 };
 use super::error::{Res, TemplateError, TemplateErrorKind, failed, limit, syntax, unsupported};
 use super::iter::{Iter, Lazy};
-use super::value::{Charge, Dict, Seq, Str, StrBuf, Undefined, Value, bury, live};
+use super::value::{Charge, Dict, Seq, Str, StrBuf, Value, Why, bury, live};
 use super::{Limits, Origin, functions, methods, ops};
 
 /// A value with an identity or a state.
@@ -21,7 +21,7 @@ pub(super) enum Object {
     Namespace(RefCell<Dict>),
     Macro(u32, Rc<Env>),
     Loop(Loop),
-    Cycler(Vec<Value>, Cell<usize>),
+    Cycler(Rc<Seq>, Cell<usize>),
     Joiner(Value, Cell<bool>),
     /// A method of a value.
     Method(Value, &'static str),
@@ -48,6 +48,12 @@ impl Object {
         }
     }
 
+    /// The object, its memory counted until it is dropped.
+    pub fn counted(self) -> Rc<Self> {
+        Charge::begin(OBJECT_BYTES);
+        Rc::new(self)
+    }
+
     pub fn is_true(&self) -> bool {
         self.len() != Some(0)
     }
@@ -61,11 +67,14 @@ impl Object {
     }
 }
 
+/// What an object is counted for, apart from what it holds.
+const OBJECT_BYTES: usize = 256;
+
 impl Drop for Object {
     fn drop(&mut self) {
+        Charge::end(OBJECT_BYTES);
         match self {
             Self::Namespace(attrs) => bury(attrs.get_mut().take_entries()),
-            Self::Cycler(items, _) => bury(mem::take(items)),
             Self::Method(value, _) => bury(vec![mem::replace(value, Value::None)]),
             Self::Loop(state) => bury(state.take_values()),
             _ => {}
@@ -202,11 +211,20 @@ impl Drop for Env {
 pub(super) struct CallArgs {
     pub positional: Vec<Value>,
     pub named: Vec<(Str, Value)>,
+    charge: Charge,
 }
 
 impl CallArgs {
     pub fn one(value: Value) -> Self {
-        Self { positional: vec![value], named: Vec::new() }
+        Self::of(vec![value])
+    }
+
+    pub fn of(positional: Vec<Value>) -> Self {
+        Self { positional, ..Self::default() }
+    }
+
+    pub fn len(&self) -> usize {
+        self.positional.len() + self.named.len()
     }
 
     pub fn into_values(self) -> impl Iterator<Item = Value> {
@@ -339,7 +357,12 @@ impl<'t> Vm<'t> {
 
     /// The work of looking at every byte.
     pub fn scanning(&self, bytes: usize) -> Res<()> {
-        self.work(1 + bytes as u64 / 16)
+        self.work(1 + bytes as u64 / 8)
+    }
+
+    /// The work of finding a value in a dictionary.
+    pub fn keying(&self, key: &Value) -> Res<()> {
+        self.scanning(key.key_bytes())
     }
 
     pub fn deeper(&self) -> Res<Deeper<'_>> {
@@ -383,7 +406,7 @@ impl<'t> Vm<'t> {
     }
 
     pub fn namespace(&self, attrs: Dict) -> Value {
-        let object = Rc::new(Object::Namespace(RefCell::new(attrs)));
+        let object = Object::Namespace(RefCell::new(attrs)).counted();
         self.remember(Cyclic::Object(Rc::downgrade(&object)));
         Value::Object(object)
     }
@@ -562,7 +585,9 @@ impl<'t> Vm<'t> {
             }
             outside
         });
-        self.work(outside.as_ref().map_or(0, HashMap::len) as u64)?;
+        let copied = outside.as_ref().map_or(0, HashMap::len);
+        self.work(copied as u64)?;
+        let _charge = Charge::new(copied * 128);
         let done = self.run_function(&block.function, Some(id), out);
         if let Some(outside) = outside {
             self.context.replace(outside);
@@ -667,7 +692,7 @@ impl<'t> Vm<'t> {
                 changed: RefCell::default(),
                 depth0,
             };
-            (slot, Rc::new(Object::Loop(state)))
+            (slot, Object::Loop(state).counted())
         });
         let mut empty = true;
         loop {
@@ -821,6 +846,7 @@ impl<'t> Vm<'t> {
             for value in self.collect(&star)? {
                 self.push(&mut values.positional, value)?;
             }
+            values.charge.at_least(values.positional.capacity() * size_of::<Value>());
         }
         for (name, arg) in &args.named {
             let value = self.eval(arg, env)?;
@@ -844,7 +870,7 @@ impl<'t> Vm<'t> {
     // Expressions.
 
     fn variable(&self, name: Sym, var: Var, env: &Env) -> Value {
-        env.get(var).unwrap_or_else(|| Value::Undefined(Rc::new(Undefined::Name(self.string(name).clone()))))
+        env.get(var).unwrap_or_else(|| Value::undefined_for(Why::Name(self.string(name).clone())))
     }
 
     fn eval(&self, expr: &Expr, env: &Rc<Env>) -> Res<Value> {
@@ -881,6 +907,7 @@ impl<'t> Vm<'t> {
                 let mut dict = Dict::default();
                 for (key, value) in entries {
                     let key = self.eval(key, env)?;
+                    self.keying(&key)?;
                     dict.insert(key, self.eval(value, env)?)?;
                 }
                 Value::Dict(Rc::new(dict))

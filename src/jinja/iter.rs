@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::mem;
 use std::rc::Rc;
 
-use super::error::{Res, failed};
+use super::error::{Res, TemplateError, failed};
 use super::filters::{Filter, Getter};
 use super::interp::{CallArgs, Env, Vm};
 use super::tests::Test;
@@ -15,6 +15,8 @@ use super::value::{Charge, Dict, Range, Seq, Str, Value, View, bury};
 #[derive(Debug)]
 pub(super) struct Iter {
     type_name: &'static str,
+    /// What Python prints of it, without the address.
+    shown: &'static str,
     state: RefCell<State>,
     _charge: Charge,
 }
@@ -31,6 +33,10 @@ enum State {
     Lazy(Value, Option<Rc<Iter>>, Box<Lazy>),
 }
 
+pub(super) const SHOWN_MAP: &str = "generator object sync_do_map";
+pub(super) const SHOWN_SELECT: &str = "generator object select_or_reject";
+pub(super) const SHOWN_SLICE: &str = "generator object sync_do_slice";
+
 /// What a generator does with each element of its source.
 #[derive(Debug)]
 pub(super) enum Lazy {
@@ -43,26 +49,42 @@ pub(super) enum Lazy {
     Batch(usize, Option<Value>),
     /// How many columns.
     Columns(i128, Option<Value>),
+    /// The pairs of a mapping.
+    Items,
     /// The condition of a `for` loop.
     Condition(u32, Rc<Env>),
+    /// Wrong arguments, which a generator finds when its first element is asked for.
+    Wrong(&'static str, TemplateError),
 }
 
 impl Iter {
     fn with(type_name: &'static str, state: State) -> Rc<Self> {
-        Rc::new(Self { type_name, state: RefCell::new(state), _charge: Charge::new(128) })
+        Rc::new(Self { type_name, shown: type_name, state: RefCell::new(state), _charge: Charge::new(128) })
     }
 
     pub fn lazy(source: Value, lazy: Lazy) -> Value {
-        Value::Iter(Self::with("generator", State::Lazy(source, None, Box::new(lazy))))
+        let shown = lazy.shown();
+        let args = match &lazy {
+            Lazy::Filter(_, args) | Lazy::Select(_, Some((_, args)), _) => args.len(),
+            _ => 0,
+        };
+        let _charge = Charge::new(256 + args * size_of::<Value>());
+        let state = RefCell::new(State::Lazy(source, None, Box::new(lazy)));
+        Value::Iter(Rc::new(Self { type_name: "generator", shown, state, _charge }))
     }
 
     /// An iterator over values that are known.
     pub fn queue(type_name: &'static str, values: Vec<Value>) -> Rc<Self> {
-        Self::with(type_name, State::Queue(values.into()))
+        let _charge = Charge::new(128 + values.capacity() * size_of::<Value>());
+        Rc::new(Self { type_name, shown: type_name, state: RefCell::new(State::Queue(values.into())), _charge })
     }
 
     pub fn type_name(&self) -> &'static str {
         self.type_name
+    }
+
+    pub fn shown(&self) -> &'static str {
+        self.shown
     }
 
     /// The next element.
@@ -70,7 +92,7 @@ impl Iter {
     /// # Errors
     /// Those of the filter or test behind it.
     pub fn next(&self, vm: &Vm) -> Res<Option<Value>> {
-        vm.step()?;
+        vm.work(2)?;
         let _deeper = vm.deeper()?;
         let Ok(mut state) = self.state.try_borrow_mut() else { return Err(failed("generator already executing")) };
         let found = match &mut *state {
@@ -101,12 +123,7 @@ impl Iter {
                 let iter = match iter {
                     Some(iter) => Rc::clone(iter),
                     None => {
-                        let asks_first = matches!(**lazy, Lazy::Attr(_) | Lazy::Filter(..) | Lazy::Select(..));
-                        let opened = if asks_first && !source.is_true() {
-                            Self::queue("generator", Vec::new())
-                        } else {
-                            vm.iter(source)?
-                        };
+                        let opened = lazy.open(vm, source)?;
                         Rc::clone(iter.insert(opened))
                     }
                 };
@@ -131,8 +148,10 @@ impl Iter {
     /// Those of [`Iter::next`], and if they are too many.
     pub fn collect(&self, vm: &Vm) -> Res<Vec<Value>> {
         let mut values = Vec::new();
+        let mut charge = Charge::default();
         while let Some(value) = self.next(vm)? {
             vm.push(&mut values, value)?;
+            charge.at_least(values.capacity() * size_of::<Value>());
         }
         Ok(values)
     }
@@ -161,6 +180,39 @@ impl Drop for Iter {
 }
 
 impl Lazy {
+    /// What Python prints of the generator, without the address.
+    fn shown(&self) -> &'static str {
+        match self {
+            Self::Attr(_) | Self::Filter(..) => SHOWN_MAP,
+            Self::Select(..) => SHOWN_SELECT,
+            Self::Unique(..) => "generator object sync_do_unique",
+            Self::Batch(..) => "generator object do_batch",
+            Self::Columns(..) => SHOWN_SLICE,
+            Self::Items => "generator object do_items",
+            Self::Condition(..) => "generator object",
+            Self::Wrong(shown, _) => shown,
+        }
+    }
+
+    /// Asks the source for its elements.
+    fn open(&self, vm: &Vm, source: &Value) -> Res<Rc<Iter>> {
+        let may_be_nothing = match self {
+            Self::Attr(_) | Self::Filter(..) | Self::Select(..) => true,
+            Self::Wrong(shown, _) => matches!(*shown, SHOWN_MAP | SHOWN_SELECT),
+            _ => false,
+        };
+        if may_be_nothing && !source.is_true() {
+            return Ok(Iter::queue("generator", Vec::new()));
+        }
+        match (self, source) {
+            (Self::Wrong(_, error), _) => Err(error.clone()),
+            (Self::Items, Value::Undefined(_)) => vm.iter(source),
+            (Self::Items, Value::Dict(dict)) => vm.iter(&Value::View(Rc::clone(dict), View::Items)),
+            (Self::Items, _) => Err(failed("Can only get item pairs from a mapping.")),
+            _ => vm.iter(source),
+        }
+    }
+
     fn next(&mut self, vm: &Vm, source: &Iter) -> Res<Option<Value>> {
         if let Self::Batch(size, fill) = self {
             let mut batch = Vec::new();
@@ -183,20 +235,28 @@ impl Lazy {
         while let Some(value) = source.next(vm)? {
             let found = match self {
                 Self::Attr(getter) => Some(getter.get(vm, &value)?),
-                Self::Filter(filter, args) => Some(filter(vm, value, args.clone())?),
+                Self::Filter(filter, args) => {
+                    vm.work(args.len() as u64)?;
+                    Some(filter(vm, value, args.clone())?)
+                }
                 Self::Select(getter, test, keep) => {
                     let tested = match getter {
                         Some(getter) => getter.get(vm, &value)?,
                         None => value.clone(),
                     };
                     let passes = match test {
-                        Some((test, args)) => test(vm, &tested, args.clone())?,
+                        Some((test, args)) => {
+                            vm.work(args.len() as u64)?;
+                            test(vm, &tested, args.clone())?
+                        }
                         None => tested.is_true(),
                     };
                     (passes == *keep).then_some(value)
                 }
                 Self::Unique(getter, seen) => {
+                    vm.work(16)?;
                     let key = getter.get(vm, &value)?;
+                    vm.keying(&key)?;
                     if seen.get(&key)?.is_some() {
                         None
                     } else {
@@ -205,7 +265,8 @@ impl Lazy {
                     }
                 }
                 Self::Condition(id, env) => vm.passes(*id, env, &value)?.then_some(value),
-                Self::Batch(..) | Self::Columns(..) => None,
+                Self::Items => Some(value),
+                Self::Batch(..) | Self::Columns(..) | Self::Wrong(..) => None,
             };
             if found.is_some() {
                 return Ok(found);
@@ -221,8 +282,8 @@ fn columns(vm: &Vm, source: &Iter, count: i128, fill: Option<&Value>) -> Res<Vec
     if count == 0 {
         return Err(failed("integer division or modulo by zero"));
     }
-    let Ok(count) = usize::try_from(count) else { return Ok(Vec::new()) };
-    let (each, extra) = (items.len() / count, items.len() % count);
+    let count = usize::try_from(count.max(0)).unwrap_or(usize::MAX);
+    let (each, extra) = (items.len() / count.max(1), items.len() % count.max(1));
     let (mut columns, mut start) = (Vec::new(), 0);
     for number in 0..count {
         vm.step()?;
@@ -263,7 +324,7 @@ impl Vm<'_> {
     pub fn collect(&self, value: &Value) -> Res<Vec<Value>> {
         match value {
             Value::List(items) | Value::Tuple(items) => {
-                self.work(items.items.len() as u64 / 4)?;
+                self.work(items.items.len() as u64 / 2)?;
                 Ok(items.items.clone())
             }
             _ => self.iter(value)?.collect(self),

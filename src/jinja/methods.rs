@@ -4,9 +4,9 @@ use std::rc::Rc;
 
 use super::Origin;
 use super::error::{Res, failed, unsupported};
-use super::filters::escaped;
+use super::filters::{escaped, flag};
 use super::interp::{CallArgs, Object, Vm, elements};
-use super::value::{Str, StrBuf, Undefined, Value, View};
+use super::value::{Str, StrBuf, Value, View, Why};
 use super::{format, number, ops, text};
 
 const STR: [&str; 48] = [
@@ -73,11 +73,11 @@ const CYCLER: [&str; 2] = ["next", "reset"];
 /// What is there instead of an attribute or an item that is not.
 pub(super) fn missing(value: &Value, name: &Value) -> Value {
     let object = value.type_repr();
-    Value::Undefined(Rc::new(match name {
-        Value::Str(name) => Undefined::Attr(object, name.clone()),
-        Value::Int(at) => Undefined::Item(object, at.to_string()),
-        _ => Undefined::Item(object, format!("of type {}", name.type_name())),
-    }))
+    Value::undefined_for(match name {
+        Value::Str(name) => Why::Attr(object, name.clone()),
+        Value::Int(at) => Why::Item(object, at.to_string()),
+        _ => Why::Item(object, format!("of type {}", name.type_name())),
+    })
 }
 
 fn unsafe_attribute(value: &Value, name: &str) -> Value {
@@ -91,13 +91,13 @@ pub(super) fn attribute(vm: &Vm, value: &Value, name: &Str) -> Res<Value> {
         return Ok(found);
     }
     let name = Value::Str(name.clone());
-    Ok(direct_item(value, &name)?.unwrap_or_else(|| missing(value, &name)))
+    Ok(direct_item(vm, value, &name)?.unwrap_or_else(|| missing(value, &name)))
 }
 
 /// `value[name]`: an item, else an attribute.
 pub(super) fn item(vm: &Vm, value: &Value, name: &Value) -> Res<Value> {
     value.defined()?;
-    if let Some(found) = direct_item(value, name)? {
+    if let Some(found) = direct_item(vm, value, name)? {
         return Ok(found);
     }
     if let Value::Str(name) = name
@@ -108,7 +108,13 @@ pub(super) fn item(vm: &Vm, value: &Value, name: &Value) -> Res<Value> {
     Ok(missing(value, name))
 }
 
-fn direct_item(value: &Value, name: &Value) -> Res<Option<Value>> {
+fn char_at(text: &Str, at: usize) -> Value {
+    let start = text.byte_at(at);
+    let end = start + text.text()[start..].chars().next().map_or(0, char::len_utf8);
+    Value::Str(text.slice(start, end))
+}
+
+fn direct_item(vm: &Vm, value: &Value, name: &Value) -> Res<Option<Value>> {
     let place = |len: usize| {
         let at = name.as_int()?;
         let at = if at < 0 { at + len as i128 } else { at };
@@ -116,24 +122,27 @@ fn direct_item(value: &Value, name: &Value) -> Res<Option<Value>> {
     };
     Ok(match value {
         Value::List(items) | Value::Tuple(items) => place(items.items.len()).map(|at| items.items[at].clone()),
-        Value::Str(text) => place(text.len()).map(|at| {
-            let start = text.byte_at(at);
-            let end = start + text.text()[start..].chars().next().map_or(0, char::len_utf8);
-            Value::Str(text.slice(start, end))
-        }),
+        Value::Str(text) if !text.is_ascii() && name.as_int().is_some() => {
+            vm.scanning(text.text().len())?;
+            place(text.len()).map(|at| char_at(text, at))
+        }
+        Value::Str(text) => place(text.len()).map(|at| char_at(text, at)),
         Value::Range(range) => {
             let len = usize::try_from(range.len).unwrap_or(0);
             place(len).map(|at| range.get(i64::try_from(at).unwrap_or(0)))
         }
-        // A key that cannot be one is not there.
-        Value::Dict(dict) => dict.get(name).ok().flatten().cloned(),
-        Value::Object(object) if matches!(**object, Object::Blocks) => None,
+        Value::Dict(dict) => {
+            vm.keying(name)?;
+            // A key that cannot be one is not there.
+            dict.get(name).ok().flatten().cloned()
+        }
         _ => None,
     })
 }
 
 /// An attribute as Python's `getattr` finds it, if the sandbox allows it.
 pub(super) fn own_attribute(vm: &Vm, value: &Value, name: &Str) -> Res<Option<Value>> {
+    vm.copying(name.text().len())?;
     let name = name.text();
     let value = value.defined()?;
     if name.starts_with("__") && name.ends_with("__") {
@@ -196,9 +205,9 @@ pub(super) fn own_attribute(vm: &Vm, value: &Value, name: &Str) -> Res<Option<Va
                 }
             }
             Object::Cycler(items, at) => match name {
-                "current" => items.get(at.get()).cloned(),
+                "current" => items.items.get(at.get()).cloned(),
                 "pos" => Some(Value::Int(at.get() as i128)),
-                "items" => Some(Value::tuple(items.clone())),
+                "items" => Some(Value::Tuple(Rc::clone(items))),
                 _ => method(&CYCLER),
             },
             Object::Joiner(separator, used) => match name {
@@ -221,6 +230,7 @@ pub(super) fn own_attribute(vm: &Vm, value: &Value, name: &Str) -> Res<Option<Va
             }
             Object::Blocks => {
                 let is_named = |symbol: u32| vm.strings[symbol as usize].text() == name;
+                vm.work(vm.program.blocks.len() as u64 / 4)?;
                 let at = vm.program.blocks.iter().position(|block| is_named(block.name));
                 at.and_then(|at| u32::try_from(at).ok()).map(|at| Value::object(Object::Block(at)))
             }
@@ -266,7 +276,9 @@ pub(super) fn call(vm: &Vm, value: &Value, name: &'static str, args: CallArgs) -
         Value::Dict(dict) => match name {
             "get" => {
                 let [key, default] = args.only::<2>(name, 1)?;
-                let found = dict.get(&key.unwrap_or(Value::None))?;
+                let key = key.unwrap_or(Value::None);
+                vm.keying(&key)?;
+                let found = dict.get(&key)?;
                 Ok(found.cloned().or(default).unwrap_or(Value::None))
             }
             "items" | "keys" | "values" => {
@@ -320,8 +332,8 @@ pub(super) fn call(vm: &Vm, value: &Value, name: &'static str, args: CallArgs) -
             Object::Cycler(items, at) => {
                 args.only::<0>(name, 0)?;
                 let now = at.get();
-                at.set(if name == "next" { (now + 1) % items.len() } else { 0 });
-                Ok(if name == "next" { items[now].clone() } else { Value::None })
+                at.set(if name == "next" { (now + 1) % items.items.len() } else { 0 });
+                Ok(if name == "next" { items.items[now].clone() } else { Value::None })
             }
             _ => Err(unsupported(format!("the method `{name}`"))),
         },
@@ -397,7 +409,7 @@ fn str_result(vm: &Vm, text: &Str, name: &'static str, args: CallArgs) -> Res<Va
         "split" | "rsplit" => split(vm, text, name, args),
         "splitlines" => {
             let [keep] = args.bind(name, ["keepends"], 0)?;
-            let keep = keep.is_some_and(|keep| keep.is_true());
+            let keep = flag(keep)?;
             let lines = text::lines(plain).map(|line| if keep { line } else { text::without_end(line) });
             parts(vm, text, lines)
         }
@@ -459,7 +471,9 @@ fn str_result(vm: &Vm, text: &Str, name: &'static str, args: CallArgs) -> Res<Va
             let [map] = args.only::<1>(name, 1)?;
             let Some(Value::Dict(dict)) = map else { return Err(unsupported("format_map of no dictionary")) };
             let named = dict.entries.iter().filter_map(|(key, value)| Some((key.as_str()?.clone(), value.clone())));
-            format::format(vm, text, &CallArgs { positional: Vec::new(), named: named.collect() }).map(Value::Str)
+            let mut args = CallArgs::default();
+            args.named.extend(named);
+            format::format(vm, text, &args).map(Value::Str)
         }
         "encode" | "translate" | "maketrans" | "striptags" => {
             Err(unsupported(format!("the method `{name}` of a string")))
@@ -516,8 +530,8 @@ fn mapped(vm: &Vm, text: &Str, name: &str, args: CallArgs, change: fn(char, &mut
     let mut changed = String::new();
     for (start, end, origin) in text.runs(0, text.text().len()) {
         changed.clear();
+        vm.scanning((end - start) * 3)?;
         text.text()[start..end].chars().for_each(|c| change(c, &mut changed));
-        vm.scanning(changed.len())?;
         out.push(&changed, origin)?;
     }
     Ok(Value::Str(out.finish()))
@@ -547,6 +561,7 @@ fn lower(vm: &Vm, text: &Str, args: CallArgs) -> Res<Str> {
 fn titled(vm: &Vm, text: &Str, name: &str, args: CallArgs) -> Res<Value> {
     args.only::<0>(name, 0)?;
     let lower = lower(vm, text, CallArgs::default())?;
+    vm.scanning(text.text().len() * 8)?;
     let mut out = vm.buf();
     let mut after_cased = false;
     let words = name == "title";
@@ -560,7 +575,6 @@ fn titled(vm: &Vm, text: &Str, name: &str, args: CallArgs) -> Res<Value> {
         out.push(if upper { &titled } else { part }, text.origin_at(at))?;
         after_cased = text::is_cased(c);
     }
-    vm.scanning(text.text().len() * 4)?;
     Ok(Value::Str(out.finish()))
 }
 
@@ -570,13 +584,10 @@ fn strip(vm: &Vm, text: &Str, name: &str, args: CallArgs) -> Res<Value> {
         None | Some(Value::None) => None,
         other => Some(str_arg(name, other)?),
     };
-    if let Some(chars) = &chars {
-        vm.scanning(text.text().len().saturating_mul(chars.len().min(64)))?;
-        if chars.len() > 1024 {
-            return Err(unsupported("stripping more than 1024 different characters"));
-        }
-    }
-    let goes = |c: char| chars.as_ref().map_or_else(|| text::is_space(c), |chars| chars.text().contains(c));
+    let mut sorted: Vec<char> = chars.iter().flat_map(|chars| chars.text().chars()).collect();
+    sorted.sort_unstable();
+    vm.scanning(sorted.len() * 16)?;
+    let goes = |c: char| if chars.is_some() { sorted.binary_search(&c).is_ok() } else { text::is_space(c) };
     let mut rest = text.text();
     if name != "rstrip" {
         rest = rest.trim_start_matches(goes);
@@ -584,6 +595,7 @@ fn strip(vm: &Vm, text: &Str, name: &str, args: CallArgs) -> Res<Value> {
     if name != "lstrip" {
         rest = rest.trim_end_matches(goes);
     }
+    vm.scanning((text.text().len() - rest.len()) * 4)?;
     Ok(Value::Str(text.part(rest)))
 }
 

@@ -138,7 +138,7 @@ pub struct Limits {
 impl Default for Limits {
     /// Enough for any real template with a long conversation; a hostile template ends within a second.
     fn default() -> Self {
-        Self { steps: 20_000_000, output_bytes: 16 << 20, value_bytes: 16 << 20, memory_bytes: 64 << 20, depth: 1000 }
+        Self { steps: 10_000_000, output_bytes: 16 << 20, value_bytes: 16 << 20, memory_bytes: 64 << 20, depth: 1000 }
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) fn math(vm: &Vm, op: Math, a: &Value, b: &Value) -> Res<Value> {
         (Math::Add, Value::List(_), Value::List(_)) | (Math::Add, Value::Tuple(_), Value::Tuple(_)) => {
             let (Some(left), Some(right)) = (elements(a), elements(b)) else { return Err(wrong_types("+", a, b)) };
             vm.fits(left.items.len() + right.items.len())?;
-            vm.work((left.items.len() + right.items.len()) as u64 / 4)?;
+            vm.work((left.items.len() + right.items.len()) as u64 / 2)?;
             let items = [left.items.as_slice(), &right.items].concat();
             return Ok(if matches!(a, Value::List(_)) { Value::list(items) } else { Value::tuple(items) });
         }
@@ -115,7 +115,7 @@ fn repeat(vm: &Vm, value: &Value, times: i128) -> Res<Value> {
     let Some(items) = elements(value) else { return Err(failed("can't multiply sequence")) };
     let len = items.items.len().saturating_mul(times);
     vm.fits(len)?;
-    vm.work(len as u64 / 4)?;
+    vm.work(len as u64 / 2)?;
     let repeated = std::iter::repeat_n(&items.items, if len == 0 { 0 } else { times }).flatten().cloned().collect();
     Ok(if matches!(value, Value::List(_)) { Value::list(repeated) } else { Value::tuple(repeated) })
 }
@@ -179,7 +179,7 @@ pub(super) fn equal(vm: &Vm, a: &Value, b: &Value) -> Res<bool> {
                 return Ok(false);
             }
             for (key, _) in &a.entries {
-                vm.step()?;
+                vm.keying(key)?;
                 if b.get(key)?.is_none() {
                     return Ok(false);
                 }
@@ -203,7 +203,7 @@ fn equal_dicts(vm: &Vm, a: &Dict, b: &Dict) -> Res<bool> {
     }
     let _deeper = vm.deeper()?;
     for (key, value) in &a.entries {
-        vm.step()?;
+        vm.keying(key)?;
         match b.get(key)? {
             Some(other) if value.is_same(other) || equal(vm, value, other)? => {}
             _ => return Ok(false),
@@ -279,6 +279,7 @@ pub(super) fn sort(vm: &Vm, mut items: Vec<(Value, Value)>, reverse: bool) -> Re
             let right: Vec<_> = runs.by_ref().take(width).collect();
             let (mut left, mut right) = (left.into_iter().peekable(), right.into_iter().peekable());
             while let (Some(a), Some(b)) = (left.peek(), right.peek()) {
+                vm.work(2)?;
                 let swap = if reverse { order(vm, "<", &a.0, &b.0)? } else { order(vm, "<", &b.0, &a.0)? };
                 merged.extend(if swap == Some(Ordering::Less) { right.next() } else { left.next() });
             }
@@ -313,7 +314,10 @@ pub(super) fn contains(vm: &Vm, haystack: &Value, needle: &Value) -> Res<bool> {
             }
             false
         }
-        Value::Dict(dict) | Value::View(dict, View::Keys) => dict.get(needle)?.is_some(),
+        Value::Dict(dict) | Value::View(dict, View::Keys) => {
+            vm.keying(needle)?;
+            dict.get(needle)?.is_some()
+        }
         Value::Range(range) => range.contains(needle),
         Value::Object(object) if !matches!(**object, Object::Loop(_)) => {
             return Err(failed(format!("argument of type '{}' is not iterable", haystack.type_name())));
@@ -390,7 +394,7 @@ pub(super) fn slice(vm: &Vm, value: &Value, bounds: &[Value; 3]) -> Res<Value> {
             Value::Str(part.finish().with_safe(text.is_safe()))
         }
         Value::List(items) | Value::Tuple(items) => {
-            vm.work(1 + count.unsigned_abs() / 4)?;
+            vm.work(1 + count.unsigned_abs() / 2)?;
             let part = places.map(|place| items.items[place].clone()).collect();
             if matches!(value, Value::List(_)) { Value::list(part) } else { Value::tuple(part) }
         }
@@ -440,7 +444,7 @@ pub(super) fn repr(vm: &Vm, value: &Value, out: &mut StrBuf) -> Res<()> {
             })
         }
         // Where it is in memory is anyone's guess in Python, too.
-        Value::Iter(iter) => plain(&format!("<{} object at 0x7f0000000000>", iter.type_name())),
+        Value::Iter(iter) => plain(&format!("<{} at 0x7f0000000000>", iter.shown())),
         Value::Object(object) => repr_object(vm, object, out),
     }
 }

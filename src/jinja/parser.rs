@@ -1,6 +1,6 @@
 //! Tokens to a tree, by Jinja 2's grammar. What nests is bounded, what chains is a loop.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::ast::{
@@ -28,6 +28,7 @@ pub(super) struct Parser<'s> {
     /// How many loops could be left by `break` here.
     loops: usize,
     scoped_blocks: usize,
+    blocks: HashSet<Sym>,
 }
 
 /// Parses a template (see [`super::lexer::normalized`]); variables are not resolved yet.
@@ -46,6 +47,7 @@ pub(super) fn parse(source: &str) -> Res<Program> {
         tags: Vec::new(),
         loops: 0,
         scoped_blocks: 0,
+        blocks: HashSet::new(),
     };
     parser.next().and_then(|_| parser.body(&[])).map(|body| parser.program.root.body = body).map_err(|error| {
         let line = parser.line;
@@ -366,7 +368,7 @@ impl Parser<'_> {
         }
         self.skip_name(&name)?;
         let name = self.symbol(&name);
-        if self.program.blocks.iter().any(|block| block.name == name) {
+        if !self.blocks.insert(name) {
             return Err(syntax(format!("block `{}` is defined twice", self.program.strings[name as usize])).at(line));
         }
         self.program.blocks.push(Block { name, function, scoped, required });

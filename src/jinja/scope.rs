@@ -399,7 +399,8 @@ impl Resolver<'_> {
             StmtKind::Block(id, seen) => {
                 if self.program.blocks[*id as usize].scoped {
                     let names: HashSet<Sym> = self.scopes.iter().flat_map(|s| s.stored.iter().copied()).collect();
-                    self.visits += names.len();
+                    self.visits += names.len() * 8;
+                    self.visit()?;
                     *seen = Some(names.into_iter().map(|name| (name, self.var(name))).collect());
                 }
             }

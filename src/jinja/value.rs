@@ -25,7 +25,7 @@ pub(super) fn live() -> usize {
 }
 
 /// Memory that is counted as long as this lives.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Charge(usize);
 
 impl Charge {
@@ -37,6 +37,26 @@ impl Charge {
     fn grow(&mut self, bytes: usize) {
         LIVE.set(LIVE.get() + bytes);
         self.0 += bytes;
+    }
+
+    /// Counts bytes until [`Charge::end`].
+    pub fn begin(bytes: usize) {
+        LIVE.set(LIVE.get() + bytes);
+    }
+
+    pub fn end(bytes: usize) {
+        LIVE.set(LIVE.get().saturating_sub(bytes));
+    }
+
+    /// Counts at least this much, for what grows.
+    pub fn at_least(&mut self, bytes: usize) {
+        self.grow(bytes.saturating_sub(self.0));
+    }
+}
+
+impl Clone for Charge {
+    fn clone(&self) -> Self {
+        Self::new(self.0)
     }
 }
 
@@ -82,9 +102,13 @@ pub(super) enum Value {
     Object(Rc<Object>),
 }
 
+/// Something undefined.
+#[derive(Debug)]
+pub(super) struct Undefined(Why, #[allow(dead_code, reason = "counts as long as it lives")] Charge);
+
 /// Why something is undefined, for the error if it is used.
 #[derive(Debug)]
-pub(super) enum Undefined {
+pub(super) enum Why {
     Name(Str),
     /// Type of the object, as an error shows it, and the name of the attribute.
     Attr(String, Str),
@@ -95,11 +119,11 @@ pub(super) enum Undefined {
 
 impl Undefined {
     pub fn message(&self) -> String {
-        match self {
-            Self::Name(name) => format!("'{}' is undefined", name.text()),
-            Self::Attr(object, name) => format!("'{object}' has no attribute '{}'", name.text()),
-            Self::Item(object, item) => format!("{object} has no element {item}"),
-            Self::Hint(hint) => hint.clone(),
+        match &self.0 {
+            Why::Name(name) => format!("'{}' is undefined", name.text()),
+            Why::Attr(object, name) => format!("'{object}' has no attribute '{}'", name.text()),
+            Why::Item(object, item) => format!("{object} has no element {item}"),
+            Why::Hint(hint) => hint.clone(),
         }
     }
 }
@@ -136,7 +160,11 @@ impl Range {
 
 impl Value {
     pub fn undefined(hint: impl Into<String>) -> Self {
-        Self::Undefined(Rc::new(Undefined::Hint(hint.into())))
+        Self::undefined_for(Why::Hint(hint.into()))
+    }
+
+    pub fn undefined_for(why: Why) -> Self {
+        Self::Undefined(Rc::new(Undefined(why, Charge::new(192))))
     }
 
     pub fn list(items: Vec<Self>) -> Self {
@@ -148,7 +176,7 @@ impl Value {
     }
 
     pub fn object(object: Object) -> Self {
-        Self::Object(Rc::new(object))
+        Self::Object(object.counted())
     }
 
     /// Text of the program.
@@ -186,6 +214,24 @@ impl Value {
             Self::Float(value) => *value != 0.0,
             Self::Object(object) => object.is_true(),
             _ => self.len() != Some(0),
+        }
+    }
+
+    /// How many bytes are read to find the value in a dictionary.
+    pub fn key_bytes(&self) -> usize {
+        match self {
+            Self::Str(text) => text.text().len(),
+            Self::Tuple(items) => items
+                .items
+                .iter()
+                .take(MAX_KEY_PARTS)
+                .map(|item| match item {
+                    Self::Str(text) => text.text().len(),
+                    Self::Tuple(_) => item.len().unwrap_or(0) * 1000,
+                    _ => 16,
+                })
+                .sum(),
+            _ => 16,
         }
     }
 
@@ -340,11 +386,26 @@ enum Key {
     Object(*const Object),
 }
 
+/// How many values a key may consist of.
+const MAX_KEY_PARTS: usize = 1000;
+
 impl Key {
-    fn new(value: &Value, depth: usize) -> Res<Self> {
-        if depth == 0 {
-            return Err(limit("a key is nested too deeply"));
+    fn of(value: &Value) -> Res<Self> {
+        Self::counted(value).map(|(key, _)| key)
+    }
+
+    /// A key, and how many values it consists of.
+    fn counted(value: &Value) -> Res<(Self, usize)> {
+        let mut left = MAX_KEY_PARTS;
+        let key = Self::new(value, 64, &mut left)?;
+        Ok((key, MAX_KEY_PARTS - left))
+    }
+
+    fn new(value: &Value, depth: usize, left: &mut usize) -> Res<Self> {
+        if depth == 0 || *left == 0 {
+            return Err(limit("a key of a dictionary is nested too deeply, or has too many parts"));
         }
+        *left -= 1;
         Ok(match value {
             Value::None => Self::None,
             Value::Undefined(_) => Self::Undefined,
@@ -352,7 +413,7 @@ impl Key {
             Value::Float(number) if value.as_whole().is_none() => Self::Float(number.to_bits()),
             Value::Bool(_) | Value::Int(_) | Value::Float(_) => Self::Int(value.as_whole().unwrap_or_default()),
             Value::Tuple(items) => {
-                Self::Tuple(items.items.iter().map(|item| Self::new(item, depth - 1)).collect::<Res<_>>()?)
+                Self::Tuple(items.items.iter().map(|item| Self::new(item, depth - 1, left)).collect::<Res<_>>()?)
             }
             Value::Range(range) => Self::Range(range.start, range.step, range.len),
             Value::Object(object) => Self::Object(Rc::as_ptr(object)),
@@ -387,11 +448,11 @@ impl Dict {
         {
             return Ok(self.entries.iter().position(|(k, _)| k.as_str() == Some(text)));
         }
-        let key = Key::new(key, 64)?;
+        let key = Key::of(key)?;
         if self.entries.len() > UNINDEXED {
             return Ok(self.index.get(&key).copied());
         }
-        Ok(self.entries.iter().position(|(k, _)| Key::new(k, 64).is_ok_and(|k| k == key)))
+        Ok(self.entries.iter().position(|(k, _)| Key::of(k).is_ok_and(|k| k == key)))
     }
 
     /// # Errors
@@ -425,13 +486,14 @@ impl Dict {
         let at = self.entries.len();
         if at == UNINDEXED {
             for (at, (key, _)) in self.entries.iter().enumerate() {
-                self.index.insert(Key::new(key, 64)?, at);
+                self.index.insert(Key::of(key)?, at);
             }
         }
+        let (found, parts) = Key::counted(&key)?;
         if at >= UNINDEXED {
-            self.index.insert(Key::new(&key, 64)?, at);
+            self.index.insert(found, at);
         }
-        self.charge.grow(if at >= UNINDEXED { 160 } else { 64 });
+        self.charge.grow(if at >= UNINDEXED { 112 + 48 * parts } else { 64 });
         self.entries.push((key, value));
         Ok(None)
     }
@@ -625,11 +687,12 @@ pub(super) struct StrBuf {
     text: String,
     runs: Vec<(usize, Origin)>,
     limit: usize,
+    charge: Charge,
 }
 
 impl StrBuf {
     pub fn new(limit: usize) -> Self {
-        Self { text: String::new(), runs: Vec::new(), limit }
+        Self { text: String::new(), runs: Vec::new(), limit, charge: Charge::default() }
     }
 
     pub fn len(&self) -> usize {
@@ -649,6 +712,7 @@ impl StrBuf {
             Some((end, last)) if *last == origin => *end = self.text.len(),
             _ => self.runs.push((self.text.len(), origin)),
         }
+        self.charge.at_least(self.text.capacity() + 16 * self.runs.capacity());
         Ok(())
     }
 

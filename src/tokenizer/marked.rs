@@ -69,7 +69,8 @@ impl Marked {
 
     /// Whether both begin with the same `len` bytes, of the same origin.
     pub fn same_start(&self, other: &Self, len: usize) -> bool {
-        self.cut(0..len) == other.cut(0..len)
+        let (mine, other) = (self.cut(0..len), other.cut(0..len));
+        mine.text == other.text && mine.inputs == other.inputs
     }
 
     /// A part of it; of a range that is not there, nothing.

@@ -21,6 +21,8 @@ mod eviction;
 mod fuzz;
 mod golden;
 mod hub;
+mod jinja;
+mod jinja_bounds;
 mod kernels;
 mod memory;
 mod meta;

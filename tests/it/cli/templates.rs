@@ -31,7 +31,10 @@ fn spelt(ids: &Value) -> String {
         let id = usize::try_from(id.as_u64().unwrap()).unwrap();
         match u8::try_from(id) {
             Ok(byte) => bytes.push(byte),
-            Err(_) => bytes.extend(format!("[{}]", MARKERS[id - 256]).bytes()),
+            Err(_) => match MARKERS.get(id - 256) {
+                Some(marker) => bytes.extend(format!("[{marker}]").bytes()),
+                None => bytes.push(b' '),
+            },
         }
     }
     String::from_utf8(bytes).unwrap()
@@ -131,7 +134,7 @@ fn hostile_templates_end_in_a_sentence_at_once() {
         "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x * 9 %}{% endfor %}",
         "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
         "{% for i in range(10000) %}{% for j in range(100000) %}{{ i }}{% endfor %}{% endfor %}",
-        "{% set ns = namespace() %}{% set ns.x = [ns] %}{{ ns.x }}",
+        "{% set ns = namespace(x=[]) %}{% for i in range(9999) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
         &sum,
     ] {
         lab.write("t.jinja", template);

@@ -108,14 +108,16 @@ impl TinyGguf {
         file
     }
 
-    /// The same model with a token for each byte (its value) and then for each of `markers`, so that ids spell text one to
-    /// one; BOS is not put before prompts.
+    /// The same model with a token for each byte (its value), for each of `markers`, and for the space, so that ids spell
+    /// text one to one; BOS is not put before prompts.
     pub fn chat(template: &str, markers: &[&str]) -> Self {
         let leak = |text: String| -> &'static str { text.leak() };
         let bytes = (0..256).map(|byte| format!("<0x{byte:02X}>"));
-        let tokens: Vec<_> = bytes.chain(markers.iter().map(|text| (*text).to_owned())).map(leak).collect();
+        let others = markers.iter().copied().chain(["\u{2581}"]).map(str::to_owned);
+        let tokens: Vec<_> = bytes.chain(others).map(leak).collect();
         let count = tokens.len();
-        let kinds = (0..count).map(|id| if id < 256 { 6 } else { 3 }).collect();
+        let kind = |id| if id < 256 { 6 } else { 3 };
+        let kinds = (0..count - 1).map(kind).chain([1]).collect();
         let mut file = Self::sentence_piece();
         file.set("tokenizer.ggml.tokens", Meta::Texts(tokens))
             .set("tokenizer.ggml.token_type", Meta::I32s(kinds))
