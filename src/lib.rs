@@ -33,6 +33,7 @@ pub mod error;
 pub mod eval;
 pub mod fidelity;
 pub mod files;
+mod foreign;
 pub mod generate;
 pub mod hub;
 pub mod kernels;

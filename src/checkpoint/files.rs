@@ -7,6 +7,7 @@ use memmap2::Mmap;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::foreign;
 
 /// Longest JSON file that is read; the indices of the largest models take about 100 KB.
 const MAX_JSON_BYTES: u64 = 4 << 20;
@@ -14,7 +15,8 @@ const MAX_JSON_BYTES: u64 = 4 << 20;
 /// Maps a regular file.
 ///
 /// # Errors
-/// [`Error::Io`] if it cannot be opened; [`Error::Unsupported`], with `hint`, if it is a folder or no regular file.
+/// [`Error::Io`] if it cannot be opened; [`Error::Unsupported`], with `hint`, if it is a folder or no regular file;
+/// [`Error::BadFile`] if it is a Git LFS pointer or a page of the web.
 pub(super) fn map_file(path: &Path, hint: &str) -> Result<Mmap> {
     // Asked before the file is opened: opening a pipe would wait for its writer.
     let metadata = std::fs::metadata(path).map_err(|source| Error::io("open", path, source).with_hint(hint))?;
@@ -24,7 +26,9 @@ pub(super) fn map_file(path: &Path, hint: &str) -> Result<Mmap> {
     }
     let file = std::fs::File::open(path).map_err(|source| Error::io("open", path, source))?;
     // SAFETY: the mapping is read-only; as with every mapped model file, nobody may shorten the file meanwhile.
-    unsafe { Mmap::map(&file) }.map_err(|source| Error::io("map", path, source))
+    let mmap = unsafe { Mmap::map(&file) }.map_err(|source| Error::io("map", path, source))?;
+    foreign::refuse(path, &mmap)?;
+    Ok(mmap)
 }
 
 /// Reads a JSON file.
@@ -39,6 +43,7 @@ pub(super) fn read_json(path: &Path) -> Result<Value> {
     }
     let mut text = Vec::new();
     std::fs::File::open(path).and_then(|file| file.take(MAX_JSON_BYTES).read_to_end(&mut text)).map_err(read_error)?;
+    foreign::refuse(path, &text)?;
     serde_json::from_slice(&text).map_err(|error| Error::bad_file(path, format!("it is not JSON: {error}")))
 }
 

@@ -215,6 +215,11 @@ impl Checkpoint {
         let embeddings = self.config.vocab_size;
         let (tokenizer, fits): (_, fn(usize, usize) -> bool) = match &self.tokenizer {
             TokenizerSource::Gguf(file) => {
+                // Before the lists are read.
+                let tokens = file.array_len(llama::TOKENS)?;
+                if tokens != 0 && tokens != embeddings {
+                    return Err(self.wrong_vocabulary(tokens));
+                }
                 (Tokenizer::from_gguf(llama::vocab(file)?)?, |tokens, embeddings| tokens == embeddings)
             }
             TokenizerSource::Folder(folder, ids) => {
@@ -224,8 +229,12 @@ impl Checkpoint {
         if fits(tokenizer.vocab_size(), embeddings) {
             return Ok(tokenizer);
         }
-        let reason = format!("{} tokens in the vocabulary, {embeddings} embeddings", tokenizer.vocab_size());
-        Err(Error::bad_file(&self.path, reason))
+        Err(self.wrong_vocabulary(tokenizer.vocab_size()))
+    }
+
+    fn wrong_vocabulary(&self, tokens: usize) -> Error {
+        let embeddings = self.config.vocab_size;
+        Error::bad_file(&self.path, format!("{tokens} tokens in the vocabulary, {embeddings} embeddings"))
     }
 }
 

@@ -1,66 +1,20 @@
-//! GPT-2's byte-level BPE, by the Hugging Face crate: which pre-tokenizer goes with which name in a GGUF file. Also
-//! tiktoken's, which merges by rank.
+//! GPT-2's byte-level BPE, by the Hugging Face crate. Also tiktoken's, which merges by rank.
 //!
-//! Special tokens are not handled here; the caller finds them in the text first. Names are llama.cpp's
-//! (`tokenizer.ggml.pre`), splitting rules are those of the models' own `tokenizer.json`.
+//! Special tokens are not handled here; the caller finds them in the text first. How text is cut into words: `pre.rs`.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 
 use tokenizers::models::bpe::{BPE, Vocab as BpeVocab};
-use tokenizers::pre_tokenizers::byte_level::ByteLevel as BytesPre;
-use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{
-    OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _, PreTokenizerWrapper, SplitDelimiterBehavior,
-    Tokenizer as HfTokenizer,
+    OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _, PreTokenizerWrapper, Tokenizer as HfTokenizer,
 };
 
+use super::pre::{self, Named, Pre};
 use super::special::{Part, TokenSet};
 use super::spm::SentencePiece;
 use super::vocab::{Kind, Vocab};
 use crate::error::{Error, Result};
-
-/// How text is cut into words before its bytes are merged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pre {
-    /// llama.cpp's rule for files that name none.
-    Default,
-    Gpt2,
-    /// GPT-2's words, and every digit for itself.
-    Digits,
-    Llama3,
-    Qwen2,
-    Tekken,
-}
-
-/// Name in a GGUF file, rule, whether a whole word that is a token is taken without merging, whether BOS is the default.
-const PRE_TOKENIZERS: &[(&str, Pre, bool, bool)] = &[
-    ("default", Pre::Default, false, false),
-    ("gpt-2", Pre::Gpt2, false, false),
-    ("gpt2", Pre::Gpt2, false, false),
-    ("smollm", Pre::Digits, false, false),
-    ("starcoder", Pre::Digits, false, false),
-    ("refact", Pre::Digits, false, false),
-    ("command-r", Pre::Digits, false, false),
-    ("codeshell", Pre::Digits, false, false),
-    ("llama-bpe", Pre::Llama3, true, true),
-    ("llama3", Pre::Llama3, true, true),
-    ("llama-v3", Pre::Llama3, true, true),
-    ("falcon3", Pre::Llama3, true, true),
-    ("dbrx", Pre::Llama3, false, false),
-    ("smaug-bpe", Pre::Llama3, false, false),
-    ("qwen2", Pre::Qwen2, false, false),
-    ("tekken", Pre::Tekken, true, true),
-];
-
-const PUNCTUATION: &str = r"[\p{P}$+<=>^~|]+";
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Longest run of white space that is split, in bytes. The regex engine gives up at a million, and the crate around
 /// it would then leave the rest of the text in one piece without a word.
@@ -90,7 +44,7 @@ impl ByteLevel {
     /// # Errors
     /// None in practice: the rule for words is a constant.
     pub fn by_rank(vocab: &Vocab) -> Result<Self> {
-        let words = pre_tokenizer(Pre::Llama3);
+        let words = Pre::Llama3.words();
         let words = words.map_err(|e| Error::bad_file(vocab.path(), format!("its tokenizer cannot be built: {e}")))?;
         let merging = Merging::Ranks(Box::new((words, SentencePiece::by_rank(vocab))));
         Ok(Self { merging, user_defined: TokenSet::default(), bos_by_default: true })
@@ -102,22 +56,23 @@ impl ByteLevel {
     /// [`Error::Unsupported`] for an unknown `pre`; [`Error::BadFile`] for merges that do not fit the vocabulary.
     pub fn new(vocab: &Vocab, pre: Option<&str>, merges: &[String]) -> Result<Self> {
         let name = pre.unwrap_or("default");
-        let Some(&(_, pre, whole_words, bos_by_default)) = PRE_TOKENIZERS.iter().find(|(known, ..)| *known == name)
-        else {
-            let known: Vec<_> = PRE_TOKENIZERS.iter().map(|(known, ..)| *known).collect();
+        let Some(Named { pre, whole_words, bos_by_default }) = pre::named(name) else {
             return Err(Error::unsupported(format!("the pre-tokenizer `{name}` of `{}`", vocab.path().display()))
-                .with_hint(format!("supported are {}", known.join(", "))));
+                .with_hint(format!("supported are {}", pre::names().join(", "))));
         };
         let merges = checked_merges(vocab, merges)?;
         let failed =
             |e: tokenizers::Error| Error::bad_file(vocab.path(), format!("its tokenizer cannot be built: {e}"));
         // Without the special tokens, so that no text can spell them.
-        let spellings: BpeVocab =
-            vocab.iter().filter(|(.., kind)| is_text(*kind)).map(|(id, text, _)| (text.to_owned(), id)).collect();
+        let spellings: BpeVocab = vocab
+            .iter()
+            .filter(|(_, text, kind)| !text.is_empty() && is_text(*kind))
+            .map(|(id, text, _)| (text.to_owned(), id))
+            .collect();
         let model =
             BPE::builder().vocab_and_merges(spellings, merges).ignore_merges(whole_words).build().map_err(failed)?;
         let mut inner = HfTokenizer::new(model);
-        inner.with_pre_tokenizer(Some(pre_tokenizer(pre).map_err(failed)?));
+        inner.with_pre_tokenizer(Some(pre.words().map_err(failed)?));
         let user_defined = vocab.iter().filter(|(id, _, kind)| *kind == Kind::UserDefined && !vocab.is_marker(*id));
         let user_defined = TokenSet::new(user_defined.map(|(id, text, _)| (id, text)));
         Ok(Self { merging: Merging::Pairs(Box::new(inner)), user_defined, bos_by_default })
@@ -216,24 +171,6 @@ fn checked_merges(vocab: &Vocab, merges: &[String]) -> Result<Vec<(String, Strin
     Ok(pairs)
 }
 
-/// The Hugging Face pre-tokenizer of a rule.
-fn pre_tokenizer(pre: Pre) -> tokenizers::Result<PreTokenizerWrapper> {
-    let split = |regex: &str| -> tokenizers::Result<PreTokenizerWrapper> {
-        let pattern = SplitPattern::Regex(regex.to_owned());
-        Ok(Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?.into())
-    };
-    let mut steps = match pre {
-        Pre::Default => vec![split(PUNCTUATION)?, split(GPT2)?, split(r"\p{N}+")?, split("[0-9][0-9][0-9]")?],
-        Pre::Gpt2 => vec![split(GPT2)?],
-        Pre::Digits => vec![Digits::new(true).into(), split(GPT2)?],
-        Pre::Llama3 => vec![split(LLAMA3)?],
-        Pre::Qwen2 => vec![split(QWEN2)?],
-        Pre::Tekken => vec![split(TEKKEN)?],
-    };
-    steps.push(BytesPre::new(false, true, false).into());
-    Ok(Sequence::new(steps).into())
-}
-
 /// The character that spells a byte in a byte-level vocabulary: itself if it is visible Latin-1, else U+0100 onwards.
 fn byte_char(byte: u8) -> char {
     let visible = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
@@ -275,29 +212,6 @@ pub(super) fn spelt_bytes(text: &str) -> impl Iterator<Item = u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The words that a rule makes of a text, with the bytes decoded.
-    fn words(pre: Pre, text: &str) -> Vec<String> {
-        let mut split = PreTokenizedString::from(text);
-        pre_tokenizer(pre).unwrap().pre_tokenize(&mut split).unwrap();
-        let parts = split.get_splits(OffsetReferential::Normalized, OffsetType::Byte);
-        parts.into_iter().map(|(word, ..)| String::from_utf8(spelt_bytes(word).collect()).unwrap()).collect()
-    }
-
-    #[test]
-    fn every_rule_cuts_as_its_models_do() {
-        let text = "I'm 1234 été!!  x\n\n y";
-        let gpt2 = ["I", "'m", " 1234", " été", "!!", " ", " x", "\n\n", " y"];
-        assert_eq!(words(Pre::Gpt2, text), gpt2);
-        let digits = ["I", "'m", " ", "1", "2", "3", "4", " été", "!!", " ", " x", "\n\n", " y"];
-        assert_eq!(words(Pre::Digits, text), digits);
-        let llama3 = ["I", "'m", " ", "123", "4", " été", "!!", " ", " x", "\n\n", " y"];
-        assert_eq!(words(Pre::Llama3, text), llama3);
-        let qwen2 = ["I", "'m", " ", "1", "2", "3", "4", " été", "!!", " ", " x", "\n\n", " y"];
-        assert_eq!(words(Pre::Qwen2, text), qwen2);
-        assert_eq!(words(Pre::Tekken, "camelCase I'm"), ["camel", "Case", " I", "'m"]);
-        assert_eq!(words(Pre::Default, "a(b) 12345+"), ["a", "(", "b", ")", " ", "123", "45", "+"]);
-    }
 
     #[test]
     fn every_byte_has_its_own_character() {

@@ -14,6 +14,7 @@ mod files;
 mod folder;
 mod json;
 mod messages;
+mod pre;
 mod sentencepiece;
 mod settings;
 mod special;
@@ -173,7 +174,23 @@ impl Tokenizer {
             gguf.eos_id = gguf.eos_id.or_else(|| named("</s>"));
             gguf.unk_id = gguf.unk_id.or_else(|| named("<unk>"));
         }
-        let notes = std::mem::take(&mut gguf.notes);
+        let mut notes = std::mem::take(&mut gguf.notes);
+        if gguf.model == "llama" && gguf.scores.is_empty() {
+            notes.push(format!(
+                "`{}` has no scores (`tokenizer.ggml.scores`): pieces are joined from left to right, as llama.cpp does it, and \
+                 may not be those that the model was trained with",
+                gguf.path.display()
+            ));
+            gguf.scores = vec![0.0; gguf.tokens.len()];
+        }
+        if gguf.model == "gpt2" && gguf.pre.as_ref().is_none_or(String::is_empty) {
+            gguf.pre = None;
+            notes.push(format!(
+                "`{}` does not say how text is split into words (`tokenizer.ggml.pre`), so the rule `default` is used: GENERATION \
+                 QUALITY WILL BE DEGRADED if the model was trained with another; convert the model anew with a current llama.cpp",
+                gguf.path.display()
+            ));
+        }
         let vocab = Vocab::new(Draft::from_gguf(&mut gguf)?)?;
         let (model, strips_space, bos_by_default) = if gguf.model == "llama" {
             let pieces = Box::new(SentencePiece::new(&vocab, &gguf.scores, gguf.unk_id)?);
