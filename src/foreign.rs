@@ -16,6 +16,9 @@ const LOOKED_AT: usize = 4096;
 /// Characters of a text that a message shows.
 const SHOWN: usize = 40;
 
+/// The name of the first member of PyTorch's checkpoints, behind the archive's folder.
+const PYTORCH_MEMBER: &[u8] = b"/data.pkl";
+
 const AGAIN: &str = "fetch it again";
 const UNPACK: &str = "unpack it, and give what it holds";
 const CONVERT: &str =
@@ -73,38 +76,48 @@ pub(crate) fn refuse(path: &Path, bytes: &[u8]) -> Result<()> {
 /// * `expected`: what it should have been, as `"a model in GGUF format"`
 /// * `hint`: what to do if nobody knows what it is
 pub(crate) fn unlike(path: &Path, bytes: &[u8], expected: &str, hint: &str) -> Error {
+    known(path, bytes, expected, hint).unwrap_or_else(|| {
+        Error::bad_file(path, format!("it does not begin as {expected} does")).with_hint(format!("{AGAIN}; {hint}"))
+    })
+}
+
+/// As [`unlike`], if its first bytes are known.
+pub(crate) fn known(path: &Path, bytes: &[u8], expected: &str, hint: &str) -> Option<Error> {
     if let Err(error) = refuse(path, bytes) {
-        return error;
+        return Some(error);
     }
-    let error = |what: &str| Error::bad_file(path, format!("it is {what}, not {expected}"));
+    let error = |what: &str, remedy: &str| {
+        Some(Error::bad_file(path, format!("it is {what}, not {expected}")).with_hint(remedy))
+    };
     let again = format!("{AGAIN}; {hint}");
     let start = &bytes[..bytes.len().min(LOOKED_AT)];
     if start.is_empty() {
-        return error("empty").with_hint(again);
+        return error("empty", &again);
     }
     if start.len() >= 16 && start.iter().all(|&byte| byte == 0) {
-        return error("nothing but zeros at its beginning, as a download that was not completed leaves it")
-            .with_hint(again);
+        return error("nothing but zeros at its beginning, as a download that was not completed leaves it", &again);
     }
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("onnx")) {
-        return error("a model in ONNX format").with_hint(OTHER);
+        return error("a model in ONNX format", OTHER);
+    }
+    let is_pytorch =
+        start.starts_with(b"PK") && start.windows(PYTORCH_MEMBER.len()).any(|bytes| bytes == PYTORCH_MEMBER);
+    if is_pytorch {
+        return error("a checkpoint of PyTorch", PYTORCH);
     }
     if let Some((_, what, remedy)) = MAGICS.iter().find(|(magic, ..)| start.starts_with(magic)) {
-        return error(what).with_hint(*remedy);
+        return error(what, remedy);
     }
     if start.get(257..262) == Some(b"ustar") {
-        return error("a tar archive").with_hint(UNPACK);
+        return error("a tar archive", UNPACK);
     }
     if start.get(4..8) == Some(b"TFL3") {
-        return error("a model of TensorFlow Lite").with_hint(OTHER);
+        return error("a model of TensorFlow Lite", OTHER);
     }
     if is_safetensors(bytes) {
-        return error("a safetensors file").with_hint(SAFETENSORS);
+        return error("a safetensors file", SAFETENSORS);
     }
-    if let Some(text) = text(start) {
-        return error(&format!("a text that begins with `{text}`")).with_hint(again);
-    }
-    Error::bad_file(path, format!("it does not begin as {expected} does")).with_hint(again)
+    text(start).and_then(|text| error(&format!("a text that begins with `{text}`"), &again))
 }
 
 /// Whether it is a page of the web: errors and logins are, which are saved under the name of what was asked for.

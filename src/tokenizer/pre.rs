@@ -206,4 +206,64 @@ mod tests {
         assert_eq!(words(Pre::Tekken, "camelCase I'm"), ["camel", "Case", " I", "'m"]);
         assert_eq!(words(Pre::Default, "a(b) 12345+"), ["a", "(", "b", ")", " ", "123", "45", "+"]);
     }
+
+    #[test]
+    fn deepseeks_rules_cut_as_llama_cpp_does() {
+        let text = "I'm 1234 \u{e9}t\u{e9}!!  \u{6771}\u{4eac}x\n\n y  ";
+        let llm =
+            ["I", "'", "m", " ", "1234", " \u{e9}t\u{e9}", "!!", "  ", "\u{6771}\u{4eac}", "x", "\n", "\n", " y", "  "];
+        assert_eq!(words(Pre::DeepSeekLlm, text), llm);
+        let coder = [
+            "I",
+            "'",
+            "m",
+            " ",
+            "1",
+            "2",
+            "3",
+            "4",
+            " \u{e9}t\u{e9}",
+            "!!",
+            " ",
+            " \u{6771}\u{4eac}x",
+            "\n",
+            "\n",
+            " y",
+            "  ",
+        ];
+        assert_eq!(words(Pre::DeepSeekCoder, text), coder);
+        assert_eq!(words(Pre::DeepSeekV3, "ab 12345!!\n"), ["ab", " ", "123", "45", "!!\n"]);
+        assert_eq!(words(Pre::Gpt4o, "camelCase's 1234"), ["camel", "Case's", " ", "123", "4"]);
+        assert_eq!(words(Pre::SeedCoder, "a!!\n 12"), ["a", "!!", "\n", " ", "1", "2"]);
+        assert_eq!(words(Pre::Falcon, "a`b 1234"), ["a", "`", "b", " ", "123", "4"]);
+        assert_eq!(words(Pre::Viking, "a12, b"), ["a", "1", "2", ",", " b"]);
+    }
+
+    /// Names, and what llama.cpp's `llama_vocab::impl::load` has for them: the rule, `ignore_merges`, `add_bos`.
+    #[test]
+    fn names_stand_for_the_rules_of_llama_cpp() {
+        for (name, pre, whole_words, bos) in [
+            ("pixtral", Pre::Llama3, true, true),
+            ("midm-2.0", Pre::Llama3, true, true),
+            ("glm4", Pre::Llama3, true, false),
+            ("smaug-bpe", Pre::Llama3, false, false),
+            ("mellum", Pre::Gpt2, false, false),
+            ("trillion", Pre::Gpt2, false, false),
+            ("mellum2", Pre::Digits, false, false),
+            ("megrez", Pre::Qwen2, false, false),
+            ("kormo", Pre::Qwen2, false, false),
+            ("stablelm2", Pre::Qwen2, false, false),
+            ("tekken", Pre::Tekken, true, true),
+            ("hunyuan-dense", Pre::DeepSeekV3, false, false),
+        ] {
+            let named = named(name).unwrap();
+            assert_eq!((named.pre, named.whole_words, named.bos_by_default), (pre, whole_words, bos), "{name}");
+        }
+        assert!(named("bert-bge").is_none() && named("").is_none());
+        let mut names = names();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count, "a name stands for one rule");
+    }
 }

@@ -9,6 +9,7 @@ mod device;
 mod errors;
 mod eval;
 mod hostile;
+mod model_files;
 mod runs;
 mod tiny_gguf;
 mod tune;
