@@ -59,7 +59,11 @@ impl Session {
         let model = super::hub::local_path(&args.model)?;
         let started = Instant::now();
         let bar = progress_bar("loading");
-        let loaded = checkpoint::load_for(&backend, &model, args.dtype.into(), &mut |done, total| {
+        let mut checkpoint = checkpoint::open(&model)?;
+        if let Some(tokens) = args.context.context {
+            checkpoint.set_context(tokens)?;
+        }
+        let loaded = checkpoint.load_for(&backend, args.dtype.into(), &mut |done, total| {
             bar.set_length(total as u64);
             bar.set_position(done as u64);
         })?;
