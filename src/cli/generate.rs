@@ -31,8 +31,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     // Everything that can be refused early is, before a model is loaded.
     let budget = args.batch.kv_budget.map(Budget::Bytes).or_else(|| args.kept_ratio.budget());
     let config = config(args.cache.config.as_deref(), budget)?;
-    places(args).check()?;
     expect_no_picture(args)?;
+    places(args).check()?;
     let log = Log::start(&args.cache)?;
     if args.save_image {
         check_folder(&args.image_dir)?;

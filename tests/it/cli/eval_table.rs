@@ -16,7 +16,7 @@ fn lab() -> Lab {
 }
 
 /// Windows of 20 + 8 tokens.
-const EVAL: [&str; 11] = [
+const EVAL: [&str; 13] = [
     "eval",
     "--model",
     "tiny.gguf",
@@ -26,6 +26,8 @@ const EVAL: [&str; 11] = [
     "20",
     "--score-tokens",
     "8",
+    "--greedy-tokens",
+    "5",
     "--threads",
     "1",
 ];
