@@ -21,6 +21,11 @@ pub enum Error {
     #[error("`{}` is not usable: {reason}", path.display())]
     BadFile { path: PathBuf, reason: String, hint: Option<String> },
 
+    /// A chat template cannot be rendered, since it is wrong, uses what this program lacks, fails for these messages, or
+    /// takes too long or too much memory.
+    #[error("the chat template of `{}`{}: {reason}", path.display(), line.map(|l| format!(", line {l}")).unwrap_or_default())]
+    Template { path: PathBuf, line: Option<usize>, reason: String, hint: Option<String> },
+
     /// The input is well formed, and asks for something that this program does not do.
     #[error("{what} is not supported")]
     Unsupported { what: String, hint: Option<String> },
@@ -106,6 +111,7 @@ impl Error {
     pub fn with_hint(mut self, text: impl Into<String>) -> Self {
         if let Self::Io { hint, .. }
         | Self::BadFile { hint, .. }
+        | Self::Template { hint, .. }
         | Self::Unsupported { hint, .. }
         | Self::Config { hint, .. }
         | Self::Input { hint, .. }
@@ -123,6 +129,7 @@ impl Error {
         match self {
             Self::Io { hint, .. }
             | Self::BadFile { hint, .. }
+            | Self::Template { hint, .. }
             | Self::Unsupported { hint, .. }
             | Self::Config { hint, .. }
             | Self::Input { hint, .. }

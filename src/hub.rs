@@ -20,6 +20,7 @@ use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::json::bytes_without_bom;
 use choice::{Choice, Target};
 use http::{Client, Failure, damage, is_whole, tell};
 
@@ -242,7 +243,7 @@ impl Store {
         let Some(index) = choice.index else { return Ok(BTreeSet::new()) };
         let path = self.pointer(commit, index);
         let text = std::fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
-        let index: Value = serde_json::from_slice(&text)
+        let index: Value = serde_json::from_slice(bytes_without_bom(&text))
             .map_err(|error| Error::bad_file(&path, format!("it is not JSON: {error}")))?;
         let map = index["weight_map"].as_object().ok_or_else(|| Error::bad_file(&path, "it has no `weight_map`"))?;
         let shard = |name: &Value| {

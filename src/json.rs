@@ -2,36 +2,59 @@
 //!
 //! Not for: files that other programs write (tokenizers, checkpoints), which are read as those programs read them.
 
+use std::cell::Cell;
+
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+/// Most values that a text may hold, those inside others included: a bound on memory, since a value of two bytes takes some
+/// hundred.
+const MAX_VALUES: usize = 1_000_000;
+
 /// How much of a key is shown in a message.
 const SHOWN_CHARS: usize = 60;
+
+/// A text without the byte-order mark that some editors put first.
+#[must_use]
+pub fn without_bom(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
+}
+
+/// Bytes without the UTF-8 byte-order mark that some editors put first.
+#[must_use]
+pub fn bytes_without_bom(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes)
+}
 
 /// Reads one value. A byte-order mark in front of it is skipped; keys keep their order.
 ///
 /// # Errors
 /// What is wrong, with line and column: text that is no JSON, anything behind the value, or a key that an object, at any
-/// depth, holds twice; that key is named.
+/// depth, holds twice; that key is named. Also more than a million values.
 pub fn strict_json(text: &str) -> serde_json::Result<Value> {
-    let mut deserializer = serde_json::Deserializer::from_str(text.strip_prefix('\u{feff}').unwrap_or(text));
-    let value = Strict.deserialize(&mut deserializer)?;
+    let mut deserializer = serde_json::Deserializer::from_str(without_bom(text));
+    let value = Strict(&Cell::new(MAX_VALUES)).deserialize(&mut deserializer)?;
     deserializer.end()?;
     Ok(value)
 }
 
-/// Builds a value, and watches the keys of its objects.
-struct Strict;
+/// Builds a value, and watches the keys of its objects; holds how many more values there may be.
+#[derive(Clone, Copy)]
+struct Strict<'c>(&'c Cell<usize>);
 
-impl<'de> DeserializeSeed<'de> for Strict {
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        let Some(left) = self.0.get().checked_sub(1) else {
+            return Err(D::Error::custom(format!("there are more than {MAX_VALUES} values")));
+        };
+        self.0.set(left);
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Strict {
+impl<'de> Visitor<'de> for Strict<'_> {
     type Value = Value;
 
     fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -68,7 +91,7 @@ impl<'de> Visitor<'de> for Strict {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
         let mut values = Vec::new();
-        while let Some(value) = list.next_element_seed(Self)? {
+        while let Some(value) = list.next_element_seed(self)? {
             values.push(value);
         }
         Ok(Value::Array(values))
@@ -82,7 +105,7 @@ impl<'de> Visitor<'de> for Strict {
                 let more = if shown.len() < key.len() { "..." } else { "" };
                 return Err(A::Error::custom(format!("the key `{shown}{more}` is given twice")));
             }
-            let value = pairs.next_value_seed(Self)?;
+            let value = pairs.next_value_seed(self)?;
             object.insert(key, value);
         }
         Ok(Value::Object(object))
@@ -122,6 +145,14 @@ mod tests {
             let error = strict_json(text).unwrap_err().to_string();
             assert!(error.contains("line 1 column"), "{error}");
         }
+    }
+
+    #[test]
+    fn many_values_are_refused_and_marks_dropped_once() {
+        let error = strict_json(&format!("[{}1]", "[],".repeat(1_000_000))).unwrap_err().to_string();
+        assert!(error.contains("more than 1000000 values"), "{error}");
+        assert_eq!(without_bom("\u{feff}\u{feff}x"), "\u{feff}x");
+        assert_eq!(bytes_without_bom("\u{feff}x".as_bytes()), b"x");
     }
 
     #[test]

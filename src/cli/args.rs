@@ -73,6 +73,8 @@ pub struct ModelArgs {
     /// Model: a file in GGUF format, a folder, or a hub id (owner/name[@revision][:file.gguf])
     #[arg(long, value_name = "PATH", env = "MODEL_PATH")]
     pub model: PathBuf,
+    #[command(flatten)]
+    pub context: ContextArgs,
     /// Numbers of the weight matrices: the file's own, or all converted
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
@@ -87,6 +89,15 @@ pub struct ModelArgs {
     /// The most prompt rows that go through a layer at a time: fewer need less memory, more are faster
     #[arg(long, value_name = "N", default_value_t = PrefillOptions::DEFAULT_CHUNK)]
     pub prefill_chunk: NonZeroUsize,
+}
+
+/// How long sequences may become.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct ContextArgs {
+    /// The most tokens of a sequence [default: as the model's files say]; what a model writes beyond the length that it was
+    /// made for may make no sense
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub context: Option<usize>,
 }
 
 /// Where a model is computed, and by what.
@@ -161,9 +172,12 @@ pub struct PromptArgs {
     #[arg(long, env = "CHAT", num_args = 0..=1, default_missing_value = "1", default_value = "0",
           value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set, hide_possible_values = true, value_name = "0|1")]
     pub chat: bool,
-    /// Either of the two asks for the chat template, too.
+    /// Any of them asks for the chat template, too.
     #[command(flatten)]
     pub dialogue: DialogueArgs,
+    /// Go on with the assistant's message that the conversation ends with, instead of beginning a new one
+    #[arg(long = "continue")]
+    pub go_on: bool,
 }
 
 /// What comes before the prompt in a conversation.
@@ -172,9 +186,13 @@ pub struct DialogueArgs {
     /// What the model is told to be, as the chat template's system message
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
-    /// JSON file of messages: `[{"role": "user", "content": "..."}]`, or an object that holds them as `messages`
+    /// JSON file of messages: `[{"role": "user", "content": "..."}]`, or an object that holds them as `messages`, perhaps
+    /// with `tools`, `documents` and `chat_template_kwargs`; `-` is standard input
     #[arg(long, value_name = "PATH")]
     pub messages: Option<PathBuf>,
+    /// File of a chat template (Jinja), instead of the model's own
+    #[arg(long, value_name = "PATH")]
+    pub chat_template: Option<PathBuf>,
 }
 
 /// How far to generate, and how tokens are drawn.
@@ -379,8 +397,8 @@ pub struct CompareArgs {
 #[derive(Debug, Args)]
 pub struct BatchArgs {
     /// File of prompts, one a line: plain text, a JSON string, a list of messages, or an object with `prompt` or
-    /// `messages`, and `max_tokens`, `stop`, `temperature`, `top_p`, `seed` and `custom_id`; results are written as JSON
-    /// lines, in the prompts' order
+    /// `messages`, and `max_tokens`, `stop`, `temperature`, `top_p`, `seed` and `custom_id`; `-` is standard input. Results
+    /// are written as JSON lines, in the prompts' order
     #[arg(long, value_name = "PATH", conflicts_with_all = ["prompt", "prompt_file", "messages", "report_positions"])]
     pub prompts: Option<PathBuf>,
     /// The most sequences that decode together
@@ -439,6 +457,8 @@ pub struct BenchArgs {
     /// Model: a file in GGUF format, a folder, or a hub id (owner/name[@revision][:file.gguf])
     #[arg(long, value_name = "PATH", env = "MODEL_PATH")]
     pub model: PathBuf,
+    #[command(flatten)]
+    pub context: ContextArgs,
     /// Numbers of the weight matrices: the file's own, or all converted
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
@@ -490,6 +510,8 @@ pub struct MeasureArgs {
     /// Model: a file in GGUF format, a folder, or a hub id (owner/name[@revision][:file.gguf])
     #[arg(long, value_name = "PATH", env = "MODEL_PATH")]
     pub model: PathBuf,
+    #[command(flatten)]
+    pub context: ContextArgs,
     /// Numbers of the weight matrices: the file's own, or all converted
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
@@ -576,6 +598,9 @@ pub struct EvalArgs {
     /// with `prompt` or `messages`; answers and savings are shown side by side
     #[arg(long, value_name = "PATH")]
     pub prompts: Option<PathBuf>,
+    /// File of a chat template (Jinja) for the prompts and tasks, instead of the model's own
+    #[arg(long, value_name = "PATH")]
+    pub chat_template: Option<PathBuf>,
     /// The most tokens of an answer
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive)]
     pub answer_tokens: usize,
@@ -639,4 +664,6 @@ pub struct InspectArgs {
     /// Model: a file in GGUF format, a folder, or a hub id (owner/name[@revision][:file.gguf])
     #[arg(long, value_name = "PATH", env = "MODEL_PATH")]
     pub model: PathBuf,
+    #[command(flatten)]
+    pub context: ContextArgs,
 }

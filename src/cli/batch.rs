@@ -12,7 +12,7 @@ use adaptive_kvcache::memory::process_memory;
 use adaptive_kvcache::report::{BatchReport, BatchTextReport, ModelReport, megabytes, size};
 use anyhow::Context;
 
-use super::args::{DEFAULT_NEW_TOKENS, GenerateArgs, drawn_seed};
+use super::args::{DEFAULT_NEW_TOKENS, GenerateArgs, PromptArgs, drawn_seed};
 use super::generate::places;
 use super::interrupt::{interrupted, listen, while_writing};
 use super::logging::Log;
@@ -30,6 +30,7 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     let config = config(args.cache.config.as_deref(), args.kept_ratio.budget())?;
     places(args).check()?;
     let prompts = Prompts::read(path)?;
+    let template = args.run.prompt.dialogue.template()?;
     let log = Log::start(&args.cache)?;
     listen()?;
     let mut options = args.run.sampling.options(DEFAULT_NEW_TOKENS)?;
@@ -38,10 +39,10 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
         options.sampling.seed = drawn_seed()?;
     }
     let seed = (prompts.draw() || options.sampling.is_random()).then_some(options.sampling.seed);
-    let session = Session::open(&args.run.model)?;
-    let dialogue = &args.run.prompt.dialogue;
-    let chat = args.run.prompt.chat || dialogue.system.is_some();
-    let prompts = prompts.encode(&session, &opening(dialogue)?, chat)?;
+    let session = Session::open(&args.run.model)?.with_chat_template(template);
+    let PromptArgs { chat, dialogue, go_on, .. } = &args.run.prompt;
+    let chat = *chat || dialogue.asks_for_chat();
+    let prompts = prompts.encode(&session, &opening(dialogue)?.messages, chat, *go_on)?;
     let lines: Vec<_> = prompts.iter().map(|prompt| (prompt.line, prompt.custom_id.clone())).collect();
     let count = prompts.len();
     let to_batch = |(index, Prompt { name, ids, keys, .. }): (usize, Prompt)| {
@@ -52,7 +53,7 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     let retention = if args.cache.use_adakv { session.adaptive(config.clone()) } else { Retention::Full };
     let limits = BatchLimits { sequences: args.batch.batch, kv_bytes: args.batch.kv_budget };
     let (model, tokenizer) = (&session.loaded.model, &session.loaded.tokenizer);
-    let mut batch = Batch::new(model, tokenizer, session.kv_dtype, retention, prompts, options.clone(), limits)?
+    let mut batch = Batch::new(model, tokenizer, session.kv_dtype, retention, prompts, &options, limits)?
         .with_prefill_options(session.prefill_options);
 
     let mut output = InOrder { next: 0, ended: BTreeMap::new(), written: Ok(()) };

@@ -1,18 +1,22 @@
 //! `chat`: a conversation at the terminal, every turn on top of the compressed cache.
 
-use std::io::{BufRead, ErrorKind, IsTerminal, Write};
+use std::io::{BufRead, ErrorKind, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use adaptive_kvcache::cache::Retention;
 use adaptive_kvcache::config::AdaptiveConfig;
 use adaptive_kvcache::generate::{Conversation, FinishReason, GenerationOptions, Turn};
+use adaptive_kvcache::json::without_bom;
 use adaptive_kvcache::memory::process_memory;
+use adaptive_kvcache::reading::MAX_TEXT;
 use adaptive_kvcache::report::megabytes;
+use adaptive_kvcache::tokenizer::{ChatContext, ChatInput, ChatMessage};
 use adaptive_kvcache::{Error, files};
 
 use anyhow::Context;
 use rustyline::error::ReadlineError;
+use serde::Serialize;
 
 use super::args::ChatArgs;
 use super::interrupt::{self, interrupted, listen, terminated, while_waiting};
@@ -70,22 +74,34 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
     // Messages may be saved to where they came from.
     let kept = Places::of(&args.model.model).reads("--config", args.cache.config.as_ref());
     let kept = kept.reads("--log-file", Some(args.cache.log_path()));
+    let kept = kept.reads("--chat-template", args.dialogue.chat_template.as_ref());
     let messages = args.dialogue.messages.as_ref();
+    if messages.is_some_and(|path| path == Path::new("-")) {
+        return Err(Error::input(
+            "`--messages -` would read the messages where the questions come from: standard input",
+        )
+        .with_hint("give the messages as a file")
+        .into());
+    }
     Places::of(&args.model.model)
         .reads("--config", args.cache.config.as_ref())
         .reads("--messages", messages)
+        .reads("--chat-template", args.dialogue.chat_template.as_ref())
         .logs(args.cache.log_path())
         .check()?;
     let log = Log::start(&args.cache)?;
     let opening = opening(&args.dialogue)?;
+    let template = args.dialogue.template()?;
     listen()?;
-    let session = Session::open(&args.model)?;
+    let session = Session::open(&args.model)?.with_chat_template(template);
     let retention = if args.cache.use_adakv { session.adaptive(config.clone()) } else { Retention::Full };
     // Before anything is typed.
     session.announce_chat_format()?;
     let logged = args.cache.use_adakv.then_some(&config);
     let loaded = &session.loaded;
-    let mut conversation = Conversation::new(&loaded.model, &loaded.tokenizer, session.kv_dtype, retention, opening)?
+    let ChatInput { messages, context, .. } = opening;
+    let mut conversation = Conversation::new(&loaded.model, &loaded.tokenizer, session.kv_dtype, retention, messages)?
+        .with_chat_context(context)
         .with_prefill_options(session.prefill_options);
     let context = loaded.model.config().context_length;
     let options = args.sampling.options(usize::MAX)?;
@@ -111,7 +127,9 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
             }
             Line::Stats => {
                 say(&stats(&conversation));
-                seed.iter().for_each(|seed| say(seed));
+                if let Some(seed) = &seed {
+                    say(seed);
+                }
                 Ok(())
             }
             Line::Help => {
@@ -136,7 +154,9 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
             return Ok(Outcome::Interrupted);
         }
     }
-    seed.iter().for_each(|seed| say(seed));
+    if let Some(seed) = &seed {
+        say(seed);
+    }
     Ok(Outcome::Done)
 }
 
@@ -240,13 +260,21 @@ fn stats(conversation: &Conversation<'_>) -> String {
     lines.join("\n")
 }
 
+/// A conversation as `--messages` reads it.
+#[derive(Serialize)]
+struct SavedChat<'c> {
+    messages: &'c [ChatMessage],
+    #[serde(flatten)]
+    context: &'c ChatContext,
+}
+
 /// * `kept`: what is read, and must stay
 fn save(conversation: &Conversation<'_>, file: &str, kept: &Places<'_>) -> anyhow::Result<()> {
     if file.is_empty() {
         return Err(Error::input("no file was named").with_hint("write /save FILE.json").into());
     }
     kept.expect_no_input("/save", Path::new(file))?;
-    let json = serde_json::json!({ "messages": conversation.messages() });
+    let json = SavedChat { messages: conversation.messages(), context: conversation.chat_context() };
     let text = serde_json::to_string_pretty(&json).context("failed to write the conversation as JSON")?;
     files::replace(Path::new(file), (text + "\n").as_bytes())?;
     say(&format!("{} messages are in `{file}`.", conversation.messages().len()));
@@ -301,10 +329,13 @@ impl Input {
             },
             Self::Lines => {
                 let mut line = String::new();
-                let read = while_waiting(|| std::io::stdin().lock().read_line(&mut line));
+                let read = while_waiting(|| std::io::stdin().lock().take(MAX_TEXT).read_line(&mut line));
                 match read {
                     Ok(0) => Ok(None),
-                    Ok(_) => Ok(Some(line)),
+                    Ok(len) if len as u64 == MAX_TEXT => {
+                        Err(Error::input(format!("a line of standard input has {MAX_TEXT} bytes or more")).into())
+                    }
+                    Ok(_) => Ok(Some(without_bom(&line).to_owned())),
                     Err(error) if error.kind() == ErrorKind::InvalidData => {
                         Err(Error::input("standard input is not UTF-8 text").into())
                     }

@@ -39,8 +39,9 @@ struct Run {
 
 pub fn run(args: &CompareArgs) -> anyhow::Result<Outcome> {
     let config = config(args.config.as_deref(), args.budget.budget())?;
+    let template = args.run.prompt.template()?;
     listen()?;
-    let mut session = Session::open(&args.run.model)?;
+    let mut session = Session::open(&args.run.model)?.with_chat_template(template);
     let kv_dtype = session.kv_dtype;
     let full_kv_dtype = args.full_kv_dtype.map_or(kv_dtype, KvDtype::from);
     session.check_kv_dtype(full_kv_dtype)?;

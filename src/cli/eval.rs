@@ -7,6 +7,7 @@ mod table;
 use adaptive_kvcache::cache::{KvDtype, Retention};
 use adaptive_kvcache::config::{AdaptiveConfig, Budget, DecodeMode};
 use adaptive_kvcache::eval::{self, AnswerPlan, AnswerPrompt, FidelityPlan, Subject, Task, TaskPlan, Variant};
+use adaptive_kvcache::tokenizer::ChatTemplate;
 use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
 
@@ -20,6 +21,9 @@ use super::{Outcome, STDOUT_FAILED};
 pub use picture::{draw, panels};
 use table::Table;
 pub use table::{fidelity_heading, fidelity_line};
+
+/// Prose for tasks to hide facts in, of a very long text: so many times what one of them takes.
+const PROSE_FACTOR: usize = 8;
 
 /// A configuration under one of the budgets, or under none.
 struct Budgeted {
@@ -38,7 +42,12 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
             .into());
     }
     let places = args.measure.places(&args.configs).reads("--prompts", args.prompts.as_ref());
+    let places = places.reads("--chat-template", args.chat_template.as_ref());
     args.files.add_to(places).check()?;
+    if args.chat_template.is_some() && tasks.is_empty() && args.prompts.is_none() {
+        return Err(Error::input("--chat-template is for --tasks and --prompts, and neither is given").into());
+    }
+    let template = args.chat_template.as_deref().map(ChatTemplate::from_file).transpose()?;
     let text = args.measure.text()?;
     let prompts = args.prompts.as_deref().map(Prompts::read).transpose()?;
     if let Some(prompts) = &prompts {
@@ -46,16 +55,17 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
     }
     listen()?;
     let kv_dtypes = kv_dtypes(&args.kv_dtype);
-    let session = args.measure.open(&kv_dtypes)?;
+    let session = args.measure.open(&kv_dtypes)?.with_chat_template(template);
     let variants = variants(&session, &configs, &kv_dtypes);
     let subject = session.subject();
+    let longest = args.contexts.iter().copied().max().unwrap_or(0);
     let plans = Plans {
         fidelity: FidelityPlan {
             greedy_tokens: args.greedy_tokens,
             layer_error: args.layer_error,
             ..args.measure.plan()
         },
-        ids: ids_without_bos(&session.loaded.tokenizer, &text)?,
+        ids: ids_without_bos(&session.loaded.tokenizer, &text, &args.measure.plan())?,
         tasks: TaskPlan {
             tasks,
             contexts: distinct(&args.contexts),
@@ -63,7 +73,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
             trials: args.trials,
             seed: args.seed,
         },
-        prose: &text,
+        prose: session.loaded.tokenizer.beginning(&text, longest.saturating_mul(PROSE_FACTOR)),
         answers: AnswerPlan { prompts: answer_prompts(&session, prompts, args)?, answer_tokens: args.answer_tokens },
     };
     plans.check(&subject)?;
@@ -123,7 +133,10 @@ impl Plans<'_> {
 
 /// The prompts in the form in which the model reads them; none without a file.
 fn answer_prompts(session: &Session, prompts: Option<Prompts>, args: &EvalArgs) -> Result<Vec<AnswerPrompt>> {
-    let prompts = prompts.map_or_else(|| Ok(Vec::new()), |prompts| prompts.encode(session, &[], args.chat))?;
+    let prompts = prompts.map_or_else(
+        || Ok(Vec::new()),
+        |prompts| prompts.encode(session, &[], args.chat || args.chat_template.is_some(), false),
+    )?;
     let prompts = prompts.into_iter();
     Ok(prompts.map(|prompt| AnswerPrompt { name: prompt.name, text: prompt.text, ids: prompt.ids }).collect())
 }

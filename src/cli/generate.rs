@@ -37,10 +37,11 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     if args.save_image {
         check_folder(&args.image_dir)?;
     }
+    let template = args.run.prompt.template()?;
     listen()?;
     let options = args.run.sampling.options(DEFAULT_NEW_TOKENS)?;
 
-    let session = Session::open(&args.run.model)?;
+    let session = Session::open(&args.run.model)?.with_chat_template(template);
     let model = &session.loaded.model;
     let ids = session.encode(&args.run.prompt)?;
     let pictures =
@@ -72,7 +73,10 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
             Err(Error::Interrupted) => break,
             Err(error) => {
                 // What came before the failure is written, whole; the failure is what the run ends with.
-                let _ = writeln!(stdout, "{}", generation.held_back()).and_then(|()| stdout.flush());
+                let rest = generation.held_back();
+                text += &rest;
+                let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+                let _ = write!(stdout, "{rest}{end}").and_then(|()| stdout.flush());
                 return Err(error.into());
             }
         };
@@ -164,6 +168,7 @@ pub fn places(args: &GenerateArgs) -> Places<'_> {
         .reads("--prompt-file", args.run.prompt.prompt_file.as_ref())
         .reads("--prompts", args.batch.prompts.as_ref())
         .reads("--messages", args.run.prompt.dialogue.messages.as_ref())
+        .reads("--chat-template", args.run.prompt.dialogue.chat_template.as_ref())
         .writes("--report", args.report.as_ref())
         .logs(args.cache.log_path())
 }

@@ -4,13 +4,16 @@ mod line;
 
 use std::path::{Path, PathBuf};
 
-use adaptive_kvcache::tokenizer::ChatMessage;
+use adaptive_kvcache::tokenizer::{ChatInput, ChatMessage};
 use adaptive_kvcache::{Error, Result};
 
 use super::interrupt::while_waiting;
-use super::session::Session;
+use super::session::{Session, read_text};
 pub use line::Keys;
 use line::{Asked, Line};
+
+/// Most prompts of a file: what is kept of each takes some hundred bytes.
+const MAX_PROMPTS: usize = 1 << 20;
 
 /// The lines of a file that are not blank.
 pub struct Prompts {
@@ -40,11 +43,16 @@ impl Prompts {
     /// # Errors
     /// [`Error::Io`] if it cannot be read; [`Error::BadFile`] if it has no prompts, and with the line, as [`Line::parse`].
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|source| Error::io("read prompts", path, source))?;
+        let text = read_text(path, "read prompts")?;
         let mut lines = Vec::new();
         for (index, line) in text.lines().enumerate() {
             let number = index + 1;
             lines.extend(Line::parse(line, &place(path, number))?.map(|line| (number, line)));
+            if lines.len() > MAX_PROMPTS {
+                return Err(
+                    Error::bad_file(path, format!("it has more than {MAX_PROMPTS} prompts")).with_hint("split it")
+                );
+            }
         }
         if lines.is_empty() {
             return Err(Error::bad_file(path, "it has no prompts").with_hint("write one prompt a line"));
@@ -73,36 +81,39 @@ impl Prompts {
     ///
     /// * `opening`: what every conversation begins with
     /// * `chat`: plain text is a user's message, too
+    /// * `go_on`: conversations end with an answer that is to be gone on with
     ///
     /// # Errors
     /// [`Error::BadFile`] with the line, if it and `opening` both give a system message; what the chat template fails
     /// with.
-    pub fn encode(self, session: &Session, opening: &[ChatMessage], chat: bool) -> Result<Vec<Prompt>> {
+    pub fn encode(self, session: &Session, opening: &[ChatMessage], chat: bool, go_on: bool) -> Result<Vec<Prompt>> {
         let tokenizer = &session.loaded.tokenizer;
         let mut announced = false;
-        let mut encode_chat = |messages: &[ChatMessage]| {
+        let mut encode_chat = |input: &ChatInput| {
             if !announced {
                 session.announce_chat_format()?;
                 announced = true;
             }
-            tokenizer.encode_chat(messages)
+            let (chat, messages) = (tokenizer.chat(&input.context)?, [opening, &input.messages].concat());
+            if go_on { chat.encode_continued(&messages) } else { chat.encode(&messages) }
         };
-        let is_system = |messages: &[ChatMessage]| messages.first().is_some_and(|message| message.role == "system");
+        let is_system = |messages: &[ChatMessage]| messages.first().is_some_and(|message| message.role() == "system");
         let Self { path, lines } = self;
         let encode = |(line, Line { asked, keys, custom_id }): (usize, Line)| {
             let place = place(&path, line);
             let (text, ids) = match asked {
-                Asked::Messages(messages) => {
-                    if is_system(opening) && is_system(&messages) {
+                Asked::Messages(input) => {
+                    if is_system(opening) && is_system(&input.messages) {
                         let reason = "its messages and --system both give a system message";
                         return Err(Error::bad_file(place, reason).with_hint("leave one of them out"));
                     }
-                    let ids = encode_chat(&[opening, &messages].concat())?;
-                    (messages.last().map(|message| message.content.clone()).unwrap_or_default(), ids)
+                    let ids = encode_chat(&input)?;
+                    (input.messages.last().map(ChatMessage::text).unwrap_or_default(), ids)
                 }
-                Asked::Text(text) if chat => {
-                    let ids = encode_chat(&[opening, &[ChatMessage::new("user", text.clone())]].concat())?;
-                    (text, ids)
+                Asked::Text(text) if chat || go_on => {
+                    tokenizer.check_length(&text)?;
+                    let messages = vec![ChatMessage::new("user", text.clone())];
+                    (text, encode_chat(&ChatInput { messages, ..ChatInput::default() })?)
                 }
                 Asked::Text(text) => {
                     let ids = tokenizer.encode(&text)?;

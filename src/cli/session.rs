@@ -1,8 +1,8 @@
 //! What the commands that run a model share: threads, device, model, prompt, and a prefill that shows its progress.
 
-use std::io::{IsTerminal, Read};
+use std::io::IsTerminal;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,10 +11,12 @@ use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention}
 use adaptive_kvcache::checkpoint::{self, Loaded};
 use adaptive_kvcache::config::{AdaptiveConfig, Budget, TokenIds};
 use adaptive_kvcache::device::{self, DeviceMemory};
+use adaptive_kvcache::json::without_bom;
 use adaptive_kvcache::model::{Prefill, PrefillObserver, PrefillOptions};
 use adaptive_kvcache::profile::Profiler;
+use adaptive_kvcache::reading::{self, MAX_TEXT};
 use adaptive_kvcache::report::{log_lines, size};
-use adaptive_kvcache::tokenizer::{ChatFormat, ChatMessage, Tokenizer, messages_from_json};
+use adaptive_kvcache::tokenizer::{ChatFormat, ChatInput, ChatMessage, ChatTemplate, Tokenizer, messages_from_json};
 use adaptive_kvcache::tokens::TokenClassifier;
 use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
@@ -26,6 +28,7 @@ use super::interrupt::{interrupted, while_waiting};
 use super::measure::configuration;
 use super::pictures::{MAP_SIDE, Pictures};
 use super::terminal::note;
+use super::threads;
 use super::variables;
 
 /// What is over sooner is shown no bar for.
@@ -51,15 +54,16 @@ impl Session {
 
     fn load(args: &ModelArgs) -> anyhow::Result<Self> {
         let backend = backend(&args.device)?;
-        let mut pool = rayon::ThreadPoolBuilder::new();
-        if let Some(threads) = args.threads {
-            pool = pool.num_threads(usize::from(threads));
-        }
-        pool.build_global().context("failed to start threads")?;
+        let threads = threads::number(args.threads);
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("failed to start threads")?;
         let model = super::hub::local_path(&args.model)?;
         let started = Instant::now();
         let bar = progress_bar("loading");
-        let loaded = checkpoint::load_for(&backend, &model, args.dtype.into(), &mut |done, total| {
+        let mut checkpoint = checkpoint::open(&model)?;
+        if let Some(tokens) = args.context.context {
+            checkpoint.set_context(tokens)?;
+        }
+        let loaded = checkpoint.load_for(&backend, args.dtype.into(), &mut |done, total| {
             bar.set_length(total as u64);
             bar.set_position(done as u64);
         })?;
@@ -100,6 +104,14 @@ impl Session {
         self.loaded.model.ops().and_then(|ops| device::memory(ops.device()))
     }
 
+    /// Uses a chat template instead of the model's own, if there is one.
+    pub fn with_chat_template(mut self, template: Option<ChatTemplate>) -> Self {
+        if let Some(template) = template {
+            self.loaded.tokenizer.set_chat_template(template);
+        }
+        self
+    }
+
     /// Token ids of the prompt.
     pub fn encode(&self, args: &PromptArgs) -> Result<Vec<u32>> {
         while_waiting(|| self.encode_now(args))
@@ -107,18 +119,22 @@ impl Session {
 
     fn encode_now(&self, args: &PromptArgs) -> Result<Vec<u32>> {
         let tokenizer = &self.loaded.tokenizer;
-        let mut messages = opening(&args.dialogue)?;
-        let ids = if args.dialogue.messages.is_some() {
+        let has_messages = args.dialogue.messages.is_some();
+        let is_stdin = |path: &Option<PathBuf>| path.as_deref() == Some(Path::new("-"));
+        if is_stdin(&args.dialogue.messages) && is_stdin(&args.prompt_file) {
+            return Err(Error::input("both --messages and --prompt-file are `-`, but there is one standard input"));
+        }
+        let mut input = opening(&args.dialogue)?;
+        let ids = if has_messages || args.chat || args.dialogue.asks_for_chat() || args.go_on {
             self.announce_chat_format()?;
             // The default prompt is no turn of anybody's conversation.
-            if args.prompt.is_some() || args.prompt_file.is_some() {
-                messages.push(ChatMessage::new("user", prompt_text(args)?));
+            if !has_messages || args.prompt.is_some() || args.prompt_file.is_some() {
+                let text = prompt_text(args)?;
+                tokenizer.check_length(&text)?;
+                input.messages.push(ChatMessage::new("user", text));
             }
-            tokenizer.encode_chat(&messages)?
-        } else if args.chat || args.dialogue.system.is_some() {
-            self.announce_chat_format()?;
-            messages.push(ChatMessage::new("user", prompt_text(args)?));
-            tokenizer.encode_chat(&messages)?
+            let chat = tokenizer.chat(&input.context)?;
+            if args.go_on { chat.encode_continued(&input.messages)? } else { chat.encode(&input.messages)? }
         } else {
             tokenizer.encode(&prompt_text(args)?)?
         };
@@ -176,16 +192,49 @@ impl Session {
     }
 }
 
-/// The messages that a conversation begins with.
-pub fn opening(args: &DialogueArgs) -> Result<Vec<ChatMessage>> {
-    let mut messages = args.messages.as_ref().map_or_else(|| Ok(Vec::new()), messages_from_json)?;
+impl DialogueArgs {
+    /// Whether a prompt becomes a message without being one of a file's.
+    pub fn asks_for_chat(&self) -> bool {
+        self.system.is_some() || self.chat_template.is_some()
+    }
+
+    /// The chat template that is to be used, if it is not the model's own.
+    pub fn template(&self) -> Result<Option<ChatTemplate>> {
+        self.chat_template.as_deref().map(ChatTemplate::from_file).transpose()
+    }
+}
+
+impl PromptArgs {
+    /// As [`DialogueArgs::template`], once it is known that there is an answer to go on with where one is asked for.
+    pub fn template(&self) -> Result<Option<ChatTemplate>> {
+        if self.go_on && self.dialogue.messages.is_none() {
+            return Err(Error::input("--continue goes on with the last answer of a conversation, and none is given")
+                .with_hint("give one with --messages"));
+        }
+        self.dialogue.template()
+    }
+}
+
+/// What a conversation begins with: messages, and what else the chat template is told.
+pub fn opening(args: &DialogueArgs) -> Result<ChatInput> {
+    let mut input = match args.messages.as_deref() {
+        None => ChatInput::default(),
+        Some(path) if path.as_os_str() == "-" => {
+            ChatInput::from_json(read_text(path, "read messages")?.as_bytes(), path)?
+        }
+        Some(path) => messages_from_json(path)?,
+    };
+    if let (Some(path), false) = (&args.messages, input.unread.is_empty()) {
+        let keys: Vec<_> = input.unread.iter().map(|key| format!("`{key}`")).collect();
+        note(format_args!("`{}`: not used: {}", path.display(), keys.join(", ")));
+    }
     if let Some(system) = &args.system {
-        if messages.first().is_some_and(|message| message.role == "system") {
+        if input.messages.first().is_some_and(|message| message.role() == "system") {
             return Err(Error::input("both --system and the file of --messages give a system message"));
         }
-        messages.insert(0, ChatMessage::new("system", system));
+        input.messages.insert(0, ChatMessage::new("system", system));
     }
-    Ok(messages)
+    Ok(input)
 }
 
 /// Reads the configuration, or takes the defaults, and sets the budget if one is given. A budget needs a method that has
@@ -235,16 +284,24 @@ pub fn per_second(tokens: usize, time: Duration) -> f64 {
 }
 
 fn prompt_text(args: &PromptArgs) -> Result<String> {
-    let Some(path) = &args.prompt_file else {
-        return Ok(args.prompt.as_deref().unwrap_or(DEFAULT_PROMPT).to_owned());
-    };
-    let result = if path.as_os_str() == "-" {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).map(|_| text)
-    } else {
-        std::fs::read_to_string(path)
-    };
-    result.map_err(|source| Error::io("read prompt", path, source))
+    match &args.prompt_file {
+        None => Ok(without_bom(args.prompt.as_deref().unwrap_or(DEFAULT_PROMPT)).to_owned()),
+        Some(path) => read_text(path, "read prompt"),
+    }
+}
+
+/// Reads a text, of standard input if the path is `-`.
+///
+/// * `action`: a verb phrase for messages
+pub fn read_text(path: &Path, action: &'static str) -> Result<String> {
+    // A pipe may have no writer yet.
+    while_waiting(|| {
+        if path.as_os_str() == "-" {
+            reading::text_of(std::io::stdin(), path, action, MAX_TEXT)
+        } else {
+            reading::text(path, action, MAX_TEXT)
+        }
+    })
 }
 
 fn classifier(config: &AdaptiveConfig, tokenizer: &Tokenizer) -> TokenClassifier {

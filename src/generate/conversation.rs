@@ -12,7 +12,7 @@ use super::{FinishReason, Generation, GenerationOptions, Sampler};
 use crate::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
 use crate::error::{Error, Result};
 use crate::model::{Llama, PrefillObserver, PrefillOptions};
-use crate::tokenizer::{ChatMessage, Tokenizer};
+use crate::tokenizer::{ChatContext, ChatMessage, Tokenizer};
 
 /// A conversation: the messages so far, and the cache that holds them.
 ///
@@ -43,6 +43,7 @@ pub struct Conversation<'a> {
     tokenizer: &'a Tokenizer,
     opening: Vec<ChatMessage>,
     messages: Vec<ChatMessage>,
+    context: ChatContext,
     /// How many of the messages the cache holds; none, if it has to be filled anew.
     cached: usize,
     cache: AdaptiveKvCache,
@@ -109,6 +110,7 @@ impl<'a> Conversation<'a> {
             tokenizer,
             opening,
             messages,
+            context: ChatContext::default(),
             cached: 0,
             cache,
             prefill_options: PrefillOptions::default(),
@@ -118,6 +120,13 @@ impl<'a> Conversation<'a> {
             sampler: None,
             turns: Vec::new(),
         })
+    }
+
+    /// Sets what the chat template is told besides the messages: tools, documents, variables.
+    #[must_use]
+    pub fn with_chat_context(mut self, context: ChatContext) -> Self {
+        self.context = context;
+        self
     }
 
     /// Sets how turns are read.
@@ -131,6 +140,12 @@ impl<'a> Conversation<'a> {
     #[must_use]
     pub fn messages(&self) -> &[ChatMessage] {
         &self.messages
+    }
+
+    /// What the chat template is told besides the messages.
+    #[must_use]
+    pub fn chat_context(&self) -> &ChatContext {
+        &self.context
     }
 
     /// The turns since the start or the last [`reset`](Self::reset).
@@ -171,6 +186,7 @@ impl<'a> Conversation<'a> {
         observer: &mut dyn PrefillObserver,
         show: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<&Turn> {
+        self.tokenizer.check_length(question)?;
         let before = self.messages.len();
         self.messages.push(ChatMessage::new("user", question));
         let seen = self.cache.seen();
@@ -209,15 +225,16 @@ impl<'a> Conversation<'a> {
         if self.stale {
             self.empty_cache();
         }
+        let chat = self.tokenizer.chat(&self.context)?;
         let (previous, new) = self.messages.split_at(self.cached);
         if previous.is_empty() {
-            return Ok((self.tokenizer.encode_chat(new)?, !self.turns.is_empty()));
+            return Ok((chat.encode(new)?, !self.turns.is_empty()));
         }
-        match self.tokenizer.encode_chat_turn(previous, new) {
+        match chat.encode_turn(previous, new) {
             Ok(ids) => Ok((self.unread.into_iter().chain(ids).collect(), false)),
             // The template changes earlier turns.
             Err(Error::Unsupported { .. }) => {
-                let ids = self.tokenizer.encode_chat(&self.messages)?;
+                let ids = chat.encode(&self.messages)?;
                 self.empty_cache();
                 Ok((ids, true))
             }

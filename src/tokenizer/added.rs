@@ -6,10 +6,12 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
+use tokenizers::normalizer::Range;
 use tokenizers::utils::SysRegex;
+use tokenizers::{NormalizedString, Token};
 
 use super::settings::Flags;
-use super::special::{Part, TokenSet};
+use super::special::{Occurrence, Part, TokenSet};
 
 /// Tokens that are looked for in the text as it is.
 #[derive(Debug, Default)]
@@ -30,15 +32,43 @@ impl AddedTokens {
         Self { set, flags }
     }
 
+    /// Whether white space beside a token may be part of it.
+    pub fn take_spaces(&self) -> bool {
+        self.flags.values().any(|flags| flags.lstrip || flags.rstrip)
+    }
+
     /// Cuts a text at its tokens.
-    pub fn split<'t>(&self, text: &'t str) -> Vec<Part<'t>> {
-        let mut parts = Vec::new();
+    ///
+    /// * `counts`: whether an occurrence is taken for the token; else its text is ordinary
+    pub fn split<'t>(&self, text: &'t str, counts: impl Fn(&Occurrence) -> bool) -> Vec<Part<'t>> {
+        let part =
+            |(id, start, end): (Option<u32>, usize, usize)| id.map_or(Part::Text(&text[start..end]), Part::Token);
+        self.places(text, counts).into_iter().map(part).collect()
+    }
+
+    /// Cuts a normalised text at its tokens, which need no model any more.
+    ///
+    /// # Errors
+    /// None in practice: places are those of whole characters.
+    pub fn cut(&self, text: &NormalizedString) -> tokenizers::Result<Vec<(NormalizedString, Option<Vec<Token>>)>> {
+        let part = |(id, start, end): (Option<u32>, usize, usize)| {
+            let part = text.slice(Range::Normalized(start..end)).ok_or("a token begins within a character")?;
+            Ok((part, id.map(|id| vec![Token::new(id, text.get()[start..end].to_owned(), (0, end - start))])))
+        };
+        self.places(text.get(), |_| true).into_iter().map(part).collect()
+    }
+
+    /// Tokens and what lies between them, each with its start and end in bytes; none is empty.
+    ///
+    /// * `counts`: whether an occurrence is taken for the token; else its text is ordinary
+    fn places(&self, text: &str, counts: impl Fn(&Occurrence) -> bool) -> Vec<(Option<u32>, usize, usize)> {
+        let mut places = Vec::new();
         let (mut done, mut searched) = (0, 0);
         if self.set.is_empty() {
             searched = text.len();
         }
         while searched < text.len() {
-            let Some(found) = self.set.at(text, searched).next() else {
+            let Some(found) = self.set.at(text, searched).find(&counts) else {
                 searched += 1;
                 continue;
             };
@@ -56,16 +86,16 @@ impl AddedTokens {
                 end = text.len() - text[end..].trim_start().len();
             }
             if done < start {
-                parts.push(Part::Text(&text[done..start]));
+                places.push((None, done, start));
             }
-            parts.push(Part::Token(found.id));
+            places.push((Some(found.id), start, end));
             done = end;
             searched = searched.max(end);
         }
         if done < text.len() {
-            parts.push(Part::Text(&text[done..]));
+            places.push((None, done, text.len()));
         }
-        parts
+        places
     }
 }
 
@@ -84,9 +114,13 @@ mod tests {
     fn leftmost_then_longest() {
         let plain = Flags::default();
         let added = AddedTokens::new([(0, "<a>", plain), (1, "<a><b>", plain), (2, "b><c>", plain)]);
-        assert_eq!(added.split("x<a><b><c>"), [Part::Text("x"), Part::Token(1), Part::Text("<c>")]);
-        assert_eq!(added.split("é<a>"), [Part::Text("é"), Part::Token(0)]);
-        assert_eq!(AddedTokens::default().split("é"), [Part::Text("é")]);
+        let all = |_: &Occurrence| true;
+        assert_eq!(added.split("x<a><b><c>", all), [Part::Text("x"), Part::Token(1), Part::Text("<c>")]);
+        assert_eq!(added.split("é<a>", all), [Part::Text("é"), Part::Token(0)]);
+        assert_eq!(AddedTokens::default().split("é", all), [Part::Text("é")]);
+        let short = |o: &Occurrence| o.len == 3;
+        assert_eq!(added.split("<a><b>x", short), [Part::Token(0), Part::Text("<b>x")], "a shorter one that counts");
+        assert_eq!(added.split("<a><a>", |o| o.start > 0), [Part::Text("<a>"), Part::Token(0)]);
     }
 
     #[test]
@@ -97,9 +131,12 @@ mod tests {
             (1, "<r>", flags(false, true, false)),
             (2, "w", flags(false, false, true)),
         ]);
-        assert_eq!(added.split("a \n<l> b"), [Part::Text("a"), Part::Token(0), Part::Text(" b")]);
-        assert_eq!(added.split("a <r> \u{3000}b"), [Part::Text("a "), Part::Token(1), Part::Text("b")]);
-        assert_eq!(added.split("<r> <l> "), [Part::Token(1), Part::Token(0), Part::Text(" ")]);
-        assert_eq!(added.split("w aw _w w!"), [Part::Token(2), Part::Text(" aw _w "), Part::Token(2), Part::Text("!")]);
+        assert_eq!(added.split("a \n<l> b", |_| true), [Part::Text("a"), Part::Token(0), Part::Text(" b")]);
+        assert_eq!(added.split("a <r> \u{3000}b", |_| true), [Part::Text("a "), Part::Token(1), Part::Text("b")]);
+        assert_eq!(added.split("<r> <l> ", |_| true), [Part::Token(1), Part::Token(0), Part::Text(" ")]);
+        assert_eq!(
+            added.split("w aw _w w!", |_| true),
+            [Part::Token(2), Part::Text(" aw _w "), Part::Token(2), Part::Text("!")]
+        );
     }
 }

@@ -28,7 +28,8 @@ pub struct ModelIds {
 impl Tokenizer {
     /// Loads the tokenizer of a model folder: `tokenizer.json` if there is one, else `tokenizer.model` (`SentencePiece`
     /// or `LLaMA` 3's tiktoken format, told apart by content), with `tokenizer_config.json`, `special_tokens_map.json`,
-    /// `added_tokens.json`, `chat_template.jinja` and `chat_template.json` where they are there.
+    /// `added_tokens.json`, `chat_template.jinja`, `chat_template.json` and `additional_chat_templates/tool_use.jinja` where
+    /// they are there.
     ///
     /// The model may have more embeddings than [`Tokenizer::vocab_size`], since folders pad them; never fewer.
     ///
@@ -53,15 +54,21 @@ impl Tokenizer {
                 .with_hint("copy the tokenizer's files from the model's repository into the folder"));
         };
         let Loaded { vocab, .. } = &loaded;
-        for (what, &id) in ids.bos_id.iter().map(|id| ("BOS", id)).chain(ids.eos_ids.iter().map(|id| ("EOS", id))) {
-            if id as usize >= vocab.len() {
-                let reason = format!(
-                    "the model's configuration gives {what} the id {id}, but there are only {} tokens",
-                    vocab.len()
-                );
-                return Err(Error::bad_file(vocab.path(), reason));
+        let mut notes = Vec::new();
+        let mut is_token = |what: &str, id: u32| {
+            let is_token = (id as usize) < vocab.len();
+            if !is_token {
+                notes.push(format!(
+                    "the model's configuration gives {what} the id {id}, but there are only {} tokens in `{}`: it is left out",
+                    vocab.len(),
+                    vocab.path().display()
+                ));
             }
-        }
+            is_token
+        };
+        let mut ids = ids;
+        ids.bos_id = ids.bos_id.filter(|&id| is_token("BOS", id));
+        ids.eos_ids.retain(|&id| is_token("EOS", id));
         let named = |text: &Option<String>| text.as_ref().and_then(|text| vocab.id(text));
         let bos_id = named(&settings.bos).or(loaded.bos_id).or(ids.bos_id).or(loaded.leading);
         let eos_id = named(&settings.eos).or(loaded.eos_id).or(ids.eos_ids.first().copied());
@@ -78,6 +85,13 @@ impl Tokenizer {
                 "a prompt should begin with BOS, but the folder names no such token",
             ));
         }
+        let spelt = |id: Option<u32>| id.and_then(|id| vocab.text(id));
+        let unk_id = vocab.iter().find(|(.., kind)| *kind == Kind::Unknown).map(|(id, ..)| id);
+        let named_tokens = settings.named_tokens([
+            ("bos_token", spelt(bos_id)),
+            ("eos_token", spelt(eos_id)),
+            ("unk_token", spelt(unk_id)),
+        ]);
         loaded.eos_ids.extend(eos_id);
         loaded.eos_ids.extend(ids.eos_ids);
         // Pieces of ordinary text end nothing, whatever they spell.
@@ -93,11 +107,11 @@ impl Tokenizer {
             model: loaded.model,
             strips_space: loaded.strips_space,
             bos_id,
-            eos_id,
             eos_ids: loaded.eos_ids,
             leading_bos: leading,
-            chat_template: settings.chat_template,
-            notes: Vec::new(),
+            templates: settings.templates,
+            named_tokens,
+            notes,
         }))
     }
 }

@@ -8,37 +8,45 @@
 //! `SentencePiece`, tiktoken and Hugging Face's `tokenizers` for the ids of ordinary text.
 
 mod added;
+mod bound;
 mod byte_level;
 mod chat;
 mod ends;
 mod files;
 mod folder;
 mod json;
+mod marked;
 mod messages;
+mod pipeline;
+mod pre;
 mod sentencepiece;
 mod settings;
 mod special;
 mod spm;
 mod stream;
+mod template;
 mod templates;
 mod tiktoken;
 mod vocab;
 
-use std::borrow::Cow;
 use std::collections::HashSet;
 
+use self::bound::{Bound, Losses};
 use self::byte_level::ByteLevel;
 use self::ends::Known;
 use self::json::JsonModel;
-use self::special::{Part, TokenSet};
+use self::special::{Occurrence, Part, TokenSet};
 use self::spm::SentencePiece;
+use self::template::Templates;
 use self::vocab::{Draft, Kind, Vocab};
 use crate::error::{Error, Result};
 
+pub use self::chat::Chat;
 pub use self::folder::ModelIds;
-pub use self::messages::{ChatMessage, messages_from_json, messages_from_value};
+pub use self::messages::{ChatContext, ChatInput, ChatMessage, messages_from_json};
 pub use self::sentencepiece::read_sentencepiece;
 pub use self::stream::StreamDecoder;
+pub use self::template::ChatTemplate;
 pub use self::templates::ChatFormat;
 pub use self::vocab::GgufVocab;
 
@@ -57,13 +65,17 @@ pub struct Tokenizer {
     special_ids: Vec<u32>,
     eos_ids: Vec<u32>,
     bos_id: Option<u32>,
-    eos_id: Option<u32>,
     /// What a prompt begins with.
     leading_bos: Option<u32>,
     /// Whether decoding drops a leading space.
     strips_space: bool,
-    chat_template: Option<String>,
+    templates: Templates,
+    /// What chat templates call the special tokens, and their spellings.
+    named_tokens: Vec<(String, String)>,
     notes: Vec<String>,
+    bound: Bound,
+    /// What [`Tokenizer::limit`] was told.
+    most_tokens: Option<usize>,
 }
 
 /// What a tokenizer is made of.
@@ -72,11 +84,11 @@ struct Parts {
     model: Model,
     strips_space: bool,
     bos_id: Option<u32>,
-    eos_id: Option<u32>,
     /// The tokens that end an answer, ascending.
     eos_ids: Vec<u32>,
     leading_bos: Option<u32>,
-    chat_template: Option<String>,
+    templates: Templates,
+    named_tokens: Vec<(String, String)>,
     /// As [`Tokenizer::notes`].
     notes: Vec<String>,
 }
@@ -156,8 +168,24 @@ impl Tokenizer {
             gguf.eos_id = gguf.eos_id.or_else(|| named("</s>"));
             gguf.unk_id = gguf.unk_id.or_else(|| named("<unk>"));
         }
-        let mut draft = Draft::from_gguf(&mut gguf)?;
         let mut notes = std::mem::take(&mut gguf.notes);
+        if gguf.model == "llama" && gguf.scores.is_empty() {
+            notes.push(format!(
+                "`{}` has no scores (`tokenizer.ggml.scores`): pieces are joined from left to right, as llama.cpp does it, and \
+                 may not be those that the model was trained with",
+                gguf.path.display()
+            ));
+            gguf.scores = vec![0.0; gguf.tokens.len()];
+        }
+        if gguf.model == "gpt2" && gguf.pre.as_ref().is_none_or(String::is_empty) {
+            gguf.pre = None;
+            notes.push(format!(
+                "`{}` does not say how text is split into words (`tokenizer.ggml.pre`), so the rule `default` is used: GENERATION \
+                 QUALITY WILL BE DEGRADED if the model was trained with another; convert the model anew with a current llama.cpp",
+                gguf.path.display()
+            ));
+        }
+        let mut draft = Draft::from_gguf(&mut gguf)?;
         let known = Known::find(draft.iter());
         notes.extend(known.correct(&mut draft));
         let vocab = Vocab::new(draft)?;
@@ -179,22 +207,27 @@ impl Tokenizer {
         }
         let other_ends =
             gguf.other_end_ids.iter().copied().filter(|&id| (id as usize) < vocab.len()).collect::<Vec<_>>();
+        let mut templates = Templates::default();
+        let default = gguf.chat_template.take().map(|source| ("default".to_owned(), source));
+        for (name, source) in default.into_iter().chain(std::mem::take(&mut gguf.named_templates)) {
+            templates.insert(&name, ChatTemplate::new(vocab.path(), &source));
+        }
         Ok(Self::assemble(Parts {
+            named_tokens: gguf.named_tokens(&vocab),
+            templates,
             vocab,
             model,
             strips_space,
             bos_id: gguf.bos_id,
-            eos_id: gguf.eos_id,
             eos_ids: known.ends(gguf.eos_id.into_iter().chain(gguf.eot_id).chain(other_ends)),
             leading_bos: gguf.bos_id.filter(|_| add_bos),
-            chat_template: gguf.chat_template,
             notes,
         }))
     }
 
     /// Sorts the tokens of a vocabulary by what they are for.
     fn assemble(parts: Parts) -> Self {
-        let Parts { vocab, model, strips_space, bos_id, eos_id, eos_ids, leading_bos, chat_template, notes } = parts;
+        let Parts { vocab, model, strips_space, bos_id, eos_ids, leading_bos, templates, named_tokens, notes } = parts;
         let markers =
             TokenSet::new(vocab.iter().filter(|(id, ..)| vocab.is_marker(*id)).map(|(id, text, _)| (id, text)));
         // SentencePiece finds user-defined pieces by itself, and puts no space behind them.
@@ -205,29 +238,84 @@ impl Tokenizer {
             TokenSet::new(vocab.iter().filter(|(id, _, kind)| in_prompt(*id, *kind)).map(|(id, text, _)| (id, text)));
         let special_ids: Vec<u32> =
             vocab.iter().filter(|(.., kind)| *kind == Kind::Control).map(|(id, ..)| id).collect();
+        let losses = match &model {
+            Model::ByteLevel(_) => Losses::NONE,
+            Model::SentencePiece { pieces, .. } => pieces.losses(),
+            Model::Json(model) => model.losses(),
+        };
         Self {
+            bound: Bound::new(&vocab, losses),
+            most_tokens: None,
             markers,
             special,
             special_ids,
             eos_ids,
             bos_id,
-            eos_id,
             leading_bos,
             strips_space,
-            chat_template: chat_template.filter(|t| !t.is_empty()),
+            templates,
+            named_tokens,
             notes,
             vocab,
             model,
         }
     }
 
+    /// Refuses, from now on, prompts and chats that certainly have more than `tokens` tokens, before they are tokenised:
+    /// a model's context, in which they would not fit. What is refused later anyway would cost some 60 times its size.
+    pub fn limit(&mut self, tokens: usize) {
+        self.most_tokens = Some(tokens);
+    }
+
+    /// A text has at least so many tokens, found out from its bytes alone.
+    #[must_use]
+    pub fn least_tokens(&self, text: &str) -> usize {
+        self.bound.least_tokens(text)
+    }
+
+    /// Refuses a text that is certainly above the [limit](Self::limit).
+    ///
+    /// # Errors
+    /// [`Error::Input`] for such a text.
+    pub fn check_length(&self, text: &str) -> Result<()> {
+        let Some(most) = self.most_tokens else { return Ok(()) };
+        let least = self.least_tokens(text);
+        if least <= most {
+            return Ok(());
+        }
+        let reason = format!("at least {least} tokens are more than the model's context of {most}");
+        Err(Error::input(reason).with_hint("shorten the prompt"))
+    }
+
+    /// Tokenises the beginning of a text that may be very long: all of it, or at least `tokens` tokens, which are those
+    /// of the whole text. No [limit](Self::limit) holds. Otherwise as [`encode`](Self::encode).
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the text cannot be split into words.
+    pub fn encode_beginning(&self, text: &str, tokens: usize) -> Result<Vec<u32>> {
+        self.encode_unbounded(self.beginning(text, tokens))
+    }
+
+    /// As much of a text as certainly has `tokens` tokens; the whole text if it may have fewer.
+    #[must_use]
+    pub fn beginning<'t>(&self, text: &'t str, tokens: usize) -> &'t str {
+        self.bound.beginning(text, tokens)
+    }
+
     /// Tokenises a raw prompt. Special tokens spelt out in it are recognised, and BOS comes first if the tokenizer's
     /// settings say so and the text does not begin with it.
     ///
     /// # Errors
-    /// [`Error::Input`] if the text cannot be split into words.
+    /// [`Error::Input`] if the text cannot be split into words, or is certainly above the [limit](Self::limit).
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let ids = self.encode_parts(text, Place::Start, Cow::Borrowed)?;
+        self.check_length(text)?;
+        self.encode_unbounded(text)
+    }
+
+    /// As [`encode`](Self::encode), whatever the text's length.
+    fn encode_unbounded(&self, text: &str) -> Result<Vec<u32>> {
+        let ids =
+            self.encode_parts(text, Place::Start, |_| true, |text, place, ids| self.encode_text(text, place, ids))?;
         Ok(self.with_bos(ids))
     }
 
@@ -241,17 +329,21 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Splits a text at its special tokens and tokenises what `clean` makes of the rest.
-    fn encode_parts<'t>(
+    /// Splits a text at its special tokens and tokenises the rest.
+    ///
+    /// * `counts`: whether an occurrence of a special token is taken for it
+    /// * `encode`: appends the ids of ordinary text
+    fn encode_parts(
         &self,
-        text: &'t str,
+        text: &str,
         mut place: Place,
-        clean: impl Fn(&'t str) -> Cow<'t, str>,
+        counts: impl Fn(&Occurrence) -> bool,
+        encode: impl Fn(&str, Place, &mut Vec<u32>) -> Result<()>,
     ) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
         let parts = match &self.model {
-            Model::Json(model) => model.added.split(text),
-            _ => self.special.split(text),
+            Model::Json(model) => model.added.split(text, counts),
+            _ => self.special.split(text, counts),
         };
         for part in parts {
             match part {
@@ -260,11 +352,8 @@ impl Tokenizer {
                     place = Place::AfterToken;
                 }
                 Part::Text(text) => {
-                    let text = clean(text);
-                    if !text.is_empty() {
-                        self.encode_text(&text, place, &mut ids)?;
-                        place = Place::AfterText;
-                    }
+                    encode(text, place, &mut ids)?;
+                    place = Place::AfterText;
                 }
             }
         }
@@ -371,10 +460,15 @@ impl Tokenizer {
         self.vocab.kind(id) == Some(Kind::Control)
     }
 
+    /// Whether a token stands for what cannot be spelt.
+    fn is_unknown(&self, id: u32) -> bool {
+        self.vocab.kind(id) == Some(Kind::Unknown)
+    }
+
     /// Whether the model brings a chat template along; without it, [`Tokenizer::chat_format`] may know a built-in one.
     #[must_use]
     pub fn has_chat_template(&self) -> bool {
-        self.chat_template.is_some()
+        !self.templates.is_empty()
     }
 
     /// The punctuation tokens, ascending: what they print, white space around it aside, is not empty and made of the

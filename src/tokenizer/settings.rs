@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::files::{read_bounded, read_json, read_json_if_any};
+use super::files::{read_json, read_json_if_any};
+use super::template::{ChatTemplate, Templates};
 use super::vocab::{Draft, Kind};
 use crate::error::{Error, Result};
 
@@ -50,8 +51,25 @@ pub(super) struct Settings {
     pub added: Vec<Added>,
     /// Tokens that the model can tell apart, if this is known.
     num_embeddings: Option<usize>,
-    pub chat_template: Option<String>,
+    pub templates: Templates,
+    /// What chat templates call the special tokens, and their spellings, as the files say. An empty one is one.
+    pub named_tokens: Vec<(String, String)>,
+    /// Names of those that the files mention, be it to say that there is none.
+    mentioned: Vec<String>,
+    /// Whether the tokenizer's class has `<s>`, `</s>` and `<unk>` for what the files don't mention.
+    has_defaults: bool,
 }
+
+/// The template for conversations with tools, where it has a file of its own.
+const TOOL_TEMPLATE: &str = "additional_chat_templates/tool_use.jinja";
+
+/// What chat templates call the special tokens, in transformers.
+const TOKEN_NAMES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// Tokenizer classes with defaults for the first three of [`TOKEN_NAMES`].
+const LLAMA_CLASSES: [&str; 4] =
+    ["LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "CodeLlamaTokenizerFast"];
 
 impl Settings {
     /// Reads what there is of the files; `num_embeddings` is how many tokens the model can tell apart, if this is known.
@@ -61,7 +79,7 @@ impl Settings {
     pub fn read(folder: &Path, num_embeddings: Option<usize>) -> Result<Self> {
         let path = folder.join("tokenizer_config.json");
         let config = read_json_if_any(&path)?;
-        let mut settings = Self { path: path.clone(), num_embeddings, ..Self::default() };
+        let mut settings = Self { path: path.clone(), num_embeddings, has_defaults: true, ..Self::default() };
         if let Some(config) = &config {
             let object = Object::new(config, &path)?;
             settings.read_special(&object)?;
@@ -69,7 +87,9 @@ impl Settings {
             settings.add_prefix_space = object.flag("add_prefix_space")?;
             settings.legacy = object.flag("legacy")?;
             settings.read_added_decoder(&object)?;
-            settings.chat_template = object.template()?;
+            settings.templates = object.templates()?;
+            settings.has_defaults =
+                object.get("tokenizer_class").and_then(Value::as_str).is_some_and(|name| LLAMA_CLASSES.contains(&name));
         }
         let path = folder.join("special_tokens_map.json");
         if let Some(map) = read_json_if_any(&path)? {
@@ -97,6 +117,7 @@ impl Settings {
             }
         }
         self.others.extend(object.token("pad_token")?);
+        self.read_named(object);
         for key in ["additional_special_tokens", "extra_special_tokens"] {
             if let Some(Value::Array(list)) = object.get(key) {
                 for value in list {
@@ -105,6 +126,39 @@ impl Settings {
             }
         }
         Ok(())
+    }
+
+    /// Takes what chat templates call the tokens: the well-known names, others that end in `_token`, and those of
+    /// `extra_special_tokens`.
+    fn read_named(&mut self, object: &Object<'_>) {
+        let extra = object.get("extra_special_tokens").and_then(Value::as_object).into_iter().flatten();
+        let named = object.map.iter().filter(|(name, _)| name.ends_with("_token")).chain(extra);
+        for (name, value) in named {
+            if self.mentioned.contains(name) {
+                continue;
+            }
+            let is_known = TOKEN_NAMES.contains(&name.as_str());
+            // Settings such as `add_bos_token` are no tokens.
+            if let Ok(token) = object.token_value(name, value) {
+                self.named_tokens.push((name.clone(), token));
+                self.mentioned.push(name.clone());
+            } else if is_known {
+                self.mentioned.push(name.clone());
+            }
+        }
+    }
+
+    /// What chat templates call the special tokens, and their spellings.
+    ///
+    /// * `found`: by name, what the tokenizer's own files give; it counts where the settings are silent
+    pub fn named_tokens<'t>(
+        &self,
+        found: impl IntoIterator<Item = (&'t str, Option<&'t str>)>,
+    ) -> Vec<(String, String)> {
+        let silent = |name: &str| self.has_defaults && self.mentioned.iter().all(|known| known != name);
+        let found = found.into_iter().filter(|(name, _)| silent(name));
+        let found = found.filter_map(|(name, token)| Some((name.to_owned(), token?.to_owned())));
+        self.named_tokens.iter().cloned().chain(found).collect()
     }
 
     /// `added_tokens_decoder`: from ids, as strings, to tokens.
@@ -141,18 +195,20 @@ impl Settings {
         Ok(())
     }
 
-    /// The chat template's own files; `chat_template.jinja` is the newer form and comes before all others.
+    /// The chat template's own files. `chat_template.jinja`, the newer form, takes the place of all that other files have;
+    /// one for conversations with tools may be in a folder beside it.
     fn read_templates(&mut self, folder: &Path) -> Result<()> {
         let path = folder.join("chat_template.jinja");
         if path.exists() {
-            let text = String::from_utf8(read_bounded(&path)?);
-            self.chat_template = Some(text.map_err(|_| Error::bad_file(&path, "it is not UTF-8"))?);
-            return Ok(());
-        }
-        let path = folder.join("chat_template.json");
-        if self.chat_template.is_none() && path.exists() {
+            self.templates = Templates::single(ChatTemplate::read(&path)?);
+        } else if self.templates.is_empty() && folder.join("chat_template.json").exists() {
+            let path = folder.join("chat_template.json");
             let file = read_json(&path)?;
-            self.chat_template = Object::new(&file, &path)?.template()?;
+            self.templates = Object::new(&file, &path)?.templates()?;
+        }
+        let path = folder.join(TOOL_TEMPLATE);
+        if path.exists() {
+            self.templates.insert("tool_use", ChatTemplate::read(&path)?);
         }
         Ok(())
     }
@@ -262,21 +318,30 @@ impl<'v> Object<'v> {
         text.map(ToOwned::to_owned).ok_or_else(|| self.wrong(key, "a token", value))
     }
 
-    /// `chat_template`: a string, or a list of named ones, of which `default` is taken.
-    fn template(&self) -> Result<Option<String>> {
-        let Some(value) = self.get("chat_template") else { return Ok(None) };
-        let named = |value: &Value| value.get("name").and_then(Value::as_str) == Some("default");
-        let text = match value {
-            Value::Array(list) => match list.iter().find(|value| named(value)) {
-                Some(template) => template.get("template").and_then(Value::as_str),
-                None => return Ok(None),
-            },
-            other => other.as_str(),
-        };
-        match text {
-            Some(text) => Ok(Some(text.to_owned())),
-            None => Err(self.wrong("chat_template", "a string or a list of named templates", value)),
+    /// `chat_template`: a string, or a list of named ones (in `chat_template.json` also an object).
+    fn templates(&self) -> Result<Templates> {
+        let wrong = |value| Err(self.wrong("chat_template", "a string or a list of named templates", value));
+        let mut templates = Templates::default();
+        let new = |source: &str| ChatTemplate::new(self.path, source);
+        match self.get("chat_template") {
+            None => {}
+            Some(Value::String(source)) => templates.insert("default", new(source)),
+            Some(Value::Array(list)) => {
+                for value in list {
+                    let text = |key| value.get(key).and_then(Value::as_str);
+                    let (Some(name), Some(source)) = (text("name"), text("template")) else { return wrong(value) };
+                    templates.insert(name, new(source));
+                }
+            }
+            Some(Value::Object(named)) if !named.is_empty() => {
+                for (name, value) in named {
+                    let Some(source) = value.as_str() else { return wrong(value) };
+                    templates.insert(name, new(source));
+                }
+            }
+            Some(other) => return wrong(other),
         }
+        Ok(templates)
     }
 }
 

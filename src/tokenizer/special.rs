@@ -50,11 +50,6 @@ impl TokenSet {
         self.ids.is_empty()
     }
 
-    /// The spellings, in no particular order.
-    pub fn texts(&self) -> impl Iterator<Item = &str> {
-        self.ids.keys().map(AsRef::as_ref)
-    }
-
     /// Tokens that start at byte `start` of `text`, longest first.
     pub fn at<'s>(&'s self, text: &'s str, start: usize) -> impl Iterator<Item = Occurrence> + 's {
         let lengths = text.as_bytes().get(start).and_then(|first| self.lengths.get(first));
@@ -72,8 +67,10 @@ impl TokenSet {
 
     /// Cuts a text at its tokens. Longer tokens are found first, in the whole text, then shorter ones in what is left:
     /// llama.cpp's order. Tokens of one length: the lower id first, as if the vocabulary had been searched in order.
-    pub fn split<'t>(&self, text: &'t str) -> Vec<Part<'t>> {
-        let mut found: Vec<Occurrence> = self.occurrences(text).collect();
+    ///
+    /// * `counts`: whether an occurrence is taken for the token; else its text is ordinary
+    pub fn split<'t>(&self, text: &'t str, counts: impl Fn(&Occurrence) -> bool) -> Vec<Part<'t>> {
+        let mut found: Vec<Occurrence> = self.occurrences(text).filter(counts).collect();
         found.sort_by(|a, b| b.len.cmp(&a.len).then(a.id.cmp(&b.id)).then(a.start.cmp(&b.start)));
         let mut taken = vec![false; if found.is_empty() { 0 } else { text.len() }];
         // What was taken before is at least as long, so it cannot lie strictly inside: looking at both ends is enough.
@@ -111,37 +108,46 @@ mod tests {
         TokenSet::new([(0, "<s>"), (1, "<s><s>x"), (2, "s"), (3, ""), (4, "é"), (5, "ab"), (6, "bc")])
     }
 
+    fn split<'t>(set: &TokenSet, text: &'t str) -> Vec<Part<'t>> {
+        set.split(text, |_| true)
+    }
+
+    #[test]
+    fn what_does_not_count_leaves_room_for_shorter_tokens() {
+        let parts = set().split("<s><s>x<s>", |o| o.len > 1 && o.start != 0);
+        assert_eq!(parts, [Part::Text("<s>"), Part::Token(0), Part::Text("x"), Part::Token(0)]);
+    }
+
     #[test]
     fn text_without_tokens_is_one_part() {
-        assert_eq!(set().split("hello"), [Part::Text("hello")]);
-        assert_eq!(set().split(""), []);
-        assert_eq!(TokenSet::default().split("<s>"), [Part::Text("<s>")]);
+        assert_eq!(split(&set(), "hello"), [Part::Text("hello")]);
+        assert_eq!(split(&set(), ""), []);
+        assert_eq!(split(&TokenSet::default(), "<s>"), [Part::Text("<s>")]);
     }
 
     #[test]
     fn longest_token_wins_anywhere_in_the_text() {
-        let parts = set().split("a<s><s><s>xé!");
+        let parts = split(&set(), "a<s><s><s>xé!");
         assert_eq!(parts, [Part::Text("a"), Part::Token(0), Part::Token(1), Part::Token(4), Part::Text("!")]);
     }
 
     #[test]
     fn tokens_of_one_length_go_by_id() {
-        assert_eq!(set().split("abc"), [Part::Token(5), Part::Text("c")]);
-        assert_eq!(set().split("bcab"), [Part::Token(6), Part::Token(5)]);
+        assert_eq!(split(&set(), "abc"), [Part::Token(5), Part::Text("c")]);
+        assert_eq!(split(&set(), "bcab"), [Part::Token(6), Part::Token(5)]);
     }
 
     #[test]
     fn characters_are_never_cut() {
         let two = TokenSet::new([(0, "日本"), (1, "本")]);
-        assert_eq!(two.split("x本日本語"), [Part::Text("x"), Part::Token(1), Part::Token(0), Part::Text("語")]);
+        assert_eq!(split(&two, "x本日本語"), [Part::Text("x"), Part::Token(1), Part::Token(0), Part::Text("語")]);
     }
 
     #[test]
     fn parts_spell_the_text() {
         let set = set();
         let text = "<s>abc<s><s>xss é <s".repeat(20);
-        let spelt: String = set
-            .split(&text)
+        let spelt: String = split(&set, &text)
             .into_iter()
             .map(|p| match p {
                 Part::Text(t) => t,

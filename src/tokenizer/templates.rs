@@ -48,11 +48,11 @@ pub(super) const LLAMA2: BuiltIn = BuiltIn {
                {% if turn.role != ('user' if loop.index0 % 2 == 0 else 'assistant') %}\
                {{ raise_exception('after an optional system message, user and assistant must take turns') }}\
                {% endif %}\
-               {% if turn.role == 'assistant' %}{{ ' ' + turn.content | trim + ' ' + eos_token }}\
+               {% if turn.role == 'assistant' %}{{ ' ' + turn.content | trim + ' ' ~ eos_token }}\
                {% elif loop.first and has_system %}\
-               {{ bos_token + '[INST] ' }}\
+               {{ bos_token ~ '[INST] ' }}\
                {{ ('<<SYS>>\\n' + messages[0].content + '\\n<</SYS>>\\n\\n' + turn.content) | trim }}\
                {{ ' [/INST]' }}\
-               {% else %}{{ bos_token + '[INST] ' + turn.content | trim + ' [/INST]' }}{% endif %}\
+               {% else %}{{ bos_token ~ '[INST] ' + turn.content | trim + ' [/INST]' }}{% endif %}\
                {% endfor %}",
 };

@@ -21,8 +21,10 @@ pub struct GgufVocab {
     pub model: String,
     /// `pre`: name of the pre-tokenizer, for `"gpt2"` only.
     pub pre: Option<String>,
-    /// `tokens`: the spelling of every id.
+    /// `tokens`: the spelling of every id; empty for one that no text spells.
     pub tokens: Vec<String>,
+    /// What tokens print whose spelling is not UTF-8; in `tokens` they are empty.
+    pub raw_tokens: HashMap<u32, Vec<u8>>,
     /// `scores`: one per token, higher is merged earlier; empty if the file has none.
     pub scores: Vec<f32>,
     /// `token_type`: one per token (1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte); empty if the
@@ -46,10 +48,25 @@ pub struct GgufVocab {
     pub add_eos: Option<bool>,
     /// `add_space_prefix`: whether text begins with a space that is not in it; for `"llama"` only.
     pub add_space_prefix: Option<bool>,
+    /// `padding_token_id`, `seperator_token_id` (the format spells it so), `cls_token_id` and `mask_token_id`, by what chat
+    /// templates call them (`pad_token`): nothing else asks for them, so ids out of range are left out.
+    pub other_ids: Vec<(&'static str, u32)>,
     /// `tokenizer.chat_template`: a Jinja template.
     pub chat_template: Option<String>,
     /// What the file's reader found wrong and went on without, for [`Tokenizer::notes`](super::Tokenizer::notes).
     pub notes: Vec<String>,
+    /// `tokenizer.chat_template.NAME`: further templates, by name; `tool_use` is for conversations with tools.
+    pub named_templates: Vec<(String, String)>,
+}
+
+impl GgufVocab {
+    /// What chat templates call the special tokens, and their spellings.
+    pub(super) fn named_tokens(&self, vocab: &Vocab) -> Vec<(String, String)> {
+        let known = [("bos_token", self.bos_id), ("eos_token", self.eos_id), ("unk_token", self.unk_id)];
+        let known = known.into_iter().filter_map(|(name, id)| Some((name, id?)));
+        let named = known.chain(self.other_ids.iter().copied());
+        named.filter_map(|(name, id)| Some((name.to_owned(), vocab.text(id)?.to_owned()))).collect()
+    }
 }
 
 /// What a token is for.
@@ -101,12 +118,21 @@ pub(super) struct Draft {
     sentence_piece: bool,
     /// What tokens print that don't print their spelling.
     printed: HashMap<u32, String>,
+    /// What tokens print that have no spelling.
+    raw: HashMap<u32, Vec<u8>>,
 }
 
 impl Draft {
     /// Begins a vocabulary without tokens; `path` is for messages.
     pub fn new(path: &Path, sentence_piece: bool) -> Self {
-        Self { path: path.to_owned(), tokens: Vec::new(), kinds: Vec::new(), sentence_piece, printed: HashMap::new() }
+        Self {
+            path: path.to_owned(),
+            tokens: Vec::new(),
+            kinds: Vec::new(),
+            sentence_piece,
+            printed: HashMap::new(),
+            raw: HashMap::new(),
+        }
     }
 
     /// Checks the lists of a GGUF vocabulary and takes its tokens (they are moved out of `gguf`).
@@ -148,7 +174,8 @@ impl Draft {
             }
             kinds
         };
-        Ok(Self { path, tokens, kinds, sentence_piece, printed: HashMap::new() })
+        let raw = std::mem::take(&mut gguf.raw_tokens);
+        Ok(Self { path, tokens, kinds, sentence_piece, printed: HashMap::new(), raw })
     }
 
     /// Number of ids.
@@ -255,7 +282,7 @@ impl Vocab {
     /// # Errors
     /// [`Error::BadFile`] if it is empty, a spelling occurs twice, or a byte token is not one.
     pub fn new(draft: Draft) -> Result<Self> {
-        let Draft { path, tokens, kinds, sentence_piece, printed } = draft;
+        let Draft { path, tokens, kinds, sentence_piece, printed, raw } = draft;
         let bad = |reason: String| Err(Error::bad_file(&path, reason));
         let len = tokens.len();
         if len == 0 {
@@ -265,8 +292,9 @@ impl Vocab {
             return bad(format!("its vocabulary has {len} tokens, more than ids can name"));
         }
         let mut ids = HashMap::with_capacity(len);
-        for ((id, text), &kind) in (0u32..).zip(&tokens).zip(&kinds) {
-            if text.is_empty() && kind == Kind::Unused {
+        for (id, text) in (0u32..).zip(&tokens) {
+            // Vacant, or without a spelling: no text is found to be it.
+            if text.is_empty() {
                 continue;
             }
             match ids.entry(text.clone()) {
@@ -278,6 +306,11 @@ impl Vocab {
         for ((id, text), kind) in (0u32..).zip(&tokens).zip(&kinds) {
             let text = printed.get(&id).unwrap_or(text);
             match (kind, byte_value(text)) {
+                _ if text.is_empty() => match raw.get(&id) {
+                    Some(raw) if sentence_piece => bytes.extend(with_spaces(raw)),
+                    Some(raw) => bytes.extend(raw),
+                    None => {}
+                },
                 (Kind::Byte, Some(byte)) => bytes.push(byte),
                 (Kind::Byte, None) => return bad(format!("the byte token `{text}` is not of the form `<0x0A>`")),
                 (Kind::Control | Kind::Unknown, _) => bytes.extend_from_slice(text.as_bytes()),
@@ -338,6 +371,17 @@ impl Vocab {
     pub fn is_marker(&self, id: u32) -> bool {
         self.kind(id).zip(self.text(id)).is_some_and(|(kind, text)| kind.is_marker(text))
     }
+}
+
+/// Bytes in which U+2581 is a space.
+fn with_spaces(mut raw: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while let Some((&first, rest)) = raw.split_first() {
+        let space = raw.strip_prefix(SPACE.as_bytes());
+        bytes.push(if space.is_some() { b' ' } else { first });
+        raw = space.unwrap_or(rest);
+    }
+    bytes
 }
 
 /// Kinds for a file that does not give them.

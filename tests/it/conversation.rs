@@ -92,7 +92,7 @@ fn an_answer_that_was_cut_off_is_part_of_the_conversation() {
     ask(&mut conversation, "Go on.", 5);
     let read = conversation.cache().seen() - 4; // of the second answer, the last token is not read
     let mut expected = loaded.tokenizer.encode_chat(&conversation.messages()[..1]).unwrap();
-    expected.extend(loaded.tokenizer.encode(&conversation.messages()[1].content).unwrap());
+    expected.extend(loaded.tokenizer.encode(&conversation.messages()[1].text()).unwrap());
     expected.extend(
         loaded.tokenizer.encode("<|im_end|>\n<|im_start|>user\nGo on.<|im_end|>\n<|im_start|>assistant\n").unwrap(),
     );
@@ -203,5 +203,5 @@ fn the_repeat_penalty_looks_at_earlier_turns() {
     let sampling = SamplingOptions { repeat_penalty: 3.0, ..SamplingOptions::default() };
     let options = GenerationOptions { sampling, ..options(2) };
     conversation.ask("q", &options, &mut (), &mut show).unwrap();
-    assert_eq!(conversation.messages().last().unwrap().content, "wr", "what was forgotten is not looked at");
+    assert_eq!(conversation.messages().last().unwrap().text(), "wr", "what was forgotten is not looked at");
 }

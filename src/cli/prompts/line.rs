@@ -7,7 +7,7 @@ use std::path::Path;
 
 use adaptive_kvcache::generate::GenerationOptions;
 use adaptive_kvcache::json::strict_json;
-use adaptive_kvcache::tokenizer::{ChatMessage, messages_from_value};
+use adaptive_kvcache::tokenizer::ChatInput;
 use adaptive_kvcache::{Error, Result};
 use serde_json::{Map, Value};
 
@@ -41,7 +41,7 @@ pub struct Line {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Asked {
     Text(String),
-    Messages(Vec<ChatMessage>),
+    Messages(ChatInput),
 }
 
 /// How the answer is generated, as far as the line says so.
@@ -99,7 +99,7 @@ impl Line {
     /// * `place`: file and line, for messages
     ///
     /// # Errors
-    /// [`Error::BadFile`] with the place and the key, if there is one; as [`messages_from_value`].
+    /// [`Error::BadFile`] with the place and the key, if there is one; as [`ChatInput::from_value`].
     pub fn parse(line: &str, place: &Path) -> Result<Option<Self>> {
         let line = line.strip_prefix(BOM).unwrap_or(line);
         let trimmed = line.trim();
@@ -113,7 +113,7 @@ impl Line {
             Some('[') => {
                 let holds_objects = trimmed[1..].trim_start().starts_with('{');
                 match strict_json(trimmed) {
-                    Ok(list) => return Self::from_list(&list, place).map(Some),
+                    Ok(list) => return Self::from_list(list, place).map(Some),
                     Err(error) if holds_objects => return Err(bad(error)),
                     Err(_) => line.to_owned(),
                 }
@@ -124,8 +124,8 @@ impl Line {
         Ok(Some(Self { asked: Asked::Text(text), keys: Keys::default(), custom_id: None }))
     }
 
-    fn from_list(list: &Value, place: &Path) -> Result<Self> {
-        let messages = messages_from_value(list, place).map_err(|error| match error {
+    fn from_list(list: Value, place: &Path) -> Result<Self> {
+        let messages = ChatInput::from_value(list, place).map_err(|error| match error {
             Error::BadFile { hint: None, .. } => error.with_hint(FORMS),
             other => other,
         })?;
@@ -176,7 +176,7 @@ impl Line {
             (None, true) => {
                 let of_messages = request.iter().filter(|(key, _)| OF_MESSAGES.contains(&key.as_str()));
                 let conversation = of_messages.map(|(key, value)| (key.clone(), value.clone())).collect();
-                Asked::Messages(messages_from_value(&Value::Object(conversation), place)?)
+                Asked::Messages(ChatInput::from_value(Value::Object(conversation), place)?)
             }
             (Some(other), false) => {
                 let reason = format!("`prompt`: expected a text, got {}", shown(other));
@@ -274,7 +274,14 @@ fn cut(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use adaptive_kvcache::tokenizer::ChatMessage;
+
     use super::*;
+
+    /// A conversation of these messages.
+    fn asked(messages: Vec<ChatMessage>) -> Asked {
+        Asked::Messages(ChatInput { messages, ..ChatInput::default() })
+    }
 
     fn parse(line: &str) -> Result<Option<Line>> {
         Line::parse(line, Path::new("p.txt:3"))
@@ -323,7 +330,7 @@ mod tests {
 
     #[test]
     fn a_list_of_messages_is_a_conversation_and_no_other_list_is_a_prompt() {
-        let messages = Asked::Messages(vec![ChatMessage::new("user", "Hi"), ChatMessage::new("assistant", "Ho")]);
+        let messages = asked(vec![ChatMessage::new("user", "Hi"), ChatMessage::new("assistant", "Ho")]);
         let list = r#"[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]"#;
         for line in [list.to_owned(), format!("\u{feff} {list}"), format!(r#"{{"model": 7, "messages": {list}}}"#)] {
             assert_eq!(parse(&line).unwrap().unwrap().asked, messages, "{line}");
@@ -364,7 +371,7 @@ mod tests {
                        "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}}"#;
         let line = parse(&line.replace('\n', " ")).unwrap().unwrap();
         assert_eq!((line.custom_id.as_deref(), line.keys.max_tokens), (Some("r"), Some(5)));
-        assert_eq!(line.asked, Asked::Messages(vec![ChatMessage::new("user", "Hi")]));
+        assert_eq!(line.asked, asked(vec![ChatMessage::new("user", "Hi")]));
         for (line, part) in [
             (r#"{"body": {"prompt": "p"}, "method": "GET"}"#, "`method`"),
             (r#"{"body": {"input": "p"}, "url": "/v1/embeddings"}"#, "`url`"),

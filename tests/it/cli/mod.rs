@@ -4,6 +4,7 @@
 
 mod batch;
 mod bench;
+mod bounded;
 mod chat;
 mod device;
 mod drawn;
@@ -12,13 +13,15 @@ mod eval;
 mod eval_table;
 mod hostile;
 mod mishaps;
+mod model_files;
 mod not_a_number;
 mod options;
 mod places;
 mod prompt_lines;
 mod runs;
 mod signals;
-mod tiny_gguf;
+mod templates;
+pub mod tiny_gguf;
 mod tune;
 mod turns;
 

@@ -108,6 +108,35 @@ impl TinyGguf {
         file
     }
 
+    /// The same model with a token for each byte (its value), for each of `markers`, and for the space, so that ids spell
+    /// text one to one; BOS is not put before prompts.
+    pub fn chat(template: &str, markers: &[&str]) -> Self {
+        let leak = |text: String| -> &'static str { text.leak() };
+        let bytes = (0..256).map(|byte| format!("<0x{byte:02X}>"));
+        let others = markers.iter().copied().chain(["\u{2581}"]).map(str::to_owned);
+        let tokens: Vec<_> = bytes.chain(others).map(leak).collect();
+        let count = tokens.len();
+        let kind = |id| if id < 256 { 6 } else { 3 };
+        let kinds = (0..count - 1).map(kind).chain([1]).collect();
+        let mut file = Self::sentence_piece();
+        file.set("tokenizer.ggml.tokens", Meta::Texts(tokens))
+            .set("tokenizer.ggml.token_type", Meta::I32s(kinds))
+            .set("tokenizer.ggml.scores", Meta::F32s(vec![0.0; count]))
+            .set("tokenizer.ggml.add_bos_token", Meta::Raw(7, vec![0]))
+            .set("tokenizer.ggml.add_space_prefix", Meta::Raw(7, vec![0]))
+            .set("tokenizer.ggml.bos_token_id", Meta::U32(256))
+            .set("tokenizer.ggml.eos_token_id", Meta::U32(257))
+            .set("llama.context_length", Meta::U32(16384))
+            .set("tokenizer.chat_template", Meta::Text(leak(template.to_owned())));
+        file.tensor("token_embd.weight").dims[1] = count as u64;
+        file.data_len = 0;
+        for tensor in &mut file.tensors {
+            tensor.offset = file.data_len;
+            file.data_len += 4 * tensor.dims.iter().product::<u64>();
+        }
+        file
+    }
+
     /// Adds a metadata entry, or replaces it.
     pub fn set(&mut self, key: &str, value: Meta) -> &mut Self {
         match self.metadata.iter_mut().find(|(known, _)| known == key) {

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::Path;
 
 use adaptive_kvcache::error::Error;
-use adaptive_kvcache::tokenizer::{ChatFormat, ChatMessage, ModelIds, Tokenizer};
+use adaptive_kvcache::tokenizer::{ChatContext, ChatFormat, ChatMessage, ModelIds, Tokenizer};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
@@ -94,6 +94,56 @@ fn sentencepiece_folder_takes_added_tokens_and_settings() {
     fs::write(files.path().join("chat_template.jinja"), "newer").unwrap();
     let tokenizer = load(&files).unwrap();
     assert_eq!(tokenizer.render_chat(&[ChatMessage::new("user", "x")]).unwrap(), "newer");
+}
+
+/// As transformers' `special_tokens_map` has them: what is not defined is undefined, not empty.
+#[test]
+fn templates_see_the_tokens_that_the_settings_name() {
+    let template = "{% for t in [bos_token, eos_token, unk_token, pad_token, image_token, boi] %}\
+                    {{ t if t is defined else '-' }} {% endfor %}";
+    let named = |config: Option<&str>, map: &str| {
+        let mut content =
+            vec![("chat_template.jinja", template.as_bytes()), ("special_tokens_map.json", map.as_bytes())];
+        content.extend(config.map(|config| ("tokenizer_config.json", config.as_bytes())));
+        let spm = spm_bytes();
+        let files: Vec<_> = content.into_iter().chain([("tokenizer.model", &spm[..])]).collect();
+        load(folder(&files)).unwrap().render_chat(&[ChatMessage::new("user", "x")]).unwrap()
+    };
+    assert_eq!(named(None, "{}"), "<s> </s> <unk> - - - ", "the model file's own");
+    let llama = r#"{"tokenizer_class": "LlamaTokenizer", "eos_token": null, "add_bos_token": true}"#;
+    assert_eq!(named(Some(llama), "{}"), "<s> - <unk> - - - ", "null is none, and what is not mentioned has a default");
+    let other = r#"{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": {"content": "</s>"}, "pad_token": "",
+                    "image_token": "<unk>", "extra_special_tokens": {"boi": "<s>"}, "add_bos_token": false}"#;
+    assert_eq!(named(Some(other), "{}"), "- </s> -  <unk> <s> ");
+    assert_eq!(named(Some(other), r#"{"unk_token": "<unk>", "eos_token": "<s>"}"#), "- </s> <unk>  <unk> <s> ");
+}
+
+#[test]
+fn a_template_for_tools_may_stand_in_a_folder_of_its_own() {
+    let files = folder(&[("tokenizer.model", &spm_bytes()), ("chat_template.jinja", "\u{feff}plain".as_bytes())]);
+    fs::create_dir(files.path().join("additional_chat_templates")).unwrap();
+    fs::write(files.path().join("additional_chat_templates/tool_use.jinja"), "tools").unwrap();
+    let tokenizer = load(&files).unwrap();
+    let messages = [ChatMessage::new("user", "x")];
+    assert_eq!(tokenizer.render_chat(&messages).unwrap(), "plain");
+    let context = ChatContext { tools: Some(Vec::new()), ..ChatContext::default() };
+    assert_eq!(tokenizer.chat(&context).unwrap().render(&messages).unwrap(), "tools");
+}
+
+#[test]
+fn byte_order_marks_of_json_files_are_dropped() {
+    let bom = |text: &str| [&b"\xEF\xBB\xBF"[..], text.as_bytes()].concat();
+    let tokenizer = llama_json("first").to_string();
+    let (config, map) = (bom(r#"{"eos_token": "</s>"}"#), bom(r#"{"pad_token": "<unk>"}"#));
+    let (added, template) = (bom("{}"), bom(r#"{"chat_template": "t"}"#));
+    let files = folder(&[
+        ("tokenizer.json", &bom(&tokenizer)),
+        ("tokenizer_config.json", &config),
+        ("special_tokens_map.json", &map),
+        ("added_tokens.json", &added),
+        ("chat_template.json", &template),
+    ]);
+    assert_eq!(load(&files).unwrap().render_chat(&[ChatMessage::new("user", "x")]).unwrap(), "t");
 }
 
 #[test]

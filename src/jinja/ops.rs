@@ -1,0 +1,540 @@
+//! Python's operators and its `repr`.
+
+use std::cell::Cell;
+use std::cmp::Ordering;
+use std::rc::Rc;
+
+use super::Origin;
+use super::ast::{Compare, Math};
+use super::error::{Res, failed, unsupported};
+use super::interp::{Object, Vm, elements};
+use super::value::{Dict, Range, Str, StrBuf, Value, View};
+use super::{filters, number, printf, text};
+
+fn wrong_types(op: &str, a: &Value, b: &Value) -> super::TemplateError {
+    failed(format!("unsupported operand type(s) for {op}: '{}' and '{}'", a.type_name(), b.type_name()))
+}
+
+/// `a op b` for arithmetic.
+pub(super) fn math(vm: &Vm, op: Math, a: &Value, b: &Value) -> Res<Value> {
+    vm.step()?;
+    if let (Math::Mod, Value::Str(format)) = (op, a) {
+        return printf::format(vm, format, b).map(Value::Str);
+    }
+    a.defined()?;
+    b.defined()?;
+    match (op, a, b) {
+        (Math::Add, Value::Str(a), Value::Str(b)) => return add_strings(vm, a, b).map(Value::Str),
+        (Math::Add, Value::List(_), Value::List(_)) | (Math::Add, Value::Tuple(_), Value::Tuple(_)) => {
+            let (Some(left), Some(right)) = (elements(a), elements(b)) else { return Err(wrong_types("+", a, b)) };
+            vm.fits(left.items.len() + right.items.len())?;
+            vm.work((left.items.len() + right.items.len()) as u64 / 2)?;
+            let items = [left.items.as_slice(), &right.items].concat();
+            return Ok(if matches!(a, Value::List(_)) { Value::list(items) } else { Value::tuple(items) });
+        }
+        (Math::Mul, Value::Str(_) | Value::List(_) | Value::Tuple(_), _) if b.as_int().is_some() => {
+            return repeat(vm, a, b.as_int().unwrap_or(0));
+        }
+        (Math::Mul, _, Value::Str(_) | Value::List(_) | Value::Tuple(_)) if a.as_int().is_some() => {
+            return repeat(vm, b, a.as_int().unwrap_or(0));
+        }
+        (Math::Sub, Value::View(..), _) => return Err(unsupported("the difference of dictionary views")),
+        _ => {}
+    }
+    if let (Some(a), Some(b)) = (a.as_int(), b.as_int()) {
+        return int_math(op, a, b);
+    }
+    let name = match op {
+        Math::Add => "+",
+        Math::Sub => "-",
+        Math::Mul => "*",
+        Math::Div => "/",
+        Math::FloorDiv => "//",
+        Math::Mod => "%",
+        Math::Pow => "** or pow()",
+    };
+    let (Some(x), Some(y)) = (a.as_float(), b.as_float()) else { return Err(wrong_types(name, a, b)) };
+    if y == 0.0 && matches!(op, Math::Div | Math::FloorDiv | Math::Mod) {
+        return Err(failed("float division by zero"));
+    }
+    Ok(Value::Float(match op {
+        Math::Add => x + y,
+        Math::Sub => x - y,
+        Math::Mul => x * y,
+        Math::Div => x / y,
+        Math::FloorDiv => number::floor_div(x, y),
+        Math::Mod => number::modulo(x, y),
+        Math::Pow => number::pow_float(x, y)?,
+    }))
+}
+
+#[allow(clippy::cast_precision_loss, reason = "Python rounds, too")]
+fn int_math(op: Math, a: i128, b: i128) -> Res<Value> {
+    if b == 0 && matches!(op, Math::Div | Math::FloorDiv | Math::Mod) {
+        let what = if op == Math::Div { "division by zero" } else { "integer division or modulo by zero" };
+        return Err(failed(what));
+    }
+    let value = match op {
+        Math::Add => a.checked_add(b),
+        Math::Sub => a.checked_sub(b),
+        Math::Mul => a.checked_mul(b),
+        Math::Div => return Ok(Value::Float(a as f64 / b as f64)),
+        Math::FloorDiv => a.checked_div_euclid(b).map(|q| if b < 0 && a.rem_euclid(b) != 0 { q - 1 } else { q }),
+        Math::Mod => a.checked_rem_euclid(b).map(|rest| if b < 0 && rest != 0 { rest + b } else { rest }),
+        Math::Pow if b < 0 => return number::pow_float(a as f64, b as f64).map(Value::Float),
+        Math::Pow => Some(number::pow_int(a, b)?),
+    };
+    value.map(Value::Int).ok_or_else(number::too_large)
+}
+
+/// Markup escapes what it is joined with.
+pub(super) fn add_strings(vm: &Vm, a: &Str, b: &Str) -> Res<Str> {
+    vm.copying(a.text().len() + b.text().len())?;
+    let safe = a.is_safe() || b.is_safe();
+    let mut text = vm.buf();
+    for part in [a, b] {
+        if safe {
+            text.push_str(&filters::escaped(vm, part)?)?;
+        } else {
+            text.push_str(part)?;
+        }
+    }
+    Ok(text.finish().with_safe(safe))
+}
+
+fn repeat(vm: &Vm, value: &Value, times: i128) -> Res<Value> {
+    let times = usize::try_from(times.max(0)).unwrap_or(usize::MAX);
+    if let Value::Str(part) = value {
+        vm.copying(part.text().len().saturating_mul(times))?;
+        let mut text = vm.buf();
+        for _ in 0..if part.is_empty() { 0 } else { times } {
+            text.push_str(part)?;
+        }
+        return Ok(Value::Str(text.finish().with_safe(part.is_safe())));
+    }
+    let Some(items) = elements(value) else { return Err(failed("can't multiply sequence")) };
+    let len = items.items.len().saturating_mul(times);
+    vm.fits(len)?;
+    vm.work(len as u64 / 2)?;
+    let repeated = std::iter::repeat_n(&items.items, if len == 0 { 0 } else { times }).flatten().cloned().collect();
+    Ok(if matches!(value, Value::List(_)) { Value::list(repeated) } else { Value::tuple(repeated) })
+}
+
+pub(super) fn negative(value: &Value) -> Res<Value> {
+    match (value.defined()?.as_int(), value) {
+        (Some(number), _) => number.checked_neg().map(Value::Int).ok_or_else(number::too_large),
+        (None, Value::Float(number)) => Ok(Value::Float(-number)),
+        _ => Err(failed(format!("bad operand type for unary -: '{}'", value.type_name()))),
+    }
+}
+
+pub(super) fn positive(value: &Value) -> Res<Value> {
+    match (value.defined()?.as_int(), value) {
+        (Some(number), _) => Ok(Value::Int(number)),
+        (None, Value::Float(number)) => Ok(Value::Float(*number)),
+        _ => Err(failed(format!("bad operand type for unary +: '{}'", value.type_name()))),
+    }
+}
+
+/// `a op b` for comparisons.
+pub(super) fn compare(vm: &Vm, op: Compare, a: &Value, b: &Value) -> Res<bool> {
+    let order = |name, passes: fn(Ordering) -> bool| Ok(order(vm, name, a, b)?.is_some_and(passes));
+    match op {
+        Compare::Eq => equal(vm, a, b),
+        Compare::Ne => Ok(!equal(vm, a, b)?),
+        Compare::Lt => order("<", Ordering::is_lt),
+        Compare::Le => order("<=", Ordering::is_le),
+        Compare::Gt => order(">", Ordering::is_gt),
+        Compare::Ge => order(">=", Ordering::is_ge),
+        Compare::In => contains(vm, b, a),
+        Compare::NotIn => Ok(!contains(vm, b, a)?),
+    }
+}
+
+/// Python's `==`.
+pub(super) fn equal(vm: &Vm, a: &Value, b: &Value) -> Res<bool> {
+    vm.step()?;
+    Ok(match (a, b) {
+        (Value::Str(a), Value::Str(b)) => {
+            if a.text().len() == b.text().len() {
+                vm.copying(a.text().len())?;
+            }
+            a == b
+        }
+        (Value::List(a), Value::List(b)) | (Value::Tuple(a), Value::Tuple(b)) => {
+            if a.items.len() != b.items.len() {
+                return Ok(false);
+            }
+            let _deeper = vm.deeper()?;
+            for (a, b) in a.items.iter().zip(&b.items) {
+                if !a.is_same(b) && !equal(vm, a, b)? {
+                    return Ok(false);
+                }
+            }
+            true
+        }
+        (Value::Dict(a), Value::Dict(b)) => Rc::ptr_eq(a, b) || equal_dicts(vm, a, b)?,
+        (Value::View(a, View::Keys), Value::View(b, View::Keys)) => {
+            if a.entries.len() != b.entries.len() {
+                return Ok(false);
+            }
+            for (key, _) in &a.entries {
+                vm.keying(key)?;
+                if b.get(key)?.is_none() {
+                    return Ok(false);
+                }
+            }
+            true
+        }
+        (Value::Undefined(_), Value::Undefined(_)) => true,
+        (Value::Range(a), Value::Range(b)) => {
+            a.len == b.len && (a.len == 0 || a.start == b.start && (a.len == 1 || a.step == b.step))
+        }
+        _ => match numbers(a, b) {
+            Some(order) => order == Some(Ordering::Equal),
+            None => !matches!(a, Value::Float(_)) && a.is_same(b),
+        },
+    })
+}
+
+fn equal_dicts(vm: &Vm, a: &Dict, b: &Dict) -> Res<bool> {
+    if a.entries.len() != b.entries.len() {
+        return Ok(false);
+    }
+    let _deeper = vm.deeper()?;
+    for (key, value) in &a.entries {
+        vm.keying(key)?;
+        match b.get(key)? {
+            Some(other) if value.is_same(other) || equal(vm, value, other)? => {}
+            _ => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+/// The order of two numbers; `None` if one is not a number, `Some(None)` if one is NaN.
+#[allow(clippy::option_option, reason = "two different things")]
+fn numbers(a: &Value, b: &Value) -> Option<Option<Ordering>> {
+    match (a.as_int(), b.as_int()) {
+        (Some(a), Some(b)) => Some(Some(a.cmp(&b))),
+        (Some(a), None) => Some(int_to_float(a, b.as_float()?)),
+        (None, Some(b)) => Some(int_to_float(b, a.as_float()?).map(Ordering::reverse)),
+        (None, None) => Some(a.as_float()?.partial_cmp(&b.as_float()?)),
+    }
+}
+
+fn int_to_float(a: i128, b: f64) -> Option<Ordering> {
+    if b.is_nan() {
+        return None;
+    }
+    let Some(whole) = number::to_whole(b) else {
+        return Some(if b > 0.0 { Ordering::Less } else { Ordering::Greater });
+    };
+    Some(a.cmp(&whole).then_with(|| 0f64.partial_cmp(&b.fract()).unwrap_or(Ordering::Equal)))
+}
+
+/// The order of two values; `None` with NaN.
+///
+/// # Errors
+/// If Python has no order for them.
+pub(super) fn order(vm: &Vm, op: &str, a: &Value, b: &Value) -> Res<Option<Ordering>> {
+    vm.step()?;
+    a.defined()?;
+    b.defined()?;
+    if let Some(order) = numbers(a, b) {
+        return Ok(order);
+    }
+    match (a, b) {
+        (Value::Str(a), Value::Str(b)) => {
+            vm.copying(a.text().len().min(b.text().len()))?;
+            Ok(Some(a.text().cmp(b.text())))
+        }
+        (Value::List(_), Value::List(_)) | (Value::Tuple(_), Value::Tuple(_)) => {
+            let (Some(a), Some(b)) = (elements(a), elements(b)) else { return Ok(None) };
+            let _deeper = vm.deeper()?;
+            for (a, b) in a.items.iter().zip(&b.items) {
+                if !a.is_same(b) && !equal(vm, a, b)? {
+                    return order(vm, op, a, b);
+                }
+            }
+            Ok(Some(a.items.len().cmp(&b.items.len())))
+        }
+        _ => Err(failed(format!(
+            "'{op}' not supported between instances of '{}' and '{}'",
+            a.type_name(),
+            b.type_name()
+        ))),
+    }
+}
+
+/// Sorts stably by a key.
+pub(super) fn sort(vm: &Vm, mut items: Vec<(Value, Value)>, reverse: bool) -> Res<Vec<Value>> {
+    // Bottom up, since a comparison may fail.
+    let mut width = 1;
+    while width < items.len() {
+        let mut merged = Vec::with_capacity(items.len());
+        let mut runs = items.into_iter().peekable();
+        while runs.peek().is_some() {
+            let left: Vec<_> = runs.by_ref().take(width).collect();
+            let right: Vec<_> = runs.by_ref().take(width).collect();
+            let (mut left, mut right) = (left.into_iter().peekable(), right.into_iter().peekable());
+            while let (Some(a), Some(b)) = (left.peek(), right.peek()) {
+                vm.work(2)?;
+                let swap = if reverse { order(vm, "<", &a.0, &b.0)? } else { order(vm, "<", &b.0, &a.0)? };
+                merged.extend(if swap == Some(Ordering::Less) { right.next() } else { left.next() });
+            }
+            merged.extend(left);
+            merged.extend(right);
+        }
+        items = merged;
+        width *= 2;
+    }
+    Ok(items.into_iter().map(|(_, value)| value).collect())
+}
+
+/// Python's `needle in haystack`.
+pub(super) fn contains(vm: &Vm, haystack: &Value, needle: &Value) -> Res<bool> {
+    vm.step()?;
+    Ok(match haystack {
+        Value::Str(text) => {
+            let Value::Str(part) = needle else {
+                return Err(failed(format!(
+                    "'in <string>' requires string as left operand, not {}",
+                    needle.type_name()
+                )));
+            };
+            vm.scanning(text.text().len())?;
+            text.text().contains(part.text())
+        }
+        Value::List(items) | Value::Tuple(items) => {
+            for item in &items.items {
+                if item.is_same(needle) || equal(vm, item, needle)? {
+                    return Ok(true);
+                }
+            }
+            false
+        }
+        Value::Dict(dict) | Value::View(dict, View::Keys) => {
+            vm.keying(needle)?;
+            dict.get(needle)?.is_some()
+        }
+        Value::Range(range) => range.contains(needle),
+        Value::Object(object) if !matches!(**object, Object::Loop(_)) => {
+            return Err(failed(format!("argument of type '{}' is not iterable", haystack.type_name())));
+        }
+        Value::None | Value::Bool(_) | Value::Int(_) | Value::Float(_) => {
+            return Err(failed(format!("argument of type '{}' is not iterable", haystack.type_name())));
+        }
+        _ => {
+            let iter = vm.iter(haystack)?;
+            while let Some(item) = iter.next(vm)? {
+                if item.is_same(needle) || equal(vm, &item, needle)? {
+                    return Ok(true);
+                }
+            }
+            false
+        }
+    })
+}
+
+/// The bounds of a slice for a sequence of `len`.
+fn slice_bounds(bounds: &[Value; 3], len: usize) -> Res<Range> {
+    let len = i64::try_from(len).unwrap_or(i64::MAX);
+    let number = |value: &Value| match value {
+        Value::None => Ok(None),
+        _ => match value.as_int() {
+            Some(number) => {
+                let far = i128::from(i64::MAX / 4);
+                Ok(Some(i64::try_from(number.clamp(-far, far)).unwrap_or(0)))
+            }
+            None => Err(failed("slice indices must be integers or None or have an __index__ method")),
+        },
+    };
+    let step = number(&bounds[2])?.unwrap_or(1);
+    if step == 0 {
+        return Err(failed("slice step cannot be zero"));
+    }
+    let (low, high) = if step > 0 { (0, len) } else { (-1, len - 1) };
+    let place = |at: Option<i64>, default: i64| match at {
+        None => default,
+        Some(at) if at < 0 => (at + len).max(low),
+        Some(at) => at.min(high),
+    };
+    let start = place(number(&bounds[0])?, if step > 0 { 0 } else { len - 1 });
+    let stop = place(number(&bounds[1])?, if step > 0 { len } else { -1 });
+    let span = if step > 0 { stop - start } else { start - stop };
+    let count = if span <= 0 { 0 } else { (span - 1) / step.abs() + 1 };
+    Ok(Range { start, stop, step, len: count })
+}
+
+/// `value[start:stop:step]`
+pub(super) fn slice(vm: &Vm, value: &Value, bounds: &[Value; 3]) -> Res<Value> {
+    let Some(len) = value.defined()?.len().filter(|_| !matches!(value, Value::Dict(_) | Value::View(..))) else {
+        return Err(failed(format!("'{}' object is not subscriptable", value.type_name())));
+    };
+    let Range { start, stop, step, len: count } = slice_bounds(bounds, len)?;
+    let places = (0..count).map(|at| usize::try_from(start + at * step).unwrap_or(0));
+    Ok(match value {
+        Value::Str(text) => {
+            vm.copying(text.text().len())?;
+            let first = usize::try_from(start).unwrap_or(0);
+            let taken = usize::try_from(count).unwrap_or(0);
+            if step == 1 {
+                let (from, to) = (text.byte_at(first), text.byte_at(first + taken));
+                return Ok(Value::Str(text.slice(from, to)));
+            }
+            vm.scanning(text.text().len() * 4)?;
+            vm.fits(len)?;
+            let chars: Vec<(usize, char)> = text.text().char_indices().collect();
+            let mut part = vm.buf();
+            for place in places {
+                let (at, c) = chars[place];
+                part.push_char(c, text.origin_at(at))?;
+            }
+            Value::Str(part.finish().with_safe(text.is_safe()))
+        }
+        Value::List(items) | Value::Tuple(items) => {
+            vm.work(1 + count.unsigned_abs() / 2)?;
+            let part = places.map(|place| items.items[place].clone()).collect();
+            if matches!(value, Value::List(_)) { Value::list(part) } else { Value::tuple(part) }
+        }
+        Value::Range(range) => {
+            let at = |idx: i64| idx.checked_mul(range.step).and_then(|offset| range.start.checked_add(offset));
+            let (Some(start), Some(stop), Some(step)) = (at(start), at(stop), range.step.checked_mul(step)) else {
+                return Err(unsupported("a range of large numbers"));
+            };
+            Value::Range(Range { start, stop, step, len: count })
+        }
+        _ => return Err(failed(format!("'{}' object is not subscriptable", value.type_name()))),
+    })
+}
+
+/// Python's `repr`, into a text.
+pub(super) fn repr(vm: &Vm, value: &Value, out: &mut StrBuf) -> Res<()> {
+    vm.step()?;
+    let mut plain = |text: &str| out.push(text, Origin::Template);
+    match value {
+        Value::Undefined(_) => plain("Undefined"),
+        Value::None => plain("None"),
+        Value::Bool(value) => plain(if *value { "True" } else { "False" }),
+        Value::Int(value) => plain(&value.to_string()),
+        Value::Float(value) => plain(&number::float_repr(*value)),
+        Value::Str(text) => repr_str(vm, text, out),
+        Value::List(items) => repr_items(vm, &items.items, ["[", "]"], out),
+        Value::Tuple(items) => {
+            let end = if items.items.len() == 1 { ",)" } else { ")" };
+            repr_items(vm, &items.items, ["(", end], out)
+        }
+        Value::Dict(dict) => repr_dict(vm, dict, out),
+        Value::View(dict, view) => {
+            let side = |(key, value): &(Value, Value)| match view {
+                View::Keys => key.clone(),
+                View::Values => value.clone(),
+                View::Items => Value::tuple(vec![key.clone(), value.clone()]),
+            };
+            let items: Vec<_> = dict.entries.iter().map(side).collect();
+            plain(value.type_name())?;
+            repr_items(vm, &items, ["([", "])"], out)
+        }
+        Value::Range(range) => {
+            let (start, stop) = (range.start, range.stop);
+            plain(&match range.step {
+                1 => format!("range({start}, {stop})"),
+                step => format!("range({start}, {stop}, {step})"),
+            })
+        }
+        // Where it is in memory is anyone's guess in Python, too.
+        Value::Iter(iter) => plain(&format!("<{} at 0x7f0000000000>", iter.shown())),
+        Value::Object(object) => repr_object(vm, object, out),
+    }
+}
+
+fn repr_items(vm: &Vm, items: &[Value], brackets: [&str; 2], out: &mut StrBuf) -> Res<()> {
+    let _deeper = vm.deeper()?;
+    out.push(brackets[0], Origin::Template)?;
+    for (at, item) in items.iter().enumerate() {
+        if at > 0 {
+            out.push(", ", Origin::Template)?;
+        }
+        repr(vm, item, out)?;
+    }
+    out.push(brackets[1], Origin::Template)
+}
+
+fn repr_dict(vm: &Vm, dict: &Dict, out: &mut StrBuf) -> Res<()> {
+    let _deeper = vm.deeper()?;
+    out.push("{", Origin::Template)?;
+    for (at, (key, value)) in dict.entries.iter().enumerate() {
+        if at > 0 {
+            out.push(", ", Origin::Template)?;
+        }
+        repr(vm, key, out)?;
+        out.push(": ", Origin::Template)?;
+        repr(vm, value, out)?;
+    }
+    out.push("}", Origin::Template)
+}
+
+fn repr_object(vm: &Vm, object: &Rc<Object>, out: &mut StrBuf) -> Res<()> {
+    let text = match &**object {
+        Object::Namespace(attrs) => {
+            let this = Rc::as_ptr(object);
+            out.push("<Namespace ", Origin::Template)?;
+            if vm.printing.borrow().contains(&this) {
+                return out.push("{...}>", Origin::Template);
+            }
+            vm.printing.borrow_mut().push(this);
+            let done = repr_dict(vm, &attrs.borrow(), out);
+            vm.printing.borrow_mut().pop();
+            done?;
+            ">".into()
+        }
+        Object::Macro(id, _) => match vm.program.macros[*id as usize].name {
+            Some(name) => format!("<Macro '{}'>", vm.strings[name as usize].text()),
+            None => "<Macro anonymous>".into(),
+        },
+        Object::Loop(state) => format!("<LoopContext {}/{}>", state.index0.get() + 1, state.length(vm)?),
+        Object::Method(value, name) => {
+            format!("<built-in method {name} of {} object at 0x7f0000000000>", value.type_name())
+        }
+        Object::Function("dict") => "<class 'dict'>".into(),
+        Object::Function("namespace") => "<class 'jinja2.utils.Namespace'>".into(),
+        Object::Function(name) => format!("<function {name} at 0x7f0000000000>"),
+        Object::Blocks => "<TemplateReference None>".into(),
+        Object::Cycler(..) | Object::Joiner(..) | Object::Block(_) => {
+            format!("<jinja2.{} object at 0x7f0000000000>", object.type_name())
+        }
+    };
+    out.push(&text, Origin::Template)
+}
+
+fn repr_str(vm: &Vm, text: &Str, out: &mut StrBuf) -> Res<()> {
+    vm.scanning(text.text().len() * 4)?;
+    let quote = if text.text().contains('\'') && !text.text().contains('"') { '"' } else { '\'' };
+    if text.is_safe() {
+        out.push("Markup(", Origin::Template)?;
+    }
+    out.push_char(quote, Origin::Template)?;
+    let plain = Cell::new(0);
+    let special = |c: char| c == quote || c == '\\' || !text::is_printable(c);
+    for (at, c) in text.text().char_indices().filter(|&(_, c)| special(c)) {
+        out.push_slice(text, plain.replace(at + c.len_utf8()), at)?;
+        let code = c as u32;
+        let escaped = match c {
+            '\n' => "\\n".into(),
+            '\r' => "\\r".into(),
+            '\t' => "\\t".into(),
+            '\\' | '\'' | '"' => format!("\\{c}"),
+            _ if code <= 0xFF => format!("\\x{code:02x}"),
+            _ if code <= 0xFFFF => format!("\\u{code:04x}"),
+            _ => format!("\\U{code:08x}"),
+        };
+        out.push(&escaped, text.origin_at(at))?;
+    }
+    out.push_slice(text, plain.get(), text.text().len())?;
+    out.push_char(quote, Origin::Template)?;
+    if text.is_safe() {
+        out.push(")", Origin::Template)?;
+    }
+    Ok(())
+}
