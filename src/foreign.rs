@@ -87,7 +87,8 @@ pub(crate) fn known(path: &Path, bytes: &[u8], expected: &str, hint: &str) -> Op
         return Some(error);
     }
     let error = |what: &str, remedy: &str| {
-        Some(Error::bad_file(path, format!("it is {what}, not {expected}")).with_hint(remedy))
+        // What it should be is only damaged, which its reader can say better.
+        (what != expected).then(|| Error::bad_file(path, format!("it is {what}, not {expected}")).with_hint(remedy))
     };
     let again = format!("{AGAIN}; {hint}");
     let start = &bytes[..bytes.len().min(LOOKED_AT)];

@@ -61,7 +61,10 @@ fn values_bytes(text: &[u8]) -> usize {
     let (mut bytes, mut in_text, mut is_escaped) = (0usize, false, false);
     for byte in text {
         match byte {
-            _ if is_escaped => is_escaped = false,
+            _ if is_escaped => {
+                is_escaped = false;
+                bytes += 1;
+            }
             b'\\' if in_text => is_escaped = true,
             b'"' => {
                 in_text = !in_text;

@@ -283,7 +283,7 @@ impl Tokenizer {
         if least <= most {
             return Ok(());
         }
-        let reason = format!("at least {least} tokens are more than the model's context of {most}");
+        let reason = format!("the prompt has at least {least} tokens, more than the model's context of {most}");
         Err(Error::input(reason).with_hint("shorten the prompt"))
     }
 

@@ -517,7 +517,7 @@ fn a_configuration_that_is_not_computed_is_refused_by_name() {
     check(&|config| config["rms_norm_eps"] = json!("x"), &["rms_norm_eps", "`x`"]);
     check(&|config| config["eos_token_id"] = json!([2, "x"]), &["eos_token_id", "a token id or a list"]);
     check(&|config| config["attention_bias"] = json!(1), &["attention_bias", "true or false"]);
-    for text in ["", "{", "[]", "\u{feff}{}", &"[".repeat(100_000)] {
+    for text in ["", "{", "[]", "\u{feff}{", &"[".repeat(100_000)] {
         let folder = copy_of(&source);
         std::fs::write(folder.path().join("config.json"), text).unwrap();
         assert_names(&refusal(folder.path()), &["config.json", "JSON"]);
