@@ -101,6 +101,9 @@ pub(crate) fn known(path: &Path, bytes: &[u8], expected: &str, hint: &str) -> Op
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("onnx")) {
         return error("a model in ONNX format", OTHER);
     }
+    if path.file_name().is_some_and(|name| name.to_string_lossy().to_ascii_lowercase().contains("imatrix")) {
+        return error("an importance matrix, by its name", "it only serves to quantise a model: give the model");
+    }
     let is_pytorch =
         start.starts_with(b"PK") && start.windows(PYTORCH_MEMBER.len()).any(|bytes| bytes == PYTORCH_MEMBER);
     if is_pytorch {

@@ -47,6 +47,10 @@ const FOREIGN: [(&str, &[f64]); 12] = [
 /// [`Error::BadFile`] for sizes that are missing or do not fit.
 pub fn config(file: &GgufFile, tensors: &Tensors) -> Result<LlamaConfig> {
     refuse_what_is_not_computed(file)?;
+    if tensors.iter().next().is_none() {
+        let reason = "it holds a header and no tensors, as files with a vocabulary alone do";
+        return Err(file.error(reason).with_hint("give the model that it belongs to"));
+    }
     let required = |key: &str, value: Option<usize>| -> Result<usize> {
         match value {
             Some(value) if (1..=MAX_SIZE).contains(&value) => Ok(value),

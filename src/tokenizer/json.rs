@@ -72,11 +72,10 @@ fn build(mut file: Value, path: &Path, settings: &Settings) -> Result<JsonTokeni
         }
         added.retain(|token| settings.is_known(token));
     }
-    for token in &settings.added {
-        if !added.iter().any(|known| known.id == token.id && known.content == token.content) {
-            added.push(token.clone());
-        }
-    }
+    let known: HashSet<(u32, &str)> = added.iter().map(|token| (token.id, token.content.as_str())).collect();
+    let more = settings.added.iter().filter(|token| !known.contains(&(token.id, token.content.as_str())));
+    let more: Vec<_> = more.cloned().collect();
+    added.extend(more);
     settings.apply(&added, &mut draft)?;
     let fallback = file["model"]["byte_fallback"] == true;
     let unk = file["model"]["unk_token"].as_str().map(ToOwned::to_owned);

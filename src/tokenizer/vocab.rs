@@ -2,8 +2,8 @@
 //!
 //! Knows spellings, kinds and raw bytes; how text becomes ids is not its business.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::byte_level::spelt_bytes;
@@ -202,6 +202,15 @@ impl Draft {
         self.tokens.iter().position(|t| t == text).and_then(|id| u32::try_from(id).ok())
     }
 
+    /// The tokens that have one of these spellings, found by looking at all of them once.
+    pub fn find(&self, texts: &HashSet<&str>) -> Vec<(u32, String)> {
+        let mut found: HashMap<&str, u32> = HashMap::new();
+        for (id, text) in (0u32..).zip(&self.tokens).filter(|(_, text)| texts.contains(text.as_str())) {
+            found.entry(text).or_insert(id);
+        }
+        found.into_iter().map(|(text, id)| (id, text.to_owned())).collect()
+    }
+
     /// The kind of an id.
     pub fn kind(&self, id: u32) -> Option<Kind> {
         self.kinds.get(id as usize).copied()
@@ -245,7 +254,7 @@ impl Draft {
     /// [`Error::BadFile`] if `id` is so far behind the end that it cannot be meant.
     pub fn set(&mut self, id: u32, text: &str, kind: Kind) -> Result<()> {
         let (at, len) = (id as usize, self.len());
-        if at > 2 * len + MAX_GAP {
+        if at > 2 * len + MAX_GAP || at >= MAX_IDS {
             let reason = format!("token `{text}` has the id {id}, far behind the {len} others");
             return Err(Error::bad_file(&self.path, reason));
         }
@@ -261,6 +270,8 @@ impl Draft {
 
 /// Ids that may be vacant in a row, beyond as many as there are tokens.
 const MAX_GAP: usize = 1 << 16;
+/// Ids in all; the largest known vocabularies have 900 thousand. A few tokens far behind each other must not reach further.
+const MAX_IDS: usize = 1 << 21;
 
 /// Spellings, kinds and bytes of all tokens.
 #[derive(Debug)]
@@ -458,6 +469,20 @@ mod tests {
         assert!(reason(gguf(&["a"], &[6])).contains("byte token `a`"));
         assert!(reason(GgufVocab { bos_id: Some(1), ..gguf(&["a"], &[]) }).contains("bos_token_id` is 1"));
         assert!(reason(GgufVocab { scores: vec![0.0; 2], ..gguf(&["a"], &[]) }).contains("scores"));
+    }
+
+    /// Ids that double each time would soon take all memory.
+    #[test]
+    fn ids_far_behind_each_other_are_refused() {
+        let mut draft = Draft::new(Path::new("x"), false);
+        let mut id = 0;
+        let error = loop {
+            match draft.set(id, "a", Kind::Normal) {
+                Ok(()) => id = 2 * id + 1000,
+                Err(error) => break error.to_string(),
+            }
+        };
+        assert!(error.contains("far behind") && draft.len() <= MAX_IDS, "{error}");
     }
 
     #[test]
