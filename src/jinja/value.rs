@@ -559,7 +559,7 @@ impl Str {
         };
         COPIED.set(COPIED.get() + len);
         let runs = if let Marks::Many(runs) = &marks { runs.len() * 16 } else { 0 };
-        Self(Rc::new(Body { text, marks, len, safe, _charge: Charge::new(96 + bytes + runs) }))
+        Self(Rc::new(Body { text, marks, len, safe, _charge: Charge::new(160 + bytes + runs) }))
     }
 
     /// A text of one origin.

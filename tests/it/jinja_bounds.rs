@@ -8,6 +8,9 @@ use serde_json::{Map, json};
 /// What a hostile template may take: less than a second with optimisation, more without.
 const MAX_TIME: Duration = Duration::from_secs(20);
 
+/// The whole process, the test's own texts included.
+const MAX_KIB: u64 = 200 << 10;
+
 /// Time that this process has computed; a machine that does other work at once does not count.
 fn computed() -> Duration {
     let Ok(stat) = std::fs::read_to_string("/proc/self/stat") else {
@@ -42,6 +45,10 @@ fn render(template: &str) -> Result<usize, TemplateError> {
         let error = result.as_ref().map_or_else(ToString::to_string, |len| format!("{len} bytes"));
         let tail: String = template.chars().skip(template.chars().count().saturating_sub(60)).collect();
         eprintln!("{:6} ms  {shown:50.50} ... {tail}  {} MiB  {error}", took.as_millis(), peak_kib() >> 10);
+    }
+    // Where each test is a process of its own.
+    if std::env::var_os("NEXTEST").is_some() {
+        assert!(peak_kib() < MAX_KIB, "{} KiB for {shown}", peak_kib());
     }
     if let Err(error) = &result {
         let message = error.to_string();
