@@ -17,6 +17,9 @@ pub enum TemplateErrorKind {
     Limit,
 }
 
+/// Longer messages are cut.
+const MAX_MESSAGE_CHARS: usize = 500;
+
 pub(super) type Res<T> = Result<T, TemplateError>;
 
 pub(super) fn syntax(message: impl Into<String>) -> TemplateError {
@@ -49,7 +52,15 @@ struct Parts {
 
 impl TemplateError {
     pub(super) fn new(kind: TemplateErrorKind, message: impl Into<String>) -> Self {
-        Self(Box::new(Parts { kind, name: String::new(), line: None, message: message.into() }))
+        let mut message = message.into();
+        // A name or a value in it may be as large as values may be; what the template itself says stays whole.
+        if kind != TemplateErrorKind::Refused
+            && let Some((end, _)) = message.char_indices().nth(MAX_MESSAGE_CHARS)
+        {
+            message.truncate(end);
+            message.push_str(" ...");
+        }
+        Self(Box::new(Parts { kind, name: String::new(), line: None, message }))
     }
 
     /// Adds the line, unless a more exact one is known.

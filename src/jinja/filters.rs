@@ -145,13 +145,14 @@ pub(super) struct Getter {
 }
 
 impl Getter {
-    fn new(attribute: Option<Value>, default: Option<Value>, ignore_case: bool) -> Res<Self> {
+    fn new(vm: &Vm, attribute: Option<Value>, default: Option<Value>, ignore_case: bool) -> Res<Self> {
         let parts = match attribute {
             None | Some(Value::None) => Vec::new(),
             Some(Value::Str(path)) => path
                 .text()
                 .split('.')
                 .map(|part| {
+                    vm.step()?;
                     if part.is_empty() || !part.chars().all(text::is_digit) {
                         return Ok(Value::Str(path.part(part)));
                     }
@@ -258,7 +259,7 @@ fn dictsort(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
         Some(Some("value")) => true,
         _ => return Err(failed("You can only sort by either \"key\" or \"value\"")),
     };
-    let getter = Getter::new(None, None, !is_true(case.as_ref()))?;
+    let getter = Getter::new(vm, None, None, !is_true(case.as_ref()))?;
     let pairs = dict.entries.iter().map(|(key, value)| {
         vm.step()?;
         let sort_key = getter.get(vm, if by_value { value } else { key })?;
@@ -272,7 +273,10 @@ fn dictsort(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
 fn filesizeformat(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     let [binary] = args.bind("filesizeformat", ["binary"], 0)?;
     let Some(bytes) = (match &value {
-        Value::Str(text) => number::parse_float(text.text()),
+        Value::Str(text) => {
+            vm.scanning(text.text().len() * 4)?;
+            number::parse_float(text.text())
+        }
         _ => value.defined()?.as_float(),
     }) else {
         return Err(failed("could not convert the value to float"));
@@ -350,10 +354,13 @@ fn reverse(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     Ok(Value::list(items))
 }
 
-fn float(_: &Vm, value: Value, args: CallArgs) -> Res<Value> {
+fn float(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     let [default] = args.bind("float", ["default"], 0)?;
     let found = match &value {
-        Value::Str(text) => number::parse_float(text.text()),
+        Value::Str(text) => {
+            vm.scanning(text.text().len() * 4)?;
+            number::parse_float(text.text())
+        }
         _ => value.defined()?.as_float(),
     };
     Ok(found.map_or_else(|| default.unwrap_or(Value::Float(0.0)), Value::Float))
@@ -367,7 +374,7 @@ fn int(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     };
     let found = match &value {
         Value::Str(text) => {
-            vm.scanning(text.text().len())?;
+            vm.scanning(text.text().len() * 4)?;
             let base =
                 base.and_then(|base| u32::try_from(base).ok()).filter(|base| *base == 0 || (2..=36).contains(base));
             let read = base.map_or(Ok(None), |base| number::parse_int(text.text(), base))?;
@@ -405,7 +412,7 @@ fn format(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
 fn groupby(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     let [attribute, default, case] = args.bind("groupby", ["attribute", "default", "case_sensitive"], 1)?;
     let ignore_case = !is_true(case.as_ref());
-    let getter = Getter::new(attribute, default, ignore_case)?;
+    let getter = Getter::new(vm, attribute, default, ignore_case)?;
     let shown = Getter { parts: getter.parts.clone(), default: getter.default.clone(), ignore_case: false };
     let mut keyed = Vec::new();
     for item in vm.collect(&value)? {
@@ -482,7 +489,7 @@ fn items(_: &Vm, value: Value, args: CallArgs) -> Res<Value> {
 fn join(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     let [separator, attribute] = args.bind("join", ["d", "attribute"], 0)?;
     let separator = separator.map_or(Ok(Str::empty()), |separator| vm.str(&separator))?;
-    let getter = Getter::new(attribute, None, false)?;
+    let getter = Getter::new(vm, attribute, None, false)?;
     let iter = vm.iterator(&value)?;
     let mut out = vm.buf();
     let mut first = true;
@@ -508,7 +515,7 @@ fn map(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
 fn mapping(vm: &Vm, mut args: CallArgs) -> Res<Lazy> {
     if args.positional.is_empty() && args.named.iter().any(|(name, _)| name.text() == "attribute") {
         let [attribute, default] = args.bind("map", ["attribute", "default"], 1)?;
-        return Ok(Lazy::Attr(Getter::new(attribute, default, false)?));
+        return Ok(Lazy::Attr(Getter::new(vm, attribute, default, false)?));
     }
     if args.positional.is_empty() {
         return Err(failed("map requires a filter argument"));
@@ -530,7 +537,7 @@ fn selection(vm: &Vm, mut args: CallArgs, by_attribute: bool, keep: bool) -> Res
         if args.positional.is_empty() {
             return Err(failed("Missing parameter for attribute name"));
         }
-        Some(Getter::new(Some(args.positional.remove(0)), None, false)?)
+        Some(Getter::new(vm, Some(args.positional.remove(0)), None, false)?)
     } else {
         None
     };
@@ -544,16 +551,16 @@ fn selection(vm: &Vm, mut args: CallArgs, by_attribute: bool, keep: bool) -> Res
     }
 }
 
-fn unique(_: &Vm, value: Value, args: CallArgs) -> Res<Value> {
+fn unique(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     let [case, attribute] = args.bind("unique", ["case_sensitive", "attribute"], 0)?;
-    let getter = Getter::new(attribute, None, !is_true(case.as_ref()))?;
+    let getter = Getter::new(vm, attribute, None, !is_true(case.as_ref()))?;
     Ok(Iter::lazy(value, Lazy::Unique(getter, Dict::default())))
 }
 
 fn extreme(vm: &Vm, value: &Value, args: CallArgs, largest: bool) -> Res<Value> {
     let [case, attribute] = args.bind("min", ["case_sensitive", "attribute"], 0)?;
     let iter = vm.iterator(value)?;
-    let getter = Getter::new(attribute, None, !is_true(case.as_ref()))?;
+    let getter = Getter::new(vm, attribute, None, !is_true(case.as_ref()))?;
     let mut best: Option<(Value, Value)> = None;
     while let Some(item) = iter.next(vm)? {
         let key = getter.get(vm, &item)?;
@@ -615,9 +622,12 @@ fn sort(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
         Some(Value::Str(names)) => names
             .text()
             .split(',')
-            .map(|name| Getter::new(Some(Value::Str(names.part(name))), None, ignore_case))
+            .map(|name| {
+                vm.step()?;
+                Getter::new(vm, Some(Value::Str(names.part(name))), None, ignore_case)
+            })
             .collect::<Res<_>>()?,
-        other => vec![Getter::new(other, None, ignore_case)?],
+        other => vec![Getter::new(vm, other, None, ignore_case)?],
     };
     let mut keyed = Vec::new();
     for item in vm.collect(&value)? {
@@ -678,7 +688,7 @@ fn cut(vm: &Vm, text: &Str, open: &str, close: &str) -> Res<Str> {
 
 fn sum(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     let [attribute, start] = args.bind("sum", ["attribute", "start"], 0)?;
-    let getter = Getter::new(attribute, None, false)?;
+    let getter = Getter::new(vm, attribute, None, false)?;
     let mut total = start.unwrap_or(Value::Int(0));
     if let Value::Str(_) = total {
         return Err(failed("sum() can't sum strings [use ''.join(seq) instead]"));

@@ -112,6 +112,7 @@ fn field(
 
 /// The value of `name.attribute[item]`.
 fn lookup(vm: &Vm, field: &Str, name: &str, args: &CallArgs, numbering: &mut Numbering) -> Res<Value> {
+    vm.work(args.named.len() as u64 / 4)?;
     let end = name.find(['.', '[']).unwrap_or(name.len());
     let (first, mut rest) = name.split_at(end);
     let positional = |at: usize| {

@@ -7,12 +7,15 @@ use std::fmt::Write as _;
 use chrono::{Local, NaiveDateTime};
 
 use super::Origin;
-use super::error::{Res, failed, unsupported};
+use super::error::{Res, failed, limit, unsupported};
 use super::interp::{CallArgs, Object, Vm, refusal};
 use super::value::{Dict, Range, Seq, Value};
 
 /// What the sandbox of Jinja 2 allows.
 const MAX_RANGE: i64 = 100_000;
+
+/// Each of its directives may grow tenfold.
+const MAX_TIME_FORMAT: usize = 10_000;
 
 pub(super) fn globals() -> HashMap<String, Value> {
     ["range", "dict", "lipsum", "cycler", "joiner", "namespace", "raise_exception", "strftime_now"]
@@ -48,6 +51,9 @@ pub(super) fn call(vm: &Vm, name: &str, args: CallArgs) -> Res<Value> {
             let [format] = args.bind("strftime_now", ["format"], 1)?;
             let Some(Value::Str(format)) = format else { return Err(failed("strftime_now() wants a string")) };
             vm.scanning(format.text().len() * 16)?;
+            if format.text().len() > MAX_TIME_FORMAT {
+                return Err(limit(format!("a format of the time is longer than {MAX_TIME_FORMAT} bytes")));
+            }
             let now = vm.now.unwrap_or_else(|| Local::now().naive_local());
             let mut text = vm.buf();
             text.push(&strftime(now, format.text()), Origin::Template)?;
@@ -107,6 +113,8 @@ fn dict(vm: &Vm, mut args: CallArgs) -> Res<Dict> {
         }
     }
     for (name, value) in args.named {
+        vm.work(8)?;
+        vm.copying(name.text().len())?;
         dict.insert(Value::Str(name), value)?;
     }
     Ok(dict)

@@ -12,7 +12,7 @@ use super::ast::{
 };
 use super::error::{Res, TemplateError, TemplateErrorKind, failed, limit, syntax, unsupported};
 use super::iter::{Iter, Lazy};
-use super::value::{Charge, Dict, Seq, Str, StrBuf, Value, Why, bury, live};
+use super::value::{Charge, Dict, Seq, Str, StrBuf, Value, Why, bury, live, take_copied};
 use super::{Limits, Origin, functions, methods, ops};
 
 /// A value with an identity or a state.
@@ -270,6 +270,9 @@ impl CallArgs {
     }
 }
 
+/// Bytes of text that are written in about the time of a step.
+const COPIED_PER_STEP: usize = 256;
+
 /// How statements ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flow {
@@ -341,7 +344,8 @@ impl<'t> Vm<'t> {
 
     /// Takes steps from the budget, and looks at the memory.
     pub fn work(&self, steps: u64) -> Res<()> {
-        match self.steps.get().checked_sub(steps) {
+        let copied = take_copied(COPIED_PER_STEP) as u64;
+        match self.steps.get().checked_sub(steps + copied) {
             Some(left) => self.steps.set(left),
             None => return Err(limit(format!("it takes more than {} steps", self.limits.steps))),
         }
@@ -351,9 +355,9 @@ impl<'t> Vm<'t> {
         Ok(())
     }
 
-    /// The work of copying bytes.
+    /// The work of copying bytes that are not written to a text, or may be too many to begin with it.
     pub fn copying(&self, bytes: usize) -> Res<()> {
-        self.work(1 + bytes as u64 / 256)
+        self.work(1 + (bytes / COPIED_PER_STEP) as u64)
     }
 
     /// The work of looking at every byte.
@@ -420,7 +424,7 @@ impl<'t> Vm<'t> {
     // Functions and scopes.
 
     fn run_function(&self, function: &Function, block: Option<u32>, out: &mut StrBuf) -> Res<()> {
-        let env = Env::new(function.num_slots, None);
+        let env = self.env(function.num_slots, None)?;
         if let Some(slot) = function.self_slot {
             env.set_here(slot, Some(Value::object(Object::Blocks)));
         }
@@ -429,15 +433,21 @@ impl<'t> Vm<'t> {
             let hint = format!("there is no parent block called '{}'.", name.text());
             env.set_here(slot, Some(Value::undefined(hint)));
         }
-        self.enter(&function.frame, &env);
+        self.enter(&function.frame, &env)?;
         self.body(&function.body, &env, out).map(drop)
+    }
+
+    fn env(&self, num_slots: u32, outer: Option<&Rc<Env>>) -> Res<Rc<Env>> {
+        self.work(1 + u64::from(num_slots) / 8)?;
+        Ok(Env::new(num_slots, outer.cloned()))
     }
 
     fn string(&self, symbol: Sym) -> &Str {
         &self.strings[symbol as usize]
     }
 
-    fn enter(&self, frame: &Frame, env: &Rc<Env>) {
+    fn enter(&self, frame: &Frame, env: &Rc<Env>) -> Res<()> {
+        self.work(frame.loads.len() as u64)?;
         for &(slot, load) in &frame.loads {
             match load {
                 Load::Parameter => {}
@@ -449,6 +459,7 @@ impl<'t> Vm<'t> {
                 }
             }
         }
+        Ok(())
     }
 
     fn leave(frame: &Frame, env: &Rc<Env>) {
@@ -486,7 +497,7 @@ impl<'t> Vm<'t> {
                 self.export(target, *top, env);
             }
             StmtKind::SetBlock { frame, target, ops, body, top } => {
-                self.enter(frame, env);
+                self.enter(frame, env)?;
                 let mut inner = self.buf();
                 let flow = self.body(body, env, &mut inner)?;
                 if flow != Flow::Next {
@@ -516,7 +527,7 @@ impl<'t> Vm<'t> {
                 }
             }
             StmtKind::With { frame, targets, body } => {
-                self.enter(frame, env);
+                self.enter(frame, env)?;
                 for (target, value) in targets {
                     let value = self.eval(value, env)?;
                     self.assign(target, value, env)?;
@@ -526,7 +537,7 @@ impl<'t> Vm<'t> {
                 return Ok(flow);
             }
             StmtKind::Autoescape { frame, value, body } => {
-                self.enter(frame, env);
+                self.enter(frame, env)?;
                 if self.eval(value, env)?.is_true() {
                     return Err(unsupported("automatic escaping"));
                 }
@@ -535,7 +546,7 @@ impl<'t> Vm<'t> {
                 return Ok(flow);
             }
             StmtKind::FilterBlock { frame, ops, body } => {
-                self.enter(frame, env);
+                self.enter(frame, env)?;
                 let mut inner = self.buf();
                 let flow = self.body(body, env, &mut inner)?;
                 if flow != Flow::Next {
@@ -657,7 +668,7 @@ impl<'t> Vm<'t> {
 
     fn recursive_loop(&self, id: u32, items: &Value, outer: &Rc<Env>, depth0: i64) -> Res<Str> {
         let part = &self.program.loops[id as usize];
-        let env = Env::new(part.num_slots, Some(Rc::clone(outer)));
+        let env = self.env(part.num_slots, Some(outer))?;
         let mut text = self.buf();
         self.run_loop(id, part, items, &env, outer, &mut text, depth0)?;
         Ok(text.finish())
@@ -706,7 +717,7 @@ impl<'t> Vm<'t> {
             if let Some((slot, object)) = &state {
                 env.set_here(*slot, Some(Value::Object(Rc::clone(object))));
             }
-            self.enter(&part.frame, env);
+            self.enter(&part.frame, env)?;
             match self.body(&part.body, env, out)? {
                 Flow::Next => empty = false,
                 Flow::Continue => {}
@@ -716,7 +727,7 @@ impl<'t> Vm<'t> {
         Self::leave(&part.frame, env);
         // As in Jinja 2, a loop is empty if no turn came to its end.
         if empty && !part.other.is_empty() {
-            self.enter(&part.other_frame, env);
+            self.enter(&part.other_frame, env)?;
             let flow = self.body(&part.other, env, out)?;
             Self::leave(&part.other_frame, env);
             return Ok(flow);
@@ -728,7 +739,7 @@ impl<'t> Vm<'t> {
     pub fn passes(&self, id: u32, env: &Rc<Env>, value: &Value) -> Res<bool> {
         let part = &self.program.loops[id as usize];
         let Some((target, test, frame)) = &part.test else { return Ok(true) };
-        self.enter(frame, env);
+        self.enter(frame, env)?;
         self.assign(target, value.clone(), env)?;
         Ok(self.eval(test, env).map_err(|error| error.at(part.line))?.is_true())
     }
@@ -737,7 +748,7 @@ impl<'t> Vm<'t> {
 
     fn call_macro(&self, id: u32, outer: &Rc<Env>, args: CallArgs) -> Res<Str> {
         let part = &self.program.macros[id as usize];
-        let env = Env::new(part.function.num_slots, Some(Rc::clone(outer)));
+        let env = self.env(part.function.num_slots, Some(outer))?;
         self.bind_macro(part, &env, args)?;
         let mut text = self.buf();
         self.body(&part.function.body, &env, &mut text)?;
@@ -772,6 +783,7 @@ impl<'t> Vm<'t> {
         if let Some(slot) = part.kwargs {
             let mut named = Dict::default();
             for (name, value) in args.named {
+                self.work(8)?;
                 named.insert(Value::Str(name), value)?;
             }
             env.set_here(slot, Some(Value::Dict(Rc::new(named))));
@@ -786,7 +798,7 @@ impl<'t> Vm<'t> {
         for (slot, value) in values {
             env.set_here(slot, value);
         }
-        self.enter(&part.function.frame, env);
+        self.enter(&part.function.frame, env)?;
         let required = part.params.len() - part.defaults.len();
         for (at, (param, slot)) in part.params.iter().enumerate() {
             if env.get(Var { hops: 0, slot: *slot }).is_some() {
@@ -857,9 +869,10 @@ impl<'t> Vm<'t> {
             let star = self.eval(star, env)?;
             let Value::Dict(dict) = &star else { return Err(failed("argument after ** must be a mapping")) };
             self.work(dict.entries.len() as u64 * (values.named.len() + 1) as u64)?;
+            let explicit = values.named.len();
             for (key, value) in &dict.entries {
                 let Some(key) = key.as_str() else { return Err(failed("keywords must be strings")) };
-                if values.named.iter().any(|(name, _)| name == key) {
+                if values.named[..explicit].iter().any(|(name, _)| name == key) {
                     return Err(failed(format!("multiple values for keyword argument '{}'", key.text())));
                 }
                 values.named.push((key.clone(), value.clone()));

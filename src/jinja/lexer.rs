@@ -164,7 +164,12 @@ impl<'s> Lexer<'s> {
         self.at = self.source.len() - body.len();
         match start.as_bytes()[1] {
             b'#' => {
-                let Some(end) = body.find("#}") else { return Err(syntax("missing end of comment tag").at(line)) };
+                let Some(end) = body.find("#}") else {
+                    if body.is_empty() {
+                        return Ok(Some((Token::End, line)));
+                    }
+                    return Err(syntax("missing end of comment tag").at(line));
+                };
                 // A sign needs a character of its own, which the beginning may have taken.
                 let sign = body.as_bytes()[..end].last().copied();
                 self.at += end;
@@ -231,6 +236,9 @@ impl<'s> Lexer<'s> {
                 self.close(sign, true);
                 return Ok(Some(kept));
             }
+        }
+        if text.is_empty() {
+            return Ok(Some(String::new()));
         }
         Err(syntax("missing end of raw directive").at(line))
     }

@@ -482,6 +482,7 @@ fn str_result(vm: &Vm, text: &Str, name: &'static str, args: CallArgs) -> Res<Va
         }
         _ => {
             args.only::<0>(name, 0)?;
+            vm.scanning(plain.len() * 4)?;
             Ok(Value::Bool(classify(plain, name)))
         }
     }
@@ -532,7 +533,7 @@ fn mapped(vm: &Vm, text: &Str, name: &str, args: CallArgs, change: fn(char, &mut
     let mut changed = String::new();
     for (start, end, origin) in text.runs(0, text.text().len()) {
         changed.clear();
-        vm.scanning((end - start) * 3)?;
+        vm.scanning((end - start) * 6)?;
         text.text()[start..end].chars().for_each(|c| change(c, &mut changed));
         out.push(&changed, origin)?;
     }

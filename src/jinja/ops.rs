@@ -376,7 +376,7 @@ pub(super) fn slice(vm: &Vm, value: &Value, bounds: &[Value; 3]) -> Res<Value> {
     let places = (0..count).map(|at| usize::try_from(start + at * step).unwrap_or(0));
     Ok(match value {
         Value::Str(text) => {
-            vm.copying(text.text().len())?;
+            vm.copying(text.text().len() * if text.is_ascii() { 1 } else { 8 })?;
             let first = usize::try_from(start).unwrap_or(0);
             let taken = usize::try_from(count).unwrap_or(0);
             if step == 1 {
@@ -509,7 +509,7 @@ fn repr_object(vm: &Vm, object: &Rc<Object>, out: &mut StrBuf) -> Res<()> {
 }
 
 fn repr_str(vm: &Vm, text: &Str, out: &mut StrBuf) -> Res<()> {
-    vm.scanning(text.text().len() * 4)?;
+    vm.scanning(text.text().len() * 8)?;
     let quote = if text.text().contains('\'') && !text.text().contains('"') { '"' } else { '\'' };
     if text.is_safe() {
         out.push("Markup(", Origin::Template)?;

@@ -16,12 +16,23 @@ use super::iter::Iter;
 
 thread_local! {
     static LIVE: Cell<usize> = const { Cell::new(0) };
+    static COPIED: Cell<usize> = const { Cell::new(0) };
     static DYING: RefCell<Option<Vec<Vec<Value>>>> = const { RefCell::new(None) };
 }
 
 /// Bytes of all values of this thread that are alive.
 pub(super) fn live() -> usize {
     LIVE.get()
+}
+
+/// How often so many bytes of text have been written since the last time this was asked.
+pub(super) fn take_copied(unit: usize) -> usize {
+    let copied = COPIED.get();
+    if copied < unit {
+        return 0;
+    }
+    COPIED.set(copied % unit);
+    copied / unit
 }
 
 /// Memory that is counted as long as this lives.
@@ -546,8 +557,9 @@ impl Str {
             Text::Own(text) => (text.capacity(), super::text::count_chars(text)),
             Text::Shared(text) => (0, super::text::count_chars(text)),
         };
+        COPIED.set(COPIED.get() + len);
         let runs = if let Marks::Many(runs) = &marks { runs.len() * 16 } else { 0 };
-        Self(Rc::new(Body { text, marks, len, safe, _charge: Charge::new(96 + bytes + runs) }))
+        Self(Rc::new(Body { text, marks, len, safe, _charge: Charge::new(160 + bytes + runs) }))
     }
 
     /// A text of one origin.
@@ -707,6 +719,7 @@ impl StrBuf {
         if self.text.len() + text.len() + runs > self.limit {
             return Err(limit(format!("a text grows beyond {} bytes", self.limit)));
         }
+        COPIED.set(COPIED.get() + text.len());
         self.text.push_str(text);
         match self.runs.last_mut() {
             Some((end, last)) if *last == origin => *end = self.text.len(),

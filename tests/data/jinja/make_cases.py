@@ -80,7 +80,7 @@ s.partition(', ') ¦ s.rpartition('o') ¦ s.partition('zz') ¦ s.removeprefix('H
 '-5'.zfill(4) ¦ 'a'.center(4) ¦ 'a'.center(5, '*') ¦ 'a'.ljust(3) ~ '|' ¦ 'a'.rjust(3) ¦ '-'.join(['a', 'b']) ¦ '-'.join([1]) ¦ '-'.join('ab')
 ''.isdigit() ¦ '12'.isdigit() ¦ '²'.isdigit() ¦ '²'.isdecimal() ¦ '½'.isnumeric() ¦ '日'.isalpha() ¦ 'a1'.isalnum() ¦ ' '.isspace() ¦ ''.isspace()
 'Ab'.istitle() ¦ 'AB'.isupper() ¦ 'ab1'.islower() ¦ 'a'.isascii() ¦ 'é'.isascii() ¦ 'a\tb'.expandtabs(4) ¦ 'a_1'.isidentifier()
-s.encode() ¦ s.format_map({}) ¦ s.foo() ¦ s.upper ¦ d.update({}) ¦ d.pop('a') ¦ l.append(1) ¦ l.pop() ¦ l.index(1) ¦ l.count(3) ¦ l.index(9)
+s.format_map({}) ¦ s.foo() ¦ s.upper ¦ d.update({}) ¦ d.pop('a') ¦ l.append(1) ¦ l.pop() ¦ l.index(1) ¦ l.count(3) ¦ l.index(9)
 l.copy() ¦ d.copy() ¦ d.get('a') ¦ d.get('zz') ¦ d.get('zz', 5) ¦ d.get() ¦ d.items ¦ d['items'] ¦ (1, 2).count(1) ¦ d.keys()|list
 s.__class__ ¦ s.__class__.x ¦ d.__len__() ¦ n.real ¦ f.is_integer() ¦ n.bit_length() ¦ 2.0.is_integer() ¦ n()|d() ¦ s() ¦ none()
 l|sort ¦ l|sort(reverse=true) ¦ ['b', 'A', 'a']|sort ¦ ['b', 'A', 'a']|sort(case_sensitive=true)
