@@ -34,6 +34,7 @@ pub mod error;
 pub mod eval;
 pub mod fidelity;
 pub mod files;
+mod foreign;
 pub mod generate;
 pub mod guard;
 pub mod hub;

@@ -50,6 +50,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
     let kv_dtypes = kv_dtypes(&args.kv_dtype);
     let session = Session::open(&ModelArgs {
         model: args.model.clone(),
+        context: args.context,
         dtype: args.dtype,
         kv_dtype: args.kv_dtype[0],
         device: args.device.clone(),

@@ -86,6 +86,7 @@ impl MeasureArgs {
     pub fn open(&self, kv_dtypes: &[KvDtype]) -> anyhow::Result<Session> {
         let session = Session::open(&ModelArgs {
             model: self.model.clone(),
+            context: self.context,
             dtype: self.dtype,
             kv_dtype: self.full_kv_dtype,
             device: self.device.clone(),

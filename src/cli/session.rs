@@ -19,7 +19,6 @@ use adaptive_kvcache::report::{log_lines, size};
 use adaptive_kvcache::tokenizer::{ChatFormat, ChatInput, ChatMessage, ChatTemplate, Tokenizer, messages_from_json};
 use adaptive_kvcache::tokens::TokenClassifier;
 use adaptive_kvcache::{Error, Result};
-use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::{DEFAULT_PROMPT, DialogueArgs, ModelArgs, PromptArgs};
@@ -55,11 +54,17 @@ impl Session {
     fn load(args: &ModelArgs) -> anyhow::Result<Self> {
         let backend = backend(&args.device)?;
         let threads = threads::number(args.threads);
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("failed to start threads")?;
+        // The error's own cause says the same again.
+        let started = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        started.map_err(|error| anyhow::anyhow!("failed to start {threads} threads: {error}"))?;
         let model = super::hub::local_path(&args.model)?;
         let started = Instant::now();
         let bar = progress_bar("loading");
-        let loaded = checkpoint::load_for(&backend, &model, args.dtype.into(), &mut |done, total| {
+        let mut checkpoint = checkpoint::open(&model)?;
+        if let Some(tokens) = args.context.context {
+            checkpoint.set_context(tokens)?;
+        }
+        let loaded = checkpoint.load_for(&backend, args.dtype.into(), &mut |done, total| {
             bar.set_length(total as u64);
             bar.set_position(done as u64);
         })?;

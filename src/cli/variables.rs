@@ -81,7 +81,7 @@ pub fn parse(command: &Command, args: &[OsString]) -> anyhow::Result<Parsed> {
         let is_chosen = command.get_name() == typed.command;
         command.mut_args(|arg| {
             let Some(name) = arg.get_env().map(OsStr::to_owned) else { return arg };
-            let value = std::env::var_os(&name).unwrap_or_default();
+            let Some(value) = std::env::var_os(&name) else { return arg };
             let id = arg.get_id().as_str();
             if value.is_empty() {
                 return arg.env(Resettable::Reset);

@@ -3,13 +3,18 @@
 //!
 //! A token stands for so many bytes at most. Some stand for no end of text: a run of unknown characters is one token,
 //! white space beside an added token is part of it, bytes that a vocabulary cannot spell are left out, and a normaliser may
-//! drop what it likes. Such bytes do not count; where that cannot be told byte by byte, tokens are taken to be very long.
+//! drop what it likes. Such bytes do not count; where that cannot be told byte by byte, tokens are taken to be very long,
+//! and a mebibyte is for nothing.
 
 use super::byte_level::spelling;
 use super::vocab::{Kind, Vocab};
 
-/// How much longer than its spelling a token's text is taken to be where it can be of any length.
+/// How much longer than its spelling a token's text is taken to be where it can be of any length, and the text is longer
+/// than [`FREE`].
 const ANY_LENGTH: usize = 64;
+
+/// Bytes of a text that cost little to tokenise: where tokens are of any length, so many count for nothing.
+const FREE: usize = 1 << 20;
 
 /// Tokens that are made beyond those that are wanted: what is cut off behind them must not change the last of these.
 const MARGIN: usize = 1024;
@@ -23,6 +28,8 @@ pub(super) struct Bound {
     counts: [bool; 256],
     /// Whether white space counts.
     spaces_count: bool,
+    /// How many of those that count are left out.
+    free: usize,
 }
 
 /// What a kind of tokenizer may do to a text.
@@ -32,7 +39,8 @@ pub(super) struct Losses {
     pub shrinks: Option<usize>,
     /// Whether white space may vanish.
     pub spaces: bool,
-    /// Whether runs of what no token spells become one token, or nothing.
+    /// Whether there are characters that no token spells, of which a run becomes one token, or nothing. Bytes that a
+    /// byte-level vocabulary lacks are known without it.
     pub unknown: bool,
 }
 
@@ -49,10 +57,8 @@ impl Bound {
         });
         let longest = longest.max().unwrap_or(0).max(1);
         let mut counts = [true; 256];
-        let mut any_length = losses.shrinks.is_none();
-        if losses.unknown && vocab.is_sentence_piece() {
-            any_length = true;
-        } else if !vocab.is_sentence_piece() {
+        let mut any_length = losses.unknown || losses.shrinks.is_none();
+        if !vocab.is_sentence_piece() {
             for byte in 0..=u8::MAX {
                 counts[usize::from(byte)] = vocab.id(&spelling(&[byte])).is_some();
             }
@@ -61,18 +67,23 @@ impl Bound {
         }
         let factor = losses.shrinks.unwrap_or(1) * if any_length { ANY_LENGTH } else { 1 };
         let counts = if any_length { [true; 256] } else { counts };
-        Self { longest: longest.saturating_mul(factor), counts, spaces_count: !losses.spaces || any_length }
+        Self {
+            longest: longest.saturating_mul(factor),
+            counts,
+            spaces_count: !losses.spaces || any_length,
+            free: if any_length { FREE } else { 0 },
+        }
     }
 
-    /// A text has at least so many tokens.
+    /// A text has at least so many tokens; one that is long and all but made of what no token spells may have fewer.
     pub fn least_tokens(&self, text: &str) -> usize {
         let counted = text.chars().map(|c| self.counted(c)).sum::<usize>();
-        counted.div_ceil(self.longest)
+        counted.saturating_sub(self.free).div_ceil(self.longest)
     }
 
     /// As much of a text as certainly has `tokens` tokens, and some more; the whole text if it has not so many.
     pub fn beginning<'t>(&self, text: &'t str, tokens: usize) -> &'t str {
-        let wanted = tokens.saturating_add(MARGIN).saturating_mul(self.longest);
+        let wanted = tokens.saturating_add(MARGIN).saturating_mul(self.longest).saturating_add(self.free);
         if text.len() <= wanted {
             return text;
         }

@@ -32,7 +32,7 @@ pub(super) struct JsonModel {
     pub added: AddedTokens,
     /// Tokens that are found in the normalised text.
     inner: AddedTokens,
-    /// Whether there are tokens for all bytes.
+    /// Whether every byte is spelt, as far as the vocabulary has a token for it.
     spells_all: bool,
 }
 
@@ -72,12 +72,12 @@ fn build(mut file: Value, path: &Path, settings: &Settings) -> Result<JsonTokeni
         }
         added.retain(|token| settings.is_known(token));
     }
-    for token in &settings.added {
-        if !added.iter().any(|known| known.id == token.id && known.content == token.content) {
-            added.push(token.clone());
-        }
-    }
+    let known: HashSet<(u32, &str)> = added.iter().map(|token| (token.id, token.content.as_str())).collect();
+    let more = settings.added.iter().filter(|token| !known.contains(&(token.id, token.content.as_str())));
+    let more: Vec<_> = more.cloned().collect();
+    added.extend(more);
     settings.apply(&added, &mut draft)?;
+    let fallback = file["model"]["byte_fallback"] == true;
     let unk = file["model"]["unk_token"].as_str().map(ToOwned::to_owned);
     if let Some(id) = unk.as_ref().filter(|_| sentence_piece).and_then(|unk| draft.id(unk)) {
         draft.set(id, unk.as_deref().unwrap_or_default(), Kind::Unknown)?;
@@ -118,7 +118,8 @@ fn build(mut file: Value, path: &Path, settings: &Settings) -> Result<JsonTokeni
     strip_model(&mut file["model"], &vocab, unk.as_deref())?;
     let model = guard::catch(|| serde_json::from_value::<ModelWrapper>(file["model"].take()));
     let model = model.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
-    let spells_all = !sentence_piece || (0..=u8::MAX).all(|byte| vocab.id(&format!("<0x{byte:02X}>")).is_some());
+    let byte_fallback = || fallback && (0..=u8::MAX).all(|byte| vocab.id(&format!("<0x{byte:02X}>")).is_some());
+    let spells_all = if sentence_piece { byte_fallback() } else { first.spells_bytes() };
     let model = JsonModel { model, first, rest, prefix, added: outer, inner: inner_tokens, spells_all };
     Ok(JsonTokenizer { vocab, model, leading, strips_space })
 }

@@ -18,6 +18,7 @@ mod json;
 mod marked;
 mod messages;
 mod pipeline;
+mod pre;
 mod sentencepiece;
 mod settings;
 mod special;
@@ -167,8 +168,24 @@ impl Tokenizer {
             gguf.eos_id = gguf.eos_id.or_else(|| named("</s>"));
             gguf.unk_id = gguf.unk_id.or_else(|| named("<unk>"));
         }
-        let mut draft = Draft::from_gguf(&mut gguf)?;
         let mut notes = std::mem::take(&mut gguf.notes);
+        if gguf.model == "llama" && gguf.scores.is_empty() {
+            notes.push(format!(
+                "`{}` has no scores (`tokenizer.ggml.scores`): pieces are joined from left to right, as llama.cpp does it, and \
+                 may not be those that the model was trained with",
+                gguf.path.display()
+            ));
+            gguf.scores = vec![0.0; gguf.tokens.len()];
+        }
+        if gguf.model == "gpt2" && gguf.pre.as_ref().is_none_or(String::is_empty) {
+            gguf.pre = None;
+            notes.push(format!(
+                "`{}` does not say how text is split into words (`tokenizer.ggml.pre`), so the rule `default` is used: GENERATION \
+                 QUALITY WILL BE DEGRADED if the model was trained with another; convert the model anew with a current llama.cpp",
+                gguf.path.display()
+            ));
+        }
+        let mut draft = Draft::from_gguf(&mut gguf)?;
         let known = Known::find(draft.iter());
         notes.extend(known.correct(&mut draft));
         let vocab = Vocab::new(draft)?;
@@ -266,7 +283,7 @@ impl Tokenizer {
         if least <= most {
             return Ok(());
         }
-        let reason = format!("at least {least} tokens are more than the model's context of {most}");
+        let reason = format!("the prompt has at least {least} tokens, more than the model's context of {most}");
         Err(Error::input(reason).with_hint("shorten the prompt"))
     }
 

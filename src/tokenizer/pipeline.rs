@@ -277,6 +277,13 @@ impl Pipeline {
         self.normalizer.shrinks().filter(|_| self.words.0.iter().all(WordStep::keeps_all))
     }
 
+    /// Whether texts are spelt byte by byte.
+    pub fn spells_bytes(&self) -> bool {
+        let normalizes = |step: &NormalizeStep| matches!(step, NormalizeStep::Other(NormalizerWrapper::ByteLevel(_)));
+        let splits = |step: &WordStep| matches!(step, WordStep::Bytes { .. });
+        self.normalizer.0.iter().any(normalizes) || self.words.0.iter().any(splits)
+    }
+
     /// Appends the ids of a text to `ids`.
     ///
     /// * `added`: tokens that are looked for in the normalised text

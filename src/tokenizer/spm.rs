@@ -102,6 +102,7 @@ impl SentencePiece {
         let mut bytes: [Option<u32>; 256] = [None; 256];
         for ((id, text, kind), &score) in vocab.iter().zip(scores) {
             match kind {
+                _ if text.is_empty() => continue,
                 Kind::Control | Kind::Unknown => continue,
                 Kind::Byte => {
                     if let [byte] = *vocab.bytes(id) {

@@ -227,7 +227,7 @@ fn a_full_disk_leaves_the_old_files_and_is_told() {
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(!stderr.contains("panicked") && stderr.contains("File too large"), "{:?}: {stderr}", run.args);
         // A conversation goes on.
-        let expected = if run.args[0] == "chat" { 0 } else { 1 };
+        let expected = i32::from(run.args[0] != "chat");
         assert_eq!(output.status.code(), Some(expected), "{:?}: {stderr}", run.args);
         let error = stderr.lines().find(|line| line.starts_with("error: ")).unwrap();
         assert!(run.outputs.iter().any(|name| error.contains(&format!("`{name}`"))), "{stderr}");

@@ -13,6 +13,7 @@ mod eval;
 mod eval_table;
 mod hostile;
 mod mishaps;
+mod model_files;
 mod not_a_number;
 mod options;
 mod places;

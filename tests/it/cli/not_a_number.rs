@@ -123,8 +123,19 @@ fn measurements_refuse_them_on_either_side_and_say_in_which_cache() {
     );
 
     lab.write("prompts.txt", "z\nq\n");
-    let answers =
-        ["eval", "--model", "m.gguf", "--prompts", "prompts.txt", "--configs", "full", "--answer-tokens", "8"];
+    let answers = [
+        "eval",
+        "--model",
+        "m.gguf",
+        "--windows",
+        "0",
+        "--prompts",
+        "prompts.txt",
+        "--configs",
+        "full",
+        "--answer-tokens",
+        "8",
+    ];
     let output = lab.run(&answers);
     assert_eq!(output.status.code(), Some(1));
     let told = String::from_utf8(output.stderr).unwrap();

@@ -110,7 +110,7 @@ fn rows_go_into_a_pipe_once() {
             assert_eq!(all.matches(start).count(), 1, "{command} {option}: {all}");
             if option == "--json" {
                 let json: Value =
-                    serde_json::from_str(&all[all.find(start).unwrap()..].split("\n\nchosen").next().unwrap())
+                    serde_json::from_str(all[all.find(start).unwrap()..].split("\n\nchosen").next().unwrap())
                         .unwrap_or_else(|error| panic!("{error}: {all}"));
                 assert!(json.as_array().is_none_or(|rows| rows.len() == 3));
             }

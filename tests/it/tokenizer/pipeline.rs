@@ -8,7 +8,7 @@ use crate::fuzz::tokenizers::byte_level;
 
 /// Loads the tokenizer with these steps.
 fn load(normalizers: Vec<Value>, pre_tokenizers: Vec<Value>) -> Result<Tokenizer, Error> {
-    let normalizer = json!({"type": "Sequence", "normalizers": normalizers});
+    let normalizer = json!({"type": "Sequence", "normalizers": Value::Array(normalizers)});
     load_file(&byte_level(260, &normalizer, pre_tokenizers))
 }
 
@@ -46,7 +46,7 @@ fn refused_at_loading(loaded: Result<Tokenizer, Error>, part: &str) {
 }
 
 /// Ways for a search to take steps without end: `x` repeated in more than one way, then something that is not there.
-const GIVES_UP: &str = r"(?:x+x+)+(?=y)";
+const GIVES_UP: &str = r"(?:x|xx)+(?!q)z";
 
 #[test]
 fn a_pattern_that_gives_up_is_an_error_wherever_it_stands() {
@@ -57,7 +57,7 @@ fn a_pattern_that_gives_up_is_an_error_wherever_it_stands() {
     let normalizing = load(vec![replace(&json!({"Regex": GIVES_UP}), "ab")], Vec::new()).unwrap();
     for tokenizer in [&in_words, &in_words_inverted, &normalizing] {
         refused_on(tokenizer, &text, "gives up");
-        refused_on(tokenizer, &text, "(?:x+x+)+");
+        refused_on(tokenizer, &text, "(?:x|xx)+");
     }
     assert_eq!(in_words.encode("ab ab").unwrap(), load(Vec::new(), Vec::new()).unwrap().encode("ab ab").unwrap());
 }
