@@ -170,7 +170,7 @@ pub fn gave(arg: &str) -> bool {
     IN_EFFECT.get().is_some_and(|variables| variables.iter().any(|variable| variable.arg == arg))
 }
 
-/// Which variable a message is about, as a sentence; `None` if it is about none.
+/// Which variable a message, with its hint, is about, as a sentence; `None` if it is about none.
 pub fn blamed(message: &str) -> Option<String> {
     let is_about = |variable: &&Variable| match variable.arg.as_str() {
         "prompt" => message.contains("the prompt"),
