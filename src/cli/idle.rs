@@ -8,7 +8,7 @@
 use adaptive_kvcache::{Error, Result};
 
 use super::args::{BenchArgs, ChatArgs, Command, CompareArgs, EvalArgs, GenerateArgs, PromptArgs};
-use super::variables::Typed;
+use super::variables::{NEED_TEMPLATE, Typed};
 
 /// # Errors
 /// [`Error::Input`] with the option that has no effect, and why.
@@ -67,8 +67,7 @@ fn prompt(args: &PromptArgs, typed: &Typed) -> Result<()> {
         return Err(Error::input("--prompt and --prompt-file both give the prompt").with_hint("give one of them"));
     }
     if typed.has("chat") && !args.chat {
-        let template = [("system", "--system"), ("messages", "--messages")];
-        if let Some((_, option)) = template.iter().find(|(id, _)| typed.has(id)) {
+        if let Some((_, option)) = NEED_TEMPLATE.iter().find(|(id, _)| typed.has(id)) {
             let reason = format!("--chat 0 contradicts {option}, which needs the chat template");
             return Err(Error::input(reason).with_hint("leave one of the two out"));
         }

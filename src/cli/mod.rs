@@ -132,8 +132,9 @@ fn print_error(error: &anyhow::Error) {
     // Nobody may be listening: the exit status still tells.
     let mut stderr = std::io::stderr().lock();
     let _ = writeln!(stderr, "error: {}", plain(&message));
-    let hints = known.and_then(Error::hint).map(str::to_owned).into_iter().chain(variables::blamed(&message));
-    let hints: Vec<String> = hints.collect();
+    let hint = known.and_then(Error::hint).unwrap_or_default();
+    let blamed = variables::blamed(&format!("{message}; {hint}"));
+    let hints: Vec<String> = Some(hint.to_owned()).filter(|hint| !hint.is_empty()).into_iter().chain(blamed).collect();
     if !hints.is_empty() {
         let _ = writeln!(stderr, "hint: {}", plain(&hints.join("; ")));
     }

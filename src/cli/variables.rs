@@ -19,6 +19,10 @@ use clap::{ArgMatches, Command};
 /// Arguments whose value is a path, which needs not be UTF-8.
 const PATHS: [&str; 3] = ["model", "config", "image_dir"];
 
+/// Options that need a chat template, by id: they ask for it themselves.
+pub const NEED_TEMPLATE: [(&str, &str); 4] =
+    [("system", "--system"), ("messages", "--messages"), ("chat_template", "--chat-template"), ("go_on", "--continue")];
+
 /// Variables that took effect.
 static IN_EFFECT: OnceLock<Vec<Variable>> = OnceLock::new();
 
@@ -131,8 +135,7 @@ fn loses_against(arg: &str, value: &OsStr, typed: &Typed) -> Option<&'static str
     match arg {
         "prompt" => first(&[("prompts", "--prompts"), ("prompt_file", "--prompt-file"), ("messages", "--messages")]),
         "save_image" => first(&[("prompts", "--prompts")]),
-        // Both ask for the template.
-        "chat" => first(&[("system", "--system"), ("messages", "--messages")]),
+        "chat" => first(&NEED_TEMPLATE),
         "use_adakv" if is_false(value) => {
             // With many prompts, it is what all of them may come to, whatever the cache.
             let budget = first(&[("kv_budget", "--kv-budget")]).filter(|_| !typed.has("prompts"));
@@ -167,7 +170,7 @@ pub fn gave(arg: &str) -> bool {
     IN_EFFECT.get().is_some_and(|variables| variables.iter().any(|variable| variable.arg == arg))
 }
 
-/// Which variable a message is about, as a sentence; `None` if it is about none.
+/// Which variable a message, with its hint, is about, as a sentence; `None` if it is about none.
 pub fn blamed(message: &str) -> Option<String> {
     let is_about = |variable: &&Variable| match variable.arg.as_str() {
         "prompt" => message.contains("the prompt"),

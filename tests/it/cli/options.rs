@@ -62,6 +62,8 @@ fn options_that_would_do_nothing_are_refused_by_name() {
     generate(&["--prompt", "a", "--prompt-file", "p.txt"], "--prompt-file", "--prompt ");
     generate(&["--chat", "0", "--system", "a"], "--chat 0", "--system");
     generate(&["--chat", "false", "--messages", "messages.json"], "--chat 0", "--messages");
+    lab.write("own.jinja", TEMPLATE);
+    generate(&["--chat=0", "--chat-template", "own.jinja"], "--chat 0", "--chat-template");
     generate(&["--save-image", "--prompts", "p.txt"], "--prompts", "--save-image");
     // A budget in bytes is no search's business; `fastgen` is named.
     generate(&["--kv-budget", "1MB", "--config", "fastgen.json"], "--kv-budget", "fastgen");
@@ -174,6 +176,8 @@ fn variables_lose_against_options_that_they_conflict_with() {
         assert_eq!(tokens(&[("PROMPT", "c")], args), tokens(&[], args), "{args:?}");
         assert_eq!(tokens(&[("CHAT", "0")], args), tokens(&[], args), "{args:?}");
     }
+    let go_on = ["--messages", "messages.json", "--continue"];
+    assert_eq!(tokens(&[("CHAT", "0")], &go_on), tokens(&[], &go_on));
     assert_eq!(tokens(&[("CHAT", "1")], &["--prompt", "ab", "--chat", "0"]), tokens(&[], &["--prompt", "ab"]));
     let generated = |variables: &[(&str, &str)]| {
         report(&lab, variables, &["--prompt", "ab", "--ignore-eos"])["generated_tokens"].as_array().unwrap().len()
