@@ -107,9 +107,9 @@ fn a_budget_bounds_the_bytes_of_one_prompt() {
     let full = report(&lab, &[], &["--prompt", &prompt, "--use-adakv", "0"]);
     let raw = full["kv"]["kept_bytes"].as_u64().unwrap();
     for (budget, config) in [("1KB", Some("h2o.json")), ("640B", Some("h2o.json")), ("1KB", None)] {
-        let config: &[&str] = config.as_ref().map_or(&[], |config| &["--config", config]);
+        let config = config.map_or_else(Vec::new, |config| vec!["--config", config]);
         let args =
-            [&GENERATE[..], &["--prompt", &prompt, "--kv-budget", budget, "--report", "r.json"], config].concat();
+            [&GENERATE[..], &["--prompt", &prompt, "--kv-budget", budget, "--report", "r.json"], &config].concat();
         let output = lab.run(&args);
         succeeds(&output);
         let report = lab.json("r.json");
