@@ -18,6 +18,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::json::without_bom;
 use crate::policy::{METHODS, Method, MethodSettings, PolicySettings, method_by_name};
+use crate::reading;
 pub use budget::{Budget, BudgetScale, BudgetedMethod, parse_size};
 use keys::{
     COMMON_KEYS, FASTGEN_KEYS, KEYS, Pairs, Reject, canonical_key, choice, positive, ratio, strings, token_ids,
@@ -27,6 +28,9 @@ pub use search::{Criterion, DecodeMode, GroupReduction, ProfileRows, SearchOrder
 
 /// The method that searches policies for each head and has no budget; the default.
 pub const FASTGEN: &str = "fastgen";
+
+/// Most bytes of a configuration file; real ones have less than a thousand.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// Everything that decides what an adaptive cache keeps. Serialises as a file that reads back as itself: every key that
 /// has an effect, every default spelt out.
@@ -147,7 +151,7 @@ impl AdaptiveConfig {
     /// the key and the path, for an unknown key, a key given twice (also in both spellings), or a value out of range.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let text = std::fs::read_to_string(path).map_err(|source| Error::io("read", path, source))?;
+        let text = reading::text(path, "read", MAX_BYTES)?;
         Self::parse(&text, Some(path))
     }
 

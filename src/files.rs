@@ -75,7 +75,15 @@ pub fn check(path: &Path) -> Result<()> {
         let hint = if source.kind() == io::ErrorKind::IsADirectory { "name a file in it" } else { HINT };
         Error::io("write", path, source).with_hint(hint)
     };
-    match Target::of(path).map_err(failed)? {
+    let target = match Target::of(path) {
+        // The folder is what is wrong.
+        Err(source) if source.kind() == io::ErrorKind::NotADirectory => {
+            path.parent().map_or(Ok(()), check_folder)?;
+            return Err(failed(source));
+        }
+        target => target.map_err(failed)?,
+    };
+    match target {
         Target::Descriptor(_) => target::hold(path).map_err(failed),
         Target::Stream(target) => target::check_access(&target).map_err(failed),
         Target::File(target) => {

@@ -20,7 +20,7 @@
 //! | [`attention`], [`cache`] | prefill with statistics, decode over ragged heads; what is kept |
 //! | [`profile`], [`policy`] | the search; one file for each policy |
 //! | [`jinja`] | chat templates of strangers, run within bounds |
-//! | [`kernels`], [`ops`], [`device`], [`config`], [`tokens`], [`error`], [`files`], [`json`], [`memory`], [`numbers`], [`stop`] | leaves |
+//! | [`kernels`], [`ops`], [`device`], [`config`], [`tokens`], [`error`], [`files`], [`guard`], [`json`], [`memory`], [`numbers`], [`reading`], [`stop`] | leaves |
 //!
 //! The library never prints, exits or reads the environment.
 
@@ -34,7 +34,9 @@ pub mod error;
 pub mod eval;
 pub mod fidelity;
 pub mod files;
+mod foreign;
 pub mod generate;
+pub mod guard;
 pub mod hub;
 pub mod jinja;
 pub mod json;
@@ -46,6 +48,7 @@ pub mod ops;
 pub mod plot;
 pub mod policy;
 pub mod profile;
+pub mod reading;
 pub mod report;
 pub mod stop;
 pub mod tokenizer;

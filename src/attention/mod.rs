@@ -56,6 +56,6 @@ impl HeadLayout {
 
 /// Checks a slice's length against the product of its dimensions.
 fn expect_len(what: &'static str, slice: &[f32], dims: &[usize]) -> Result<()> {
-    let expected: usize = dims.iter().product();
-    if slice.len() == expected { Ok(()) } else { Err(Error::shape(what, dims, slice.len())) }
+    let expected = dims.iter().try_fold(1, |product: usize, &dim| product.checked_mul(dim));
+    if expected == Some(slice.len()) { Ok(()) } else { Err(Error::shape(what, dims, slice.len())) }
 }

@@ -135,7 +135,7 @@ pub fn run(subject: Subject<'_>, plan: &Plan, clock: &dyn Clock, observer: &mut 
     }
     for &threads in &plan.threads {
         observer.starts(&format!("reading memory with {threads} threads"));
-        let loop_gb_per_s = read_rate(threads);
+        let loop_gb_per_s = read_rate(threads)?;
         if observer.is_over() {
             return Ok(());
         }

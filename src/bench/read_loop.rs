@@ -3,6 +3,8 @@
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
+use super::threads::with_threads;
+use crate::error::Result;
 use crate::kernels::simd::multiversion;
 use crate::kernels::vector::instruction_set;
 
@@ -34,33 +36,35 @@ fn sum_body<const SIMD: bool>(numbers: &[u64]) -> u64 {
 
 /// Measures how fast `threads` threads, each with its own part of a buffer of 512 MB, read memory: the median of several
 /// passes, in GB (1e9 bytes) a second.
-#[must_use]
-pub fn read_rate(threads: usize) -> f64 {
+///
+/// # Errors
+/// As [`with_threads`].
+pub fn read_rate(threads: usize) -> Result<f64> {
     // Ones, since a page that was never written to may be no memory of its own.
     let buffer = vec![1_u64; BUFFER_BYTES / size_of::<u64>()];
-    let mut rates = Vec::with_capacity(PASSES);
-    // What is then measured is of no use to anybody.
-    while rates.is_empty() || rates.len() < PASSES && !crate::stop::is_requested() {
-        rates.push(pass(&buffer, threads.max(1)));
-    }
-    rates.sort_by(f64::total_cmp);
-    rates[rates.len() / 2]
+    with_threads(threads.max(1), || {
+        let mut rates = Vec::with_capacity(PASSES);
+        // After a request to stop, what is measured is of no use to anybody.
+        while rates.is_empty() || rates.len() < PASSES && !crate::stop::is_requested() {
+            rates.push(pass(&buffer));
+        }
+        rates.sort_by(f64::total_cmp);
+        rates[rates.len() / 2]
+    })
 }
 
-/// GB a second of one pass.
-fn pass(buffer: &[u64], threads: usize) -> f64 {
-    let parts = buffer.chunks(buffer.len().div_ceil(threads));
+/// GB a second of one pass, on the threads of the pool that this runs in.
+fn pass(buffer: &[u64]) -> f64 {
+    let parts: Vec<&[u64]> = buffer.chunks(buffer.len().div_ceil(rayon::current_num_threads())).collect();
     let start = Barrier::new(parts.len());
-    let read = |part: &[u64]| {
+    let read = |part: &&[u64]| {
         start.wait();
         let started = Instant::now();
         std::hint::black_box(sum(instruction_set(), part));
         (started, Instant::now())
     };
-    let times: Vec<(Instant, Instant)> = std::thread::scope(|scope| {
-        let threads: Vec<_> = parts.map(|part| scope.spawn(|| read(part))).collect();
-        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
-    });
+    let times: Vec<(Instant, Instant)> =
+        rayon::broadcast(|thread| parts.get(thread.index()).map(read)).into_iter().flatten().collect();
     // From the first thread's start to the last one's end.
     let started = times.iter().map(|(started, _)| *started).min();
     let ended = times.iter().map(|(_, ended)| *ended).max();
@@ -90,7 +94,7 @@ mod tests {
     fn a_pass_on_any_number_of_threads_has_a_rate() {
         let numbers = vec![1_u64; 1 << 16];
         for threads in [1, 2, 7] {
-            let rate = pass(&numbers, threads);
+            let rate = with_threads(threads, || pass(&numbers)).unwrap();
             assert!(rate.is_finite() && rate > 0.0, "{rate}");
         }
     }

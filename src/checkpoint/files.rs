@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::mapped::MappedFile;
 use crate::error::{Error, Result};
+use crate::foreign;
 use crate::json::bytes_without_bom;
 
 /// Longest JSON file that is read; the indices of the largest models take about 100 KB.
@@ -15,7 +16,8 @@ const MAX_JSON_BYTES: u64 = 4 << 20;
 /// Maps a regular file.
 ///
 /// # Errors
-/// [`Error::Io`] if it cannot be opened; [`Error::Unsupported`], with `hint`, if it is a folder or no regular file.
+/// [`Error::Io`] if it cannot be opened; [`Error::Unsupported`], with `hint`, if it is a folder or no regular file;
+/// [`Error::BadFile`] if it is a Git LFS pointer or a page of the web.
 pub(super) fn map_file(path: &Path, hint: &str) -> Result<MappedFile> {
     // Asked before the file is opened: opening a pipe would wait for its writer.
     let metadata = std::fs::metadata(path).map_err(|source| Error::io("open", path, source).with_hint(hint))?;
@@ -24,7 +26,9 @@ pub(super) fn map_file(path: &Path, hint: &str) -> Result<MappedFile> {
         return Err(Error::unsupported(format!("loading {kind} (`{}`)", path.display())).with_hint(hint));
     }
     let file = std::fs::File::open(path).map_err(|source| Error::io("open", path, source))?;
-    MappedFile::new(&file, path).map_err(|source| Error::io("map", path, source))
+    let mapped = MappedFile::new(&file, path).map_err(|source| Error::io("map", path, source))?;
+    foreign::refuse(path, &mapped)?;
+    Ok(mapped)
 }
 
 /// Reads a JSON file.
@@ -39,6 +43,7 @@ pub(super) fn read_json(path: &Path) -> Result<Value> {
     }
     let mut text = Vec::new();
     std::fs::File::open(path).and_then(|file| file.take(MAX_JSON_BYTES).read_to_end(&mut text)).map_err(read_error)?;
+    foreign::refuse(path, &text)?;
     serde_json::from_slice(bytes_without_bom(&text))
         .map_err(|error| Error::bad_file(path, format!("it is not JSON: {error}")))
 }

@@ -4,7 +4,9 @@
 //! llama.cpp's converter writes them (query and key rows interleaved for the rotation). Not for: the container
 //! ([`super::gguf`]) and the weights ([`super::weights`]).
 
-use super::gguf::{GgufFile, Value};
+mod vocab;
+
+use super::gguf::GgufFile;
 use super::tensors::Tensors;
 use super::weights::stored_matrix;
 use crate::attention::HeadLayout;
@@ -12,7 +14,28 @@ use crate::error::{Error, Result};
 use crate::kernels::vector::MAX_HEAD_DIM;
 use crate::model::rope_scaling::YarnScaling;
 use crate::model::{LlamaConfig, RopeLayout, RopeSettings};
-use crate::tokenizer::GgufVocab;
+
+pub use self::vocab::{TOKENS, vocab};
+
+/// Largest size that is believed.
+const MAX_SIZE: usize = 1 << 30;
+
+/// Keys of settings that other architectures have, each with the numbers that change nothing. A file of this architecture
+/// that has another number was made for something that is not computed here.
+const FOREIGN: [(&str, &[f64]); 12] = [
+    ("logit_scale", &[0.0, 1.0]),
+    ("residual_scale", &[0.0, 1.0]),
+    ("embedding_scale", &[0.0, 1.0]),
+    ("attn_logit_softcapping", &[0.0]),
+    ("final_logit_softcapping", &[0.0]),
+    ("attention.clamp_kqv", &[0.0]),
+    ("attention.max_alibi_bias", &[0.0]),
+    ("attention.scale", &[0.0]),
+    ("attention.temperature_scale", &[0.0]),
+    ("attention.temperature_length", &[0.0]),
+    ("rope.scaling.alpha", &[0.0]),
+    ("nextn_predict_layers", &[0.0]),
+];
 
 /// Reads the model's sizes.
 ///
@@ -23,82 +46,162 @@ use crate::tokenizer::GgufVocab;
 /// [`Error::Unsupported`] for another architecture or a variant that this program does not compute, by name;
 /// [`Error::BadFile`] for sizes that are missing or do not fit.
 pub fn config(file: &GgufFile, tensors: &Tensors) -> Result<LlamaConfig> {
-    let architecture = file.string("general.architecture")?.unwrap_or_default();
-    let refuse = |what: String| Error::unsupported(format!("{what} (`{}`)", file.path().display()));
-    if architecture != "llama" {
-        return Err(refuse(format!("architecture `{architecture}`")).with_hint("use a model of the LLaMA architecture"));
+    refuse_what_is_not_computed(file)?;
+    if tensors.iter().next().is_none() {
+        let reason = "it holds a header and no tensors, as files with a vocabulary alone do";
+        return Err(file.error(reason).with_hint("give the model that it belongs to"));
     }
-    let required = |key: &str| -> Result<usize> {
-        match file.whole(key)? {
-            Some(value) if (1..=1 << 30).contains(&value) => Ok(value),
-            Some(value) => Err(file.error(format!("metadata `{key}` is {value}"))),
+    let required = |key: &str, value: Option<usize>| -> Result<usize> {
+        match value {
+            Some(value) if (1..=MAX_SIZE).contains(&value) => Ok(value),
+            Some(value) => Err(file.error(format!("metadata `{key}` is {value}, expected 1 to 2^30"))),
             None => Err(file.error(format!("metadata `{key}` is missing"))),
         }
     };
-    if file.whole("llama.expert_count")?.unwrap_or(0) > 0 {
-        return Err(refuse("a mixture of experts".to_owned()));
-    }
-    let hidden_size = required("llama.embedding_length")?;
-    let num_heads = required("llama.attention.head_count")?;
-    let num_kv_heads = file.whole("llama.attention.head_count_kv")?.unwrap_or(num_heads);
-    if num_kv_heads == 0 || !num_heads.is_multiple_of(num_kv_heads) {
-        return Err(file.error(format!("{num_heads} query heads cannot share {num_kv_heads} KV heads")));
-    }
-    let head_dim = file.whole("llama.attention.key_length")?.unwrap_or(hidden_size / num_heads);
-    let value_dim = file.whole("llama.attention.value_length")?.unwrap_or(head_dim);
-    if head_dim == 0 || head_dim > MAX_HEAD_DIM || value_dim != head_dim {
-        return Err(refuse(format!("head dimensions {head_dim} (keys) and {value_dim} (values)")));
-    }
-
+    let size = |key: &str| required(key, file.whole(key)?);
+    let num_layers = size("llama.block_count")?;
+    let of_layers = |key: &str| file.whole_of_layers(key, num_layers);
+    let hidden_size = size("llama.embedding_length")?;
+    let heads = heads(
+        file,
+        hidden_size,
+        of_layers("llama.attention.head_count")?,
+        of_layers("llama.attention.head_count_kv")?,
+    )?;
+    let eps = "llama.attention.layer_norm_rms_epsilon";
+    let rms_norm_eps = match file.float(eps)? {
+        Some(value) if (0.0..1.0).contains(&value) => value,
+        Some(value) => return Err(file.error(format!("metadata `{eps}` is {value}, expected a number from 0 to 1"))),
+        None => return Err(file.error(format!("metadata `{eps}` is missing"))),
+    };
     let embedding =
         tensors.get("token_embd.weight").ok_or_else(|| file.error("tensor `token_embd.weight` is missing"))?;
-    let context_length = required("llama.context_length")?;
-    let rope = rope(file, tensors, head_dim, context_length)?;
+    let trained = size("llama.context_length")?;
+    let (rope, lengthened) = rope(file, tensors, heads.head_dim, trained)?;
+    let window = file.whole("llama.attention.sliding_window")?.filter(|&window| window > 0 && window < lengthened);
     Ok(LlamaConfig {
         hidden_size,
-        intermediate_size: required("llama.feed_forward_length")?,
-        num_layers: required("llama.block_count")?,
-        heads: HeadLayout { num_heads, num_kv_heads, head_dim },
+        intermediate_size: required("llama.feed_forward_length", of_layers("llama.feed_forward_length")?)?,
+        num_layers,
+        heads,
         vocab_size: embedding.shape[0],
-        rms_norm_eps: file
-            .float("llama.attention.layer_norm_rms_epsilon")?
-            .ok_or_else(|| file.error("metadata `llama.attention.layer_norm_rms_epsilon` is missing"))?,
-        context_length,
-        sliding_window: None,
+        rms_norm_eps,
+        context_length: window.unwrap_or(lengthened),
+        sliding_window: window,
         rope,
     })
 }
 
-/// Reads how positions are rotated.
-fn rope(file: &GgufFile, tensors: &Tensors, head_dim: usize, context_length: usize) -> Result<RopeSettings> {
-    let dim = file.whole("llama.rope.dimension_count")?.unwrap_or(head_dim);
-    if dim % 2 != 0 || dim > head_dim {
-        return Err(
-            file.error(format!("metadata `llama.rope.dimension_count` is {dim}, the head dimension {head_dim}"))
-        );
+/// Refuses other architectures, and settings of theirs, by name.
+fn refuse_what_is_not_computed(file: &GgufFile) -> Result<()> {
+    let refuse = |what: String| Error::unsupported(format!("{what} (`{}`)", file.path().display()));
+    let architecture = file.string("general.architecture")?.unwrap_or_default();
+    if architecture != "llama" {
+        return Err(refuse(format!("architecture `{architecture}`")).with_hint("use a model of the LLaMA architecture"));
     }
-    let theta = file.float("llama.rope.freq_base")?.unwrap_or(10_000.0);
-    let factor = match file.float("llama.rope.scaling.factor")? {
-        Some(factor) => Some(factor),
-        None => file.float("llama.rope.scale_linear")?,
+    for key in ["llama.expert_count", "llama.expert_used_count"] {
+        if file.whole(key)?.unwrap_or(0) > 0 {
+            return Err(
+                refuse("a mixture of experts".to_owned()).with_hint("use a dense model of the LLaMA architecture")
+            );
+        }
+    }
+    for (name, neutral) in FOREIGN {
+        let key = format!("llama.{name}");
+        if let Some(value) = file.float(&key)?.filter(|value| !neutral.contains(value)) {
+            return Err(refuse(format!("the setting `{key}` = {value}"))
+                .with_hint("it belongs to another architecture: convert the model anew"));
+        }
+    }
+    if file.boolean("llama.attention.causal")? == Some(false) {
+        return Err(refuse("attention to later tokens (`llama.attention.causal` is false)".to_owned()));
+    }
+    Ok(())
+}
+
+/// Checks how many heads there are, and of which size.
+fn heads(file: &GgufFile, hidden_size: usize, count: Option<usize>, count_kv: Option<usize>) -> Result<HeadLayout> {
+    let num_heads = match count {
+        Some(count) if (1..=MAX_SIZE).contains(&count) => count,
+        Some(count) => return Err(file.error(format!("metadata `llama.attention.head_count` is {count}"))),
+        None => return Err(file.error("metadata `llama.attention.head_count` is missing")),
     };
-    if theta <= 0.0 || factor.is_some_and(|factor| factor <= 0.0) {
-        let factor = factor.unwrap_or(1.0);
-        return Err(file.error(format!("rope base {theta} or scaling factor {factor} is not positive")));
+    let num_kv_heads = count_kv.unwrap_or(num_heads);
+    if num_kv_heads == 0 || !num_heads.is_multiple_of(num_kv_heads) {
+        return Err(file.error(format!(
+            "{num_heads} query heads cannot share {num_kv_heads} KV heads (`llama.attention.head_count_kv`)"
+        )));
     }
+    let head_dim = match file.whole("llama.attention.key_length")? {
+        Some(head_dim) => head_dim,
+        None if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
+        None => {
+            return Err(file.error(format!(
+                "`llama.embedding_length` {hidden_size} is not a multiple of `llama.attention.head_count` {num_heads}, and \
+                 there is no `llama.attention.key_length`"
+            )));
+        }
+    };
+    let value_dim = file.whole("llama.attention.value_length")?.unwrap_or(head_dim);
+    if head_dim == 0 || head_dim > MAX_HEAD_DIM || !head_dim.is_multiple_of(2) || value_dim != head_dim {
+        let what = format!(
+            "head dimensions {head_dim} (`llama.attention.key_length`) and {value_dim} (`llama.attention.value_length`) in `{}`",
+            file.path().display()
+        );
+        let hint = format!("they must be equal, even and at most {MAX_HEAD_DIM}");
+        return Err(Error::unsupported(what).with_hint(hint));
+    }
+    Ok(HeadLayout { num_heads, num_kv_heads, head_dim })
+}
+
+/// Reads how positions are rotated, as llama.cpp does: a factor without a type is linear, one of 0 is none, and the type
+/// `none` ignores it.
+///
+/// * `trained`: `context_length`
+///
+/// Also gives the longest sequence: scaling makes it longer than `trained`, unless that is the longer one already.
+fn rope(file: &GgufFile, tensors: &Tensors, head_dim: usize, trained: usize) -> Result<(RopeSettings, usize)> {
+    let key = "llama.rope.dimension_count";
+    let dim = file.whole(key)?.unwrap_or(head_dim);
+    if dim != head_dim {
+        // So does llama.cpp.
+        return Err(file.error(format!("metadata `{key}` is {dim}, expected {head_dim}, the head dimension")));
+    }
+    let positive = |key: &str, default: f64| -> Result<f64> {
+        match file.float(key)? {
+            Some(value) if value <= 0.0 => {
+                Err(file.error(format!("metadata `{key}` is {value}, expected more than 0")))
+            }
+            value => Ok(value.unwrap_or(default)),
+        }
+    };
+    let theta = positive("llama.rope.freq_base", 10_000.0)?;
+    let key = "llama.rope.scaling.factor";
+    let key = if file.metadata().contains_key(key) { key } else { "llama.rope.scale_linear" };
+    let factor = match file.float(key)? {
+        None | Some(0.0) => 1.0,
+        Some(_) => positive(key, 1.0)?,
+    };
     let mut rope = RopeSettings::plain(theta, dim, RopeLayout::Interleaved);
-    let scaling = file.string("llama.rope.scaling.type")?.unwrap_or_else(|| "none".to_owned());
+    rope.attention_factor = positive("llama.rope.scaling.attn_factor", 1.0)?;
+    let scaling = file.string("llama.rope.scaling.type")?.unwrap_or_else(|| "linear".to_owned());
+    let mut context = trained;
     match scaling.as_str() {
-        "none" => rope.position_divisor = file.float("llama.rope.scale_linear")?.unwrap_or(1.0),
-        "linear" => rope.position_divisor = factor.unwrap_or(1.0),
-        "yarn" => yarn(file, &mut rope, factor, context_length)?,
+        "none" => {}
+        "linear" => {
+            rope.position_divisor = factor;
+            context = trained.max(times(trained, factor));
+        }
+        "yarn" => {
+            // 0 counts as absent in llama.cpp.
+            let original = file.whole("llama.rope.scaling.original_context_length")?.filter(|&original| original > 0);
+            yarn(file, &mut rope, factor, original.unwrap_or(trained))?;
+            context = trained.max(original.map_or(0, |original| times(original, factor)));
+        }
         other => {
             return Err(Error::unsupported(format!("rope scaling `{other}` (`{}`)", file.path().display()))
                 .with_hint("linear, llama3 and yarn scaling are computed"));
         }
-    }
-    if rope.position_divisor <= 0.0 {
-        return Err(file.error(format!("rope scaling factor {} is not positive", rope.position_divisor)));
     }
     if rope.position_divisor != 1.0 {
         rope.scaling = "linear";
@@ -110,21 +213,31 @@ fn rope(file: &GgufFile, tensors: &Tensors, head_dim: usize, context_length: usi
         }
         let mut divisors = vec![0.0; dim / 2];
         stored_matrix("rope_freqs.weight", tensor, 1, dim / 2)?.dequantize_rows(0..1, &mut divisors);
-        if rope.frequency_divisors.is_empty() {
-            rope.scaling = "llama3";
-            rope.frequency_divisors = divisors;
-        } else {
+        if let Some(divisor) = divisors.iter().find(|divisor| !(divisor.is_finite() && **divisor > 0.0)) {
+            let reason = format!("tensor `rope_freqs.weight` holds {divisor}, expected numbers above 0");
+            return Err(Error::bad_file(&tensor.path, reason));
+        }
+        if !rope.frequency_divisors.is_empty() {
             return Err(Error::unsupported(format!(
                 "rope scaling `yarn` with divisors of its own (`{}`)",
                 file.path().display()
             )));
         }
+        rope.scaling = "llama3";
+        rope.frequency_divisors = divisors;
     }
-    Ok(rope)
+    Ok((rope, context))
 }
 
-/// `YaRN` as llama.cpp computes it: the same as transformers without `mscale`, times a factor of the file's own.
-fn yarn(file: &GgufFile, rope: &mut RopeSettings, factor: Option<f64>, context_length: usize) -> Result<()> {
+/// A length times a scaling factor, of what is believed.
+#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+pub(super) fn times(tokens: usize, factor: f64) -> usize {
+    ((tokens as f64 * factor) as usize).min(MAX_SIZE)
+}
+
+/// `YaRN` as llama.cpp computes it: the same as transformers without `mscale`, times a factor of the file's own, which is
+/// in `rope` already.
+fn yarn(file: &GgufFile, rope: &mut RopeSettings, factor: f64, original_context: usize) -> Result<()> {
     let key = |name: &str| format!("llama.rope.scaling.{name}");
     // Experiments of single models; their sense changed between versions of llama.cpp.
     for (name, neutral) in [("yarn_ext_factor", 1.0), ("yarn_attn_factor", 1.0), ("yarn_log_multiplier", 0.0)] {
@@ -139,11 +252,6 @@ fn yarn(file: &GgufFile, rope: &mut RopeSettings, factor: Option<f64>, context_l
             value => Ok(value.unwrap_or(default)),
         }
     };
-    let factor = factor.ok_or_else(|| file.error(format!("metadata `{}` is missing", key("factor"))))?;
-    let original_context = match file.whole(&key("original_context_length"))? {
-        Some(0) => return Err(file.error(format!("metadata `{}` is 0", key("original_context_length")))),
-        original => original.unwrap_or(context_length),
-    };
     if rope.theta <= 1.0 {
         return Err(file.error(format!("metadata `llama.rope.freq_base` is {}, too small for yarn", rope.theta)));
     }
@@ -152,66 +260,6 @@ fn yarn(file: &GgufFile, rope: &mut RopeSettings, factor: Option<f64>, context_l
     scaling.beta_slow = positive("yarn_beta_slow", scaling.beta_slow)?;
     rope.scaling = "yarn";
     rope.frequency_divisors = scaling.divisors(rope.theta, rope.dim);
-    rope.attention_factor = positive("attn_factor", 1.0)? * YarnScaling::attention_factor(factor, 1.0);
+    rope.attention_factor *= YarnScaling::attention_factor(factor, 1.0);
     Ok(())
-}
-
-/// Reads the vocabulary and the chat template.
-///
-/// # Errors
-/// [`Error::BadFile`] if a key is missing or has the wrong type.
-pub fn vocab(file: &GgufFile) -> Result<GgufVocab> {
-    let key = |name: &str| format!("tokenizer.ggml.{name}");
-    let text = |value: &Value| if let Value::String(text) = value { Some(text.clone()) } else { None };
-    #[expect(clippy::cast_possible_truncation)]
-    let float = |value: &Value| if let Value::Float(number) = value { Some(*number as f32) } else { None };
-    let kind = |value: &Value| match value {
-        Value::Signed(number) => i32::try_from(*number).ok(),
-        Value::Unsigned(number) => i32::try_from(*number).ok(),
-        _ => None,
-    };
-    let id = |name: &str| -> Result<Option<u32>> {
-        file.whole(&key(name))?
-            .map(|id| u32::try_from(id).map_err(|_| file.error(format!("metadata `{}` is {id}", key(name)))))
-            .transpose()
-    };
-    // Only chat templates ask for these, so what is not an id is none.
-    let other_ids = [
-        ("pad_token", "padding_token_id"),
-        ("sep_token", "seperator_token_id"),
-        ("cls_token", "cls_token_id"),
-        ("mask_token", "mask_token_id"),
-    ];
-    let other_ids = other_ids.into_iter().filter_map(|(name, key)| Some((name, id(key).ok()??))).collect();
-    let mut names: Vec<_> =
-        file.metadata().keys().filter_map(|key| key.strip_prefix("tokenizer.chat_template.")).collect();
-    names.sort_unstable();
-    let mut named_templates = Vec::new();
-    for name in names {
-        if let Some(source) = file.string(&format!("tokenizer.chat_template.{name}"))? {
-            named_templates.push((name.to_owned(), source));
-        }
-    }
-    let other_ends = ["eom_token_id", "fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id"];
-    Ok(GgufVocab {
-        path: file.path().to_owned(),
-        model: file.string(&key("model"))?.ok_or_else(|| file.error("metadata `tokenizer.ggml.model` is missing"))?,
-        pre: file.string(&key("pre"))?,
-        tokens: file.array(&key("tokens"), "a list of strings", text)?,
-        scores: file.array(&key("scores"), "a list of floats", float)?,
-        token_types: file.array(&key("token_type"), "a list of integers", kind)?,
-        merges: file.array(&key("merges"), "a list of strings", text)?,
-        bos_id: id("bos_token_id")?,
-        eos_id: id("eos_token_id")?,
-        eot_id: id("eot_token_id")?,
-        other_end_ids: other_ends.into_iter().filter_map(|name| id(name).transpose()).collect::<Result<_>>()?,
-        unk_id: id("unknown_token_id")?,
-        add_bos: file.boolean(&key("add_bos_token"))?,
-        add_eos: file.boolean(&key("add_eos_token"))?,
-        add_space_prefix: file.boolean(&key("add_space_prefix"))?,
-        other_ids,
-        chat_template: file.string("tokenizer.chat_template")?,
-        named_templates,
-        notes: Vec::new(),
-    })
 }

@@ -5,55 +5,31 @@
 //!
 //! Not for: the container (see [`super::pth`]), the vocabulary, or Hugging Face's layout of the same weights.
 
+mod params;
+
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::quantized::GgmlDType;
-use serde_json::{Map, Value};
 
+use self::params::{PARAMS, Params};
 use super::gguf::TensorEntry;
 use super::pickle::shown;
 use super::pth::PthFile;
 use super::tensors::{StoredDtype, StoredTensor, TensorData, Tensors};
 use crate::attention::HeadLayout;
 use crate::error::{Error, Result};
-use crate::json::bytes_without_bom;
 use crate::kernels::quant::SharedBytes;
 use crate::kernels::vector::MAX_HEAD_DIM;
 use crate::model::rope_scaling::Llama3Scaling;
 use crate::model::{LlamaConfig, RopeLayout, RopeSettings};
 
-/// The file with the sizes.
-const PARAMS: &str = "params.json";
-/// Bytes of it; Meta's have 200.
-const MAX_PARAMS: u64 = 1 << 20;
 /// Where a buffer's numbers begin: what PyTorch aligns storages to.
 const ALIGNMENT: usize = 64;
 /// Tokens of Llama 3's vocabulary.
 const LLAMA3_VOCAB: usize = 128_256;
-
-/// Keys of `params.json` that are read.
-const KEYS: [&str; 14] = [
-    "dim",
-    "n_layers",
-    "n_heads",
-    "n_kv_heads",
-    "vocab_size",
-    "multiple_of",
-    "ffn_dim_multiplier",
-    "norm_eps",
-    "rope_theta",
-    "use_scaled_rope",
-    "rope_scaling_factor",
-    "rope_high_freq_factor",
-    "head_dim",
-    "max_seq_len",
-];
-/// Keys of `params.json` that do not change what is computed.
-const IGNORED_KEYS: [&str; 3] = ["max_batch_size", "model_parallel_size", "model_type"];
 
 /// Finds the files with weights, in their order.
 ///
@@ -118,6 +94,8 @@ pub fn config(folder: &Path, shards: &[PthFile]) -> Result<LlamaConfig> {
         let reason = format!("a head dimension of {head_dim}, expected an even number up to {MAX_HEAD_DIM}");
         return Err(params.wrong("n_heads", &reason));
     }
+    let intermediate_size = params.intermediate_size(hidden_size)?;
+    check_number_of_files(&params, first, shards.len(), num_heads.saturating_mul(head_dim), intermediate_size)?;
     for (name, key, heads) in [("wq", "n_heads", num_heads), ("wk", "n_kv_heads", num_kv_heads)] {
         let name = format!("layers.0.attention.{name}.weight");
         let rows = merged_shape(&name, shards, hidden_size)?[0];
@@ -127,7 +105,6 @@ pub fn config(folder: &Path, shards: &[PthFile]) -> Result<LlamaConfig> {
         }
     }
 
-    let intermediate_size = params.intermediate_size(hidden_size)?;
     let name = "layers.0.feed_forward.w1.weight";
     let rows = merged_shape(name, shards, hidden_size)?[0];
     if rows != intermediate_size {
@@ -212,6 +189,47 @@ fn check_shards(shards: &[PthFile]) -> Result<()> {
     Ok(())
 }
 
+/// Says that files are missing, if two matrices agree on how many the model was split into: each of its files has an equal
+/// share of their rows.
+///
+/// * `queries`, `mlp`: rows of the query and gate matrices, as `params.json` tells
+fn check_number_of_files(params: &Params, first: &PthFile, files: usize, queries: usize, mlp: usize) -> Result<()> {
+    let number = |name: &str, rows: usize| {
+        let part = *first.tensors().get(&format!("layers.0.{name}.weight"))?.shape.first()?;
+        (part > 0 && rows.is_multiple_of(part)).then(|| rows / part)
+    };
+    let expected = number("attention.wq", queries).filter(|&count| number("feed_forward.w1", mlp) == Some(count));
+    match expected {
+        Some(expected) if expected > files => {
+            let reason = format!(
+                "it describes a model in {expected} files, `consolidated.00.pth` to `consolidated.{:02}.pth`, of which {files} are \
+                 there",
+                expected - 1
+            );
+            Err(Error::bad_file(&params.path, reason).with_hint("fetch the files that are missing"))
+        }
+        Some(expected) if expected < files => {
+            let reason = format!("it describes a model in {expected} files, and beside it are {files}");
+            Err(Error::bad_file(&params.path, reason).with_hint("keep the files of one model only in its folder"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The folder above a checkpoint's, if its tokenizer is there: Meta's own downloads have one `tokenizer.model` for the folders
+/// of all sizes.
+pub(super) fn tokenizer_above(folder: &Path) -> Option<PathBuf> {
+    let has = |folder: &Path, name: &str| folder.join(name).is_file();
+    if has(folder, "tokenizer.json") || has(folder, "tokenizer.model") {
+        return None;
+    }
+    // As the path is written, and as the file system has it, which links may tell apart.
+    let written = std::path::absolute(folder).ok();
+    let real = folder.canonicalize().ok();
+    let above = [written, real].into_iter().flatten().filter_map(|folder| folder.parent().map(Path::to_owned));
+    above.into_iter().find(|above| has(above, "tokenizer.model"))
+}
+
 /// How the parts of a tensor in several files belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
@@ -255,7 +273,7 @@ pub fn split(name: &str, columns: usize, shards: usize, hidden_size: usize) -> O
         | "feed_forward.w1.weight"
         | "feed_forward.w3.weight" => Some(Split::Rows),
         "attention.wo.weight" | "feed_forward.w2.weight" => Some(Split::Columns),
-        "attention_norm.weight" | "ffn_norm.weight" => Some(Split::Whole),
+        "attention_norm.weight" | "ffn_norm.weight" | "attention.inner_attention.rope.freqs" => Some(Split::Whole),
         _ => None,
     }
 }
@@ -430,303 +448,5 @@ fn interleave(parts: &[&[u8]], chunk: usize) -> (Vec<u8>, Range<usize>) {
     (buffer, start..end)
 }
 
-/// The content of `params.json`.
-struct Params {
-    path: PathBuf,
-    values: Map<String, Value>,
-}
-
-impl Params {
-    fn read(path: &Path) -> Result<Self> {
-        const HINT: &str = "the file belongs beside `consolidated.00.pth`";
-        let metadata = std::fs::metadata(path).map_err(|source| Error::io("open", path, source).with_hint(HINT))?;
-        if !metadata.is_file() || metadata.len() > MAX_PARAMS {
-            return Err(Error::bad_file(path, format!("it is no file of at most {MAX_PARAMS} bytes")).with_hint(HINT));
-        }
-        let file = std::fs::File::open(path).map_err(|source| Error::io("open", path, source))?;
-        let mut bytes = Vec::new();
-        file.take(MAX_PARAMS).read_to_end(&mut bytes).map_err(|source| Error::io("read", path, source))?;
-        let values: Map<String, Value> = serde_json::from_slice(bytes_without_bom(&bytes))
-            .map_err(|error| Error::bad_file(path, format!("it is not a JSON object: {error}")).with_hint(HINT))?;
-        if let Some(key) = values.keys().find(|key| !KEYS.iter().chain(&IGNORED_KEYS).any(|known| known == key)) {
-            return Err(Error::unsupported(format!("the key `{}` in `{}`", shown(key), path.display())).with_hint(
-                "plain LLaMA models in floats are computed, without experts, images, adapters or 8-bit weights",
-            ));
-        }
-        Ok(Self { path: path.to_owned(), values })
-    }
-
-    fn wrong(&self, key: &str, reason: &str) -> Error {
-        Error::bad_file(&self.path, format!("`{key}`: {reason}"))
-    }
-
-    fn get<T>(&self, key: &str, kind: &str, convert: impl Fn(&Value) -> Option<T>) -> Result<Option<T>> {
-        match self.values.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => match convert(value) {
-                Some(converted) => Ok(Some(converted)),
-                None => Err(self.wrong(key, &format!("expected {kind}, got {}", shown(&value.to_string())))),
-            },
-        }
-    }
-
-    fn whole(&self, key: &str) -> Result<Option<usize>> {
-        let whole = |value: &Value| value.as_u64().filter(|&number| number <= 1 << 30);
-        self.get(key, "a whole number up to 2^30", |value| usize::try_from(whole(value)?).ok())
-    }
-
-    fn required(&self, key: &str) -> Result<usize> {
-        match self.whole(key)? {
-            Some(0) => Err(self.wrong(key, "expected at least 1, got 0")),
-            Some(number) => Ok(number),
-            None => Err(self.wrong(key, "it is missing")),
-        }
-    }
-
-    fn float(&self, key: &str) -> Result<Option<f64>> {
-        self.get(key, "a number", |value| value.as_f64().filter(|number| number.is_finite()))
-    }
-
-    fn positive(&self, key: &str) -> Result<Option<f64>> {
-        self.get(key, "a number above 0", |value| value.as_f64().filter(|number| number.is_finite() && *number > 0.0))
-    }
-
-    fn flag(&self, key: &str) -> Result<bool> {
-        Ok(self.get(key, "true or false", Value::as_bool)?.unwrap_or(false))
-    }
-
-    /// Number of tokens; none if the tensors are to tell it.
-    fn vocab_size(&self) -> Result<Option<usize>> {
-        if self.values.get("vocab_size").and_then(Value::as_i64) == Some(-1) {
-            Ok(None)
-        } else {
-            self.whole("vocab_size")
-        }
-    }
-
-    /// Width inside of the MLP by Meta's formula.
-    fn intermediate_size(&self, hidden_size: usize) -> Result<usize> {
-        let multiple_of = self.whole("multiple_of")?.unwrap_or(256);
-        if multiple_of == 0 {
-            return Err(self.wrong("multiple_of", "expected at least 1, got 0"));
-        }
-        let mut width = 2 * (4 * hidden_size) / 3;
-        if let Some(multiplier) = self.positive("ffn_dim_multiplier")? {
-            // Python's `int(multiplier * width)`; casting saturates, and what is absurd fits no tensor.
-            #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-            let scaled = (multiplier * width as f64) as usize;
-            width = scaled;
-        }
-        let rounded = width.checked_next_multiple_of(multiple_of);
-        rounded.ok_or_else(|| self.wrong("ffn_dim_multiplier", "the MLP would be absurdly large"))
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::super::pth::tests::checkpoint_of;
-    use super::*;
-
-    const HIDDEN: usize = 8;
-    const LLAMA3: &str = r#"{"dim": 8, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "vocab_size": 6, "multiple_of": 4,
-        "ffn_dim_multiplier": 1.2, "norm_eps": 1e-05, "rope_theta": 500000.0, "use_scaled_rope": true}"#;
-
-    fn fixture(name: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/fixtures").join(name)
-    }
-
-    fn open(folder: &Path) -> Vec<PthFile> {
-        shard_files(folder).unwrap().iter().map(|path| PthFile::open(path).unwrap()).collect()
-    }
-
-    fn bytes(merged: &Merged) -> &[u8] {
-        &(*merged.bytes).as_ref()[merged.range.clone()]
-    }
-
-    fn floats(merged: &Merged) -> Vec<f32> {
-        bytes(merged).as_chunks::<4>().0.iter().map(|&number| f32::from_le_bytes(number)).collect()
-    }
-
-    /// One of two files of a model with one layer, as Llama 3 splits it. Numbers tell the file and the place.
-    #[expect(clippy::cast_precision_loss)]
-    fn half(shard: usize, change: impl FnOnce(&mut Vec<(String, Vec<usize>)>)) -> Vec<u8> {
-        let layer = |name: &str, shape: &[usize]| (format!("layers.0.{name}.weight"), shape.to_vec());
-        let mut shapes = vec![
-            ("tok_embeddings.weight".to_owned(), vec![3, HIDDEN]),
-            ("output.weight".to_owned(), vec![3, HIDDEN]),
-            ("norm.weight".to_owned(), vec![HIDDEN]),
-            layer("attention.wq", &[4, HIDDEN]),
-            layer("attention.wk", &[4, HIDDEN]),
-            layer("attention.wv", &[4, HIDDEN]),
-            layer("attention.wo", &[HIDDEN, 4]),
-            layer("feed_forward.w1", &[14, HIDDEN]),
-            layer("feed_forward.w2", &[HIDDEN, 14]),
-            layer("feed_forward.w3", &[14, HIDDEN]),
-            layer("attention_norm", &[HIDDEN]),
-            layer("ffn_norm", &[HIDDEN]),
-        ];
-        change(&mut shapes);
-        let numbers = |len: usize| (0..len).map(|i| (1000 * shard + i) as f32).collect();
-        let tensors = shapes.into_iter().map(|(name, shape)| {
-            let len = shape.iter().product();
-            (name, shape, numbers(len))
-        });
-        checkpoint_of(&tensors.collect::<Vec<_>>())
-    }
-
-    fn folder(params: &str, shards: &[Vec<u8>]) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join(PARAMS), params).unwrap();
-        for (number, bytes) in shards.iter().enumerate() {
-            std::fs::write(folder.path().join(format!("consolidated.{number:02}.pth")), bytes).unwrap();
-        }
-        folder
-    }
-
-    fn config_of(params: &str) -> Result<LlamaConfig> {
-        let folder = folder(params, &[half(0, |_| ()), half(1, |_| ())]);
-        config(folder.path(), &open(folder.path()))
-    }
-
-    #[track_caller]
-    fn refused(params: &str, names: &[&str]) {
-        let error = config_of(params).unwrap_err().to_string();
-        assert!(error.contains(PARAMS) && names.iter().all(|name| error.contains(name)), "{error}");
-    }
-
-    #[test]
-    fn halves_are_the_whole() {
-        let (one, two) = (open(&fixture("meta-1shard")), open(&fixture("meta-2shard")));
-        assert_eq!((one.len(), two.len()), (1, 2));
-        let sizes = config(&fixture("meta-1shard"), &one).unwrap();
-        assert_eq!(sizes, config(&fixture("meta-2shard"), &two).unwrap());
-        assert_eq!((sizes.vocab_size, sizes.intermediate_size, sizes.context_length), (1000, 172, 4096));
-        assert_eq!(sizes.heads, HeadLayout { num_heads: 4, num_kv_heads: 4, head_dim: 16 });
-        assert_eq!((sizes.rope.theta, sizes.rope.dim), (10_000.0, 16));
-        for (name, entry) in one[0].tensors() {
-            let (whole, merged) = (merge(name, &one, 64).unwrap(), merge(name, &two, 64).unwrap());
-            assert_eq!((whole.dtype, &whole.shape), (entry.dtype, &entry.shape), "{name}");
-            assert_eq!((merged.dtype, &merged.shape), (entry.dtype, &entry.shape), "{name}");
-            assert!(bytes(&whole) == bytes(&merged), "{name}");
-            assert_eq!(whole.range, entry.range, "{name} is not copied");
-            assert_eq!(bytes(&merged).as_ptr().align_offset(2), 0, "{name}");
-            // The pages that were given back are still there.
-            assert!(bytes(&merged) == bytes(&merge(name, &two, 64).unwrap()), "{name}");
-        }
-    }
-
-    #[test]
-    fn llama_3_splits_embeddings_by_rows() {
-        let folder = folder(LLAMA3, &[half(0, |_| ()), half(1, |_| ())]);
-        let shards = open(folder.path());
-        let embeddings = merge("tok_embeddings.weight", &shards, HIDDEN).unwrap();
-        assert_eq!(embeddings.shape, [6, HIDDEN]);
-        assert_eq!(floats(&embeddings)[22..26], [22.0, 23.0, 1000.0, 1001.0]);
-        let output = merge("layers.0.attention.wo.weight", &shards, HIDDEN).unwrap();
-        assert_eq!(output.shape, [HIDDEN, HIDDEN]);
-        assert_eq!(floats(&output)[..10], [0.0, 1.0, 2.0, 3.0, 1000.0, 1001.0, 1002.0, 1003.0, 4.0, 5.0]);
-        // These tests' archives do not align anything: what is taken from one file may have to be copied.
-        let norm = merge("norm.weight", &shards, HIDDEN).unwrap();
-        assert_eq!(bytes(&norm).as_ptr().align_offset(4), 0);
-        assert_eq!(floats(&norm)[..2], [0.0, 1.0]);
-
-        let sizes = config(folder.path(), &shards).unwrap();
-        assert_eq!((sizes.vocab_size, sizes.intermediate_size, sizes.context_length), (6, 28, 131_072));
-        let scaling =
-            Llama3Scaling { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192 };
-        assert_eq!(sizes.rope.frequency_divisors, scaling.divisors(500_000.0, 4));
-    }
-
-    #[test]
-    fn widths_of_metas_models() {
-        for (dim, multiple_of, multiplier, width) in [
-            (4096, 256, "null", 11_008),
-            (5120, 256, "null", 13_824),
-            (8192, 256, "null", 22_016),
-            (8192, 4096, "1.3", 28_672),
-            (4096, 1024, "1.3", 14_336),
-            (16_384, 4096, "1.2", 53_248),
-            (2048, 256, "1.5", 8192),
-            (3072, 256, "1.0", 8192),
-        ] {
-            let text = format!(r#"{{"multiple_of": {multiple_of}, "ffn_dim_multiplier": {multiplier}}}"#);
-            let params = Params { path: PathBuf::new(), values: serde_json::from_str(&text).unwrap() };
-            assert_eq!(params.intermediate_size(dim).unwrap(), width);
-        }
-    }
-
-    #[test]
-    fn context_lengths() {
-        let with = |add: &str| {
-            let plain = LLAMA3.replace(r#", "use_scaled_rope": true"#, "").replace("500000.0", "10000");
-            config_of(&plain.replace('}', &format!("{add}}}"))).unwrap().context_length
-        };
-        assert_eq!(with(""), 4096);
-        assert_eq!(with(r#", "norm_eps": 1e-06"#), 2048);
-        assert_eq!(with(r#", "rope_theta": 1000000.0"#), 16_384);
-        assert_eq!(with(r#", "max_seq_len": 512"#), 512);
-    }
-
-    #[test]
-    fn params_that_do_not_fit_are_refused() {
-        let change = |from: &str, to: &str| {
-            assert!(LLAMA3.contains(from));
-            LLAMA3.replace(from, to)
-        };
-        refused("[]", &["JSON"]);
-        refused("", &["JSON"]);
-        refused("{}", &["`dim`", "missing"]);
-        refused(&change("\"dim\"", "\"moe\": {}, \"dim\""), &["`moe`"]);
-        refused(&change("\"dim\"", "\"vision_chunk_size\": 448, \"dim\""), &["`vision_chunk_size`"]);
-        refused(&change("\"dim\": 8", "\"dim\": -8"), &["`dim`", "-8"]);
-        refused(&change("\"dim\": 8", "\"dim\": 1e300"), &["`dim`"]);
-        refused(&change("\"dim\": 8", "\"dim\": 0"), &["`dim`", "0"]);
-        refused(&change("\"n_layers\": 1", "\"n_layers\": 1000000"), &["`n_layers`", "1000000"]);
-        refused(&change("\"n_heads\": 2", "\"n_heads\": 4"), &["`n_kv_heads`", "wk"]);
-        refused(&change("\"n_heads\": 2", "\"n_heads\": 9"), &["`n_kv_heads`"]);
-        refused(&change("\"n_heads\": 2", "\"n_heads\": 8"), &["`n_heads`", "head dimension"]);
-        refused(&change("\"n_kv_heads\": 2", "\"n_kv_heads\": 0"), &["`n_kv_heads`"]);
-        refused(&change("\"n_kv_heads\": 2", "\"n_kv_heads\": 1"), &["`n_kv_heads`", "wk"]);
-        refused(&change("\"vocab_size\": 6", "\"vocab_size\": 7"), &["`vocab_size`", "6 rows"]);
-        refused(&change("\"multiple_of\": 4", "\"multiple_of\": 0"), &["`multiple_of`"]);
-        refused(&change("\"multiple_of\": 4", "\"multiple_of\": 32"), &["`multiple_of`", "32", "28 rows"]);
-        refused(&change("1.2", "1e300"), &["`ffn_dim_multiplier`"]);
-        refused(&change("1.2", "-1"), &["`ffn_dim_multiplier`"]);
-        refused(&change("1e-05", "\"small\""), &["`norm_eps`", "small"]);
-        refused(&change("500000.0", "0"), &["`rope_theta`"]);
-        refused(&change("true", "\"yes\""), &["`use_scaled_rope`"]);
-    }
-
-    #[test]
-    fn files_that_do_not_fit_together_are_refused() {
-        let error = |shards: &[Vec<u8>]| {
-            let folder = folder(LLAMA3, shards);
-            config(folder.path(), &open(folder.path())).unwrap_err().to_string()
-        };
-        let good = || half(0, |_| ());
-        assert!(error(&[good()]).contains("4 rows"));
-        let missing = error(&[good(), half(1, |shapes| shapes.retain(|(name, _)| !name.contains("w1")))]);
-        assert!(missing.contains("consolidated.01.pth") && missing.contains("w1"), "{missing}");
-        let extra = error(&[good(), half(1, |shapes| shapes.push(("extra".to_owned(), vec![1])))]);
-        assert!(extra.contains("consolidated.01.pth") && extra.contains("`extra`"), "{extra}");
-        let other = error(&[good(), half(1, |shapes| shapes[3].1 = vec![2, HIDDEN])]);
-        assert!(other.contains("[2, 8]") && other.contains("[4, 8]"), "{other}");
-        let embeddings = error(&[3, 3].map(|columns| half(0, |shapes| shapes[0].1 = vec![3, columns])));
-        assert!(embeddings.contains("tok_embeddings"), "{embeddings}");
-        let flat = error(&[0, 1].map(|shard| half(shard, |shapes| shapes[3].1 = vec![32])));
-        assert!(flat.contains("2 dimensions"), "{flat}");
-    }
-
-    #[test]
-    fn a_missing_file_is_named() {
-        let folder = folder(LLAMA3, &[Vec::new(), Vec::new(), Vec::new()]);
-        std::fs::write(folder.path().join("consolidated.1.pth"), "").unwrap();
-        assert_eq!(shard_files(folder.path()).unwrap().len(), 3);
-        std::fs::remove_file(folder.path().join("consolidated.01.pth")).unwrap();
-        let error = shard_files(folder.path()).unwrap_err().to_string();
-        assert!(error.contains("`consolidated.01.pth` is missing"), "{error}");
-        let empty = tempfile::tempdir().unwrap();
-        assert!(shard_files(empty.path()).unwrap_err().hint().is_some());
-        shard_files(&empty.path().join("none")).unwrap_err();
-    }
-}
+mod tests;

@@ -18,10 +18,12 @@ pub mod hf_config;
 pub mod llama;
 mod mapped;
 pub mod meta;
+mod open;
 mod pickle;
 pub mod pth;
 pub mod safetensors;
 pub mod tensors;
+mod tied;
 pub mod weights;
 mod zip;
 
@@ -30,6 +32,7 @@ use std::path::{Path, PathBuf};
 use candle_core::DType;
 pub use gguf::GgufFile;
 pub use mapped::with_file_at;
+pub use open::open;
 pub use pth::PthFile;
 pub use weights::WeightDtype;
 
@@ -39,11 +42,7 @@ use crate::memory;
 use crate::model::{Backend, Llama, LlamaConfig};
 use crate::tokenizer::{ModelIds, Tokenizer};
 use tensors::Tensors;
-use weights::{Assembly, Bias, Naming, OutputLayer};
-
-/// What can be given as a model.
-const HINT: &str =
-    "give a GGUF file, a folder with config.json and safetensors files, or one with params.json and consolidated.*.pth";
+use weights::{Assembly, OutputLayer};
 
 /// The layout of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,6 +193,64 @@ impl Checkpoint {
         weights::assemble_for(backend, &self.tensors, self.assembly, self.config.clone(), dtype, progress)
     }
 
+    /// Makes the model and its tokenizer.
+    ///
+    /// * `backend`: what is to compute it
+    /// * `progress`: called with the number of finished layers and of all layers
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tokenizer`] and [`Checkpoint::model_for`].
+    pub fn load_for(
+        self,
+        backend: &Backend,
+        dtype: WeightDtype,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Loaded> {
+        let mut tokenizer = self.tokenizer()?;
+        tokenizer.limit(self.config.context_length);
+        // Reading a large vocabulary leaves several times its size behind.
+        memory::release_unused();
+        let model = self.model_for(backend, dtype, progress)?;
+        let held = self.held_dtype(backend, dtype)?;
+        Ok(Loaded {
+            model,
+            tokenizer,
+            format: self.format,
+            dtype: self.dtype_name(held),
+            weights_bytes: self.tensors.bytes(),
+            decode_bytes: self.decode_bytes(held),
+            checkpoint_notes: self.notes,
+        })
+    }
+
+    /// Sets the longest sequence that is processed, in tokens, whatever the files say. Nothing is reserved by it. A note
+    /// tells of a length that the model was not made for.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for 0, for more than 2^30, and for more than a sliding window: attention within a window is not
+    /// computed.
+    pub fn set_context(&mut self, tokens: usize) -> Result<()> {
+        if !(1..=1 << 30).contains(&tokens) {
+            return Err(Error::input(format!("a context of {tokens} tokens: expected 1 to 2^30")));
+        }
+        let LlamaConfig { context_length, sliding_window, .. } = &mut self.config;
+        if let Some(window) = sliding_window.filter(|&window| tokens > window) {
+            return Err(Error::input(format!(
+                "a context of {tokens} tokens is more than the model's sliding window of {window}, within which attention is \
+                 not computed"
+            ))
+            .with_hint(format!("ask for at most {window} tokens")));
+        }
+        if tokens > *context_length {
+            self.notes.push(format!(
+                "a context of {tokens} tokens goes beyond the {context_length} that the model was made for: what it writes there \
+                 may make no sense"
+            ));
+        }
+        *context_length = tokens;
+        Ok(())
+    }
+
     /// In which numbers most matrices are held with this choice, where the choice is left to what computes them.
     fn held_dtype(&self, backend: &Backend, dtype: WeightDtype) -> Result<WeightDtype> {
         let is_float = matches!(&*self.tensors.main_dtype(), "f32" | "f16" | "bf16");
@@ -217,17 +274,28 @@ impl Checkpoint {
         let embeddings = self.config.vocab_size;
         let (tokenizer, fits): (_, fn(usize, usize) -> bool) = match &self.tokenizer {
             TokenizerSource::Gguf(file) => {
+                // Before the lists are read.
+                let tokens = file.array_len(llama::TOKENS)?;
+                if tokens != 0 && tokens != embeddings {
+                    return Err(self.wrong_vocabulary(tokens));
+                }
                 (Tokenizer::from_gguf(llama::vocab(file)?)?, |tokens, embeddings| tokens == embeddings)
             }
             TokenizerSource::Folder(folder, ids) => {
+                let above = (self.format == Format::Meta).then(|| meta::tokenizer_above(folder)).flatten();
+                let folder = above.as_deref().unwrap_or(folder);
                 (Tokenizer::from_folder(folder, ids.clone())?, |tokens, embeddings| tokens <= embeddings)
             }
         };
         if fits(tokenizer.vocab_size(), embeddings) {
             return Ok(tokenizer);
         }
-        let reason = format!("{} tokens in the vocabulary, {embeddings} embeddings", tokenizer.vocab_size());
-        Err(Error::bad_file(&self.path, reason))
+        Err(self.wrong_vocabulary(tokenizer.vocab_size()))
+    }
+
+    fn wrong_vocabulary(&self, tokens: usize) -> Error {
+        let embeddings = self.config.vocab_size;
+        Error::bad_file(&self.path, format!("{tokens} tokens in the vocabulary, {embeddings} embeddings"))
     }
 }
 
@@ -279,146 +347,5 @@ pub fn load_for(
     dtype: WeightDtype,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Loaded> {
-    let checkpoint = open(path)?;
-    let tokenizer = checkpoint.tokenizer()?;
-    // Reading a large vocabulary leaves several times its size behind.
-    memory::release_unused();
-    let model = checkpoint.model_for(backend, dtype, progress)?;
-    let held = checkpoint.held_dtype(backend, dtype)?;
-    Ok(Loaded {
-        model,
-        tokenizer,
-        format: checkpoint.format,
-        dtype: checkpoint.dtype_name(held),
-        weights_bytes: checkpoint.tensors.bytes(),
-        decode_bytes: checkpoint.decode_bytes(held),
-        checkpoint_notes: checkpoint.notes,
-    })
-}
-
-/// Opens a checkpoint of any layout.
-///
-/// * `path`: a GGUF file, or any part of a split one; a folder in Hugging Face's layout, or one of its safetensors files
-///   or their index; a folder with one GGUF model
-///
-/// # Errors
-/// [`Error::Io`] if something cannot be read; [`Error::BadFile`] if it is not what its format promises, or a folder holds
-/// no model or several; [`Error::Unsupported`], by name, for another layout or a model that is not computed.
-pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
-    let path = path.as_ref();
-    let metadata = std::fs::metadata(path).map_err(|source| Error::io("open", path, source).with_hint(HINT))?;
-    if metadata.is_dir() {
-        return open_folder(path);
-    }
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if name.ends_with(".safetensors.index.json") {
-        open_hugging_face(path, folder, path)
-    } else if name.ends_with(".safetensors") {
-        // A part of a model means the model.
-        let index = folder.join(safetensors::INDEX_NAME);
-        let is_part = name.contains("-of-") && index.is_file();
-        open_hugging_face(path, folder, if is_part { &index } else { path })
-    } else if name.ends_with(".pth") || name == "params.json" {
-        open_meta(folder)
-    } else if name == "config.json" {
-        open_folder(folder)
-    } else if name.ends_with(".bin") && name.starts_with("pytorch_model") {
-        Err(pytorch(path))
-    } else {
-        open_gguf(path)
-    }
-}
-
-fn open_folder(folder: &Path) -> Result<Checkpoint> {
-    let is_file = |name: &str| folder.join(name).is_file();
-    if let Some(weights) = safetensors::find_in(folder)?
-        && (is_file("config.json") || !is_file("params.json"))
-    {
-        return open_hugging_face(folder, folder, &weights);
-    }
-    if is_file("params.json") {
-        return open_meta(folder);
-    }
-    for name in ["pytorch_model.bin", "pytorch_model.bin.index.json"] {
-        if is_file(name) {
-            return Err(pytorch(&folder.join(name)));
-        }
-    }
-    let mut models = files::with_suffix(folder, ".gguf")?;
-    // Of a split model, the first part that is there stands for all.
-    let mut seen = std::collections::HashSet::new();
-    models.retain(|path| gguf::PartName::parse(path).is_none_or(|part| seen.insert(part.path(0))));
-    match &models[..] {
-        [only] => open_gguf(only),
-        [] => {
-            let reason = "it holds no model: neither safetensors files, nor params.json, nor a GGUF file";
-            Err(Error::bad_file(folder, reason).with_hint(HINT))
-        }
-        several => Err(Error::bad_file(folder, format!("it holds {} models in GGUF format", several.len()))
-            .with_hint("give the path of one of the files")),
-    }
-}
-
-fn open_gguf(path: &Path) -> Result<Checkpoint> {
-    let parts = gguf::open_parts(path)?;
-    let tensors = gguf::tensors(&parts)?;
-    let first = parts.into_iter().next().ok_or_else(|| Error::bad_file(path, "it has no parts"))?;
-    let config = llama::config(&first, &tensors)?;
-    Ok(Checkpoint {
-        path: path.to_owned(),
-        format: Format::Gguf,
-        config,
-        assembly: Assembly {
-            naming: Naming::Gguf,
-            attention_bias: Bias::IfPresent,
-            mlp_bias: Bias::IfPresent,
-            output: OutputLayer::OwnIfPresent,
-        },
-        tensors,
-        tokenizer: TokenizerSource::Gguf(first),
-        notes: Vec::new(),
-    })
-}
-
-fn open_hugging_face(path: &Path, folder: &Path, weights: &Path) -> Result<Checkpoint> {
-    if !folder.join("config.json").is_file() {
-        let reason = format!("there is no `config.json` beside `{}`", weights.display());
-        return Err(Error::bad_file(folder, reason).with_hint("fetch all files of the model"));
-    }
-    let hf_config::HfConfig { config, assembly, ids } = hf_config::read(folder)?;
-    Ok(Checkpoint {
-        path: path.to_owned(),
-        format: Format::Safetensors,
-        config,
-        assembly,
-        tensors: safetensors::open_any(weights)?,
-        tokenizer: TokenizerSource::Folder(folder.to_owned(), ids),
-        notes: Vec::new(),
-    })
-}
-
-fn open_meta(folder: &Path) -> Result<Checkpoint> {
-    let shards: Vec<PthFile> = meta::shard_files(folder)?.iter().map(PthFile::open).collect::<Result<_>>()?;
-    let config = meta::config(folder, &shards)?;
-    let ids = ModelIds { num_embeddings: Some(config.vocab_size), ..ModelIds::default() };
-    Ok(Checkpoint {
-        path: folder.to_owned(),
-        format: Format::Meta,
-        tensors: meta::tensors(folder, shards, config.hidden_size)?,
-        config,
-        assembly: Assembly {
-            naming: Naming::Meta,
-            attention_bias: Bias::Never,
-            mlp_bias: Bias::Never,
-            output: OutputLayer::OwnIfPresent,
-        },
-        tokenizer: TokenizerSource::Folder(folder.to_owned(), ids),
-        notes: Vec::new(),
-    })
-}
-
-fn pytorch(path: &Path) -> Error {
-    Error::unsupported(format!("a checkpoint in pickled PyTorch files (`{}`)", path.display()))
-        .with_hint("convert it to safetensors, as transformers' `save_pretrained` writes them")
+    open(path)?.load_for(backend, dtype, progress)
 }

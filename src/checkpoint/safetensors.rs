@@ -17,8 +17,11 @@ use serde::de::value::StrDeserializer;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::files::{map_file, read_json};
+use super::open::is_mistrals;
 use super::tensors::{StoredDtype, StoredTensor, TensorData, Tensors};
+use super::weights::Naming;
 use crate::error::{Error, Result};
+use crate::foreign;
 use crate::kernels::quant::SharedBytes;
 
 /// Longest header that is read. Headers of the largest LLaMA models take about 200 KB.
@@ -29,6 +32,9 @@ const MAX_DIMS: usize = 8;
 
 /// What an index that is not one should be replaced by.
 const FETCH_HINT: &str = "the file is cut off or damaged: fetch it again";
+
+/// A checkpoint in one file.
+pub const SINGLE_NAME: &str = "model.safetensors";
 
 /// The index of a checkpoint in several files.
 pub const INDEX_NAME: &str = "model.safetensors.index.json";
@@ -85,12 +91,13 @@ pub fn open_index(index: impl AsRef<Path>) -> Result<Tensors> {
     }
     for (shard, names, mut stored) in shards {
         for name in names {
-            let tensor = stored
-                .remove(name)
-                .ok_or_else(|| bad(format!("it says that tensor `{name}` is in `{shard}`, where it is not")))?;
-            tensors.insert(name, tensor)?;
+            match stored.remove(name) {
+                Some(tensor) => tensors.insert(name, tensor)?,
+                None if Naming::HuggingFace.is_harmless(name) => {}
+                None => return Err(bad(format!("it says that tensor `{name}` is in `{shard}`, where it is not"))),
+            }
         }
-        if let Some(name) = stored.keys().min() {
+        if let Some(name) = stored.keys().filter(|name| !Naming::HuggingFace.is_harmless(name)).min() {
             return Err(bad(format!("it does not name tensor `{name}` of `{shard}`")));
         }
     }
@@ -144,6 +151,9 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Places> {
     let len = u64::from_le_bytes(*len);
     let header = usize::try_from(len).ok().filter(|_| len <= MAX_HEADER_BYTES).and_then(|len| rest.get(..len));
     let Some(header) = header else {
+        if let Some(error) = foreign::known(path, bytes, "a safetensors file", FETCH_HINT) {
+            return Err(error);
+        }
         let room = MAX_HEADER_BYTES.min(rest.len() as u64);
         return Err(bad(format!("it announces a header of {len} bytes, expected at most {room}")).with_hint(FETCH_HINT));
     };
@@ -265,19 +275,20 @@ impl<'de> Deserialize<'de> for Shape {
     }
 }
 
-/// The safetensors file or index of a folder, if it has one: the index, `model.safetensors`, or the only file that ends
-/// so.
+/// The safetensors file or index of a folder, if it has one: `model.safetensors`, as transformers prefers it, the index, or
+/// the only file that ends so. Files of Mistral's own layout do not count.
 ///
 /// # Errors
 /// [`Error::Io`] if the folder cannot be read; [`Error::BadFile`] if it holds several files and no index.
 pub fn find_in(folder: &Path) -> Result<Option<PathBuf>> {
-    for name in [INDEX_NAME, "model.safetensors"] {
+    for name in [SINGLE_NAME, INDEX_NAME] {
         let path = folder.join(name);
         if path.is_file() {
             return Ok(Some(path));
         }
     }
-    let found = super::files::with_suffix(folder, ".safetensors")?;
+    let mut found = super::files::with_suffix(folder, ".safetensors")?;
+    found.retain(|path| !is_mistrals(&path.file_name().unwrap_or_default().to_string_lossy()));
     match &found[..] {
         [] => Ok(None),
         [only] => Ok(Some(only.clone())),

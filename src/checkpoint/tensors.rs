@@ -123,12 +123,35 @@ pub struct Tensors {
     /// The file or folder, for messages about what is not there.
     path: PathBuf,
     by_name: BTreeMap<String, StoredTensor>,
+    /// What to do if one is missing, if there is something to be said.
+    hint: Option<String>,
 }
 
 impl Tensors {
     /// No tensors yet, of a checkpoint at `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), by_name: BTreeMap::new() }
+        Self { path: path.into(), by_name: BTreeMap::new(), hint: None }
+    }
+
+    /// Says what to do if a tensor is missing.
+    pub(super) fn set_hint(&mut self, hint: String) {
+        self.hint = Some(hint);
+    }
+
+    /// The error for a tensor that is not there.
+    pub(super) fn missing(&self, name: &str) -> Error {
+        let error = Error::bad_file(&self.path, format!("tensor `{name}` is missing"));
+        match &self.hint {
+            Some(hint) => error.with_hint(hint),
+            None => error,
+        }
+    }
+
+    /// Gives a tensor another name, in place of the one that has it, if any.
+    pub(super) fn rename(&mut self, from: &str, to: &str) {
+        if let Some(tensor) = self.by_name.remove(from) {
+            self.by_name.insert(to.to_owned(), tensor);
+        }
     }
 
     /// Adds a tensor.

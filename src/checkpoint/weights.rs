@@ -25,6 +25,21 @@ const CONVERTED_ROWS: usize = 4;
 /// What a file that cannot be used should be replaced by.
 const DTYPE_HINT: &str = "use a checkpoint in F32, F16 or BF16, or a quantised one in GGUF format";
 
+/// Parts of names that only tensors have which are quantised in a way that is not read, or belong to an adapter.
+const FOREIGN_TENSORS: [(&str, &str); 11] = [
+    (".qweight", "quantised as by AWQ or GPTQ"),
+    (".qzeros", "quantised as by AWQ or GPTQ"),
+    (".absmax", "quantised as by bitsandbytes"),
+    (".quant_state", "quantised as by bitsandbytes"),
+    (".SCB", "quantised as by bitsandbytes"),
+    (".weight_scale", "quantised to FP8 or as by compressed-tensors"),
+    (".weight_scale_inv", "quantised to FP8"),
+    (".weight_packed", "quantised as by compressed-tensors"),
+    (".scales", "quantised as by MLX"),
+    (".lora_A", "of an adapter (LoRA)"),
+    (".lora_B", "of an adapter (LoRA)"),
+];
+
 /// In which numbers weight matrices are held and multiplied. Norms and biases are f32 always.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WeightDtype {
@@ -123,13 +138,23 @@ impl Naming {
 
     /// Whether a tensor that no role asks for holds nothing but what the configuration says as well: tables of rotary
     /// frequencies and causal masks, which older programs stored.
-    fn is_harmless(self, name: &str) -> bool {
-        const SUFFIXES: [&str; 4] =
-            [".rotary_emb.inv_freq", ".attention.masked_bias", ".attn.masked_bias", ".self_attn.masked_bias"];
+    pub(super) fn is_harmless(self, name: &str) -> bool {
+        const SUFFIXES: [&str; 10] = [
+            ".rotary_emb.inv_freq",
+            ".rotary_emb.original_inv_freq",
+            ".rotary_emb.cos_cached",
+            ".rotary_emb.sin_cached",
+            ".attention.masked_bias",
+            ".attn.masked_bias",
+            ".self_attn.masked_bias",
+            ".self_attn.bias",
+            ".position_ids",
+            ".causal_mask",
+        ];
         match self {
-            Self::Gguf => name == "rope_freqs.weight",
+            Self::Gguf => name == "rope_freqs.weight" || name.ends_with(".attn_rot_embd.weight"),
             Self::HuggingFace => SUFFIXES.iter().any(|suffix| name.ends_with(suffix)),
-            Self::Meta => name == "rope.freqs",
+            Self::Meta => name == "rope.freqs" || name.ends_with(".attention.inner_attention.rope.freqs"),
         }
     }
 }
@@ -150,7 +175,7 @@ pub enum Bias {
 pub enum OutputLayer {
     /// Its own tensor, which must be there.
     Own,
-    /// The embedding; a tensor that is there all the same is ignored.
+    /// The embedding; a tensor that is there all the same is its equal, and ignored.
     Tied,
     /// Its own tensor, or the embedding if there is none.
     OwnIfPresent,
@@ -279,11 +304,16 @@ impl Weights<'_> {
         })
     }
 
-    /// Says what the matter is with a checkpoint of AWQ or GPTQ, before it is about a missing tensor.
+    /// Says what the matter is with a checkpoint that is quantised in a way that is not read, or an adapter, before it is
+    /// about a missing tensor.
     fn refuse_foreign_quantisation(&self) -> Result<()> {
-        let foreign = self.tensors.iter().find(|(name, _)| name.ends_with(".qweight"));
-        foreign.map_or(Ok(()), |(name, tensor)| {
-            let what = format!("tensor `{name}` of `{}`, quantised as by AWQ or GPTQ,", tensor.path.display());
+        let foreign = self.tensors.iter().find_map(|(name, tensor)| {
+            let known =
+                FOREIGN_TENSORS.iter().find(|(part, _)| name.ends_with(part) || name.contains(&format!("{part}.")));
+            known.map(|(_, what)| (name, tensor, what))
+        });
+        foreign.map_or(Ok(()), |(name, tensor, what)| {
+            let what = format!("tensor `{name}` of `{}`, {what},", tensor.path.display());
             Err(Error::unsupported(what).with_hint(DTYPE_HINT))
         })
     }
@@ -379,10 +409,7 @@ impl Weights<'_> {
     }
 
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<WeightMatrix> {
-        let tensor = self
-            .tensors
-            .get(name)
-            .ok_or_else(|| Error::bad_file(self.tensors.path(), format!("tensor `{name}` is missing")))?;
+        let tensor = self.tensors.get(name).ok_or_else(|| self.tensors.missing(name))?;
         if tensor.shape != shape {
             let reason = format!("tensor `{name}`: expected shape {shape:?}, got {:?}", tensor.shape);
             return Err(Error::bad_file(&tensor.path, reason));

@@ -73,6 +73,8 @@ pub struct ModelArgs {
     /// Model: a file in GGUF format, a folder, or a hub id (owner/name[@revision][:file.gguf])
     #[arg(long, value_name = "PATH", env = "MODEL_PATH")]
     pub model: PathBuf,
+    #[command(flatten)]
+    pub context: ContextArgs,
     /// Numbers of the weight matrices: the file's own, or all converted
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
@@ -87,6 +89,15 @@ pub struct ModelArgs {
     /// The most prompt rows that go through a layer at a time: fewer need less memory, more are faster
     #[arg(long, value_name = "N", default_value_t = PrefillOptions::DEFAULT_CHUNK)]
     pub prefill_chunk: NonZeroUsize,
+}
+
+/// How long sequences may become.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct ContextArgs {
+    /// The most tokens of a sequence [default: as the model's files say]; what a model writes beyond the length that it was
+    /// made for may make no sense
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub context: Option<usize>,
 }
 
 /// Where a model is computed, and by what.
@@ -446,6 +457,8 @@ pub struct BenchArgs {
     /// Model: a file in GGUF format, a folder, or a hub id (owner/name[@revision][:file.gguf])
     #[arg(long, value_name = "PATH", env = "MODEL_PATH")]
     pub model: PathBuf,
+    #[command(flatten)]
+    pub context: ContextArgs,
     /// Numbers of the weight matrices: the file's own, or all converted
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
@@ -497,6 +510,8 @@ pub struct MeasureArgs {
     /// Model: a file in GGUF format, a folder, or a hub id (owner/name[@revision][:file.gguf])
     #[arg(long, value_name = "PATH", env = "MODEL_PATH")]
     pub model: PathBuf,
+    #[command(flatten)]
+    pub context: ContextArgs,
     /// Numbers of the weight matrices: the file's own, or all converted
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
@@ -649,4 +664,6 @@ pub struct InspectArgs {
     /// Model: a file in GGUF format, a folder, or a hub id (owner/name[@revision][:file.gguf])
     #[arg(long, value_name = "PATH", env = "MODEL_PATH")]
     pub model: PathBuf,
+    #[command(flatten)]
+    pub context: ContextArgs,
 }

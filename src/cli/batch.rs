@@ -53,7 +53,7 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     let retention = if args.cache.use_adakv { session.adaptive(config.clone()) } else { Retention::Full };
     let limits = BatchLimits { sequences: args.batch.batch, kv_bytes: args.batch.kv_budget };
     let (model, tokenizer) = (&session.loaded.model, &session.loaded.tokenizer);
-    let mut batch = Batch::new(model, tokenizer, session.kv_dtype, retention, prompts, options.clone(), limits)?
+    let mut batch = Batch::new(model, tokenizer, session.kv_dtype, retention, prompts, &options, limits)?
         .with_prefill_options(session.prefill_options);
 
     let mut output = InOrder { next: 0, ended: BTreeMap::new(), written: Ok(()) };

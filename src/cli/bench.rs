@@ -7,6 +7,7 @@ use adaptive_kvcache::bench::{self, Observer, Plan, Row, Setting, Subject, Syste
 use adaptive_kvcache::cache::Retention;
 use adaptive_kvcache::config::{AdaptiveConfig, Budget};
 use adaptive_kvcache::plot::{SpeedLine, speed};
+use adaptive_kvcache::reading::{self, MAX_TEXT};
 use adaptive_kvcache::report::megabytes;
 use adaptive_kvcache::tokenizer::Tokenizer;
 use adaptive_kvcache::{Error, Result};
@@ -16,8 +17,8 @@ use super::args::{BenchArgs, ModelArgs};
 use super::interrupt::{interrupted, listen, while_waiting, while_writing};
 use super::measure::{self, Lines, Names, kv_dtypes, mb_cell};
 use super::places::Places;
-use super::session::{Session, read_text};
-use super::{Outcome, STDOUT_FAILED, plain};
+use super::session::Session;
+use super::{Outcome, STDOUT_FAILED, plain, threads};
 
 /// The prompts' text if the user gives none: in the public domain, some 9,700 tokens.
 pub const TEXT: &str = include_str!("../../tests/data/text/eighty_days_ch1-5.txt");
@@ -42,13 +43,14 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
     let places = files.fold(places, |places, file| places.reads("--settings", Some(file)));
     places.writes("--json", args.json.as_ref()).writes("--plot", args.plot.as_ref()).check()?;
     let text = match &args.prompt_file {
-        Some(path) => &read_text(path)?,
+        Some(path) => &reading::beginning(path, "read prompt", MAX_TEXT)?,
         None => TEXT,
     };
     listen()?;
     let kv_dtypes = kv_dtypes(&args.kv_dtype);
     let session = Session::open(&ModelArgs {
         model: args.model.clone(),
+        context: args.context,
         dtype: args.dtype,
         kv_dtype: args.kv_dtype[0],
         device: args.device.clone(),
@@ -66,7 +68,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
         let is_default = args.contexts.is_empty() && args.prefill.is_empty();
         distinct(&if is_default { default } else { given }.iter().map(|&length| length as usize).collect::<Vec<_>>())
     };
-    let threads: Vec<usize> = args.threads.iter().map(|&threads| usize::from(threads)).collect();
+    let threads: Vec<usize> = args.threads.iter().map(|&threads| threads::bounded(usize::from(threads))).collect();
     let plan = Plan {
         threads: if threads.is_empty() { vec![session.threads] } else { distinct(&threads) },
         settings: settings.collect(),
@@ -138,9 +140,9 @@ fn set_budget(configs: &mut [Option<AdaptiveConfig>], budget: Budget) -> Result<
 
 /// The first `len` tokens of a text, which is repeated if it has not so many.
 fn first_tokens(tokenizer: &Tokenizer, text: &str, len: usize) -> Result<Vec<u32>> {
-    let mut text = text.to_owned();
+    let mut text = tokenizer.beginning(text, len).to_owned();
     loop {
-        let mut ids = while_waiting(|| tokenizer.encode(&text))?;
+        let mut ids = while_waiting(|| tokenizer.encode_beginning(&text, len))?;
         if ids.len() >= len {
             ids.truncate(len);
             return Ok(ids);

@@ -1,6 +1,6 @@
 //! `chat`: a conversation at the terminal, every turn on top of the compressed cache.
 
-use std::io::{BufRead, ErrorKind, IsTerminal, Write};
+use std::io::{BufRead, ErrorKind, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -9,6 +9,7 @@ use adaptive_kvcache::config::AdaptiveConfig;
 use adaptive_kvcache::generate::{Conversation, FinishReason, GenerationOptions, Turn};
 use adaptive_kvcache::json::without_bom;
 use adaptive_kvcache::memory::process_memory;
+use adaptive_kvcache::reading::MAX_TEXT;
 use adaptive_kvcache::report::megabytes;
 use adaptive_kvcache::tokenizer::{ChatContext, ChatInput, ChatMessage};
 use adaptive_kvcache::{Error, files};
@@ -70,18 +71,18 @@ impl<'a> Line<'a> {
 
 pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
     let config = config(args.cache.config.as_deref(), args.budget.budget())?;
-    if args.dialogue.messages.as_deref() == Some(Path::new("-")) {
+    // Messages may be saved to where they came from.
+    let kept = Places::of(&args.model.model).reads("--config", args.cache.config.as_ref());
+    let kept = kept.reads("--log-file", Some(args.cache.log_path()));
+    let kept = kept.reads("--chat-template", args.dialogue.chat_template.as_ref());
+    let messages = args.dialogue.messages.as_ref();
+    if messages.is_some_and(|path| path == Path::new("-")) {
         return Err(Error::input(
             "`--messages -` would read the messages where the questions come from: standard input",
         )
         .with_hint("give the messages as a file")
         .into());
     }
-    // Messages may be saved to where they came from.
-    let kept = Places::of(&args.model.model).reads("--config", args.cache.config.as_ref());
-    let kept = kept.reads("--log-file", Some(args.cache.log_path()));
-    let kept = kept.reads("--chat-template", args.dialogue.chat_template.as_ref());
-    let messages = args.dialogue.messages.as_ref();
     Places::of(&args.model.model)
         .reads("--config", args.cache.config.as_ref())
         .reads("--messages", messages)
@@ -126,7 +127,9 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
             }
             Line::Stats => {
                 say(&stats(&conversation));
-                seed.iter().for_each(|seed| say(seed));
+                if let Some(seed) = &seed {
+                    say(seed);
+                }
                 Ok(())
             }
             Line::Help => {
@@ -151,7 +154,9 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
             return Ok(Outcome::Interrupted);
         }
     }
-    seed.iter().for_each(|seed| say(seed));
+    if let Some(seed) = &seed {
+        say(seed);
+    }
     Ok(Outcome::Done)
 }
 
@@ -324,9 +329,12 @@ impl Input {
             },
             Self::Lines => {
                 let mut line = String::new();
-                let read = while_waiting(|| std::io::stdin().lock().read_line(&mut line));
+                let read = while_waiting(|| std::io::stdin().lock().take(MAX_TEXT).read_line(&mut line));
                 match read {
                     Ok(0) => Ok(None),
+                    Ok(len) if len as u64 == MAX_TEXT => {
+                        Err(Error::input(format!("a line of standard input has {MAX_TEXT} bytes or more")).into())
+                    }
                     Ok(_) => Ok(Some(without_bom(&line).to_owned())),
                     Err(error) if error.kind() == ErrorKind::InvalidData => {
                         Err(Error::input("standard input is not UTF-8 text").into())

@@ -22,6 +22,9 @@ pub use picture::{draw, panels};
 use table::Table;
 pub use table::{fidelity_heading, fidelity_line};
 
+/// Prose for tasks to hide facts in, of a very long text: so many times what one of them takes.
+const PROSE_FACTOR: usize = 8;
+
 /// A configuration under one of the budgets, or under none.
 struct Budgeted {
     name: String,
@@ -38,13 +41,13 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
             .with_hint("give at least one of --windows, or --tasks, or --prompts")
             .into());
     }
+    let places = args.measure.places(&args.configs).reads("--prompts", args.prompts.as_ref());
+    let places = places.reads("--chat-template", args.chat_template.as_ref());
+    args.files.add_to(places).check()?;
     if args.chat_template.is_some() && tasks.is_empty() && args.prompts.is_none() {
         return Err(Error::input("--chat-template is for --tasks and --prompts, and neither is given").into());
     }
     let template = args.chat_template.as_deref().map(ChatTemplate::from_file).transpose()?;
-    let places = args.measure.places(&args.configs).reads("--prompts", args.prompts.as_ref());
-    let places = places.reads("--chat-template", args.chat_template.as_ref());
-    args.files.add_to(places).check()?;
     let text = args.measure.text()?;
     let prompts = args.prompts.as_deref().map(Prompts::read).transpose()?;
     if let Some(prompts) = &prompts {
@@ -55,13 +58,14 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
     let session = args.measure.open(&kv_dtypes)?.with_chat_template(template);
     let variants = variants(&session, &configs, &kv_dtypes);
     let subject = session.subject();
+    let longest = args.contexts.iter().copied().max().unwrap_or(0);
     let plans = Plans {
         fidelity: FidelityPlan {
             greedy_tokens: args.greedy_tokens,
             layer_error: args.layer_error,
             ..args.measure.plan()
         },
-        ids: ids_without_bos(&session.loaded.tokenizer, &text)?,
+        ids: ids_without_bos(&session.loaded.tokenizer, &text, &args.measure.plan())?,
         tasks: TaskPlan {
             tasks,
             contexts: distinct(&args.contexts),
@@ -69,7 +73,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
             trials: args.trials,
             seed: args.seed,
         },
-        prose: &text,
+        prose: session.loaded.tokenizer.beginning(&text, longest.saturating_mul(PROSE_FACTOR)),
         answers: AnswerPlan { prompts: answer_prompts(&session, prompts, args)?, answer_tokens: args.answer_tokens },
     };
     plans.check(&subject)?;

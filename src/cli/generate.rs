@@ -31,8 +31,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     // Everything that can be refused early is, before a model is loaded.
     let budget = args.batch.kv_budget.map(Budget::Bytes).or_else(|| args.kept_ratio.budget());
     let config = config(args.cache.config.as_deref(), budget)?;
-    places(args).check()?;
     expect_no_picture(args)?;
+    places(args).check()?;
     let log = Log::start(&args.cache)?;
     if args.save_image {
         check_folder(&args.image_dir)?;
@@ -73,7 +73,10 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
             Err(Error::Interrupted) => break,
             Err(error) => {
                 // What came before the failure is written, whole; the failure is what the run ends with.
-                let _ = writeln!(stdout, "{}", generation.held_back()).and_then(|()| stdout.flush());
+                let rest = generation.held_back();
+                text += &rest;
+                let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+                let _ = write!(stdout, "{rest}{end}").and_then(|()| stdout.flush());
                 return Err(error.into());
             }
         };

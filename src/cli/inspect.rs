@@ -19,7 +19,10 @@ use super::{Outcome, STDOUT_FAILED, plain};
 const CONTEXTS: [usize; 7] = [512, 1024, 2048, 4096, 8192, 32_768, 131_072];
 
 pub fn run(args: &InspectArgs) -> anyhow::Result<Outcome> {
-    let checkpoint = checkpoint::open(super::hub::local_path(&args.model)?)?;
+    let mut checkpoint = checkpoint::open(super::hub::local_path(&args.model)?)?;
+    if let Some(tokens) = args.context.context {
+        checkpoint.set_context(tokens)?;
+    }
     // The tokenizer's files lie beside a folder's weights: without them, everything else can still be shown.
     let tokenizer = match checkpoint.tokenizer() {
         Err(error) if checkpoint.gguf().is_some() => return Err(error.into()),

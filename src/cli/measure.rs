@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::config::AdaptiveConfig;
 use adaptive_kvcache::eval::{FidelityPlan, Subject};
-use adaptive_kvcache::json::without_bom;
+use adaptive_kvcache::reading::{self, MAX_TEXT};
 use adaptive_kvcache::report::{is_small, megabytes};
 use adaptive_kvcache::tokenizer::Tokenizer;
 use adaptive_kvcache::{Error, Result, files};
@@ -77,10 +77,7 @@ impl MeasureArgs {
     /// The text that is measured on.
     pub fn text(&self) -> Result<Cow<'static, str>> {
         match &self.text {
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|source| Error::io("read text", path, source))?;
-                Ok(Cow::Owned(without_bom(&text).to_owned()))
-            }
+            Some(path) => reading::beginning(path, "read text", MAX_TEXT).map(Cow::Owned),
             None => Ok(Cow::Borrowed(TEXT)),
         }
     }
@@ -89,6 +86,7 @@ impl MeasureArgs {
     pub fn open(&self, kv_dtypes: &[KvDtype]) -> anyhow::Result<Session> {
         let session = Session::open(&ModelArgs {
             model: self.model.clone(),
+            context: self.context,
             dtype: self.dtype,
             kv_dtype: self.full_kv_dtype,
             device: self.device.clone(),
@@ -131,9 +129,11 @@ pub fn kv_dtypes(names: &[CacheDtype]) -> Vec<KvDtype> {
     distinct(&names.iter().map(|&dtype| dtype.into()).collect::<Vec<_>>())
 }
 
-/// Ids of a text; the library puts BOS before each window.
-pub fn ids_without_bos(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-    let mut ids = while_waiting(|| tokenizer.encode(text))?;
+/// Ids of a text, of a very long one at least as many as a plan needs; the library puts BOS before each window.
+pub fn ids_without_bos(tokenizer: &Tokenizer, text: &str, plan: &FidelityPlan) -> Result<Vec<u32>> {
+    let window = plan.prompt_tokens.saturating_add(plan.score_tokens);
+    let needed = plan.windows.saturating_mul(window).saturating_add(plan.offset_tokens);
+    let mut ids = while_waiting(|| tokenizer.encode_beginning(text, needed.saturating_add(1)))?;
     if tokenizer.adds_bos() && ids.first().copied() == tokenizer.bos_id() {
         ids.remove(0);
     }
@@ -215,7 +215,10 @@ pub struct Lines {
 impl Lines {
     pub fn new() -> Self {
         let spinner = if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
-        spinner.enable_steady_tick(TICK);
+        // It needs a thread, of which there may be no more.
+        if !spinner.is_hidden() && std::thread::Builder::new().spawn(|| ()).is_ok() {
+            spinner.enable_steady_tick(TICK);
+        }
         Self { spinner, printed: Ok(()) }
     }
 

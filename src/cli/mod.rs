@@ -24,6 +24,7 @@ mod places;
 mod prompts;
 mod session;
 mod terminal;
+mod threads;
 mod tune;
 mod variables;
 
@@ -54,6 +55,8 @@ fn plain(text: &str) -> String {
 /// Parses the command line, runs the command and reports its failure.
 pub fn run() -> ExitCode {
     adaptive_kvcache::memory::share_one_heap();
+    threads::bound_environment();
+    quiet_guarded_panics();
     interrupt::install();
     bus::install();
     match parse().and_then(|cli| execute(&cli.command)) {
@@ -86,6 +89,16 @@ fn execute(command: &Command) -> anyhow::Result<Outcome> {
         Command::Tune(args) => tune::run(args),
         Command::Inspect(args) => inspect::run(args),
     }
+}
+
+/// What panics inside of a call that makes an error of it has its sentence there.
+fn quiet_guarded_panics() {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !adaptive_kvcache::guard::is_guarded() {
+            hook(panic);
+        }
+    }));
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {

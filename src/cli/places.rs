@@ -103,7 +103,7 @@ impl<'a> Places<'a> {
         let mut files = vec![self.model.to_owned()];
         let name = self.model.file_name().unwrap_or_default().to_string_lossy().into_owned();
         // One part of several, or one file of a folder's.
-        let is_part = name.contains("-of-") || name.ends_with(".safetensors") || name.ends_with(".pth");
+        let is_part = name.contains("-of-") || [".safetensors", ".pth"].iter().any(|ending| name.ends_with(ending));
         let folder = match self.model.parent() {
             _ if self.model.is_dir() => self.model,
             Some(folder) if is_part && folder.as_os_str().is_empty() => Path::new("."),

@@ -12,6 +12,9 @@ use super::session::{Session, read_text};
 pub use line::Keys;
 use line::{Asked, Line};
 
+/// Most prompts of a file: what is kept of each takes some hundred bytes.
+const MAX_PROMPTS: usize = 1 << 20;
+
 /// The lines of a file that are not blank.
 pub struct Prompts {
     path: PathBuf,
@@ -40,11 +43,16 @@ impl Prompts {
     /// # Errors
     /// [`Error::Io`] if it cannot be read; [`Error::BadFile`] if it has no prompts, and with the line, as [`Line::parse`].
     pub fn read(path: &Path) -> Result<Self> {
-        let text = read_text(path)?;
+        let text = read_text(path, "read prompts")?;
         let mut lines = Vec::new();
         for (index, line) in text.lines().enumerate() {
             let number = index + 1;
             lines.extend(Line::parse(line, &place(path, number))?.map(|line| (number, line)));
+            if lines.len() > MAX_PROMPTS {
+                return Err(
+                    Error::bad_file(path, format!("it has more than {MAX_PROMPTS} prompts")).with_hint("split it")
+                );
+            }
         }
         if lines.is_empty() {
             return Err(Error::bad_file(path, "it has no prompts").with_hint("write one prompt a line"));
@@ -103,6 +111,7 @@ impl Prompts {
                     (input.messages.last().map(ChatMessage::text).unwrap_or_default(), ids)
                 }
                 Asked::Text(text) if chat || go_on => {
+                    tokenizer.check_length(&text)?;
                     let messages = vec![ChatMessage::new("user", text.clone())];
                     (text, encode_chat(&ChatInput { messages, ..ChatInput::default() })?)
                 }

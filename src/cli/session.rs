@@ -1,6 +1,6 @@
 //! What the commands that run a model share: threads, device, model, prompt, and a prefill that shows its progress.
 
-use std::io::{IsTerminal, Read};
+use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,11 +14,11 @@ use adaptive_kvcache::device::{self, DeviceMemory};
 use adaptive_kvcache::json::without_bom;
 use adaptive_kvcache::model::{Prefill, PrefillObserver, PrefillOptions};
 use adaptive_kvcache::profile::Profiler;
+use adaptive_kvcache::reading::{self, MAX_TEXT};
 use adaptive_kvcache::report::{log_lines, size};
 use adaptive_kvcache::tokenizer::{ChatFormat, ChatInput, ChatMessage, ChatTemplate, Tokenizer, messages_from_json};
 use adaptive_kvcache::tokens::TokenClassifier;
 use adaptive_kvcache::{Error, Result};
-use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::{DEFAULT_PROMPT, DialogueArgs, ModelArgs, PromptArgs};
@@ -27,6 +27,7 @@ use super::interrupt::{interrupted, while_waiting};
 use super::measure::configuration;
 use super::pictures::{MAP_SIDE, Pictures};
 use super::terminal::note;
+use super::threads;
 use super::variables;
 
 /// What is over sooner is shown no bar for.
@@ -52,15 +53,18 @@ impl Session {
 
     fn load(args: &ModelArgs) -> anyhow::Result<Self> {
         let backend = backend(&args.device)?;
-        let mut pool = rayon::ThreadPoolBuilder::new();
-        if let Some(threads) = args.threads {
-            pool = pool.num_threads(usize::from(threads));
-        }
-        pool.build_global().context("failed to start threads")?;
+        let threads = threads::number(args.threads);
+        // The error's own cause says the same again.
+        let started = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        started.map_err(|error| anyhow::anyhow!("failed to start {threads} threads: {error}"))?;
         let model = super::hub::local_path(&args.model)?;
         let started = Instant::now();
         let bar = progress_bar("loading");
-        let loaded = checkpoint::load_for(&backend, &model, args.dtype.into(), &mut |done, total| {
+        let mut checkpoint = checkpoint::open(&model)?;
+        if let Some(tokens) = args.context.context {
+            checkpoint.set_context(tokens)?;
+        }
+        let loaded = checkpoint.load_for(&backend, args.dtype.into(), &mut |done, total| {
             bar.set_length(total as u64);
             bar.set_position(done as u64);
         })?;
@@ -126,7 +130,9 @@ impl Session {
             self.announce_chat_format()?;
             // The default prompt is no turn of anybody's conversation.
             if !has_messages || args.prompt.is_some() || args.prompt_file.is_some() {
-                input.messages.push(ChatMessage::new("user", prompt_text(args)?));
+                let text = prompt_text(args)?;
+                tokenizer.check_length(&text)?;
+                input.messages.push(ChatMessage::new("user", text));
             }
             let chat = tokenizer.chat(&input.context)?;
             if args.go_on { chat.encode_continued(&input.messages)? } else { chat.encode(&input.messages)? }
@@ -214,7 +220,9 @@ impl PromptArgs {
 pub fn opening(args: &DialogueArgs) -> Result<ChatInput> {
     let mut input = match args.messages.as_deref() {
         None => ChatInput::default(),
-        Some(path) if path.as_os_str() == "-" => ChatInput::from_json(read_text(path)?.as_bytes(), path)?,
+        Some(path) if path.as_os_str() == "-" => {
+            ChatInput::from_json(read_text(path, "read messages")?.as_bytes(), path)?
+        }
         Some(path) => messages_from_json(path)?,
     };
     if let (Some(path), false) = (&args.messages, input.unread.is_empty()) {
@@ -279,20 +287,22 @@ pub fn per_second(tokens: usize, time: Duration) -> f64 {
 fn prompt_text(args: &PromptArgs) -> Result<String> {
     match &args.prompt_file {
         None => Ok(without_bom(args.prompt.as_deref().unwrap_or(DEFAULT_PROMPT)).to_owned()),
-        Some(path) => read_text(path),
+        Some(path) => read_text(path, "read prompt"),
     }
 }
 
-/// Reads a text, of standard input if the path is `-`, without a byte-order mark.
-pub fn read_text(path: &Path) -> Result<String> {
-    let result = if path.as_os_str() == "-" {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).map(|_| text)
-    } else {
-        std::fs::read_to_string(path)
-    };
-    let text = result.map_err(|source| Error::io("read prompt", path, source))?;
-    Ok(without_bom(&text).to_owned())
+/// Reads a text, of standard input if the path is `-`.
+///
+/// * `action`: a verb phrase for messages
+pub fn read_text(path: &Path, action: &'static str) -> Result<String> {
+    // A pipe may have no writer yet.
+    while_waiting(|| {
+        if path.as_os_str() == "-" {
+            reading::text_of(std::io::stdin(), path, action, MAX_TEXT)
+        } else {
+            reading::text(path, action, MAX_TEXT)
+        }
+    })
 }
 
 fn classifier(config: &AdaptiveConfig, tokenizer: &Tokenizer) -> TokenClassifier {

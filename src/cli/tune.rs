@@ -40,8 +40,8 @@ pub fn run(args: &TuneArgs) -> anyhow::Result<Outcome> {
     listen()?;
     let session = args.measure.open(&dtypes)?;
     let subject = session.subject();
-    let ids = ids_without_bos(&session.loaded.tokenizer, &text)?;
     let plan = args.measure.plan();
+    let ids = ids_without_bos(&session.loaded.tokenizer, &text, &plan)?;
     plan.check(&subject, ids.len())?;
 
     let names = Names::new(&args.configs);

@@ -29,8 +29,8 @@ struct Variable {
     value: OsString,
     /// The argument's id.
     arg: String,
-    /// The argument as messages show it, such as `--config <PATH>`.
-    shown: String,
+    /// The option that it stands for, such as `--config`.
+    option: String,
 }
 
 /// What stands on the command line: a command and arguments.
@@ -77,7 +77,7 @@ pub fn parse(command: &Command, args: &[OsString]) -> anyhow::Result<Parsed> {
         let is_chosen = command.get_name() == typed.command;
         command.mut_args(|arg| {
             let Some(name) = arg.get_env().map(OsStr::to_owned) else { return arg };
-            let value = std::env::var_os(&name).unwrap_or_default();
+            let Some(value) = std::env::var_os(&name) else { return arg };
             let id = arg.get_id().as_str();
             if value.is_empty() {
                 return arg.env(Resettable::Reset);
@@ -94,8 +94,8 @@ pub fn parse(command: &Command, args: &[OsString]) -> anyhow::Result<Parsed> {
                 }
                 return arg.env(Resettable::Reset);
             }
-            let (name, arg_id, shown) = (name.to_string_lossy().into_owned(), id.to_owned(), arg.to_string());
-            in_effect.push(Variable { name, value, arg: arg_id, shown });
+            let (name, option) = (name.to_string_lossy().into_owned(), format!("--{}", arg.get_long().unwrap_or(id)));
+            in_effect.push(Variable { name, value, arg: id.to_owned(), option });
             arg
         })
     });
@@ -154,7 +154,9 @@ fn named(mut error: clap::Error, variables: &[Variable]) -> clap::Error {
         return error;
     }
     let Some(ContextValue::String(arg)) = error.get(ContextKind::InvalidArg) else { return error };
-    if let Some(variable) = variables.iter().find(|variable| variable.shown == *arg) {
+    // It is shown with its value, as in `--config <PATH>`.
+    let option = arg.split([' ', '[']).next().unwrap_or_default().to_owned();
+    if let Some(variable) = variables.iter().find(|variable| variable.option == option) {
         error.insert(ContextKind::InvalidArg, ContextValue::String(variable.name.clone()));
     }
     error

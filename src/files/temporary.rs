@@ -27,7 +27,8 @@ impl Temporary {
     fn create(folder: &Path, name: &OsStr) -> io::Result<Self> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let name = name.to_string_lossy();
-        let name = &name[..name.floor_char_boundary(MAX_NAME_BYTES)];
+        let end = (0..=name.len().min(MAX_NAME_BYTES)).rev().find(|&end| name.is_char_boundary(end));
+        let name = &name[..end.unwrap_or(0)];
         loop {
             let count = COUNTER.fetch_add(1, Ordering::Relaxed);
             let path = folder.join(format!(".{name}.{}-{count}.tmp", std::process::id()));

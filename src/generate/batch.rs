@@ -136,7 +136,7 @@ impl<'a> Batch<'a> {
         kv_dtype: KvDtype,
         retention: Retention,
         prompts: Vec<BatchPrompt>,
-        options: GenerationOptions,
+        options: &GenerationOptions,
         limits: BatchLimits,
     ) -> Result<Self> {
         if limits.sequences == 0 {

@@ -186,6 +186,7 @@ impl<'a> Conversation<'a> {
         observer: &mut dyn PrefillObserver,
         show: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<&Turn> {
+        self.tokenizer.check_length(question)?;
         let before = self.messages.len();
         self.messages.push(ChatMessage::new("user", question));
         let seen = self.cache.seen();

@@ -60,7 +60,7 @@ impl SamplingOptions {
     }
 }
 
-/// Spreads every bit over the whole word: the finaliser of SplitMix64 (Steele et al., OOPSLA 2014), whose increment keeps
+/// Spreads every bit over the whole word: the finaliser of `SplitMix64` (Steele et al., OOPSLA 2014), whose increment keeps
 /// 0 from staying 0.
 fn mixed(seed: u64) -> u64 {
     let mut z = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);

@@ -1,5 +1,7 @@
 //! The filters of Jinja 2, and `tojson` as transformers replaces it.
 
+#![allow(clippy::needless_pass_by_value, clippy::unnecessary_wraps, reason = "all filters have one type")]
+
 use std::rc::Rc;
 
 use super::Origin;
@@ -149,12 +151,13 @@ impl Getter {
             Some(Value::Str(path)) => path
                 .text()
                 .split('.')
-                .map(|part| match part.chars().all(text::is_digit) && !part.is_empty() {
-                    true => match number::parse_int(part, 10)? {
-                        Some(number) => Ok(Value::Int(number)),
-                        None => Err(failed(format!("invalid literal for int() with base 10: '{part}'"))),
-                    },
-                    false => Ok(Value::Str(path.part(part))),
+                .map(|part| {
+                    if part.is_empty() || !part.chars().all(text::is_digit) {
+                        return Ok(Value::Str(path.part(part)));
+                    }
+                    let number = number::parse_int(part, 10)?;
+                    let invalid = || failed(format!("invalid literal for int() with base 10: '{part}'"));
+                    number.map(Value::Int).ok_or_else(invalid)
                 })
                 .collect::<Res<_>>()?,
             Some(other) => vec![other],
@@ -297,7 +300,7 @@ fn filesizeformat(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
 
 fn first(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     args.only::<0>("first", 0)?;
-    let found = vm.iter(&value)?.next(vm)?;
+    let found = vm.iterator(&value)?.next(vm)?;
     Ok(found.unwrap_or_else(|| Value::undefined("No first item, sequence was empty.")))
 }
 
@@ -329,26 +332,22 @@ fn reverse(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     if let Value::Str(_) = value {
         return ops::slice(vm, &value, &[Value::None, Value::None, Value::Int(-1)]);
     }
-    match reversible(vm, &value) {
-        Some(items) => {
-            let mut items = items?;
-            items.reverse();
-            let name = match value {
-                Value::Dict(_) | Value::View(_, View::Keys) => "dict_reversekeyiterator object",
-                Value::View(_, View::Values) => "dict_reversevalueiterator object",
-                Value::View(_, View::Items) => "dict_reverseitemiterator object",
-                Value::List(_) => "list_reverseiterator object",
-                Value::Range(_) => "range_iterator object",
-                _ => "reversed object",
-            };
-            Ok(Value::Iter(Iter::queue(name, items)))
-        }
-        None => {
-            let mut items = vm.iter(&value).map_err(|_| failed("argument must be iterable"))?.collect(vm)?;
-            items.reverse();
-            Ok(Value::list(items))
-        }
+    if let Some(items) = reversible(vm, &value) {
+        let mut items = items?;
+        items.reverse();
+        let name = match value {
+            Value::Dict(_) | Value::View(_, View::Keys) => "dict_reversekeyiterator object",
+            Value::View(_, View::Values) => "dict_reversevalueiterator object",
+            Value::View(_, View::Items) => "dict_reverseitemiterator object",
+            Value::List(_) => "list_reverseiterator object",
+            Value::Range(_) => "range_iterator object",
+            _ => "reversed object",
+        };
+        return Ok(Value::Iter(Iter::queue(name, items)));
     }
+    let mut items = vm.iterator(&value).map_err(|_| failed("argument must be iterable"))?.collect(vm)?;
+    items.reverse();
+    Ok(Value::list(items))
 }
 
 fn float(_: &Vm, value: Value, args: CallArgs) -> Res<Value> {
@@ -484,7 +483,7 @@ fn join(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     let [separator, attribute] = args.bind("join", ["d", "attribute"], 0)?;
     let separator = separator.map_or(Ok(Str::empty()), |separator| vm.str(&separator))?;
     let getter = Getter::new(attribute, None, false)?;
-    let iter = vm.iter(&value)?;
+    let iter = vm.iterator(&value)?;
     let mut out = vm.buf();
     let mut first = true;
     while let Some(item) = iter.next(vm)? {
@@ -553,7 +552,7 @@ fn unique(_: &Vm, value: Value, args: CallArgs) -> Res<Value> {
 
 fn extreme(vm: &Vm, value: &Value, args: CallArgs, largest: bool) -> Res<Value> {
     let [case, attribute] = args.bind("min", ["case_sensitive", "attribute"], 0)?;
-    let iter = vm.iter(value)?;
+    let iter = vm.iterator(value)?;
     let getter = Getter::new(attribute, None, !is_true(case.as_ref()))?;
     let mut best: Option<(Value, Value)> = None;
     while let Some(item) = iter.next(vm)? {
@@ -684,7 +683,7 @@ fn sum(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     if let Value::Str(_) = total {
         return Err(failed("sum() can't sum strings [use ''.join(seq) instead]"));
     }
-    let iter = vm.iter(&value)?;
+    let iter = vm.iterator(&value)?;
     while let Some(item) = iter.next(vm)? {
         total = ops::math(vm, super::ast::Math::Add, &total, &getter.get(vm, &item)?)?;
     }
@@ -754,7 +753,7 @@ fn quote(vm: &Vm, value: &Value, query: bool, out: &mut StrBuf) -> Res<()> {
 fn urlencode(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     args.only::<0>("urlencode", 0)?;
     let mut out = vm.buf();
-    let iterable = !matches!(value, Value::Str(_)) && vm.iter(&value).is_ok();
+    let iterable = !matches!(value, Value::Str(_)) && vm.iterator(&value).is_ok();
     if !iterable {
         quote(vm, &value, false, &mut out)?;
         return Ok(Value::Str(out.finish()));

@@ -17,6 +17,7 @@ use super::{Limits, Origin, functions, methods, ops};
 
 /// A value with an identity or a state.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "each lies in an `Rc` of its own")]
 pub(super) enum Object {
     Namespace(RefCell<Dict>),
     Macro(u32, Rc<Env>),
@@ -619,7 +620,7 @@ impl<'t> Vm<'t> {
                 drop(old);
             }
             Target::Tuple(targets) => {
-                let values = match self.iter(&value) {
+                let values = match self.iterator(&value) {
                     Ok(iter) => iter.collect(self)?,
                     Err(_) => return Err(failed(format!("cannot unpack non-iterable {} object", value.type_name()))),
                 };
@@ -675,9 +676,9 @@ impl<'t> Vm<'t> {
     ) -> Res<Flow> {
         let (iter, length) = if part.test.is_some() {
             let condition = Iter::lazy(items.clone(), Lazy::Condition(id, Rc::clone(outer)));
-            (self.iter(&condition)?, None)
+            (self.iterator(&condition)?, None)
         } else {
-            (self.iter(items)?, items.len())
+            (self.iterator(items)?, items.len())
         };
         let state = part.loop_slot.map(|slot| {
             let state = Loop {
@@ -782,19 +783,19 @@ impl<'t> Vm<'t> {
         } else if !rest.is_empty() {
             return Err(failed(format!("macro {name} takes not more than {} argument(s)", part.params.len())));
         }
-        values.into_iter().for_each(|(slot, value)| env.set_here(slot, value));
+        for (slot, value) in values {
+            env.set_here(slot, value);
+        }
         self.enter(&part.function.frame, env);
         let required = part.params.len() - part.defaults.len();
         for (at, (param, slot)) in part.params.iter().enumerate() {
             if env.get(Var { hops: 0, slot: *slot }).is_some() {
                 continue;
             }
-            let value = match at.checked_sub(required) {
-                Some(at) => self.eval(&part.defaults[at], env)?,
-                None => {
-                    let hint = format!("parameter '{}' was not provided", self.string(*param).text());
-                    Value::undefined(hint)
-                }
+            let value = if let Some(at) = at.checked_sub(required) {
+                self.eval(&part.defaults[at], env)?
+            } else {
+                Value::undefined(format!("parameter '{}' was not provided", self.string(*param).text()))
             };
             env.set_here(*slot, Some(value));
         }

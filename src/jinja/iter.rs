@@ -68,15 +68,16 @@ impl Iter {
             Lazy::Filter(_, args) | Lazy::Select(_, Some((_, args)), _) => args.len(),
             _ => 0,
         };
-        let _charge = Charge::new(256 + args * size_of::<Value>());
+        let charge = Charge::new(256 + args * size_of::<Value>());
         let state = RefCell::new(State::Lazy(source, None, Box::new(lazy)));
-        Value::Iter(Rc::new(Self { type_name: "generator", shown, state, _charge }))
+        Value::Iter(Rc::new(Self { type_name: "generator", shown, state, _charge: charge }))
     }
 
     /// An iterator over values that are known.
     pub fn queue(type_name: &'static str, values: Vec<Value>) -> Rc<Self> {
-        let _charge = Charge::new(128 + values.capacity() * size_of::<Value>());
-        Rc::new(Self { type_name, shown: type_name, state: RefCell::new(State::Queue(values.into())), _charge })
+        let charge = Charge::new(128 + values.capacity() * size_of::<Value>());
+        let state = RefCell::new(State::Queue(values.into()));
+        Rc::new(Self { type_name, shown: type_name, state, _charge: charge })
     }
 
     pub fn type_name(&self) -> &'static str {
@@ -120,12 +121,11 @@ impl Iter {
             }
             State::Queue(values) => values.pop_front(),
             State::Lazy(source, iter, lazy) => {
-                let iter = match iter {
-                    Some(iter) => Rc::clone(iter),
-                    None => {
-                        let opened = lazy.open(vm, source)?;
-                        Rc::clone(iter.insert(opened))
-                    }
+                let iter = if let Some(iter) = iter {
+                    Rc::clone(iter)
+                } else {
+                    let opened = lazy.open(vm, source)?;
+                    Rc::clone(iter.insert(opened))
                 };
                 if let Lazy::Columns(count, fill) = &**lazy {
                     let columns = columns(vm, &iter, *count, fill.as_ref())?;
@@ -206,10 +206,10 @@ impl Lazy {
         }
         match (self, source) {
             (Self::Wrong(_, error), _) => Err(error.clone()),
-            (Self::Items, Value::Undefined(_)) => vm.iter(source),
-            (Self::Items, Value::Dict(dict)) => vm.iter(&Value::View(Rc::clone(dict), View::Items)),
+            (Self::Items, Value::Undefined(_)) => vm.iterator(source),
+            (Self::Items, Value::Dict(dict)) => vm.iterator(&Value::View(Rc::clone(dict), View::Items)),
             (Self::Items, _) => Err(failed("Can only get item pairs from a mapping.")),
-            _ => vm.iter(source),
+            _ => vm.iterator(source),
         }
     }
 
@@ -303,7 +303,8 @@ impl Vm<'_> {
     ///
     /// # Errors
     /// If the value is not iterable.
-    pub fn iter(&self, value: &Value) -> Res<Rc<Iter>> {
+    #[allow(clippy::unused_self, reason = "like `collect`")]
+    pub fn iterator(&self, value: &Value) -> Res<Rc<Iter>> {
         Ok(match value {
             Value::Undefined(_) => Iter::with("generator", State::Done),
             Value::Str(text) => Iter::with("str_iterator", State::Chars(text.clone(), 0)),
@@ -320,14 +321,14 @@ impl Vm<'_> {
     /// All elements of a value.
     ///
     /// # Errors
-    /// As [`Vm::iter`] and [`Iter::collect`].
+    /// As [`Vm::iterator`] and [`Iter::collect`].
     pub fn collect(&self, value: &Value) -> Res<Vec<Value>> {
         match value {
             Value::List(items) | Value::Tuple(items) => {
                 self.work(items.items.len() as u64 / 2)?;
                 Ok(items.items.clone())
             }
-            _ => self.iter(value)?.collect(self),
+            _ => self.iterator(value)?.collect(self),
         }
     }
 }

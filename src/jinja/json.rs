@@ -1,5 +1,6 @@
 //! `tojson`, as transformers defines it: Python's `json.dumps`.
 
+use std::fmt::Write as _;
 use std::rc::Rc;
 
 use serde_json::{Number, Value as Json};
@@ -59,6 +60,7 @@ struct Style {
     sort_keys: bool,
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "all filters have one type")]
 pub(super) fn tojson(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     let [ascii, indent, separators, sort_keys] =
         args.bind("tojson", ["ensure_ascii", "indent", "separators", "sort_keys"], 0)?;
@@ -189,8 +191,12 @@ impl Style {
                 '\x08' => "\\b".into(),
                 '\x0C' => "\\f".into(),
                 '\0'..='\x1F' => format!("\\u{:04x}", c as u32),
-                '\x7F'.. if self.ascii && c != '\x7F' => {
-                    c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect()
+                '\x7F'.. if self.ascii => {
+                    let mut escaped = String::new();
+                    for unit in c.encode_utf16(&mut [0; 2]) {
+                        let _ = write!(escaped, "\\u{unit:04x}");
+                    }
+                    escaped
                 }
                 _ => continue,
             };

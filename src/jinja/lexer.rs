@@ -1,5 +1,7 @@
 //! Template text to tokens, as Jinja 2 does it with `trim_blocks` and `lstrip_blocks`.
 
+use std::fmt::Write as _;
+
 use super::error::{Res, syntax, unsupported};
 use super::number;
 use super::text::is_space;
@@ -85,7 +87,7 @@ impl<'s> Lexer<'s> {
     pub fn next(&mut self) -> Res<(Token, u32)> {
         loop {
             let found = match self.state {
-                State::Data => self.data()?,
+                State::Data => self.data(),
                 State::Tag => self.tag()?,
                 State::Block | State::Print => self.inside()?,
             };
@@ -105,7 +107,7 @@ impl<'s> Lexer<'s> {
     }
 
     fn count(&mut self, to: usize) {
-        let breaks = self.source.as_bytes()[self.counted..to].iter().filter(|&&b| b == b'\n').count();
+        let breaks = self.source[self.counted..to].matches('\n').count();
         self.line = self.line.saturating_add(u32::try_from(breaks).unwrap_or(u32::MAX));
         self.counted = to;
     }
@@ -129,11 +131,11 @@ impl<'s> Lexer<'s> {
         if blank && (line_start > 0 || self.line_starting) { &text[..line_start] } else { text }
     }
 
-    fn data(&mut self) -> Res<Option<(Token, u32)>> {
+    fn data(&mut self) -> Option<(Token, u32)> {
         let line = self.line_here();
         let rest = self.rest();
         if rest.is_empty() {
-            return Ok(Some((Token::End, line)));
+            return Some((Token::End, line));
         }
         let mut from = 0;
         let tag = loop {
@@ -145,13 +147,13 @@ impl<'s> Lexer<'s> {
         };
         let Some(tag) = tag else {
             self.at = self.source.len();
-            return Ok(Some((Token::Data(rest.to_owned()), line)));
+            return Some((Token::Data(rest.to_owned()), line));
         };
         let end = self.at + tag;
         let text = self.stripped(end, 2, rest.as_bytes()[tag + 1] == b'{');
         self.at = end;
         self.state = State::Tag;
-        Ok((!text.is_empty()).then(|| (Token::Data(text.to_owned()), line)))
+        (!text.is_empty()).then(|| (Token::Data(text.to_owned()), line))
     }
 
     fn tag(&mut self) -> Res<Option<(Token, u32)>> {
@@ -410,12 +412,11 @@ impl<'s> Lexer<'s> {
                 // Jinja 2 writes what is not ASCII as an escape first, so that only that one's backslash is escaped.
                 c if !c.is_ascii() => {
                     let code = c as u32;
-                    let escape = match code {
-                        ..=0xFF => format!("\\x{code:02x}"),
-                        ..=0xFFFF => format!("\\u{code:04x}"),
-                        _ => format!("\\U{code:08x}"),
+                    let _ = match code {
+                        0x80..=0xFF => write!(text, "\\x{code:02x}"),
+                        0x100..=0xFFFF => write!(text, "\\u{code:04x}"),
+                        _ => write!(text, "\\U{code:08x}"),
                     };
-                    text.push_str(&escape);
                 }
                 c => text.extend(['\\', c]),
             }

@@ -399,8 +399,10 @@ fn str_result(vm: &Vm, text: &Str, name: &'static str, args: CallArgs) -> Res<Va
         "swapcase" => mapped(vm, text, name, args, |c, out| {
             if c.is_uppercase() {
                 out.extend(c.to_lowercase());
-            } else {
+            } else if c.is_lowercase() {
                 out.extend(c.to_uppercase());
+            } else {
+                out.push(c);
             }
         }),
         "lower" => lower(vm, text, args).map(Value::Str),
@@ -743,9 +745,8 @@ fn search(vm: &Vm, text: &Str, name: &str, args: CallArgs) -> Res<Value> {
     vm.scanning(text.text().len())?;
     let part = searched(text, start, stop)?;
     if name == "count" {
-        let count = part.map_or(0, |(_, _, part)| match wanted.is_empty() {
-            true => text::count_chars(part) + 1,
-            false => part.matches(wanted.text()).count(),
+        let count = part.map_or(0, |(_, _, part)| {
+            if wanted.is_empty() { text::count_chars(part) + 1 } else { part.matches(wanted.text()).count() }
         });
         return Ok(Value::Int(count as i128));
     }

@@ -326,7 +326,7 @@ pub(super) fn contains(vm: &Vm, haystack: &Value, needle: &Value) -> Res<bool> {
             return Err(failed(format!("argument of type '{}' is not iterable", haystack.type_name())));
         }
         _ => {
-            let iter = vm.iter(haystack)?;
+            let iter = vm.iterator(haystack)?;
             while let Some(item) = iter.next(vm)? {
                 if item.is_same(needle) || equal(vm, &item, needle)? {
                     return Ok(true);

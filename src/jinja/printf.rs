@@ -32,6 +32,7 @@ impl Values<'_> {
 
 /// One `%...`.
 #[derive(Default)]
+#[allow(clippy::struct_excessive_bools, reason = "the flags of a directive")]
 struct Directive {
     left: bool,
     plus: bool,
@@ -158,13 +159,12 @@ impl Directive {
     fn write(&self, vm: &Vm, kind: char, value: &Value, safe: bool, out: &mut StrBuf) -> Res<()> {
         let text = match kind {
             's' | 'r' | 'a' => {
-                let text = match kind {
-                    's' => vm.str(value)?,
-                    _ => {
-                        let mut text = vm.buf();
-                        ops::repr(vm, value, &mut text)?;
-                        text.finish()
-                    }
+                let text = if kind == 's' {
+                    vm.str(value)?
+                } else {
+                    let mut text = vm.buf();
+                    ops::repr(vm, value, &mut text)?;
+                    text.finish()
                 };
                 if kind == 'a' && !text.is_ascii() {
                     return Err(unsupported("`%a` of what is not ASCII"));

@@ -3,6 +3,8 @@
 //! A name that a scope assigns is that scope's from its beginning on, unless the assignment is conditional. A name that
 //! no scope assigns is looked up in the context, when the outermost scope that reads it is entered.
 
+#![allow(clippy::needless_for_each, reason = "one line for each kind of node")]
+
 use std::collections::{HashMap, HashSet};
 use std::mem;
 

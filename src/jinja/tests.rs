@@ -3,7 +3,7 @@
 use super::ast::Compare;
 use super::error::{Res, failed};
 use super::interp::{CallArgs, Object, Vm};
-use super::value::{Str, Value};
+use super::value::{Str, Value, View};
 use super::{ast, filters, methods, ops};
 
 pub(super) type Test = fn(&Vm, &Value, CallArgs) -> Res<bool>;
@@ -36,7 +36,7 @@ pub(super) fn find(name: &str) -> Option<Test> {
         "sequence" => |_, value, args| plain(args, is_sequence(value)),
         "iterable" => |vm, value, args| {
             let is_loop = matches!(value, Value::Object(object) if matches!(**object, Object::Loop(_)));
-            plain(args, is_loop || vm.iter(value).is_ok())
+            plain(args, is_loop || vm.iterator(value).is_ok())
         },
         "callable" => |_, value, args| match value {
             Value::Object(object) => plain(args, object.is_callable()),
@@ -69,7 +69,9 @@ fn plain(args: CallArgs, result: bool) -> Res<bool> {
 
 fn named(value: &Value, args: CallArgs, known: fn(&str) -> bool) -> Res<bool> {
     match value {
-        Value::List(_) | Value::Dict(_) => Err(failed(format!("unhashable type: '{}'", value.type_name()))),
+        Value::List(_) | Value::Dict(_) | Value::View(_, View::Keys | View::Items) => {
+            Err(failed(format!("unhashable type: '{}'", value.type_name())))
+        }
         _ => plain(args, value.as_str().is_some_and(|name| known(name.text()))),
     }
 }

@@ -42,7 +42,8 @@ pub(super) fn is_numeric(c: char) -> bool {
 }
 
 pub(super) fn is_alpha(c: char) -> bool {
-    c.is_alphabetic() && (c.is_ascii() || !(c.is_numeric() && !within(NUMERALS, c)) && !within(NOT_LETTERS, c))
+    let only_numeric = c.is_numeric() && !within(NUMERALS, c);
+    c.is_alphabetic() && (c.is_ascii() || !only_numeric && !within(NOT_LETTERS, c))
 }
 
 pub(super) fn is_alnum(c: char) -> bool {

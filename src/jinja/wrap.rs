@@ -6,13 +6,14 @@ use super::interp::{CallArgs, Vm};
 use super::text;
 use super::value::{Str, StrBuf, Value};
 
+#[allow(clippy::needless_pass_by_value, reason = "all filters have one type")]
 pub(super) fn wordwrap(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     let [width, break_long, with, hyphens] =
         args.bind("wordwrap", ["width", "break_long_words", "wrapstring", "break_on_hyphens"], 0)?;
     let Value::Str(text) = value.defined()? else {
         return Err(failed(format!("'{}' object has no attribute 'splitlines'", value.type_name())));
     };
-    let width = width.map_or(Some(79), |width| width.as_int()).ok_or_else(|| failed("width must be a number"))?;
+    let width = width.map_or(Some(79), |width| width.as_whole()).ok_or_else(|| failed("width must be a number"))?;
     if width <= 0 {
         return Err(failed(format!("invalid width {width} (must be > 0)")));
     }

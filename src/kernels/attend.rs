@@ -15,7 +15,7 @@ use std::ops::Range;
 use half::f16;
 
 use super::blocks::{Q4_0, Q8_0};
-use super::lanes::{self, LANES, Lanes};
+use super::lanes::{self, LANES, Lanes, LanesWork};
 use super::simd::InstructionSet;
 use super::vector::{self, MAX_HEAD_DIM};
 pub(crate) use floats::FloatRows;
@@ -91,7 +91,7 @@ impl HeadRows<'_> {
 
 /// Attends from query rows over a range of a head's rows.
 ///
-/// * `set`: from [`InstructionSet::detect`] or [`InstructionSet::available`]
+/// * `set`: what is computed with
 /// * `range`: rows; not empty, and its start a multiple of 16
 /// * `queries`: `[group_size, head_dim]`, rotated, and multiplied by `1 / sqrt(head_dim)`
 /// * `out`: `[group_size, head_dim]`, overwritten with the *unnormalised* sums of `exp(score - max) * value`
@@ -163,46 +163,30 @@ fn score_groups<R: Rows>(set: InstructionSet, rows: R, head_dim: usize, queries:
     let parts = queries.chunks(MAX_GROUP * head_dim).zip(scores.chunks_mut((MAX_GROUP * rows.len()).max(1)));
     for (queries, scores) in parts {
         match queries.len() / head_dim {
-            1 => score::<R, 1>(set, &rows, queries, scores),
-            2 => score::<R, 2>(set, &rows, queries, scores),
-            3 => score::<R, 3>(set, &rows, queries, scores),
-            _ => score::<R, MAX_GROUP>(set, &rows, queries, scores),
+            1 => lanes::run(set, Score::<R, 1> { rows: &rows, queries, scores }),
+            2 => lanes::run(set, Score::<R, 2> { rows: &rows, queries, scores }),
+            3 => lanes::run(set, Score::<R, 3> { rows: &rows, queries, scores }),
+            _ => lanes::run(set, Score::<R, MAX_GROUP> { rows: &rows, queries, scores }),
         }
     }
-}
-
-fn score<R: Rows, const GROUP: usize>(set: InstructionSet, rows: &R, queries: &[f32], scores: &mut [f32]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn avx2<R: Rows, const GROUP: usize>(rows: &R, queries: &[f32], scores: &mut [f32]) {
-            score_body::<lanes::Avx2, R, GROUP>(rows, queries, scores);
-        }
-        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-        fn avx512<R: Rows, const GROUP: usize>(rows: &R, queries: &[f32], scores: &mut [f32]) {
-            score_body::<lanes::Avx512, R, GROUP>(rows, queries, scores);
-        }
-        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
-        fn vnni<R: Rows, const GROUP: usize>(rows: &R, queries: &[f32], scores: &mut [f32]) {
-            score_body::<lanes::Avx512, R, GROUP>(rows, queries, scores);
-        }
-        match set {
-            // SAFETY: `set` was detected on this processor, here and below.
-            InstructionSet::Avx512Vnni if R::NEEDS_VNNI => return unsafe { vnni::<R, GROUP>(rows, queries, scores) },
-            InstructionSet::Avx512 | InstructionSet::Avx512Vnni if !R::NEEDS_VNNI => {
-                return unsafe { avx512::<R, GROUP>(rows, queries, scores) };
-            }
-            InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Avx512Vnni => {
-                return unsafe { avx2::<R, GROUP>(rows, queries, scores) };
-            }
-            InstructionSet::Portable => {}
-        }
-    }
-    let _ = set;
-    score_body::<lanes::Portable, R, GROUP>(rows, queries, scores);
 }
 
 /// Scores `[GROUP, len]` of all rows.
+struct Score<'a, R, const GROUP: usize> {
+    rows: &'a R,
+    queries: &'a [f32],
+    scores: &'a mut [f32],
+}
+
+impl<R: Rows, const GROUP: usize> LanesWork for Score<'_, R, GROUP> {
+    const NEEDS_VNNI: bool = R::NEEDS_VNNI;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        score_body::<L, R, GROUP>(self.rows, self.queries, self.scores);
+    }
+}
+
 #[inline(always)]
 fn score_body<L: Lanes, R: Rows, const GROUP: usize>(rows: &R, queries: &[f32], scores: &mut [f32]) {
     let (len, head_dim) = (rows.len(), queries.len() / GROUP);
@@ -252,10 +236,10 @@ impl Work<'_> {
                     max_and_sum: &mut self.max_and_sum[first..first + size],
                 };
                 match size {
-                    1 => attend::<R, 1>(set, &rows, part),
-                    2 => attend::<R, 2>(set, &rows, part),
-                    3 => attend::<R, 3>(set, &rows, part),
-                    _ => attend::<R, MAX_GROUP>(set, &rows, part),
+                    1 => lanes::run(set, Attend::<R, 1> { rows: &rows, work: part }),
+                    2 => lanes::run(set, Attend::<R, 2> { rows: &rows, work: part }),
+                    3 => lanes::run(set, Attend::<R, 3> { rows: &rows, work: part }),
+                    _ => lanes::run(set, Attend::<R, MAX_GROUP> { rows: &rows, work: part }),
                 }
                 first += size;
             }
@@ -263,35 +247,19 @@ impl Work<'_> {
     }
 }
 
-fn attend<R: Rows, const GROUP: usize>(set: InstructionSet, rows: &R, work: Work<'_>) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn avx2<R: Rows, const GROUP: usize>(rows: &R, work: Work<'_>) {
-            attend_body::<lanes::Avx2, R, GROUP>(rows, work);
-        }
-        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-        fn avx512<R: Rows, const GROUP: usize>(rows: &R, work: Work<'_>) {
-            attend_body::<lanes::Avx512, R, GROUP>(rows, work);
-        }
-        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
-        fn vnni<R: Rows, const GROUP: usize>(rows: &R, work: Work<'_>) {
-            attend_body::<lanes::Avx512, R, GROUP>(rows, work);
-        }
-        match set {
-            // SAFETY: `set` was detected on this processor, here and below.
-            InstructionSet::Avx512Vnni if R::NEEDS_VNNI => return unsafe { vnni::<R, GROUP>(rows, work) },
-            InstructionSet::Avx512 | InstructionSet::Avx512Vnni if !R::NEEDS_VNNI => {
-                return unsafe { avx512::<R, GROUP>(rows, work) };
-            }
-            InstructionSet::Avx2 | InstructionSet::Avx512 | InstructionSet::Avx512Vnni => {
-                return unsafe { avx2::<R, GROUP>(rows, work) };
-            }
-            InstructionSet::Portable => {}
-        }
+/// What is attended to, with whose rows.
+struct Attend<'a, R, const GROUP: usize> {
+    rows: &'a R,
+    work: Work<'a>,
+}
+
+impl<R: Rows, const GROUP: usize> LanesWork for Attend<'_, R, GROUP> {
+    const NEEDS_VNNI: bool = R::NEEDS_VNNI;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        attend_body::<L, R, GROUP>(self.rows, self.work);
     }
-    let _ = set;
-    attend_body::<lanes::Portable, R, GROUP>(rows, work);
 }
 
 /// One pass over the range, on top of what `max_and_sum` and `out` hold of the rows before it.

@@ -12,8 +12,11 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     /// Widens one number; exact.
     fn widen(self) -> f32;
 
-    /// Widens eight numbers at once; exact. With `SIMD`, the caller runs on a processor with AVX2 and F16C.
-    fn widen8<const SIMD: bool>(source: &[Self; 8]) -> [f32; 8];
+    /// Widens eight numbers at once; exact.
+    ///
+    /// # Safety
+    /// With `SIMD`, the processor has AVX2 and F16C.
+    unsafe fn widen8<const SIMD: bool>(source: &[Self; 8]) -> [f32; 8];
 }
 
 impl Element for f32 {
@@ -28,7 +31,7 @@ impl Element for f32 {
     }
 
     #[inline(always)]
-    fn widen8<const SIMD: bool>(source: &[Self; 8]) -> [f32; 8] {
+    unsafe fn widen8<const SIMD: bool>(source: &[Self; 8]) -> [f32; 8] {
         *source
     }
 }
@@ -45,7 +48,7 @@ impl Element for f16 {
     }
 
     #[inline(always)]
-    fn widen8<const SIMD: bool>(source: &[Self; 8]) -> [f32; 8] {
+    unsafe fn widen8<const SIMD: bool>(source: &[Self; 8]) -> [f32; 8] {
         #[cfg(target_arch = "x86_64")]
         if SIMD {
             use std::arch::x86_64::{__m128i, __m256, _mm256_cvtph_ps};
@@ -74,7 +77,7 @@ impl Element for bf16 {
     }
 
     #[inline(always)]
-    fn widen8<const SIMD: bool>(source: &[Self; 8]) -> [f32; 8] {
+    unsafe fn widen8<const SIMD: bool>(source: &[Self; 8]) -> [f32; 8] {
         #[cfg(target_arch = "x86_64")]
         if SIMD {
             use std::arch::x86_64::{__m128i, __m256i, _mm256_cvtepu16_epi32, _mm256_slli_epi32};

@@ -21,7 +21,7 @@ impl<'a> Matrix<'a> {
     /// If the last element lies outside of `data`.
     #[must_use]
     pub fn new(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
-        assert_inside(data.len(), rows, cols, row_stride);
+        let row_stride = checked_stride(data.len(), rows, cols, row_stride);
         Self { data, rows, cols, row_stride, col_stride: 1 }
     }
 
@@ -59,8 +59,8 @@ impl<'a> MatrixMut<'a> {
     /// If the last element lies outside of `data`, or rows overlap.
     #[must_use]
     pub fn new(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
-        assert_inside(data.len(), rows, cols, row_stride);
-        assert!(rows <= 1 || cols <= row_stride, "rows of a writable matrix overlap");
+        let row_stride = checked_stride(data.len(), rows, cols, row_stride);
+        assert!(rows <= 1 || cols == 0 || cols <= row_stride, "rows of a writable matrix overlap");
         Self { data: data.as_mut_ptr(), rows, cols, row_stride, owner: PhantomData }
     }
 
@@ -73,8 +73,8 @@ impl<'a> MatrixMut<'a> {
         (0..self.cols)
             .step_by(width)
             .map(|start| Self {
-                // SAFETY: `start < cols`, so the pointer stays inside of the view.
-                data: unsafe { self.data.add(start) },
+                // Inside of the view if there is a row; else nothing is ever read or written there.
+                data: self.data.wrapping_add(start),
                 rows: self.rows,
                 cols: width.min(self.cols - start),
                 row_stride: self.row_stride,
@@ -93,7 +93,7 @@ impl<'a> MatrixMut<'a> {
             return;
         }
         // SAFETY: all three views were checked to lie inside of their slices, the shapes fit, and the output is
-        // exclusive. Strides fit isize because they lie inside of a slice.
+        // exclusive. Strides fit isize, see `checked_stride`.
         #[expect(clippy::cast_possible_wrap)]
         unsafe {
             gemm::gemm(
@@ -121,9 +121,24 @@ impl<'a> MatrixMut<'a> {
     }
 }
 
-fn assert_inside(len: usize, rows: usize, cols: usize, row_stride: usize) {
-    let needed = if rows == 0 || cols == 0 { 0 } else { (rows - 1) * row_stride + cols };
-    assert!(needed <= len, "a {rows} x {cols} matrix with row stride {row_stride} needs {needed} numbers, got {len}");
+/// Checks that a matrix lies inside of a slice, and returns its row stride: at most `cols` where there is no second row to
+/// stride to, so that the stride of every matrix lies inside of its slice.
+fn checked_stride(len: usize, rows: usize, cols: usize, row_stride: usize) -> usize {
+    let needed = match (rows, cols) {
+        (0, _) | (_, 0) => Some(0),
+        _ => (rows - 1).checked_mul(row_stride).and_then(|start| start.checked_add(cols)),
+    };
+    let shown = || needed.map_or_else(|| "more".to_owned(), |needed| needed.to_string());
+    assert!(
+        needed.is_some_and(|needed| needed <= len),
+        "a {rows} x {cols} matrix with row stride {row_stride} needs {} numbers, got {len}",
+        shown()
+    );
+    match rows {
+        _ if needed == Some(0) => 0,
+        1 => row_stride.min(cols),
+        _ => row_stride,
+    }
 }
 
 #[cfg(test)]
@@ -155,5 +170,58 @@ mod tests {
     #[should_panic(expected = "needs 12 numbers, got 11")]
     fn a_view_outside_of_its_slice_is_refused() {
         let _ = Matrix::new(&[0.0; 11], 3, 4, 4);
+    }
+
+    /// What a view of these sizes does.
+    fn outcome(len: usize, rows: usize, cols: usize, row_stride: usize) -> Result<(), ()> {
+        let read = std::panic::catch_unwind(|| Matrix::new(&vec![0.0; len], rows, cols, row_stride).rows);
+        let written = std::panic::catch_unwind(|| MatrixMut::new(&mut vec![0.0; len], rows, cols, row_stride).rows);
+        // Only rows that overlap may be read and not written.
+        assert!(read.is_ok() || written.is_err(), "{len} {rows} {cols} {row_stride}");
+        written.map(drop).map_err(drop)
+    }
+
+    #[test]
+    fn sizes_whose_products_overflow_are_refused() {
+        const MAX: usize = usize::MAX;
+        const HALF: usize = usize::MAX / 2 + 1;
+        for (len, rows, cols, row_stride) in [
+            (1, 2, 1, MAX),     // the second row would be one number before the first
+            (1, 3, 1, HALF),    // 2 * HALF is 0
+            (4, 2, 2, MAX - 1), // ends at 0
+            (1, 1, MAX, 1),
+            (1, MAX, 1, MAX),
+            (1, MAX, MAX, MAX),
+            (2, 2, 2, 1), // rows overlap
+            (3, 2, 2, 0),
+            (0, 1, 1, 1),
+        ] {
+            assert_eq!(outcome(len, rows, cols, row_stride), Err(()), "{len} {rows} {cols} {row_stride}");
+        }
+        for (len, rows, cols, row_stride) in
+            [(1, 1, 1, MAX), (0, 0, MAX, MAX), (0, MAX, 0, MAX), (4, 2, 2, 2), (3, 2, 1, 2)]
+        {
+            assert_eq!(outcome(len, rows, cols, row_stride), Ok(()), "{len} {rows} {cols} {row_stride}");
+        }
+    }
+
+    #[test]
+    fn products_without_rows_columns_or_terms_touch_nothing_else() {
+        let mut out = [7.0; 4];
+        for mut view in MatrixMut::new(&mut out[..0], 0, 9, usize::MAX).split_columns(4) {
+            let cols = view.cols;
+            view.set_product(Matrix::new(&[], 0, 3, 3), Matrix::new(&[0.0; 27], 3, cols, cols), 1.0);
+        }
+        assert_eq!(out, [7.0; 4]);
+        // A row of one number, whatever is said of the next row's place.
+        MatrixMut::new(&mut out[1..2], 1, 1, usize::MAX).set_product(
+            Matrix::new(&[2.0, 3.0], 1, 2, usize::MAX),
+            Matrix::new(&[5.0, 1.0], 1, 2, usize::MAX).transposed(),
+            1.0,
+        );
+        assert_eq!(out, [7.0, 13.0, 7.0, 7.0]);
+        // Sums of nothing are 0.
+        MatrixMut::new(&mut out, 2, 1, 2).set_product(Matrix::new(&[], 2, 0, 9), Matrix::new(&[], 0, 1, 9), 1.0);
+        assert_eq!(out, [0.0, 13.0, 0.0, 7.0]);
     }
 }

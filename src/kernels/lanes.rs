@@ -1,9 +1,9 @@
 //! Sixteen numbers at once, for kernels whose loops the compiler does not turn into good vector code by itself.
 //!
-//! A kernel is an `#[inline(always)]` body over `L: Lanes`. The implementations for x86-64 may be used only where the
-//! caller has been compiled for, and runs on, their instruction set; [`Portable`] may be used everywhere. Integer sums
-//! are exact, so they are equal on all of them; sums of floats differ by whether products are rounded before they are
-//! added.
+//! A kernel is an `#[inline(always)]` body over `L: Lanes`, as [`LanesWork`]. [`run`] is the only place that chooses an
+//! implementation: those for x86-64 cannot be named elsewhere, so that no code gets at them which was not compiled for,
+//! and does not run on, their instruction set. Integer sums are exact, so they are equal on all of them; sums of floats
+//! differ by whether products are rounded before they are added.
 //!
 //! Not for: kernels that are well served by plain loops (see [`super::simd`]).
 
@@ -11,8 +11,8 @@
 mod x86;
 
 use half::f16;
-#[cfg(target_arch = "x86_64")]
-pub(super) use x86::{Avx2, Avx512};
+
+use super::simd::{InstructionSet, Level};
 
 /// How many numbers a value of a [`Lanes`] type holds.
 pub(crate) const LANES: usize = 16;
@@ -99,9 +99,46 @@ pub(crate) trait Lanes: Copy {
     }
 }
 
+/// A kernel: what is run on one of the implementations.
+pub(super) trait LanesWork {
+    /// Whether AVX-512 is of use only together with VNNI. If not, the kernel must not use quants.
+    const NEEDS_VNNI: bool;
+
+    /// The body; `#[inline(always)]`, as all that it calls with `L`.
+    fn run<L: Lanes>(self);
+}
+
+/// Runs a kernel on a set of instructions.
+pub(super) fn run<W: LanesWork>(set: InstructionSet, work: W) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn avx2<W: LanesWork>(work: W) {
+            work.run::<x86::Avx2>();
+        }
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+        fn avx512<W: LanesWork>(work: W) {
+            work.run::<x86::Avx512<false>>();
+        }
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+        fn vnni<W: LanesWork>(work: W) {
+            work.run::<x86::Avx512<true>>();
+        }
+        match set.level() {
+            // SAFETY: the processor has the set, see `InstructionSet`, here and below.
+            Level::Avx512Vnni if W::NEEDS_VNNI => return unsafe { vnni(work) },
+            Level::Avx512 | Level::Avx512Vnni if !W::NEEDS_VNNI => return unsafe { avx512(work) },
+            Level::Avx2 | Level::Avx512 | Level::Avx512Vnni => return unsafe { avx2(work) },
+            Level::Portable => {}
+        }
+    }
+    let _ = set;
+    work.run::<Portable>();
+}
+
 /// Plain loops.
 #[derive(Clone, Copy)]
-pub(super) struct Portable([f32; LANES]);
+struct Portable([f32; LANES]);
 
 impl Portable {
     #[inline(always)]

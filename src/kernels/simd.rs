@@ -5,9 +5,15 @@
 //! and calls the best one that this processor has. With `SIMD = false` the body must use nothing that needs more than
 //! the target's baseline: it is the portable fallback, and the oracle of the others.
 
-/// Instruction sets that kernels are compiled for, from least to best.
+/// A set of instructions that this processor has: nothing but detection makes one, so that safe code cannot run what the
+/// processor does not know. Sets compare from least to best.
+#[derive(Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InstructionSet(Level);
+
+/// Instruction sets that kernels are compiled for, from least to best. Knowing a level's name gives no right to use it:
+/// that takes an [`InstructionSet`].
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum InstructionSet {
+pub(crate) enum Level {
     /// What every processor of this architecture has.
     #[default]
     Portable,
@@ -19,7 +25,16 @@ pub enum InstructionSet {
     Avx512Vnni,
 }
 
+impl std::fmt::Debug for InstructionSet {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
 impl InstructionSet {
+    /// What every processor of this architecture has; the default.
+    pub const PORTABLE: Self = Self(Level::Portable);
+
     /// The best set that this processor has.
     #[must_use]
     pub fn detect() -> Self {
@@ -29,25 +44,30 @@ impl InstructionSet {
             if has!("avx2") && has!("fma") && has!("f16c") {
                 if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
                     let bytes = has!("avx512vbmi") && has!("avx512vnni");
-                    return if bytes { Self::Avx512Vnni } else { Self::Avx512 };
+                    return Self(if bytes { Level::Avx512Vnni } else { Level::Avx512 });
                 }
-                return Self::Avx2;
+                return Self(Level::Avx2);
             }
         }
-        Self::Portable
+        Self::PORTABLE
     }
 
-    /// The sets that this processor has, [`Portable`](Self::Portable) first: tests run every kernel on each.
+    /// The sets that this processor has, [`PORTABLE`](Self::PORTABLE) first: tests run every kernel on each.
     #[must_use]
     pub fn available() -> Vec<Self> {
         let best = Self::detect();
-        [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Vnni].into_iter().filter(|&set| set <= best).collect()
+        let all = [Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Vnni];
+        all.into_iter().map(Self).filter(|&set| set <= best).collect()
+    }
+
+    /// Which of the sets it is.
+    #[inline(always)]
+    pub(crate) fn level(self) -> Level {
+        self.0
     }
 }
 
 /// Defines `pub fn name(set, args..) -> ret`, which runs `body::<SIMD, ..>(args..)` compiled for `set`.
-///
-/// `set` must come from [`InstructionSet::detect`] or [`InstructionSet::available`].
 macro_rules! multiversion {
     (
         $(#[$meta:meta])*
@@ -68,14 +88,14 @@ macro_rules! multiversion {
                 fn avx512 $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
                     $body::<true $(, $generic)?>($($arg),*)
                 }
-                match set {
-                    // SAFETY: `set` was detected on this processor, see `InstructionSet`.
-                    $crate::kernels::simd::InstructionSet::Avx512 | $crate::kernels::simd::InstructionSet::Avx512Vnni => {
+                match set.level() {
+                    // SAFETY: the processor has the set, see `InstructionSet`.
+                    $crate::kernels::simd::Level::Avx512 | $crate::kernels::simd::Level::Avx512Vnni => {
                         return unsafe { avx512 $(::<$generic>)? ($($arg),*) };
                     }
                     // SAFETY: as above.
-                    $crate::kernels::simd::InstructionSet::Avx2 => return unsafe { avx2 $(::<$generic>)? ($($arg),*) },
-                    $crate::kernels::simd::InstructionSet::Portable => {}
+                    $crate::kernels::simd::Level::Avx2 => return unsafe { avx2 $(::<$generic>)? ($($arg),*) },
+                    $crate::kernels::simd::Level::Portable => {}
                 }
             }
             let _ = set;

@@ -117,12 +117,14 @@ impl Worker<'_> {
     ///   chunks taken, and later phases under way.
     ///
     /// # Panics
-    /// If another thread of the team has panicked.
+    /// If another thread of the team has panicked, or there are too many chunks, or 2^32 phases in one job.
     pub fn phase(&mut self, count: usize, mut work: impl FnMut(usize)) {
         let Self { progress, phase, .. } = *self;
         if count == 0 {
             return;
         }
+        // Both share one number: a chunk must never be claimed twice, since unsafe code builds on that.
+        assert!(u32::try_from(count).is_ok() && phase < u64::from(u32::MAX), "phase {phase} of {count} chunks");
         self.phase += 1;
         loop {
             let claims = progress.claims.load(Ordering::Acquire);
@@ -404,6 +406,13 @@ mod tests {
                 assert!(numbers.iter().all(|&number| number == PHASES), "{size} threads");
             }
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "of 4294967297 chunks")]
+    #[cfg(target_pointer_width = "64")]
+    fn more_chunks_than_can_be_counted_are_refused() {
+        Team::run_on(1, &|worker| worker.phase((1 << 32) + 1, |_| {}));
     }
 
     #[test]

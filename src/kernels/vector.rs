@@ -61,7 +61,8 @@ fn dot_stored_body<const SIMD: bool, T: Element>(x: &[f32], row: &[T]) -> f32 {
 fn widen_chunk<const SIMD: bool, T: Element>(source: &[T; LANES]) -> [f32; LANES] {
     let mut out = [0.0; LANES];
     for (source, out) in source.as_chunks::<8>().0.iter().zip(out.as_chunks_mut::<8>().0) {
-        *out = T::widen8::<SIMD>(source);
+        // SAFETY: as for the bodies, which alone call this: `SIMD` is on only where `multiversion!` has chosen it.
+        *out = unsafe { T::widen8::<SIMD>(source) };
     }
     out
 }
@@ -314,7 +315,8 @@ fn widen_body<const SIMD: bool, T: Element>(source: &[T], out: &mut [f32]) {
     let (source_chunks, source_rest) = source.as_chunks::<8>();
     let (out_chunks, out_rest) = out.as_chunks_mut::<8>();
     for (source, out) in source_chunks.iter().zip(out_chunks) {
-        *out = T::widen8::<SIMD>(source);
+        // SAFETY: `SIMD` is on only where `multiversion!` has chosen it for this processor.
+        *out = unsafe { T::widen8::<SIMD>(source) };
     }
     for (source, out) in source_rest.iter().zip(out_rest) {
         *out = source.widen();

@@ -232,7 +232,8 @@ impl Llama {
         let recent = classes.len().saturating_sub(ids.len());
         let segment = Segment { first_position: seen - recent, classes: &classes, recent };
         let chunk_rows = options.rows(ids.len());
-        let mut hidden: Vec<Tensor> = ids.chunks(chunk_rows).map(|ids| self.embed(ids)).collect::<Result<_>>()?;
+        let chunks = ids.chunks(chunk_rows).zip((seen..).step_by(chunk_rows));
+        let mut hidden: Vec<Tensor> = chunks.map(|(ids, first)| self.embed(ids, first)).collect::<Result<_>>()?;
         let angles = Angles::new(self.rope.angles(seen, ids.len()), self.config.rope.dim / 2, self.ops.as_ref())?;
         let total = ids.len() * self.config.num_layers;
         let mut layers = Vec::with_capacity(self.config.num_layers);
@@ -271,7 +272,7 @@ impl Llama {
                 }
             }
             if self.ops.is_none() {
-                check_rows(&hidden, index, seen)?;
+                check_layer(&hidden, index, seen)?;
             }
             let started = std::time::Instant::now();
             let choice = pass.choose(block, &self.rope).map_err(|error| error.in_place(|| format!("layer {index}")));
@@ -452,7 +453,7 @@ impl Llama {
     ) -> Result<Vec<f32>> {
         let (position, heads) = (cache.seen(), self.config.heads);
         self.check_room(position, 1)?;
-        let mut hidden = self.embed(&[id])?; // [1, hidden_size]
+        let mut hidden = self.embed(&[id], position)?; // [1, hidden_size]
         let rotations = RotationTensors::new(ops, &self.rope.angles(position, 1), self.config.rope.dim / 2)?;
         let context = self.device_context(ops, &rotations);
         let stop = Watch::default();
@@ -476,8 +477,11 @@ impl Llama {
     }
 
     /// The vectors of tokens, `[ids.len(), hidden_size]`, f32, where the model computes.
-    fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+    ///
+    /// * `first`: position of the first token
+    fn embed(&self, ids: &[u32], first: usize) -> Result<Tensor> {
         let hidden = self.embed_tokens.forward(ids)?;
+        check_embedding(&hidden, ids, first)?;
         self.ops.as_ref().map_or(Ok(hidden.clone()), |ops| ops.bring(&hidden))
     }
 
@@ -570,25 +574,49 @@ impl Llama {
     }
 }
 
+/// Refuses tokens whose vectors are not numbers.
+///
+/// * `hidden`: `[ids.len(), hidden_size]`, on the host
+/// * `first`: position of the first token
+fn check_embedding(hidden: &Tensor, ids: &[u32], first: usize) -> Result<()> {
+    match bad_rows(hidden)?.first() {
+        None => Ok(()),
+        Some(&row) => {
+            let (id, position) = (ids[row], first + row);
+            Err(Error::not_a_number(format!("the vector of token {id}, which is at position {position}")))
+        }
+    }
+}
+
 /// Refuses what a layer made of a prompt if any of it is not a number: what follows would be made of it, and what heads
 /// keep be chosen by it.
 ///
 /// * `hidden`: `[chunks]` of `[chunk_rows, hidden_size]`, the layer's output
 /// * `seen`: tokens before the prompt
-fn check_rows(hidden: &[Tensor], layer: usize, seen: usize) -> Result<()> {
-    let mut position = seen;
+fn check_layer(hidden: &[Tensor], layer: usize, seen: usize) -> Result<()> {
+    let (mut bad, mut len) = (Vec::new(), 0);
     for rows in hidden {
-        let (num_rows, width) = rows.dims2()?;
-        let bad = host::with_slice(rows, |rows| {
-            Ok(if all_finite(rows) { None } else { rows.chunks_exact(width).position(|row| !all_finite(row)) })
-        })?;
-        if let Some(row) = bad {
-            let position = position + row;
-            return Err(Error::not_a_number(format!("the output of layer {layer} at position {position}")));
-        }
-        position += num_rows;
+        bad.extend(bad_rows(rows)?.into_iter().map(|row| seen + len + row));
+        len += rows.dim(0)?;
     }
-    Ok(())
+    // Rows are multiplied with one another, those that are masked with 0: what one has may be found in all.
+    let place = match bad[..] {
+        [] => return Ok(()),
+        [position] => format!("position {position}"),
+        [first, ..] => format!("{} of {len} positions, the first {first}", bad.len()),
+    };
+    Err(Error::not_a_number(format!("the output of layer {layer} at {place}")))
+}
+
+/// Rows of `[rows, width]`, on the host, that hold what is not finite.
+fn bad_rows(rows: &Tensor) -> Result<Vec<usize>> {
+    let width = rows.dim(1)?;
+    host::with_slice(rows, |numbers| {
+        if all_finite(numbers) {
+            return Ok(Vec::new());
+        }
+        Ok(numbers.chunks_exact(width).enumerate().filter(|(_, row)| !all_finite(row)).map(|(row, _)| row).collect())
+    })
 }
 
 /// Evicts from the first layers what the pool has dropped.

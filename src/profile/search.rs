@@ -10,6 +10,7 @@ use super::eviction::Eviction;
 use super::stats::{HeadStats, LayerStats, MassRequest, StatsRequest, group_column_sums, split_settled};
 use crate::config::{AdaptiveConfig, Criterion, GroupReduction};
 use crate::error::{Error, Result};
+use crate::numbers::at_least_zero;
 use crate::policy::HeadFacts;
 use crate::tokens::TokenClass;
 
@@ -257,7 +258,7 @@ impl Profiler {
                     fixed.iter().zip(columns).filter(|(keep, _)| **keep).map(|(_, &sum)| f64::from(sum)).sum();
                 let windowed: f64 =
                     fixed.iter().zip(outside).filter(|(keep, _)| !**keep).map(|(_, &sum)| f64::from(sum)).sum();
-                (settled + kept + windowed) / rows
+                at_least_zero((settled + kept + windowed) / rows)
             });
             #[expect(clippy::cast_precision_loss)]
             let value = match self.config.gqa {

@@ -6,7 +6,9 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
+use tokenizers::normalizer::Range;
 use tokenizers::utils::SysRegex;
+use tokenizers::{NormalizedString, Token};
 
 use super::settings::Flags;
 use super::special::{Occurrence, Part, TokenSet};
@@ -30,11 +32,37 @@ impl AddedTokens {
         Self { set, flags }
     }
 
+    /// Whether white space beside a token may be part of it.
+    pub fn take_spaces(&self) -> bool {
+        self.flags.values().any(|flags| flags.lstrip || flags.rstrip)
+    }
+
     /// Cuts a text at its tokens.
     ///
     /// * `counts`: whether an occurrence is taken for the token; else its text is ordinary
     pub fn split<'t>(&self, text: &'t str, counts: impl Fn(&Occurrence) -> bool) -> Vec<Part<'t>> {
-        let mut parts = Vec::new();
+        let part =
+            |(id, start, end): (Option<u32>, usize, usize)| id.map_or(Part::Text(&text[start..end]), Part::Token);
+        self.places(text, counts).into_iter().map(part).collect()
+    }
+
+    /// Cuts a normalised text at its tokens, which need no model any more.
+    ///
+    /// # Errors
+    /// None in practice: places are those of whole characters.
+    pub fn cut(&self, text: &NormalizedString) -> tokenizers::Result<Vec<(NormalizedString, Option<Vec<Token>>)>> {
+        let part = |(id, start, end): (Option<u32>, usize, usize)| {
+            let part = text.slice(Range::Normalized(start..end)).ok_or("a token begins within a character")?;
+            Ok((part, id.map(|id| vec![Token::new(id, text.get()[start..end].to_owned(), (0, end - start))])))
+        };
+        self.places(text.get(), |_| true).into_iter().map(part).collect()
+    }
+
+    /// Tokens and what lies between them, each with its start and end in bytes; none is empty.
+    ///
+    /// * `counts`: whether an occurrence is taken for the token; else its text is ordinary
+    fn places(&self, text: &str, counts: impl Fn(&Occurrence) -> bool) -> Vec<(Option<u32>, usize, usize)> {
+        let mut places = Vec::new();
         let (mut done, mut searched) = (0, 0);
         if self.set.is_empty() {
             searched = text.len();
@@ -58,16 +86,16 @@ impl AddedTokens {
                 end = text.len() - text[end..].trim_start().len();
             }
             if done < start {
-                parts.push(Part::Text(&text[done..start]));
+                places.push((None, done, start));
             }
-            parts.push(Part::Token(found.id));
+            places.push((Some(found.id), start, end));
             done = end;
             searched = searched.max(end);
         }
         if done < text.len() {
-            parts.push(Part::Text(&text[done..]));
+            places.push((None, done, text.len()));
         }
-        parts
+        places
     }
 }
 

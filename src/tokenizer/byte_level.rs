@@ -1,70 +1,20 @@
-//! GPT-2's byte-level BPE, by the Hugging Face crate: which pre-tokenizer goes with which name in a GGUF file. Also
-//! tiktoken's, which merges by rank.
+//! GPT-2's byte-level BPE, by the Hugging Face crate. Also tiktoken's, which merges by rank.
 //!
-//! Special tokens are not handled here; the caller finds them in the text first. Names are llama.cpp's
-//! (`tokenizer.ggml.pre`), splitting rules are those of the models' own `tokenizer.json`.
+//! Special tokens are not handled here; the caller finds them in the text first. How text is cut into words: `pre.rs`.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 
 use tokenizers::models::bpe::{BPE, Vocab as BpeVocab};
-use tokenizers::pre_tokenizers::byte_level::ByteLevel as BytesPre;
-use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{
-    OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _, PreTokenizerWrapper, SplitDelimiterBehavior,
-    Tokenizer as HfTokenizer,
-};
+use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString};
 
+use super::added::AddedTokens;
+use super::pipeline::{Normalizer, Pipeline, Words, guarded};
+use super::pre::{self, Named, Pre};
 use super::special::{Part, TokenSet};
 use super::spm::SentencePiece;
 use super::vocab::{Kind, Vocab};
 use crate::error::{Error, Result};
-
-/// How text is cut into words before its bytes are merged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pre {
-    /// llama.cpp's rule for files that name none.
-    Default,
-    Gpt2,
-    /// GPT-2's words, and every digit for itself.
-    Digits,
-    Llama3,
-    Qwen2,
-    Tekken,
-}
-
-/// Name in a GGUF file, rule, whether a whole word that is a token is taken without merging, whether BOS is the default.
-const PRE_TOKENIZERS: &[(&str, Pre, bool, bool)] = &[
-    ("default", Pre::Default, false, false),
-    ("gpt-2", Pre::Gpt2, false, false),
-    ("gpt2", Pre::Gpt2, false, false),
-    ("smollm", Pre::Digits, false, false),
-    ("starcoder", Pre::Digits, false, false),
-    ("refact", Pre::Digits, false, false),
-    ("command-r", Pre::Digits, false, false),
-    ("codeshell", Pre::Digits, false, false),
-    ("llama-bpe", Pre::Llama3, true, true),
-    ("llama3", Pre::Llama3, true, true),
-    ("llama-v3", Pre::Llama3, true, true),
-    ("falcon3", Pre::Llama3, true, true),
-    ("dbrx", Pre::Llama3, false, false),
-    ("smaug-bpe", Pre::Llama3, false, false),
-    ("qwen2", Pre::Qwen2, false, false),
-    ("tekken", Pre::Tekken, true, true),
-];
-
-const PUNCTUATION: &str = r"[\p{P}$+<=>^~|]+";
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-/// Longest run of white space that is split, in bytes. The regex engine gives up at a million, and the crate around
-/// it would then leave the rest of the text in one piece without a word.
-const MAX_SPACES: usize = 500_000;
 
 /// A byte-level BPE model, ready to encode.
 #[derive(Debug)]
@@ -79,9 +29,9 @@ pub(super) struct ByteLevel {
 #[derive(Debug)]
 enum Merging {
     /// In the order of a list of pairs.
-    Pairs(Box<HfTokenizer>),
+    Pairs(Box<(Pipeline, BPE)>),
     /// By the rank of what results.
-    Ranks(Box<(PreTokenizerWrapper, SentencePiece)>),
+    Ranks(Box<(Words, SentencePiece)>),
 }
 
 impl ByteLevel {
@@ -90,9 +40,7 @@ impl ByteLevel {
     /// # Errors
     /// None in practice: the rule for words is a constant.
     pub fn by_rank(vocab: &Vocab) -> Result<Self> {
-        let words = pre_tokenizer(Pre::Llama3);
-        let words = words.map_err(|e| Error::bad_file(vocab.path(), format!("its tokenizer cannot be built: {e}")))?;
-        let merging = Merging::Ranks(Box::new((words, SentencePiece::by_rank(vocab))));
+        let merging = Merging::Ranks(Box::new((Pre::Llama3.words()?, SentencePiece::by_rank(vocab))));
         Ok(Self { merging, user_defined: TokenSet::default(), bos_by_default: true })
     }
 
@@ -102,25 +50,25 @@ impl ByteLevel {
     /// [`Error::Unsupported`] for an unknown `pre`; [`Error::BadFile`] for merges that do not fit the vocabulary.
     pub fn new(vocab: &Vocab, pre: Option<&str>, merges: &[String]) -> Result<Self> {
         let name = pre.unwrap_or("default");
-        let Some(&(_, pre, whole_words, bos_by_default)) = PRE_TOKENIZERS.iter().find(|(known, ..)| *known == name)
-        else {
-            let known: Vec<_> = PRE_TOKENIZERS.iter().map(|(known, ..)| *known).collect();
+        let Some(Named { pre, whole_words, bos_by_default }) = pre::named(name) else {
             return Err(Error::unsupported(format!("the pre-tokenizer `{name}` of `{}`", vocab.path().display()))
-                .with_hint(format!("supported are {}", known.join(", "))));
+                .with_hint(format!("supported are {}", pre::names().join(", "))));
         };
         let merges = checked_merges(vocab, merges)?;
         let failed =
             |e: tokenizers::Error| Error::bad_file(vocab.path(), format!("its tokenizer cannot be built: {e}"));
         // Without the special tokens, so that no text can spell them.
-        let spellings: BpeVocab =
-            vocab.iter().filter(|(.., kind)| is_text(*kind)).map(|(id, text, _)| (text.to_owned(), id)).collect();
+        let spellings: BpeVocab = vocab
+            .iter()
+            .filter(|(_, text, kind)| !text.is_empty() && is_text(*kind))
+            .map(|(id, text, _)| (text.to_owned(), id))
+            .collect();
         let model =
             BPE::builder().vocab_and_merges(spellings, merges).ignore_merges(whole_words).build().map_err(failed)?;
-        let mut inner = HfTokenizer::new(model);
-        inner.with_pre_tokenizer(Some(pre_tokenizer(pre).map_err(failed)?));
+        let pipeline = Pipeline { normalizer: Normalizer::default(), words: pre.words()? };
         let user_defined = vocab.iter().filter(|(id, _, kind)| *kind == Kind::UserDefined && !vocab.is_marker(*id));
         let user_defined = TokenSet::new(user_defined.map(|(id, text, _)| (id, text)));
-        Ok(Self { merging: Merging::Pairs(Box::new(inner)), user_defined, bos_by_default })
+        Ok(Self { merging: Merging::Pairs(Box::new((pipeline, model))), user_defined, bos_by_default })
     }
 
     /// Whether a prompt begins with BOS if the file does not say.
@@ -132,13 +80,12 @@ impl ByteLevel {
     /// llama.cpp do it (`SmolLM2` has no token for some control characters).
     ///
     /// # Errors
-    /// [`Error::Input`] if the text cannot be split into words: it has half a million spaces in a row.
+    /// [`Error::Input`] if the text cannot be split into words: it has about a million spaces in a row.
     pub fn encode(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
-        check_spaces(text)?;
         for part in self.user_defined.split(text, |_| true) {
             match part {
                 Part::Token(id) => ids.push(id),
-                Part::Text(text) => self.merging.encode(text, ids).map_err(cannot_tokenise)?,
+                Part::Text(text) => self.merging.encode(text, ids)?,
             }
         }
         Ok(())
@@ -146,40 +93,26 @@ impl ByteLevel {
 }
 
 impl Merging {
-    fn encode(&self, text: &str, ids: &mut Vec<u32>) -> tokenizers::Result<()> {
+    fn encode(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
         match self {
-            Self::Pairs(inner) => ids.extend_from_slice(inner.encode_fast(text, false)?.get_ids()),
+            Self::Pairs(model) => {
+                let (pipeline, model) = &**model;
+                pipeline.encode(model, &AddedTokens::default(), text, ids)
+            }
             Self::Ranks(model) => {
                 let (words, pieces) = &**model;
                 let mut split = PreTokenizedString::from(text);
-                words.pre_tokenize(&mut split)?;
+                guarded(|| words.split(&mut split))?;
                 for (word, ..) in split.get_splits(OffsetReferential::Original, OffsetType::Byte) {
                     match pieces.whole(word) {
                         Some(id) => ids.push(id),
                         None => pieces.encode(word, false, ids),
                     }
                 }
+                Ok(())
             }
         }
-        Ok(())
     }
-}
-
-/// Refuses a text that the regex engine would not split.
-///
-/// # Errors
-/// [`Error::Input`] if it has more than [`MAX_SPACES`] bytes of white space in a row.
-pub(super) fn check_spaces(text: &str) -> Result<()> {
-    if text.len() > MAX_SPACES && text.split(|c: char| !c.is_whitespace()).any(|run| run.len() > MAX_SPACES) {
-        return Err(Error::input(format!("the text has more than {MAX_SPACES} bytes of white space in a row")));
-    }
-    Ok(())
-}
-
-/// What the Hugging Face crate says of a text, as this library's error.
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-pub(super) fn cannot_tokenise(error: tokenizers::Error) -> Error {
-    Error::input(format!("the text cannot be tokenised: {error}"))
 }
 
 /// Whether tokens of this kind are spelt by ordinary text.
@@ -214,24 +147,6 @@ fn checked_merges(vocab: &Vocab, merges: &[String]) -> Result<Vec<(String, Strin
         }
     }
     Ok(pairs)
-}
-
-/// The Hugging Face pre-tokenizer of a rule.
-fn pre_tokenizer(pre: Pre) -> tokenizers::Result<PreTokenizerWrapper> {
-    let split = |regex: &str| -> tokenizers::Result<PreTokenizerWrapper> {
-        let pattern = SplitPattern::Regex(regex.to_owned());
-        Ok(Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?.into())
-    };
-    let mut steps = match pre {
-        Pre::Default => vec![split(PUNCTUATION)?, split(GPT2)?, split(r"\p{N}+")?, split("[0-9][0-9][0-9]")?],
-        Pre::Gpt2 => vec![split(GPT2)?],
-        Pre::Digits => vec![Digits::new(true).into(), split(GPT2)?],
-        Pre::Llama3 => vec![split(LLAMA3)?],
-        Pre::Qwen2 => vec![split(QWEN2)?],
-        Pre::Tekken => vec![split(TEKKEN)?],
-    };
-    steps.push(BytesPre::new(false, true, false).into());
-    Ok(Sequence::new(steps).into())
 }
 
 /// The character that spells a byte in a byte-level vocabulary: itself if it is visible Latin-1, else U+0100 onwards.
@@ -275,29 +190,6 @@ pub(super) fn spelt_bytes(text: &str) -> impl Iterator<Item = u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The words that a rule makes of a text, with the bytes decoded.
-    fn words(pre: Pre, text: &str) -> Vec<String> {
-        let mut split = PreTokenizedString::from(text);
-        pre_tokenizer(pre).unwrap().pre_tokenize(&mut split).unwrap();
-        let parts = split.get_splits(OffsetReferential::Normalized, OffsetType::Byte);
-        parts.into_iter().map(|(word, ..)| String::from_utf8(spelt_bytes(word).collect()).unwrap()).collect()
-    }
-
-    #[test]
-    fn every_rule_cuts_as_its_models_do() {
-        let text = "I'm 1234 été!!  x\n\n y";
-        let gpt2 = ["I", "'m", " 1234", " été", "!!", " ", " x", "\n\n", " y"];
-        assert_eq!(words(Pre::Gpt2, text), gpt2);
-        let digits = ["I", "'m", " ", "1", "2", "3", "4", " été", "!!", " ", " x", "\n\n", " y"];
-        assert_eq!(words(Pre::Digits, text), digits);
-        let llama3 = ["I", "'m", " ", "123", "4", " été", "!!", " ", " x", "\n\n", " y"];
-        assert_eq!(words(Pre::Llama3, text), llama3);
-        let qwen2 = ["I", "'m", " ", "1", "2", "3", "4", " été", "!!", " ", " x", "\n\n", " y"];
-        assert_eq!(words(Pre::Qwen2, text), qwen2);
-        assert_eq!(words(Pre::Tekken, "camelCase I'm"), ["camel", "Case", " I", "'m"]);
-        assert_eq!(words(Pre::Default, "a(b) 12345+"), ["a", "(", "b", ")", " ", "123", "45", "+"]);
-    }
 
     #[test]
     fn every_byte_has_its_own_character() {

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::marked::Marked;
 use super::messages::{ChatContext, ChatMessage};
-use super::special::Occurrence;
+use super::special::{Occurrence, TokenSet};
 use super::template::{ChatTemplate, Templates, failed};
 use super::templates::{BuiltIn, CHATML, ChatFormat, LLAMA2, LLAMA3};
 use super::{Place, Tokenizer};
@@ -103,6 +103,7 @@ impl Tokenizer {
 
     /// Tokenises what a template rendered: special tokens are found where all of their text is the template's.
     fn encode_marked(&self, marked: &Marked, place: Place) -> Result<Vec<u32>> {
+        self.check_length(marked.text())?;
         let found = |o: &Occurrence| !self.vocab.is_marker(o.id) || marked.may_be_token(&(o.start..o.start + o.len));
         let text = |text: &str, place: Place, ids: &mut Vec<u32>| self.encode_unforged(text, place, ids);
         self.encode_parts(marked.text(), place, found, text)
@@ -203,7 +204,7 @@ impl Chat<'_> {
         if let Some(text) = text.filter(|_| !asked.is_empty()) {
             // What the sequence began with, and what it would begin with now.
             let (prompt, whole) = (self.rendered(&all[..asked.len()], true)?, self.rendered(&all, true)?);
-            if let Some(end) = end_of_answer(&prompt, &whole, text) {
+            if let Some(end) = end_of_answer(&prompt, &whole, text, &self.tokenizer.markers) {
                 let after = whole.cut(end..whole.text().len());
                 return self.tokenizer.encode_marked(&after, Place::AfterText);
             }
@@ -305,9 +306,10 @@ impl Chat<'_> {
 /// White space around an answer is the template's choice; the rest must be as it was generated.
 ///
 /// * `prompt`: what was rendered for the answer; * `whole`: the conversation with the answer and what follows
-fn end_of_answer(prompt: &Marked, whole: &Marked, answer: &str) -> Option<usize> {
+/// * `markers`: the special tokens
+fn end_of_answer(prompt: &Marked, whole: &Marked, answer: &str, markers: &TokenSet) -> Option<usize> {
     let begun = prompt.text().trim_end().len();
-    if !whole.same_start(prompt, begun) {
+    if !whole.same_start(prompt, begun, markers) {
         return None;
     }
     let (text, spoken) = (whole.text(), answer.trim());

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use super::vocab::{Draft, Kind};
 
-/// Spellings that end a text. `<|end_of_turn|>` is not llama.cpp's: OpenChat's converted files lack an end of turn.
+/// Spellings that end a text. `<|end_of_turn|>` is not llama.cpp's: `OpenChat`'s converted files lack an end of turn.
 const ENDS: [&str; 23] = [
     "<|eot_id|>",
     "<|im_end|>",
@@ -171,7 +171,9 @@ mod tests {
 
     fn draft(tokens: &[(&str, Kind)]) -> Draft {
         let mut draft = Draft::new(Path::new("x.gguf"), false);
-        tokens.iter().for_each(|(text, kind)| draft.push((*text).to_owned(), *kind));
+        for (text, kind) in tokens {
+            draft.push((*text).to_owned(), *kind);
+        }
         draft
     }
 

@@ -9,20 +9,24 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::foreign;
 use crate::json::bytes_without_bom;
 
 /// Most bytes that are read of one file; the largest known tokenizers have 35 MB.
-const MAX_BYTES: u64 = 256 << 20;
+const MAX_BYTES: u64 = 128 << 20;
+/// Most bytes that the values of a JSON file may take in memory; those of the largest known tokenizers take 150 MB.
+const MAX_VALUES: usize = 384 << 20;
 
 /// Reads a whole file of at most [`MAX_BYTES`].
 ///
 /// # Errors
-/// [`Error::Io`] if it cannot be read, [`Error::BadFile`] if it is larger.
+/// [`Error::Io`] if it cannot be read, [`Error::BadFile`] if it is larger, or stands for another file (Git LFS pointers).
 pub(super) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
     let failed = |source| Error::io("read", path, source);
     let file = File::open(path).map_err(failed)?;
-    let mut bytes = Vec::new();
     // The length that the system reports is not relied upon: a pipe has none.
+    let len = file.metadata().map_or(0, |metadata| metadata.len()).min(MAX_BYTES);
+    let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or_default() + 1);
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_BYTES {
         return Err(Error::bad_file(
@@ -30,6 +34,7 @@ pub(super) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
             format!("it has more than {} MiB, too much for such a file", MAX_BYTES >> 20),
         ));
     }
+    foreign::refuse(path, &bytes)?;
     Ok(bytes)
 }
 
@@ -39,8 +44,39 @@ pub(super) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
 /// As [`read_bounded`]; [`Error::BadFile`] also if it is not JSON.
 pub(super) fn read_json(path: &Path) -> Result<Value> {
     let bytes = read_bounded(path)?;
+    if values_bytes(&bytes) > MAX_VALUES {
+        let reason = format!("its values would take more than {} MiB, too much for such a file", MAX_VALUES >> 20);
+        return Err(Error::bad_file(path, reason));
+    }
     serde_json::from_slice(bytes_without_bom(&bytes))
         .map_err(|e| Error::bad_file(path, format!("it is not valid JSON: {e}")))
+}
+
+/// At least as many bytes as the values of a JSON text take in memory, by what it is made of.
+fn values_bytes(text: &[u8]) -> usize {
+    /// Of a value in a list, and of a text's own memory beside its characters.
+    const VALUE: usize = 40;
+    /// Of an object: its first entries share a block.
+    const OBJECT: usize = 640;
+    let (mut bytes, mut in_text, mut is_escaped) = (0usize, false, false);
+    for byte in text {
+        match byte {
+            _ if is_escaped => {
+                is_escaped = false;
+                bytes += 1;
+            }
+            b'\\' if in_text => is_escaped = true,
+            b'"' => {
+                in_text = !in_text;
+                bytes += VALUE / 2;
+            }
+            _ if in_text => bytes += 1,
+            b',' | b'[' | b':' => bytes += VALUE,
+            b'{' => bytes += OBJECT,
+            _ => {}
+        }
+    }
+    bytes
 }
 
 /// Reads a JSON file if there is one; `None` without it.
@@ -49,4 +85,32 @@ pub(super) fn read_json(path: &Path) -> Result<Value> {
 /// As [`read_json`].
 pub(super) fn read_json_if_any(path: &Path) -> Result<Option<Value>> {
     if path.exists() { read_json(path).map(Some) } else { Ok(None) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_counted_by_what_they_are_made_of() {
+        assert_eq!(values_bytes(br#"{"a\"": ["b,{", 1]}"#), 640 + 40 + 40 + 40 + 4 * 20 + 2 + 3);
+    }
+
+    /// Hostile files of 100 MB are refused before they take gigabytes; the largest real kind is not.
+    #[test]
+    fn a_file_of_many_small_values_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        for (part, count) in
+            [("[],", 40_000_000), ("{},", 40_000_000), ("\"\",", 30_000_000), ("{\"\":0},", 12_000_000)]
+        {
+            std::fs::write(&path, format!("[{}0]", part.repeat(count))).unwrap();
+            let error = read_json(&path).unwrap_err().to_string();
+            assert!(error.contains("tokenizer.json") && error.contains("384 MiB"), "{error}");
+        }
+        // As many tokens and merges as Gemma 3 has.
+        let merges = "[\"abcdef\",\"ghijkl\"],".repeat(515_000);
+        let tokens = "\"abcdefgh\":123456,".repeat(262_000);
+        assert!(values_bytes(format!("{{{tokens}}}[{merges}]").as_bytes()) < MAX_VALUES / 2);
+    }
 }

@@ -54,15 +54,21 @@ impl Tokenizer {
                 .with_hint("copy the tokenizer's files from the model's repository into the folder"));
         };
         let Loaded { vocab, .. } = &loaded;
-        for (what, &id) in ids.bos_id.iter().map(|id| ("BOS", id)).chain(ids.eos_ids.iter().map(|id| ("EOS", id))) {
-            if id as usize >= vocab.len() {
-                let reason = format!(
-                    "the model's configuration gives {what} the id {id}, but there are only {} tokens",
-                    vocab.len()
-                );
-                return Err(Error::bad_file(vocab.path(), reason));
+        let mut notes = Vec::new();
+        let mut is_token = |what: &str, id: u32| {
+            let is_token = (id as usize) < vocab.len();
+            if !is_token {
+                notes.push(format!(
+                    "the model's configuration gives {what} the id {id}, but there are only {} tokens in `{}`: it is left out",
+                    vocab.len(),
+                    vocab.path().display()
+                ));
             }
-        }
+            is_token
+        };
+        let mut ids = ids;
+        ids.bos_id = ids.bos_id.filter(|&id| is_token("BOS", id));
+        ids.eos_ids.retain(|&id| is_token("EOS", id));
         let named = |text: &Option<String>| text.as_ref().and_then(|text| vocab.id(text));
         let bos_id = named(&settings.bos).or(loaded.bos_id).or(ids.bos_id).or(loaded.leading);
         let eos_id = named(&settings.eos).or(loaded.eos_id).or(ids.eos_ids.first().copied());
@@ -105,7 +111,7 @@ impl Tokenizer {
             leading_bos: leading,
             templates: settings.templates,
             named_tokens,
-            notes: Vec::new(),
+            notes,
         }))
     }
 }

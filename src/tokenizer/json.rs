@@ -7,26 +7,33 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
-use tokenizers::{NormalizedString, Normalizer as _, NormalizerWrapper, PreTokenizerWrapper, Tokenizer as HfTokenizer};
+use tokenizers::{ModelWrapper, NormalizedString};
 
 use super::Prefix;
 use super::added::AddedTokens;
-use super::byte_level::{cannot_tokenise, check_spaces};
+use super::bound::Losses;
 use super::files::read_json;
+use super::pipeline::{Normalizer, Pipeline, Words};
 use super::settings::{Added, Flags, Settings, shown};
 use super::vocab::{Draft, Kind, Vocab, byte_value};
 use crate::error::{Error, Result};
+use crate::guard;
 
 /// A `tokenizer.json`, ready to encode.
 #[derive(Debug)]
 pub(super) struct JsonModel {
+    model: ModelWrapper,
     /// For a text that begins with a space that is not in it.
-    first: HfTokenizer,
+    first: Pipeline,
     /// For other texts, if that makes a difference.
-    rest: Option<HfTokenizer>,
+    rest: Option<Pipeline>,
     pub prefix: Prefix,
     /// Tokens that are found in the text before anything else.
     pub added: AddedTokens,
+    /// Tokens that are found in the normalised text.
+    inner: AddedTokens,
+    /// Whether every byte is spelt, as far as the vocabulary has a token for it.
+    spells_all: bool,
 }
 
 /// What a file says, besides its model.
@@ -65,28 +72,35 @@ fn build(mut file: Value, path: &Path, settings: &Settings) -> Result<JsonTokeni
         }
         added.retain(|token| settings.is_known(token));
     }
-    for token in &settings.added {
-        if !added.iter().any(|known| known.id == token.id && known.content == token.content) {
-            added.push(token.clone());
-        }
-    }
+    let known: HashSet<(u32, &str)> = added.iter().map(|token| (token.id, token.content.as_str())).collect();
+    let more = settings.added.iter().filter(|token| !known.contains(&(token.id, token.content.as_str())));
+    let more: Vec<_> = more.cloned().collect();
+    added.extend(more);
     settings.apply(&added, &mut draft)?;
+    let fallback = file["model"]["byte_fallback"] == true;
     let unk = file["model"]["unk_token"].as_str().map(ToOwned::to_owned);
     if let Some(id) = unk.as_ref().filter(|_| sentence_piece).and_then(|unk| draft.id(unk)) {
         draft.set(id, unk.as_deref().unwrap_or_default(), Kind::Unknown)?;
     }
     let failed = |e: &dyn std::fmt::Display| bad(format!("its tokenizer cannot be built: {e}"));
-    // Tokens looked for in the normalised text stay with the crate, unless they carry structure.
+    // Tokens that carry structure are looked for before anything else.
     let (inner, outer): (Vec<_>, Vec<_>) = added.iter().partition(|t| t.normalized && !draft.is_marker(t.id));
-    let normalizer: Option<NormalizerWrapper> =
-        serde_json::from_value(file["normalizer"].clone()).map_err(|e| failed(&e))?;
-    if let Some(normalizer) = normalizer.filter(|_| sentence_piece) {
-        for token in &inner {
-            let mut text = NormalizedString::from(token.content.as_str());
-            normalizer.normalize(&mut text).map_err(|e| failed(&e))?;
+    let pipeline = |file: &Value| -> Result<Pipeline> {
+        let normalizer = Normalizer::read(&file["normalizer"]).map_err(|e| failed(&e))?;
+        Ok(Pipeline { normalizer, words: Words::read(&file["pre_tokenizer"]).map_err(|e| failed(&e))? })
+    };
+    let first = pipeline(&file)?;
+    let mut normalized = Vec::with_capacity(inner.len());
+    for token in &inner {
+        let mut text = NormalizedString::from(token.content.as_str());
+        let result = guard::catch(|| first.normalizer.normalize(&mut text)).map_err(|e| failed(&e))?;
+        result.map_err(|e| failed(&e))?;
+        if sentence_piece && text.get() != token.content {
             draft.prints(token.id, text.get().to_owned());
         }
+        normalized.push((token.id, text.get().to_owned(), token.flags));
     }
+    let inner_tokens = AddedTokens::new(normalized.iter().map(|(id, text, flags)| (*id, text.as_str(), *flags)));
     let vocab = Vocab::new(draft)?;
     let leading = leading(&file["post_processor"], &vocab)?;
     let strips_space = strips_space(&file["decoder"]);
@@ -95,40 +109,38 @@ fn build(mut file: Value, path: &Path, settings: &Settings) -> Result<JsonTokeni
     let flags: HashMap<u32, Flags> = outer.iter().map(|token| (token.id, token.flags)).collect();
     let found = vocab.iter().filter(|(id, ..)| flags.contains_key(id) || vocab.is_marker(*id));
     let outer = AddedTokens::new(found.map(|(id, text, _)| (id, text, flags.get(&id).copied().unwrap_or_default())));
-    strip_file(&mut file, &vocab, unk.as_deref(), &inner)?;
     let rest = (prefix != Prefix::Never).then(|| {
         let mut parts = json!({"normalizer": file["normalizer"], "pre_tokenizer": file["pre_tokenizer"]});
         drop_prefix(&mut parts);
-        parts
+        pipeline(&parts)
     });
-    let first: HfTokenizer = serde_json::from_value(file).map_err(|e| failed(&e))?;
-    let rest = match rest {
-        None => None,
-        Some(mut parts) => {
-            let mut rest = first.clone();
-            let normalizer: Option<NormalizerWrapper> =
-                serde_json::from_value(parts["normalizer"].take()).map_err(|e| failed(&e))?;
-            let pre_tokenizer: Option<PreTokenizerWrapper> =
-                serde_json::from_value(parts["pre_tokenizer"].take()).map_err(|e| failed(&e))?;
-            rest.with_normalizer(normalizer).map_err(|e| failed(&e))?;
-            rest.with_pre_tokenizer(pre_tokenizer);
-            Some(rest)
-        }
-    };
-    let model = JsonModel { first, rest, prefix, added: outer };
+    let rest = rest.transpose()?;
+    strip_model(&mut file["model"], &vocab, unk.as_deref())?;
+    let model = guard::catch(|| serde_json::from_value::<ModelWrapper>(file["model"].take()));
+    let model = model.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
+    let byte_fallback = || fallback && (0..=u8::MAX).all(|byte| vocab.id(&format!("<0x{byte:02X}>")).is_some());
+    let spells_all = if sentence_piece { byte_fallback() } else { first.spells_bytes() };
+    let model = JsonModel { model, first, rest, prefix, added: outer, inner: inner_tokens, spells_all };
     Ok(JsonTokenizer { vocab, model, leading, strips_space })
 }
 
 impl JsonModel {
+    /// What may become of a text's bytes.
+    pub fn losses(&self) -> Losses {
+        Losses {
+            shrinks: self.first.shrinks(),
+            spaces: self.added.take_spaces() || self.inner.take_spaces(),
+            unknown: !self.spells_all,
+        }
+    }
+
     /// Appends the ids of `text` to `ids`; `prefix` puts the file's prefix before it.
     ///
     /// # Errors
     /// [`Error::Input`] if the text cannot be split into words.
     pub fn encode(&self, text: &str, prefix: bool, ids: &mut Vec<u32>) -> Result<()> {
-        check_spaces(text)?;
-        let model = self.rest.as_ref().filter(|_| !prefix).unwrap_or(&self.first);
-        ids.extend_from_slice(model.encode_fast(text, false).map_err(cannot_tokenise)?.get_ids());
-        Ok(())
+        let pipeline = self.rest.as_ref().filter(|_| !prefix).unwrap_or(&self.first);
+        pipeline.encode(&self.model, &self.inner, text, ids)
     }
 }
 
@@ -298,29 +310,16 @@ fn drop_prefix(part: &mut Value) {
     }
 }
 
-/// Leaves of a file what the crate has to do: no special token can be spelt any more, nothing is cut or padded, and
-/// equal texts have equal ids.
-fn strip_file(file: &mut Value, vocab: &Vocab, unk: Option<&str>, inner: &[&Added]) -> Result<()> {
-    let merged = merged_markers(&file["model"]["merges"], vocab);
-    let Some(file) = file.as_object_mut() else { return Ok(()) };
-    for key in ["truncation", "padding", "post_processor", "decoder"] {
-        file.insert(key.into(), Value::Null);
-    }
-    let added = inner.iter().map(|t| {
-        let Flags { lstrip, rstrip, single_word } = t.flags;
-        json!({"id": t.id, "content": t.content, "special": false, "normalized": true,
-               "lstrip": lstrip, "rstrip": rstrip, "single_word": single_word})
-    });
-    file.insert("added_tokens".into(), added.collect());
-    let Some(model) = file.get_mut("model").and_then(Value::as_object_mut) else { return Ok(()) };
+/// Leaves of a model what the crate has to do: no special token can be spelt any more, and equal texts have equal ids.
+fn strip_model(model: &mut Value, vocab: &Vocab, unk: Option<&str>) -> Result<()> {
+    let merged = merged_markers(&model["merges"], vocab);
+    let Some(model) = model.as_object_mut() else { return Ok(()) };
     model.insert("dropout".into(), Value::Null);
     let Some(tokens) = model.get_mut("vocab").and_then(Value::as_object_mut) else { return Ok(()) };
     tokens.retain(|text, _| {
         let special = vocab.id(text).is_some_and(|id| vocab.is_marker(id));
         !special || Some(text.as_str()) == unk || merged.contains(text)
     });
-    // The crate numbers them by itself, unless the model has them.
-    tokens.extend(inner.iter().map(|t| (t.content.clone(), t.id.into())));
     if let Some(unk) = unk.filter(|unk| !tokens.contains_key(*unk)) {
         return Err(Error::bad_file(vocab.path(), format!("its `unk_token` is `{unk}`, which is not a token")));
     }

@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use super::special::TokenSet;
 use crate::jinja::{Origin, Rendered};
 
 /// A text in which the input's characters are marked.
@@ -67,10 +68,13 @@ impl Marked {
         self.inputs.partition_point(|input| input.end <= at)
     }
 
-    /// Whether both begin with the same `len` bytes, of the same origin.
-    pub fn same_start(&self, other: &Self, len: usize) -> bool {
-        let (mine, other) = (self.cut(0..len), other.cut(0..len));
-        mine.text == other.text && mine.inputs == other.inputs
+    /// Whether both begin with the same `len` bytes, in which the same spellings may be special tokens.
+    ///
+    /// * `markers`: the special tokens
+    pub fn same_start(&self, other: &Self, len: usize, markers: &TokenSet) -> bool {
+        let (Some(mine), Some(others)) = (self.text.get(..len), other.text.get(..len)) else { return false };
+        let ranges = || markers.occurrences(mine).map(|o| o.start..o.start + o.len);
+        mine == others && ranges().all(|range| self.may_be_token(&range) == other.may_be_token(&range))
     }
 
     /// A part of it; of a range that is not there, nothing.
@@ -115,8 +119,14 @@ mod tests {
             }
         }
         assert!(whole.is_input(&(0..0)));
-        assert!(whole.same_start(&marked(&[("ab", false), ("éxQ", true)]), 5));
-        assert!(!whole.same_start(&marked(&[("abéx", false)]), 5), "the same text of another origin");
+        let markers = TokenSet::new([(0, "éx"), (1, "b")]);
+        assert!(whole.same_start(&marked(&[("ab", false), ("éxQ", true)]), 5, &markers));
+        assert!(
+            whole.same_start(&marked(&[("a", true), ("b", false), ("éx", true)]), 5, &markers),
+            "no marker's origin"
+        );
+        assert!(!whole.same_start(&marked(&[("abéx", false)]), 5, &markers), "a marker of another origin");
+        assert!(!whole.same_start(&marked(&[("ab", false)]), 5, &markers));
         assert_eq!(whole.cut(8..8), Marked::default());
     }
 

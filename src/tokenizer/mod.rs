@@ -8,6 +8,7 @@
 //! `SentencePiece`, tiktoken and Hugging Face's `tokenizers` for the ids of ordinary text.
 
 mod added;
+mod bound;
 mod byte_level;
 mod chat;
 mod ends;
@@ -16,6 +17,8 @@ mod folder;
 mod json;
 mod marked;
 mod messages;
+mod pipeline;
+mod pre;
 mod sentencepiece;
 mod settings;
 mod special;
@@ -28,6 +31,7 @@ mod vocab;
 
 use std::collections::HashSet;
 
+use self::bound::{Bound, Losses};
 use self::byte_level::ByteLevel;
 use self::ends::Known;
 use self::json::JsonModel;
@@ -69,6 +73,9 @@ pub struct Tokenizer {
     /// What chat templates call the special tokens, and their spellings.
     named_tokens: Vec<(String, String)>,
     notes: Vec<String>,
+    bound: Bound,
+    /// What [`Tokenizer::limit`] was told.
+    most_tokens: Option<usize>,
 }
 
 /// What a tokenizer is made of.
@@ -161,8 +168,24 @@ impl Tokenizer {
             gguf.eos_id = gguf.eos_id.or_else(|| named("</s>"));
             gguf.unk_id = gguf.unk_id.or_else(|| named("<unk>"));
         }
-        let mut draft = Draft::from_gguf(&mut gguf)?;
         let mut notes = std::mem::take(&mut gguf.notes);
+        if gguf.model == "llama" && gguf.scores.is_empty() {
+            notes.push(format!(
+                "`{}` has no scores (`tokenizer.ggml.scores`): pieces are joined from left to right, as llama.cpp does it, and \
+                 may not be those that the model was trained with",
+                gguf.path.display()
+            ));
+            gguf.scores = vec![0.0; gguf.tokens.len()];
+        }
+        if gguf.model == "gpt2" && gguf.pre.as_ref().is_none_or(String::is_empty) {
+            gguf.pre = None;
+            notes.push(format!(
+                "`{}` does not say how text is split into words (`tokenizer.ggml.pre`), so the rule `default` is used: GENERATION \
+                 QUALITY WILL BE DEGRADED if the model was trained with another; convert the model anew with a current llama.cpp",
+                gguf.path.display()
+            ));
+        }
+        let mut draft = Draft::from_gguf(&mut gguf)?;
         let known = Known::find(draft.iter());
         notes.extend(known.correct(&mut draft));
         let vocab = Vocab::new(draft)?;
@@ -182,13 +205,13 @@ impl Tokenizer {
                 "a prompt should begin with BOS, but the file names no such token",
             ));
         }
+        let other_ends =
+            gguf.other_end_ids.iter().copied().filter(|&id| (id as usize) < vocab.len()).collect::<Vec<_>>();
         let mut templates = Templates::default();
         let default = gguf.chat_template.take().map(|source| ("default".to_owned(), source));
         for (name, source) in default.into_iter().chain(std::mem::take(&mut gguf.named_templates)) {
             templates.insert(&name, ChatTemplate::new(vocab.path(), &source));
         }
-        let other_ends =
-            gguf.other_end_ids.iter().copied().filter(|&id| (id as usize) < vocab.len()).collect::<Vec<_>>();
         Ok(Self::assemble(Parts {
             named_tokens: gguf.named_tokens(&vocab),
             templates,
@@ -215,7 +238,14 @@ impl Tokenizer {
             TokenSet::new(vocab.iter().filter(|(id, _, kind)| in_prompt(*id, *kind)).map(|(id, text, _)| (id, text)));
         let special_ids: Vec<u32> =
             vocab.iter().filter(|(.., kind)| *kind == Kind::Control).map(|(id, ..)| id).collect();
+        let losses = match &model {
+            Model::ByteLevel(_) => Losses::NONE,
+            Model::SentencePiece { pieces, .. } => pieces.losses(),
+            Model::Json(model) => model.losses(),
+        };
         Self {
+            bound: Bound::new(&vocab, losses),
+            most_tokens: None,
             markers,
             special,
             special_ids,
@@ -231,12 +261,59 @@ impl Tokenizer {
         }
     }
 
+    /// Refuses, from now on, prompts and chats that certainly have more than `tokens` tokens, before they are tokenised:
+    /// a model's context, in which they would not fit. What is refused later anyway would cost some 60 times its size.
+    pub fn limit(&mut self, tokens: usize) {
+        self.most_tokens = Some(tokens);
+    }
+
+    /// A text has at least so many tokens, found out from its bytes alone.
+    #[must_use]
+    pub fn least_tokens(&self, text: &str) -> usize {
+        self.bound.least_tokens(text)
+    }
+
+    /// Refuses a text that is certainly above the [limit](Self::limit).
+    ///
+    /// # Errors
+    /// [`Error::Input`] for such a text.
+    pub fn check_length(&self, text: &str) -> Result<()> {
+        let Some(most) = self.most_tokens else { return Ok(()) };
+        let least = self.least_tokens(text);
+        if least <= most {
+            return Ok(());
+        }
+        let reason = format!("the prompt has at least {least} tokens, more than the model's context of {most}");
+        Err(Error::input(reason).with_hint("shorten the prompt"))
+    }
+
+    /// Tokenises the beginning of a text that may be very long: all of it, or at least `tokens` tokens, which are those
+    /// of the whole text. No [limit](Self::limit) holds. Otherwise as [`encode`](Self::encode).
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the text cannot be split into words.
+    pub fn encode_beginning(&self, text: &str, tokens: usize) -> Result<Vec<u32>> {
+        self.encode_unbounded(self.beginning(text, tokens))
+    }
+
+    /// As much of a text as certainly has `tokens` tokens; the whole text if it may have fewer.
+    #[must_use]
+    pub fn beginning<'t>(&self, text: &'t str, tokens: usize) -> &'t str {
+        self.bound.beginning(text, tokens)
+    }
+
     /// Tokenises a raw prompt. Special tokens spelt out in it are recognised, and BOS comes first if the tokenizer's
     /// settings say so and the text does not begin with it.
     ///
     /// # Errors
-    /// [`Error::Input`] if the text cannot be split into words.
+    /// [`Error::Input`] if the text cannot be split into words, or is certainly above the [limit](Self::limit).
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.check_length(text)?;
+        self.encode_unbounded(text)
+    }
+
+    /// As [`encode`](Self::encode), whatever the text's length.
+    fn encode_unbounded(&self, text: &str) -> Result<Vec<u32>> {
         let ids =
             self.encode_parts(text, Place::Start, |_| true, |text, place, ids| self.encode_text(text, place, ids))?;
         Ok(self.with_bos(ids))

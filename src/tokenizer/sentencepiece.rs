@@ -18,6 +18,9 @@ const NORMALIZER_SPEC: u64 = 3;
 /// Most bytes of a piece; real ones have a few dozen. Longer ones would make merging slow.
 const MAX_PIECE_BYTES: usize = 4096;
 
+/// Most pieces; the largest known vocabularies have 900 thousand.
+const MAX_PIECES: usize = 1 << 20;
+
 /// Reads a `SentencePiece` model file, as GGUF converters store it: pieces, scores, types, BOS, EOS and unknown by
 /// their spelling, and whether text begins with a space.
 ///
@@ -38,6 +41,9 @@ pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<GgufVocab> {
         match field.map_err(bad)? {
             (PIECES, Value::Bytes(piece)) => {
                 let id = vocab.tokens.len();
+                if id == MAX_PIECES {
+                    return Err(bad(format!("it holds more than {MAX_PIECES} pieces")));
+                }
                 let piece = Piece::parse(piece).map_err(|reason| bad(format!("piece {id}: {reason}")))?;
                 vocab.tokens.push(piece.text);
                 vocab.scores.push(piece.score);

@@ -4,6 +4,7 @@
 //! Only reading them and adding their tokens to a vocabulary; the vocabulary itself comes from other files. Source: the
 //! files that Hugging Face's transformers writes.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -180,18 +181,22 @@ impl Settings {
     fn read_added_tokens(&mut self, path: &Path) -> Result<()> {
         let Some(map) = read_json_if_any(path)? else { return Ok(()) };
         let object = Object::new(&map, path)?;
+        let known: HashSet<(u32, &str)> = self.added.iter().map(|token| (token.id, token.content.as_str())).collect();
+        let special = [&self.bos, &self.eos, &self.unk].into_iter().flatten().chain(&self.others);
+        let special: HashSet<&str> = special.map(String::as_str).collect();
+        let mut more = Vec::new();
         for (content, id) in object.map {
             let Some(number) = id.as_u64().and_then(|id| u32::try_from(id).ok()) else {
                 return Err(object.wrong(content, "an id", id));
             };
-            if self.added.iter().any(|added| added.id == number && added.content == *content) {
+            if known.contains(&(number, content)) {
                 continue;
             }
-            let special = [&self.bos, &self.eos, &self.unk].into_iter().flatten().chain(&self.others);
-            let special = special.into_iter().any(|text| text == content);
+            let special = special.contains(content.as_str());
             let (content, flags) = (content.clone(), Flags::default());
-            self.added.push(Added { id: number, content, special, normalized: !special, flags });
+            more.push(Added { id: number, content, special, normalized: !special, flags });
         }
+        self.added.append(&mut more);
         Ok(())
     }
 
@@ -234,9 +239,10 @@ impl Settings {
                 _ => draft.set(token.id, &token.content, kind)?,
             }
         }
-        for text in self.others.iter().filter(|text| !text.is_empty()) {
-            if let Some(id) = draft.id(text).filter(|&id| draft.kind(id) != Some(Kind::Unknown)) {
-                draft.set(id, text, Kind::Control)?;
+        let others = self.others.iter().map(String::as_str).filter(|text| !text.is_empty()).collect();
+        for (id, text) in draft.find(&others) {
+            if draft.kind(id) != Some(Kind::Unknown) {
+                draft.set(id, &text, Kind::Control)?;
             }
         }
         if let Some(text) = self.unk.as_ref().filter(|_| draft.is_sentence_piece())

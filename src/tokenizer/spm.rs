@@ -8,6 +8,7 @@
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
 
+use super::bound::Losses;
 use super::special::TokenSet;
 use super::vocab::{Kind, Vocab};
 use crate::error::{Error, Result};
@@ -101,6 +102,7 @@ impl SentencePiece {
         let mut bytes: [Option<u32>; 256] = [None; 256];
         for ((id, text, kind), &score) in vocab.iter().zip(scores) {
             match kind {
+                _ if text.is_empty() => continue,
                 Kind::Control | Kind::Unknown => continue,
                 Kind::Byte => {
                     if let [byte] = *vocab.bytes(id) {
@@ -152,6 +154,11 @@ impl SentencePiece {
             // Never needed, since every byte has a token.
             fallback: Fallback::Unknown(0),
         }
+    }
+
+    /// What may become of a text's bytes.
+    pub fn losses(&self) -> Losses {
+        Losses { unknown: matches!(self.fallback, Fallback::Unknown(_)), ..Losses::NONE }
     }
 
     /// The token that a text is as a whole.

@@ -34,8 +34,8 @@ pub(super) const END_OF_TEXT: &str = NAMED[1];
 
 /// Most bytes of a token; the longest of `LLaMA` 3 has 128.
 const MAX_TOKEN_BYTES: usize = 4096;
-/// Ranks are compared as `f32`, which is exact below this.
-const MAX_RANKS: usize = 1 << 24;
+/// Most tokens; the largest known have 200 thousand. Ranks are compared as `f32`, which is exact below 2^24.
+const MAX_RANKS: usize = 1 << 20;
 
 /// Whether a file looks like this format: its first line is made of base64, a space and a number.
 pub(super) fn is_tiktoken(bytes: &[u8]) -> bool {
@@ -57,7 +57,10 @@ pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Draft> {
     for (number, line) in bytes.split(|&b| b == b'\n').enumerate() {
         let Some((token, rank)) = parse_line(line).map_err(|reason| bad(number, reason))? else { continue };
         if rank >= lines.min(MAX_RANKS) {
-            return Err(bad(number, format!("rank {rank} is not below the number of lines, {lines}")));
+            return Err(bad(
+                number,
+                format!("rank {rank} is not below {}, the number of lines at most", lines.min(MAX_RANKS)),
+            ));
         }
         if let [byte] = token[..] {
             has_byte[usize::from(byte)] = true;

@@ -2,8 +2,8 @@
 //!
 //! Knows spellings, kinds and raw bytes; how text becomes ids is not its business.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::byte_level::spelt_bytes;
@@ -21,8 +21,10 @@ pub struct GgufVocab {
     pub model: String,
     /// `pre`: name of the pre-tokenizer, for `"gpt2"` only.
     pub pre: Option<String>,
-    /// `tokens`: the spelling of every id.
+    /// `tokens`: the spelling of every id; empty for one that no text spells.
     pub tokens: Vec<String>,
+    /// What tokens print whose spelling is not UTF-8; in `tokens` they are empty.
+    pub raw_tokens: HashMap<u32, Vec<u8>>,
     /// `scores`: one per token, higher is merged earlier; empty if the file has none.
     pub scores: Vec<f32>,
     /// `token_type`: one per token (1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte); empty if the
@@ -51,10 +53,10 @@ pub struct GgufVocab {
     pub other_ids: Vec<(&'static str, u32)>,
     /// `tokenizer.chat_template`: a Jinja template.
     pub chat_template: Option<String>,
-    /// `tokenizer.chat_template.NAME`: further templates, by name; `tool_use` is for conversations with tools.
-    pub named_templates: Vec<(String, String)>,
     /// What the file's reader found wrong and went on without, for [`Tokenizer::notes`](super::Tokenizer::notes).
     pub notes: Vec<String>,
+    /// `tokenizer.chat_template.NAME`: further templates, by name; `tool_use` is for conversations with tools.
+    pub named_templates: Vec<(String, String)>,
 }
 
 impl GgufVocab {
@@ -116,12 +118,21 @@ pub(super) struct Draft {
     sentence_piece: bool,
     /// What tokens print that don't print their spelling.
     printed: HashMap<u32, String>,
+    /// What tokens print that have no spelling.
+    raw: HashMap<u32, Vec<u8>>,
 }
 
 impl Draft {
     /// Begins a vocabulary without tokens; `path` is for messages.
     pub fn new(path: &Path, sentence_piece: bool) -> Self {
-        Self { path: path.to_owned(), tokens: Vec::new(), kinds: Vec::new(), sentence_piece, printed: HashMap::new() }
+        Self {
+            path: path.to_owned(),
+            tokens: Vec::new(),
+            kinds: Vec::new(),
+            sentence_piece,
+            printed: HashMap::new(),
+            raw: HashMap::new(),
+        }
     }
 
     /// Checks the lists of a GGUF vocabulary and takes its tokens (they are moved out of `gguf`).
@@ -163,7 +174,8 @@ impl Draft {
             }
             kinds
         };
-        Ok(Self { path, tokens, kinds, sentence_piece, printed: HashMap::new() })
+        let raw = std::mem::take(&mut gguf.raw_tokens);
+        Ok(Self { path, tokens, kinds, sentence_piece, printed: HashMap::new(), raw })
     }
 
     /// Number of ids.
@@ -188,6 +200,15 @@ impl Draft {
     /// The token of a spelling, found by looking at all of them.
     pub fn id(&self, text: &str) -> Option<u32> {
         self.tokens.iter().position(|t| t == text).and_then(|id| u32::try_from(id).ok())
+    }
+
+    /// The tokens that have one of these spellings, found by looking at all of them once.
+    pub fn find(&self, texts: &HashSet<&str>) -> Vec<(u32, String)> {
+        let mut found: HashMap<&str, u32> = HashMap::new();
+        for (id, text) in (0u32..).zip(&self.tokens).filter(|(_, text)| texts.contains(text.as_str())) {
+            found.entry(text).or_insert(id);
+        }
+        found.into_iter().map(|(text, id)| (id, text.to_owned())).collect()
     }
 
     /// The kind of an id.
@@ -233,7 +254,7 @@ impl Draft {
     /// [`Error::BadFile`] if `id` is so far behind the end that it cannot be meant.
     pub fn set(&mut self, id: u32, text: &str, kind: Kind) -> Result<()> {
         let (at, len) = (id as usize, self.len());
-        if at > 2 * len + MAX_GAP {
+        if at > 2 * len + MAX_GAP || at >= MAX_IDS {
             let reason = format!("token `{text}` has the id {id}, far behind the {len} others");
             return Err(Error::bad_file(&self.path, reason));
         }
@@ -249,6 +270,8 @@ impl Draft {
 
 /// Ids that may be vacant in a row, beyond as many as there are tokens.
 const MAX_GAP: usize = 1 << 16;
+/// Ids in all; the largest known vocabularies have 900 thousand. A few tokens far behind each other must not reach further.
+const MAX_IDS: usize = 1 << 21;
 
 /// Spellings, kinds and bytes of all tokens.
 #[derive(Debug)]
@@ -270,7 +293,7 @@ impl Vocab {
     /// # Errors
     /// [`Error::BadFile`] if it is empty, a spelling occurs twice, or a byte token is not one.
     pub fn new(draft: Draft) -> Result<Self> {
-        let Draft { path, tokens, kinds, sentence_piece, printed } = draft;
+        let Draft { path, tokens, kinds, sentence_piece, printed, raw } = draft;
         let bad = |reason: String| Err(Error::bad_file(&path, reason));
         let len = tokens.len();
         if len == 0 {
@@ -280,8 +303,9 @@ impl Vocab {
             return bad(format!("its vocabulary has {len} tokens, more than ids can name"));
         }
         let mut ids = HashMap::with_capacity(len);
-        for ((id, text), &kind) in (0u32..).zip(&tokens).zip(&kinds) {
-            if text.is_empty() && kind == Kind::Unused {
+        for (id, text) in (0u32..).zip(&tokens) {
+            // Vacant, or without a spelling: no text is found to be it.
+            if text.is_empty() {
                 continue;
             }
             match ids.entry(text.clone()) {
@@ -293,6 +317,11 @@ impl Vocab {
         for ((id, text), kind) in (0u32..).zip(&tokens).zip(&kinds) {
             let text = printed.get(&id).unwrap_or(text);
             match (kind, byte_value(text)) {
+                _ if text.is_empty() => match raw.get(&id) {
+                    Some(raw) if sentence_piece => bytes.extend(with_spaces(raw)),
+                    Some(raw) => bytes.extend(raw),
+                    None => {}
+                },
                 (Kind::Byte, Some(byte)) => bytes.push(byte),
                 (Kind::Byte, None) => return bad(format!("the byte token `{text}` is not of the form `<0x0A>`")),
                 (Kind::Control | Kind::Unknown, _) => bytes.extend_from_slice(text.as_bytes()),
@@ -353,6 +382,17 @@ impl Vocab {
     pub fn is_marker(&self, id: u32) -> bool {
         self.kind(id).zip(self.text(id)).is_some_and(|(kind, text)| kind.is_marker(text))
     }
+}
+
+/// Bytes in which U+2581 is a space.
+fn with_spaces(mut raw: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while let Some((&first, rest)) = raw.split_first() {
+        let space = raw.strip_prefix(SPACE.as_bytes());
+        bytes.push(if space.is_some() { b' ' } else { first });
+        raw = space.unwrap_or(rest);
+    }
+    bytes
 }
 
 /// Kinds for a file that does not give them.
@@ -429,6 +469,20 @@ mod tests {
         assert!(reason(gguf(&["a"], &[6])).contains("byte token `a`"));
         assert!(reason(GgufVocab { bos_id: Some(1), ..gguf(&["a"], &[]) }).contains("bos_token_id` is 1"));
         assert!(reason(GgufVocab { scores: vec![0.0; 2], ..gguf(&["a"], &[]) }).contains("scores"));
+    }
+
+    /// Ids that double each time would soon take all memory.
+    #[test]
+    fn ids_far_behind_each_other_are_refused() {
+        let mut draft = Draft::new(Path::new("x"), false);
+        let mut id = 0;
+        let error = loop {
+            match draft.set(id, "a", Kind::Normal) {
+                Ok(()) => id = 2 * id + 1000,
+                Err(error) => break error.to_string(),
+            }
+        };
+        assert!(error.contains("far behind") && draft.len() <= MAX_IDS, "{error}");
     }
 
     #[test]

@@ -3,6 +3,10 @@
 //!
 //! `tests/data/checkpoints` is made by `make.py` there. Logits are computed from ids, without any tokenizer.
 
+mod foreign;
+mod gguf;
+mod layouts;
+
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -511,10 +515,9 @@ fn a_configuration_that_is_not_computed_is_refused_by_name() {
         &["33 is not a multiple"],
     );
     check(&|config| config["rms_norm_eps"] = json!("x"), &["rms_norm_eps", "`x`"]);
-    check(&|config| config["eos_token_id"] = json!([2, 64]), &["eos_token_id", "below the vocabulary's size, 64"]);
     check(&|config| config["eos_token_id"] = json!([2, "x"]), &["eos_token_id", "a token id or a list"]);
     check(&|config| config["attention_bias"] = json!(1), &["attention_bias", "true or false"]);
-    for text in ["", "{", "[]", "\u{feff}{}", &"[".repeat(100_000)] {
+    for text in ["", "{", "[]", "\u{feff}{", &"[".repeat(100_000)] {
         let folder = copy_of(&source);
         std::fs::write(folder.path().join("config.json"), text).unwrap();
         assert_names(&refusal(folder.path()), &["config.json", "JSON"]);
@@ -597,10 +600,6 @@ fn tensors_that_do_not_fit_the_configuration_are_named() {
         tensors.insert("model.layers.0.self_attn.rotary_emb.inv_freq".to_owned(), zeros(&[4], DType::F32));
     });
     assert_eq!(run(folder.path()), run(&checkpoints("linear")));
-    let folder = with_tensors(&checkpoints("f16"), |tensors| {
-        tensors.insert("lm_head.weight".to_owned(), zeros(&[64, 32], DType::F16));
-    });
-    assert_eq!(run(folder.path()), run(&checkpoints("f16")));
 }
 
 #[test]

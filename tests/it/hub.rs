@@ -353,16 +353,20 @@ fn a_damaged_file_in_the_cache_is_fetched_anew() {
     let settings = hub.settings(cache.path());
     let folder = get(&settings).unwrap();
     hub.asked();
-    let flipped = |bytes: &[u8]| bytes.iter().enumerate().map(|(at, byte)| byte ^ u8::from(at == 1_000_000)).collect();
-    let damages: [(&str, &dyn Fn(&[u8]) -> Vec<u8>); 4] = [
-        ("model.safetensors", &|bytes| bytes[..bytes.len() - 1].to_vec()),
-        ("model.safetensors", &flipped),
-        ("tokenizer.json", &|_| Vec::new()),
-        ("config.json", &|bytes| [bytes, b"x"].concat()),
+    let flipped = |bytes: &[u8]| -> Vec<u8> {
+        bytes.iter().enumerate().map(|(at, byte)| byte ^ u8::from(at == 1_000_000)).collect()
+    };
+    let whole = hub.play().files.clone();
+    let weights = &whole["model.safetensors"];
+    let damages: [(&str, Vec<u8>); 4] = [
+        ("model.safetensors", weights[..weights.len() - 1].to_vec()),
+        ("model.safetensors", flipped(weights)),
+        ("tokenizer.json", Vec::new()),
+        ("config.json", [&whole["config.json"][..], b"x"].concat()),
     ];
-    for (name, damage) in damages {
+    for (name, damaged) in damages {
         // Writes through the link, as a full disk or a failing one would have.
-        std::fs::write(folder.join(name), damage(&hub.play().files[name])).unwrap();
+        std::fs::write(folder.join(name), damaged).unwrap();
         let mut said = Vec::new();
         let again = fetch("owner/mha", &settings, &mut |progress| {
             if let Progress::Damaged { name, reason } = progress {

@@ -468,7 +468,8 @@ fn long_conversations_fit() {
     let template = "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'user' %}{{ m.content | trim }}{% else %}\
                     {{ m.content.split('</think>')[-1].lstrip('\\n') }}{% endif %}{{ '<|end|>' }}\n{% endfor %}";
     let content = "word ".repeat(2000);
-    let message = |at: usize| json!({"role": if at % 2 == 0 { "user" } else { "assistant" }, "content": content});
+    let message =
+        |at: usize| json!({"role": if at.is_multiple_of(2) { "user" } else { "assistant" }, "content": content});
     let input = json!({"messages": (0..500).map(message).collect::<Vec<_>>()});
     let template = Template::parse(template, "x").unwrap();
     let rendered = template.render(&Map::new(), input.as_object().unwrap(), &Limits::default()).unwrap();

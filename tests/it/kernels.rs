@@ -33,7 +33,7 @@ const LEAST_EXPONENT: f64 = -87.3;
 
 fn for_every_set(check: impl Fn(InstructionSet)) {
     let sets = InstructionSet::available();
-    assert_eq!(sets[0], InstructionSet::Portable);
+    assert_eq!(sets[0], InstructionSet::PORTABLE);
     assert_eq!(sets.last(), Some(&InstructionSet::detect()));
     assert_eq!(vector::instruction_set(), InstructionSet::detect());
     sets.into_iter().for_each(check);

@@ -18,6 +18,7 @@ mod device;
 mod device_attention;
 mod device_ragged;
 mod eviction;
+mod fuzz;
 mod golden;
 mod hub;
 mod jinja;

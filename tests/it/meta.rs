@@ -193,5 +193,21 @@ fn a_folder_that_is_not_whole_is_refused() {
     // The second of two files alone has half of every matrix.
     let half = |folder: &Path| std::fs::remove_file(folder.join("consolidated.01.pth")).unwrap();
     let text = refusal(&half);
-    assert!(text.contains("rows") || text.contains("belong"), "{text}");
+    assert!(text.contains("2 files") && text.contains("consolidated.01.pth") && text.contains("missing"), "{text}");
+}
+
+/// Meta's own downloads have one tokenizer for the folders of all sizes.
+#[test]
+fn the_tokenizer_may_be_in_the_folder_above() {
+    let above = tempfile::tempdir().unwrap();
+    let inner = above.path().join("llama-2-7b");
+    std::fs::rename(folder("meta-2shard").keep(), &inner).unwrap();
+    let expected = text(&load_f32(&inner), "The Reform Club");
+    std::fs::rename(inner.join("tokenizer.model"), above.path().join("tokenizer.model")).unwrap();
+    for path in [inner.clone(), inner.join("consolidated.00.pth"), inner.join("../llama-2-7b/.")] {
+        assert_eq!(text(&load_f32(&path), "The Reform Club"), expected, "{}", path.display());
+    }
+    std::fs::remove_file(above.path().join("tokenizer.model")).unwrap();
+    let error = load(&inner, WeightDtype::Auto, &mut |_, _| {}).unwrap_err().to_string();
+    assert!(error.contains("llama-2-7b") && error.contains("tokenizer.model"), "{error}");
 }

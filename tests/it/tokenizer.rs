@@ -1,6 +1,7 @@
 //! The tokenizer against SentencePiece, the golden file and hostile vocabularies.
 
 mod folder;
+mod pipeline;
 
 use adaptive_kvcache::checkpoint::{GgufFile, llama};
 use adaptive_kvcache::error::Error;

@@ -153,8 +153,9 @@ impl Cell<'_> {
     /// One row for each depth and variant.
     fn measure(&self, variants: &[Variant], observer: &mut dyn Observer) -> Result<Vec<TaskRow>> {
         let Self { subject, plan, task, context, .. } = *self;
-        let mut full: Vec<Outcome> = Vec::with_capacity(plan.trials);
-        let mut compressed: Vec<Vec<Outcome>> = vec![Vec::with_capacity(plan.trials); variants.len()];
+        // No room is made beforehand: the user may ask for any number.
+        let mut full: Vec<Outcome> = Vec::new();
+        let mut compressed: Vec<Vec<Outcome>> = vec![Vec::new(); variants.len()];
         for trial in 0..plan.trials {
             let name = |what: &str| {
                 format!("{}, {context} tokens, {what}: trial {} of {}", task.name(), trial + 1, plan.trials)

@@ -9,12 +9,14 @@ use half::f16;
 use super::super::simd::each;
 use super::{Factors, LANES, Lanes, ROUND};
 
+// Both are private to `lanes`, whose `run` is the caller that has their instructions.
+//
 // In both: arrays and vectors that are transmuted into each other have one size and no invalid bits, and loads and
 // stores go through references to arrays of the vector's size.
 
 /// AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
-pub(in super::super) struct Avx2([__m256; 2]);
+pub(super) struct Avx2([__m256; 2]);
 
 impl Avx2 {
     #[inline(always)]
@@ -225,11 +227,11 @@ const DIGIT_ORDER: [u8; 64] = {
 /// The sign bits of the lower digits of four numbers.
 const LOWER_SIGNS: [u8; 8] = [0, 0, 0, 0, 0x80, 0x80, 0x80, 0x80];
 
-/// AVX-512 F, BW, DQ and VL; for products of quants also VBMI and VNNI.
+/// AVX-512 F, BW, DQ and VL; with `VNNI` also VBMI and VNNI, without which there are no products of quants.
 #[derive(Clone, Copy)]
-pub(in super::super) struct Avx512(__m512);
+pub(super) struct Avx512<const VNNI: bool>(__m512);
 
-impl Lanes for Avx512 {
+impl<const VNNI: bool> Lanes for Avx512<VNNI> {
     /// Of the factors' higher digits, and of the lower ones.
     type Sums = [__m512i; 2];
     type Quants = __m512i;
@@ -328,6 +330,7 @@ impl Lanes for Avx512 {
 
     #[inline(always)]
     fn store_factors(self, factor: Self, target: &mut [Factors; LANES / 4]) -> Self {
+        assert!(VNNI, "quants without VNNI");
         // SAFETY: see the top of the module; the caller has AVX-512 VBMI.
         unsafe {
             // The addend leaves the whole number and 128 in the lowest bits: the second byte is the higher digit,
@@ -366,6 +369,7 @@ impl Lanes for Avx512 {
 
     #[inline(always)]
     fn add_products(sums: Self::Sums, quants: Self::Quants, factors: &Factors) -> Self::Sums {
+        assert!(VNNI, "quants without VNNI");
         // SAFETY: the caller has AVX-512 and VNNI.
         unsafe {
             [

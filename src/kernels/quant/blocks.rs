@@ -28,7 +28,10 @@ pub(super) trait SmallBlock: 'static {
     const OFFSET: Option<f32>;
 
     /// Scale, offset and the 32 quants of a block. `bytes` has at least [`BYTES`](Self::BYTES).
-    fn unpack<const SIMD: bool>(bytes: &[u8]) -> (f32, f32, [i8; BLOCK]);
+    ///
+    /// # Safety
+    /// With `SIMD`, the processor has F16C.
+    unsafe fn unpack<const SIMD: bool>(bytes: &[u8]) -> (f32, f32, [i8; BLOCK]);
 
     /// The 32 quants, without the offset, eight in a register.
     ///
@@ -52,8 +55,11 @@ pub(super) struct Q5_1;
 pub(super) struct Q8_0;
 
 /// The f16 at `bytes[at..at + 2]`, widened.
+///
+/// # Safety
+/// With `SIMD`, the processor has F16C.
 #[inline(always)]
-fn half_at<const SIMD: bool>(bytes: &[u8], at: usize) -> f32 {
+unsafe fn half_at<const SIMD: bool>(bytes: &[u8], at: usize) -> f32 {
     let bits = u16::from_le_bytes([bytes[at], bytes[at + 1]]);
     #[cfg(target_arch = "x86_64")]
     if SIMD {
@@ -161,8 +167,9 @@ impl SmallBlock for Q4_0 {
     const OFFSET: Option<f32> = Some(-8.0);
 
     #[inline(always)]
-    fn unpack<const SIMD: bool>(bytes: &[u8]) -> (f32, f32, [i8; BLOCK]) {
-        let scale = half_at::<SIMD>(bytes, 0);
+    unsafe fn unpack<const SIMD: bool>(bytes: &[u8]) -> (f32, f32, [i8; BLOCK]) {
+        // SAFETY: the caller's promise.
+        let scale = unsafe { half_at::<SIMD>(bytes, 0) };
         (scale, -8.0 * scale, nibbles(&bytes[2..18]))
     }
 
@@ -186,8 +193,10 @@ impl SmallBlock for Q4_1 {
     const OFFSET: Option<f32> = None;
 
     #[inline(always)]
-    fn unpack<const SIMD: bool>(bytes: &[u8]) -> (f32, f32, [i8; BLOCK]) {
-        (half_at::<SIMD>(bytes, 0), half_at::<SIMD>(bytes, 2), nibbles(&bytes[4..20]))
+    unsafe fn unpack<const SIMD: bool>(bytes: &[u8]) -> (f32, f32, [i8; BLOCK]) {
+        // SAFETY: the caller's promise.
+        let (scale, offset) = unsafe { (half_at::<SIMD>(bytes, 0), half_at::<SIMD>(bytes, 2)) };
+        (scale, offset, nibbles(&bytes[4..20]))
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -210,8 +219,9 @@ impl SmallBlock for Q5_0 {
     const OFFSET: Option<f32> = Some(-16.0);
 
     #[inline(always)]
-    fn unpack<const SIMD: bool>(bytes: &[u8]) -> (f32, f32, [i8; BLOCK]) {
-        let scale = half_at::<SIMD>(bytes, 0);
+    unsafe fn unpack<const SIMD: bool>(bytes: &[u8]) -> (f32, f32, [i8; BLOCK]) {
+        // SAFETY: the caller's promise.
+        let scale = unsafe { half_at::<SIMD>(bytes, 0) };
         (scale, -16.0 * scale, nibbles_and_bits(&bytes[6..22], &bytes[2..6]))
     }
 
@@ -235,8 +245,10 @@ impl SmallBlock for Q5_1 {
     const OFFSET: Option<f32> = None;
 
     #[inline(always)]
-    fn unpack<const SIMD: bool>(bytes: &[u8]) -> (f32, f32, [i8; BLOCK]) {
-        (half_at::<SIMD>(bytes, 0), half_at::<SIMD>(bytes, 2), nibbles_and_bits(&bytes[8..24], &bytes[4..8]))
+    unsafe fn unpack<const SIMD: bool>(bytes: &[u8]) -> (f32, f32, [i8; BLOCK]) {
+        // SAFETY: the caller's promise.
+        let (scale, offset) = unsafe { (half_at::<SIMD>(bytes, 0), half_at::<SIMD>(bytes, 2)) };
+        (scale, offset, nibbles_and_bits(&bytes[8..24], &bytes[4..8]))
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -259,12 +271,13 @@ impl SmallBlock for Q8_0 {
     const OFFSET: Option<f32> = Some(0.0);
 
     #[inline(always)]
-    fn unpack<const SIMD: bool>(bytes: &[u8]) -> (f32, f32, [i8; BLOCK]) {
+    unsafe fn unpack<const SIMD: bool>(bytes: &[u8]) -> (f32, f32, [i8; BLOCK]) {
         let mut quants = [0i8; BLOCK];
         for (quant, &byte) in quants.iter_mut().zip(&bytes[2..34]) {
             *quant = byte.cast_signed();
         }
-        (half_at::<SIMD>(bytes, 0), 0.0, quants)
+        // SAFETY: the caller's promise.
+        (unsafe { half_at::<SIMD>(bytes, 0) }, 0.0, quants)
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -291,7 +304,8 @@ multiversion! {
 fn dequantize_small_body<const SIMD: bool, B: SmallBlock>(data: &[u8], out: &mut [f32]) {
     let (chunks, _) = out.as_chunks_mut::<BLOCK>();
     for (block, out) in data.chunks_exact(B::BYTES).zip(chunks) {
-        let (scale, offset, quants) = B::unpack::<SIMD>(block);
+        // SAFETY: `SIMD` is on only where `multiversion!` has chosen it for this processor.
+        let (scale, offset, quants) = unsafe { B::unpack::<SIMD>(block) };
         for i in 0..BLOCK {
             out[i] = fma::<SIMD>(f32::from(quants[i]), scale, offset);
         }

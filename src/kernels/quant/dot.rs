@@ -17,12 +17,12 @@ use candle_core::quantized::k_quants::{BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, B
 use half::{bf16, f16};
 
 use super::super::element::Element;
-use super::super::simd::InstructionSet;
+use super::super::simd::{InstructionSet, Level};
 use super::super::vector;
 use super::blocks::{BLOCK, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, SmallBlock};
 #[cfg(target_arch = "x86_64")]
 use super::digits::{self, DigitRows};
-use super::{blocks_of, dequantize};
+use super::{Stored, blocks_of, dequantize};
 
 /// Rows of activations, prepared for products with the rows of a matrix of one format. Buffers are kept for reuse.
 #[derive(Default)]
@@ -67,7 +67,7 @@ impl std::fmt::Debug for Activations {
 impl Activations {
     /// Prepares rows for matrices of `dtype`; what was prepared before is overwritten.
     ///
-    /// * `set`: what products are computed with; from [`InstructionSet::detect`] or [`InstructionSet::available`]
+    /// * `set`: what products are computed with
     /// * `x`: `[count, cols]`
     ///
     /// # Panics
@@ -97,7 +97,7 @@ impl Activations {
             #[cfg(target_arch = "x86_64")]
             Form::Digits => {
                 let factor = offset_factor(dtype);
-                // SAFETY: `set` was detected on this processor.
+                // SAFETY: the processor has the set, see `InstructionSet`.
                 unsafe {
                     match dtype {
                         GgmlDType::Q4_1 => self.digits.prepare::<Q4_1>(x, cols, factor),
@@ -157,7 +157,7 @@ impl Activations {
                 }
             }
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the set was detected on this processor.
+            // SAFETY: the processor has the set, see `InstructionSet`.
             Form::Digits => unsafe {
                 match dtype {
                     GgmlDType::Q4_1 => self.digits.dot_rows::<Q4_1>(rows, out),
@@ -208,7 +208,7 @@ fn has_digits(set: InstructionSet, dtype: GgmlDType) -> bool {
         dtype,
         GgmlDType::Q4_0 | GgmlDType::Q4_1 | GgmlDType::Q8_0 | GgmlDType::Q4K | GgmlDType::Q5K | GgmlDType::Q6K
     );
-    has_kernel && set == InstructionSet::Avx512Vnni
+    has_kernel && set.level() == Level::Avx512Vnni
 }
 
 /// What a block's offset is in its scale, or in its stored offset.
@@ -238,7 +238,7 @@ impl<'a> Rows<'a> {
 }
 
 /// Products with rows of plain floats, read in place.
-fn plain_dot_rows<T: Element>(set: InstructionSet, rows: Rows<'_>, x: &[f32], out: &mut [f32]) {
+fn plain_dot_rows<T: Element + Stored>(set: InstructionSet, rows: Rows<'_>, x: &[f32], out: &mut [f32]) {
     for (out, row) in out.iter_mut().zip(rows.iter()) {
         *out = vector::dot_stored::<T>(set, x, blocks_of(row));
     }
@@ -253,7 +253,7 @@ fn unpacked_dot_rows(set: InstructionSet, dtype: GgmlDType, rows: Rows<'_>, x: &
     }
 }
 
-fn large_dot_rows<T: GgmlType<VecDotType = BlockQ8K>>(rows: Rows<'_>, x: &[BlockQ8K], out: &mut [f32]) {
+fn large_dot_rows<T: GgmlType<VecDotType = BlockQ8K> + Stored>(rows: Rows<'_>, x: &[BlockQ8K], out: &mut [f32]) {
     for (out, row) in out.iter_mut().zip(rows.iter()) {
         *out = T::vec_dot(x.len() * BlockQ8K::BLCK_SIZE, blocks_of(row), x);
     }
@@ -285,12 +285,12 @@ fn block_dot_rows<B: SmallBlock>(set: InstructionSet, work: BlockDot<'_>) {
             // SAFETY: compiled for all that the function needs.
             unsafe { x86::block_dot_rows::<x86::Sixteen, B>(work) }
         }
-        match set {
-            // SAFETY: the set was detected on this processor.
-            InstructionSet::Avx512 | InstructionSet::Avx512Vnni => return unsafe { avx512::<B>(work) },
+        match set.level() {
+            // SAFETY: the processor has the set, see `InstructionSet`.
+            Level::Avx512 | Level::Avx512Vnni => return unsafe { avx512::<B>(work) },
             // SAFETY: as above.
-            InstructionSet::Avx2 => return unsafe { avx2::<B>(work) },
-            InstructionSet::Portable => {}
+            Level::Avx2 => return unsafe { avx2::<B>(work) },
+            Level::Portable => {}
         }
     }
     let _ = set;
@@ -307,7 +307,8 @@ fn portable_block_dot_rows<B: SmallBlock>(work: BlockDot<'_>) {
             let mut sums = [0.0f32; WIDTH];
             let mut offsets = 0.0f32;
             for ((block, x), x_sum) in row.chunks_exact(B::BYTES).zip(x).zip(x_sums) {
-                let (scale, offset, quants) = B::unpack::<false>(block);
+                // SAFETY: without `SIMD` it needs nothing.
+                let (scale, offset, quants) = unsafe { B::unpack::<false>(block) };
                 let mut block_sums = [0.0f32; WIDTH];
                 for i in 0..BLOCK {
                     block_sums[i % WIDTH] += f32::from(quants[i]) * x[i];
@@ -363,7 +364,7 @@ mod tests {
             let row_bytes = data.len() / rows;
             let x: Vec<f32> = (0..count * cols).map(|i| [-11.3, -4.2, 2.9, 0.0, 7.1, -0.6, 11.7][i * 5 % 7]).collect();
             let mut wide = vec![0.0; rows * cols];
-            dequantize_small::<B>(InstructionSet::Portable, &data, &mut wide);
+            dequantize_small::<B>(InstructionSet::PORTABLE, &data, &mut wide);
             let mut activations = Activations::default();
             for set in InstructionSet::available() {
                 let mut own_wide = vec![0.0; rows * cols];
@@ -391,7 +392,7 @@ mod tests {
 
     /// Rows of any bits but for the scales, on processors that have the kernel. Activations are such that 8 bits hold
     /// them, so that products must be exact.
-    fn check_large<T: GgmlType>(dtype: GgmlDType, bytes: usize, halves: &[usize]) {
+    fn check_large<T: GgmlType + Stored>(dtype: GgmlDType, bytes: usize, halves: &[usize]) {
         if !has_digits(InstructionSet::detect(), dtype) {
             return;
         }
@@ -404,7 +405,7 @@ mod tests {
             let number = |i: usize| if i % 128 == 5 { -127_i8 } else { [-113, -42, 29, 0, 71, -6, 117][i * 5 % 7] };
             let x: Vec<f32> = (0..count * cols).map(|i| f32::from(number(i)) / 64.0).collect();
             let mut out = vec![f32::NAN; count * rows];
-            activations.prepare(InstructionSet::Avx512Vnni, dtype, &x, cols);
+            activations.prepare(InstructionSet::detect(), dtype, &x, cols);
             activations.dot_rows(dtype, &data, data.len() / rows, &mut out);
             expect_products(&format!("{dtype:?}"), &out, &wide, &x, cols);
         }

@@ -235,9 +235,26 @@ impl WeightMatrix {
     }
 }
 
+/// What stored bytes may be read as.
+///
+/// # Safety
+/// Every pattern of bits is a value of the type, which has neither padding nor anything that changes behind `&`.
+unsafe trait Stored: Sized {}
+
+macro_rules! stored {
+    ($($of:ty),+) => {
+        // SAFETY: numbers, and ggml's `repr(C)` structures of numbers that lie close together (candle checks their sizes).
+        $(unsafe impl Stored for $of {})+
+    };
+}
+stored!(f32, f16, bf16, BlockQ8_1, BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8K);
+
 /// Reads a slice of bytes as blocks of one type.
-fn blocks_of<T>(data: &[u8]) -> &[T] {
-    // SAFETY: only used with ggml's block structures and floats, for which every bit pattern is valid.
+///
+/// # Panics
+/// If it is not aligned for them, or not whole blocks.
+fn blocks_of<T: Stored>(data: &[u8]) -> &[T] {
+    // SAFETY: every pattern of bits is a block.
     let (before, blocks, after) = unsafe { data.align_to::<T>() };
     assert!(before.is_empty() && after.is_empty(), "block data was checked for its alignment and size");
     blocks

@@ -361,7 +361,7 @@ fn templates_that_change_earlier_turns_are_refused() {
         "{% for m in messages %}{{ loop.revindex }}{{ m.content }}{% endfor %}",
         "{{ messages[-1].content }}",
         "{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<think>{% endif %}",
-        "{% for m in messages %}{{ m.content | upper }}{% endfor %}",
+        "{% for m in messages %}{{ m.content | lower }}{% endfor %}",
         "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}A1",
         "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}",
         "{% for m in messages %}{{ '<|im_start|>' if loop.last else '<|im_' + 'start|>' | replace('x', m.role) }}{% endfor %}",

@@ -16,7 +16,7 @@ fn lab() -> Lab {
 }
 
 /// Windows of 20 + 8 tokens.
-const EVAL: [&str; 11] = [
+const EVAL: [&str; 13] = [
     "eval",
     "--model",
     "tiny.gguf",
@@ -26,6 +26,8 @@ const EVAL: [&str; 11] = [
     "20",
     "--score-tokens",
     "8",
+    "--greedy-tokens",
+    "5",
     "--threads",
     "1",
 ];
@@ -111,7 +113,7 @@ fn small_budgets_are_told_apart() {
     assert!(!table.contains(" 0.0MB"), "{table}");
 
     let tune = ["tune", "--model", "tiny.gguf", "--text", "text.txt", "--prompt-tokens", "20", "--score-tokens", "8"];
-    let output = lab.run(&[&tune[..], &["--configs", "full", "--max-bytes", "100B"]].concat());
+    let output = lab.run(&[&tune[..], &["--configs", "full", "--kv-dtype", "f16", "--max-bytes", "100B"]].concat());
     let refusal = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{refusal}");
     assert!(refusal.contains("within 100 bytes") && refusal.contains(" bytes, KL"), "{refusal}");

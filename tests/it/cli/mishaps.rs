@@ -15,7 +15,7 @@ use super::tiny_gguf::{Meta, TinyGguf};
 use super::{Lab, succeeds};
 
 /// Kills of each kind of run: 200 together.
-const KILLS: [usize; 6] = [62, 30, 41, 41, 20, 6];
+const KILLS: [usize; 6] = [63, 31, 41, 41, 20, 4];
 
 /// A model of one small layer, which has a chat template and room for some text.
 pub(super) fn tiny(lab: &Lab) -> String {
@@ -227,7 +227,7 @@ fn a_full_disk_leaves_the_old_files_and_is_told() {
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(!stderr.contains("panicked") && stderr.contains("File too large"), "{:?}: {stderr}", run.args);
         // A conversation goes on.
-        let expected = if run.args[0] == "chat" { 0 } else { 1 };
+        let expected = i32::from(run.args[0] != "chat");
         assert_eq!(output.status.code(), Some(expected), "{:?}: {stderr}", run.args);
         let error = stderr.lines().find(|line| line.starts_with("error: ")).unwrap();
         assert!(run.outputs.iter().any(|name| error.contains(&format!("`{name}`"))), "{stderr}");
@@ -279,10 +279,11 @@ fn a_closed_pipe_is_success_and_files_are_whole() {
 #[test]
 fn nobody_need_hear_notes_and_figures() {
     for run in Run::all() {
-        let seed = ["generate", "chat"].contains(&run.args[0].as_str());
         let expected = run.run(run.command());
         let times_differ = run.args[0] == "bench";
-        for redirect in ["2>/dev/full", "2>&-", "2>&1 >&3 3>&- | true"] {
+        let redirects = ["2>/dev/full", "2>&-", "2>&1 >&3 3>&- | true"];
+        // It reads much memory each time.
+        for redirect in &redirects[..if times_differ { 1 } else { 3 }] {
             let mut command = Command::new("sh");
             let script = format!("exec 3>&1; \"$@\" {redirect}");
             command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_adaptive-kvcache")]).args(&run.args);
@@ -290,7 +291,7 @@ fn nobody_need_hear_notes_and_figures() {
             run.outputs.iter().for_each(|name| drop(std::fs::remove_file(run.lab.path(name))));
             let output = run.run(command);
             assert_eq!(output.status.code(), Some(0), "{redirect} {:?}", run.args);
-            assert!(times_differ || output.stdout == expected.stdout, "{redirect} {:?} {seed}", run.args);
+            assert!(times_differ || output.stdout == expected.stdout, "{redirect} {:?}", run.args);
             run.assert_whole();
             assert_eq!(run.contents().len(), run.outputs.len(), "{redirect} {:?}", run.args);
         }

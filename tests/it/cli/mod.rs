@@ -4,6 +4,7 @@
 
 mod batch;
 mod bench;
+mod bounded;
 mod chat;
 mod device;
 mod drawn;
@@ -12,6 +13,7 @@ mod eval;
 mod eval_table;
 mod hostile;
 mod mishaps;
+mod model_files;
 mod not_a_number;
 mod options;
 mod places;
@@ -19,7 +21,7 @@ mod prompt_lines;
 mod runs;
 mod signals;
 mod templates;
-mod tiny_gguf;
+pub mod tiny_gguf;
 mod tune;
 mod turns;
 

@@ -3,13 +3,15 @@
 use std::io::Write;
 use std::process::{Output, Stdio};
 
+use candle_core::quantized::gguf_file::Value;
+
 use super::{Lab, Refusal, succeeds};
 use crate::support::scripted::{CONTROL, NORMAL, Scripted};
 
 /// `q` leads to `w`, `e`, and `z` for ever.
 fn model() -> Scripted {
     let mut model = Scripted::new(&[("</s>", CONTROL), ("q", NORMAL), ("w", NORMAL), ("e", NORMAL), ("z", NORMAL)]);
-    model.says(&["q", "w", "e", "z", "z"]);
+    model.says(&["q", "w", "e", "z", "z"]).meta("llama.context_length", Value::U32(256));
     model
 }
 
@@ -42,7 +44,8 @@ fn a_text_ends_at_the_first_scores_that_are_no_numbers() {
                 let output = lab.run(&[&args[..], &[attention], sampling].concat());
                 let error = fails_after(&output, "we\n");
                 // q, w and e are read.
-                assert!(error.contains("scores for the token at position 3"), "{number} {sampling:?}: {error}");
+                let place = ["scores for the token at position 3", "the vector of token 3, which is at position 2"];
+                assert!(place.iter().any(|place| error.contains(place)), "{number} {sampling:?}: {error}");
             }
         }
     }
@@ -58,11 +61,18 @@ fn a_prompt_that_gives_no_numbers_is_an_error_that_says_which_layer_and_position
         (&["compare", "--prompt", "qqe"], "(full cache)"),
     ] {
         let refusal = lab.refuses(&[&[command[0], "--model", "m.gguf"], &command[1..]].concat());
-        refusal.status(1).names("the output of layer 0 at position 2").names(place).hints("--dtype f32");
+        refusal.status(1).names("the vector of token 3, which is at position 2").names(place).hints("--dtype f32");
     }
-    // On a device, nothing is looked at but the scores.
-    let candle = ["generate", "--model", "m.gguf", "--prompt", "qqe", "--attention", "candle"];
-    lab.refuses(&candle).status(1).names("scores for the token at position 3");
+    let candle = ["--attention", "candle"];
+    let generate = ["generate", "--model", "m.gguf", "--prompt", "qqe"];
+    lab.refuses(&[&generate[..], &candle].concat()).status(1).names("token 3, which is at position 2");
+
+    for (weight, number) in [("blk.0.attn_v.weight", f32::NAN), ("blk.0.ffn_gate.weight", f32::INFINITY)] {
+        let lab = self::lab(model().spoil_weight(weight, "e", number));
+        lab.refuses(&generate).status(1).names("the output of layer 0 at ").names("3 positions");
+        // On a device, nothing is looked at but the scores.
+        lab.refuses(&[&generate[..], &candle].concat()).status(1).names("scores for the token at position 3");
+    }
 }
 
 #[test]
@@ -86,7 +96,19 @@ fn measurements_refuse_them_on_either_side_and_say_in_which_cache() {
     // What is generated comes to `e`.
     Refusal::of(&eval("good.txt", &["--greedy-tokens", "8"]), "eval").status(1).names("full cache");
 
-    let tune = ["tune", "--model", "m.gguf", "--text", "bad.txt", "--max-kl", "0.1", "--output", "best.json"];
+    let tune = [
+        "tune",
+        "--model",
+        "m.gguf",
+        "--text",
+        "bad.txt",
+        "--max-kl",
+        "0.1",
+        "--kv-dtype",
+        "f16",
+        "--output",
+        "best.json",
+    ];
     let refusal = lab.refuses(&[&tune[..], &windows].concat());
     refusal.status(1).names("window 1 of 1, full cache");
     assert!(!lab.path("best.json").exists());
@@ -95,11 +117,25 @@ fn measurements_refuse_them_on_either_side_and_say_in_which_cache() {
     let output = lab.run(&bench);
     assert_eq!(output.status.code(), Some(1));
     let told = String::from_utf8(output.stderr).unwrap();
-    assert!(told.contains("not a number: the output of layer 0 at position 10 (prefill, 12 tokens"), "{told}");
+    assert!(
+        told.contains("not a number: the vector of token 3, which is at position 10 (prefill, 12 tokens"),
+        "{told}"
+    );
 
     lab.write("prompts.txt", "z\nq\n");
-    let answers =
-        ["eval", "--model", "m.gguf", "--prompts", "prompts.txt", "--configs", "full", "--answer-tokens", "8"];
+    let answers = [
+        "eval",
+        "--model",
+        "m.gguf",
+        "--windows",
+        "0",
+        "--prompts",
+        "prompts.txt",
+        "--configs",
+        "full",
+        "--answer-tokens",
+        "8",
+    ];
     let output = lab.run(&answers);
     assert_eq!(output.status.code(), Some(1));
     let told = String::from_utf8(output.stderr).unwrap();

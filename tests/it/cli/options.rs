@@ -107,9 +107,8 @@ fn a_budget_bounds_the_bytes_of_one_prompt() {
     let full = report(&lab, &[], &["--prompt", &prompt, "--use-adakv", "0"]);
     let raw = full["kv"]["kept_bytes"].as_u64().unwrap();
     for (budget, config) in [("1KB", Some("h2o.json")), ("640B", Some("h2o.json")), ("1KB", None)] {
-        let config = config.map_or_else(Vec::new, |config| vec!["--config", config]);
-        let args =
-            [&GENERATE[..], &["--prompt", &prompt, "--kv-budget", budget, "--report", "r.json"], &config].concat();
+        let mut args = [&GENERATE[..], &["--prompt", &prompt, "--kv-budget", budget, "--report", "r.json"]].concat();
+        args.extend(config.iter().flat_map(|config| ["--config", config]));
         let output = lab.run(&args);
         succeeds(&output);
         let report = lab.json("r.json");
@@ -119,7 +118,7 @@ fn a_budget_bounds_the_bytes_of_one_prompt() {
         assert!(kept <= bytes && kept + 64 > bytes && bytes < raw, "{kept} of {bytes}, {raw}");
         assert_eq!(report["config"]["kv_budget"], format!("{bytes}B"));
         // Without a configuration, one that can hold a budget is taken, and this is said.
-        let (method, is_noted) = if config.is_empty() { ("replay", true) } else { ("h2o", false) };
+        let (method, is_noted) = if config.is_none() { ("replay", true) } else { ("h2o", false) };
         assert_eq!(report["config"]["method"], method);
         assert_eq!(stderr(&output).contains("note: --kv-budget is held by the method `replay`"), is_noted);
     }

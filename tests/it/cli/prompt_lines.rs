@@ -78,8 +78,8 @@ fn keys_of_a_line_are_obeyed_for_that_line_alone() {
 fn a_byte_order_mark_is_no_part_of_a_prompt_and_a_list_of_messages_is_a_conversation() {
     let lab = lab();
     let list = r#"[{"role": "user", "content": "ab"}, {"role": "assistant", "content": "ba"}]"#;
-    let plain = answers(&lab, &format!("ab ac\n{{\"messages\": {list}}}\n42\n"), &[]);
-    let marked = answers(&lab, &format!("\u{feff}ab ac\r\n\u{feff}{list}\r\n\u{feff}\r\n\u{feff}42"), &[]);
+    let plain = answers(&lab, &format!("ab ac\n{{\"messages\": {list}}}\nb\n"), &[]);
+    let marked = answers(&lab, &format!("\u{feff}ab ac\r\n\u{feff}{list}\r\n\u{feff}\r\n\u{feff}b"), &[]);
     let what = |answer: &Value| [answer["prompt_tokens"].clone(), answer["generated_tokens"].clone()];
     assert_eq!(plain.iter().map(what).collect::<Vec<_>>(), marked.iter().map(what).collect::<Vec<_>>());
     assert_eq!(marked[2]["line"], 4);

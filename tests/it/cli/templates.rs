@@ -129,13 +129,14 @@ fn a_template_of_ones_own_takes_the_models_place() {
 #[test]
 fn hostile_templates_end_in_a_sentence_at_once() {
     let lab = lab(CHAT);
-    let sum = format!("{{{{ 1{} }}}}", "+1".repeat(200_000));
+    // Long is not hostile.
+    lab.write("t.jinja", format!("{{{{ 1{} }}}}", "+1".repeat(200_000)));
+    assert_eq!(prompt(&lab, &["--chat-template", "t.jinja", "--prompt", "x"]), "200001");
     for template in [
         "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x * 9 %}{% endfor %}",
         "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
         "{% for i in range(10000) %}{% for j in range(100000) %}{{ i }}{% endfor %}{% endfor %}",
         "{% set ns = namespace(x=[]) %}{% for i in range(9999) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
-        &sum,
     ] {
         lab.write("t.jinja", template);
         let started = Instant::now();

@@ -142,14 +142,18 @@ fn a_text_cut_by_the_context_says_so_and_counts_what_was_timed() {
 fn a_full_conversation_says_so_and_goes_on_after_a_reset() {
     let mut model = Scripted::new(&[("</s>", CONTROL), ("q", NORMAL), ("z", NORMAL)]);
     let lab = lab(model.says(&["q", "z", "z"]).meta("llama.context_length", Value::U32(16)));
-    let output = chat(&lab, &["-n", "9"], &["qqqq", "qqqqq", "q", "/reset", "qqq"]);
+    let output = chat(&lab, &["-n", "9"], &["qqqq", "qqqqq", "/reset", "qqq"]);
     let told = stderr(&output);
     assert_eq!(succeeds(&output), "zzzzzzzzz\nzzzzzzzzz\n", "{told}");
     // Four of the question, eight of the answer; its last comes with the next question.
     assert!(told.contains("the conversation is full: 12 of 16 tokens are taken, and this turn needs 6"), "{told}");
     assert!(told.contains("hint: /reset") && !told.contains("shorten the prompt"), "{told}");
-    // A shorter question still fits; its answer does not.
     assert!(!told.contains("cut off: the conversation is full"), "{told}");
+
+    // A shorter question still fits; its answer does not.
+    let output = chat(&lab, &["-n", "9"], &["qqqq", "qqqqq", "q"]);
+    assert_eq!(succeeds(&output), "zzzzzzzzz\nzzz\n");
+    assert!(stderr(&output).contains("[2 + 3 tokens, cut off: the conversation is full (16 of 16 tokens), /reset"));
 
     let output = chat(&lab, &[], &["q", "q", "/reset", "q"]);
     let told = stderr(&output);
