@@ -322,9 +322,9 @@ fn end_of_answer(prompt: &Marked, whole: &Marked, answer: &str, markers: &TokenS
         (text[start..].starts_with(spoken) && whole.is_input(&(start..end))).then_some(end)?
     };
     // What the answer itself had at its end was generated with it.
-    for c in text[end..].chars().take_while(|c| c.is_whitespace()) {
+    for (c, own) in text[end..].chars().zip(answer[answer.trim_end().len()..].chars()) {
         let next = end + c.len_utf8();
-        if !whole.is_input(&(end..next)) {
+        if c != own || !whole.is_input(&(end..next)) {
             break;
         }
         end = next;
