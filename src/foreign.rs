@@ -126,6 +126,7 @@ pub(crate) fn known(path: &Path, bytes: &[u8], expected: &str, hint: &str) -> Op
 
 /// Whether it is a page of the web: errors and logins are, which are saved under the name of what was asked for.
 fn is_html(bytes: &[u8]) -> bool {
+    let bytes = &bytes[..bytes.len().min(LOOKED_AT)];
     let start = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii_start();
     let begins = |tag: &[u8]| start.get(..tag.len()).is_some_and(|start| start.eq_ignore_ascii_case(tag));
     begins(b"<!doctype html") || begins(b"<html") || begins(b"<head")

@@ -165,7 +165,7 @@ fn a_context_beyond_the_files_is_noted() {
     let lab = Lab::new();
     let model = lab.write("tiny.gguf", TinyGguf::new().bytes());
     let path = model.to_str().unwrap();
-    let long = "ab ".repeat(70);
+    let long = "ab ".repeat(80);
     let run =
         |more: &[&str]| lab.run(&[&["generate", "--model", path, "--prompt", &long, "-n", "4"][..], more].concat());
     assert_eq!(run(&[]).status.code(), Some(2));
