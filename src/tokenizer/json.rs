@@ -314,6 +314,8 @@ fn drop_prefix(part: &mut Value) {
 fn strip_model(model: &mut Value, vocab: &Vocab, unk: Option<&str>) -> Result<()> {
     let merged = merged_markers(&model["merges"], vocab);
     let Some(model) = model.as_object_mut() else { return Ok(()) };
+    // Without its type the crate would try one kind of model after the other.
+    model.insert("type".into(), "BPE".into());
     model.insert("dropout".into(), Value::Null);
     let Some(tokens) = model.get_mut("vocab").and_then(Value::as_object_mut) else { return Ok(()) };
     tokens.retain(|text, _| {

@@ -134,3 +134,13 @@ fn added_tokens_are_found_in_the_normalised_text() {
     assert_eq!(tokenizer.encode("A zEbra B").unwrap(), with("a", " b"));
     assert_eq!(tokenizer.encode("zebras").unwrap(), plain.encode("zebras").unwrap());
 }
+
+/// Old files do not say what their model is; it must not be taken for one of words because something in it is wrong.
+#[test]
+fn a_model_without_a_type_is_bpe_or_refused() {
+    let mut file = byte_level(260, &Value::Null, Vec::new());
+    file["model"].as_object_mut().unwrap().remove("type");
+    assert_eq!(load_file(&file).unwrap().encode("ab").unwrap(), [2]);
+    file["model"]["end_of_word_suffix"] = json!(-7);
+    refused_at_loading(load_file(&file), "cannot be built");
+}
