@@ -1,6 +1,6 @@
 //! Whether numbers are numbers: what a model computes of damaged or overflowing weights must not pass for a result.
 //!
-//! Not for: deciding what to do about it; callers make an [`Error::NotANumber`](crate::Error::NotANumber) that says where.
+//! Not for: deciding what to do about it; callers make an [`Error::NotANumber`] that says where.
 
 use crate::error::{Error, Result};
 

@@ -187,8 +187,7 @@ impl GgufFile {
     /// [`Error::BadFile`] if the value is no array of texts.
     pub fn texts(&self, key: &str) -> Result<impl Iterator<Item = &[u8]>> {
         let range = self.get(key, "a list of strings", |value| match value {
-            Value::Array(Array { kind: TEXT, range, .. }) => Some(range.clone()),
-            Value::Array(Array { len: 0, range, .. }) => Some(range.clone()),
+            Value::Array(Array { kind: TEXT, range, .. } | Array { len: 0, range, .. }) => Some(range.clone()),
             _ => None,
         })?;
         let range = range.unwrap_or_default();

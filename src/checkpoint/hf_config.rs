@@ -106,6 +106,10 @@ enum Family {
 /// # Errors
 /// [`Error::Io`] if `config.json` cannot be read; [`Error::BadFile`] for a key that is missing, has the wrong type or
 /// contradicts another; [`Error::Unsupported`], by name, for another architecture or a setting that is not computed.
+///
+/// [`Error::Io`]: crate::Error::Io
+/// [`Error::BadFile`]: crate::Error::BadFile
+/// [`Error::Unsupported`]: crate::Error::Unsupported
 pub fn read(folder: &Path) -> Result<HfConfig> {
     let path = folder.join("config.json");
     let json = Json::read(&path)?;

@@ -1,6 +1,6 @@
 //! Model files: what they hold, and how weights get from them into a model.
 //!
-//! [`open`] finds out what a path is: a GGUF file (or one part of a split one), a folder in Hugging Face's layout, or one
+//! [`open`](open()) finds out what a path is: a GGUF file (or one part of a split one), a folder in Hugging Face's layout, or one
 //! of its safetensors files. Every format ends in the same two things: a [`LlamaConfig`], and named
 //! [`tensors`](tensors::Tensors), of which [`weights`] makes a model.
 //!
@@ -340,7 +340,7 @@ pub fn load(path: impl AsRef<Path>, dtype: WeightDtype, progress: &mut dyn FnMut
 /// * `progress`: called with the number of finished layers and of all layers
 ///
 /// # Errors
-/// As [`open`], [`Checkpoint::tokenizer`] and [`Checkpoint::model_for`].
+/// As [`open`](open()), [`Checkpoint::tokenizer`] and [`Checkpoint::model_for`].
 pub fn load_for(
     backend: &Backend,
     path: impl AsRef<Path>,

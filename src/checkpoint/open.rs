@@ -235,7 +235,9 @@ fn no_model(folder: &Path) -> Error {
             .with_hint("take the model in safetensors or GGUF format");
     }
     let has = |name: &str| names.iter().any(|other| other == name);
-    if names.iter().any(|name| name.starts_with("consolidated.") && name.ends_with(".pth")) {
+    if names.iter().any(|name| {
+        name.starts_with("consolidated.") && Path::new(name).extension().is_some_and(|extension| extension == "pth")
+    }) {
         return Error::bad_file(folder, "it holds Meta's files of a model, and no `params.json`")
             .with_hint("fetch `params.json` as well: it tells the model's sizes");
     }

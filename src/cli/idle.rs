@@ -66,11 +66,12 @@ fn prompt(args: &PromptArgs, typed: &Typed) -> Result<()> {
     if typed.has("prompt") && typed.has("prompt_file") {
         return Err(Error::input("--prompt and --prompt-file both give the prompt").with_hint("give one of them"));
     }
-    if typed.has("chat") && !args.chat {
-        if let Some((_, option)) = NEED_TEMPLATE.iter().find(|(id, _)| typed.has(id)) {
-            let reason = format!("--chat 0 contradicts {option}, which needs the chat template");
-            return Err(Error::input(reason).with_hint("leave one of the two out"));
-        }
+    if typed.has("chat")
+        && !args.chat
+        && let Some((_, option)) = NEED_TEMPLATE.iter().find(|(id, _)| typed.has(id))
+    {
+        let reason = format!("--chat 0 contradicts {option}, which needs the chat template");
+        return Err(Error::input(reason).with_hint("leave one of the two out"));
     }
     Ok(())
 }

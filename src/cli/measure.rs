@@ -161,7 +161,9 @@ impl Names {
             if grown.is_empty() {
                 break;
             }
-            grown.into_iter().for_each(|index| shown[index] += 1);
+            for index in grown {
+                shown[index] += 1;
+            }
         }
         let name = |index: usize| (given[index].clone(), plain(form(index, &shown)));
         Self((0..given.len()).map(name).collect())

@@ -144,7 +144,7 @@ pub struct AnswerRow {
 /// Writes rows as one JSON array, in the place of what the file held.
 ///
 /// # Errors
-/// [`Error::Io`](crate::Error::Io) if the file cannot be written; it is then as it was.
+/// [`Error::Io`] if the file cannot be written; it is then as it was.
 pub fn write_json(path: &Path, rows: &[impl Serialize]) -> Result<()> {
     crate::report::write_json(rows, path)
 }

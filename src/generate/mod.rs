@@ -84,7 +84,7 @@ pub struct Step {
 }
 
 /// Generates tokens, one for each call of `next`. A [stop](crate::stop) in the middle of a token is
-/// [`Error::Interrupted`]; the cache is then of no further use.
+/// [`Error::Interrupted`](crate::Error::Interrupted); the cache is then of no further use.
 #[derive(Debug)]
 pub struct Generation<'a> {
     model: &'a Llama,

@@ -96,7 +96,9 @@ mod tests {
 
     fn marked(parts: &[(&str, bool)]) -> Marked {
         let mut marked = Marked::default();
-        parts.iter().for_each(|(text, is_input)| marked.push(text, *is_input));
+        for (text, is_input) in parts {
+            marked.push(text, *is_input);
+        }
         marked
     }
 

@@ -1,7 +1,7 @@
 //! How text is cut into words before its bytes are merged: which rule goes with which name in a GGUF file.
 //!
 //! Names are llama.cpp's (`tokenizer.ggml.pre`), with its choice of rule for each; rules are written as in the models' own
-//! `tokenizer.json`, of which llama.cpp's are adaptations. Where both differ in what they cut (DeepSeek's digits), GGUF files
+//! `tokenizer.json`, of which llama.cpp's are adaptations. Where both differ in what they cut (`DeepSeek`'s digits), GGUF files
 //! go by llama.cpp.
 //!
 //! Not for: merging (`byte_level.rs`).
@@ -109,7 +109,7 @@ const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const SEED_CODER: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// DeepSeek's first models: letters of alphabets with two cases, punctuation of three writings, and East Asian ones.
+/// `DeepSeek`'s first models: letters of alphabets with two cases, punctuation of three writings, and East Asian ones.
 const DEEPSEEK_LETTERS: &str = concat!(
     r"\s?[A-Za-z\x{B5}\x{C0}-\x{D6}\x{D8}-\x{F6}\x{F8}-\x{1BA}\x{1BC}-\x{1BF}\x{1C4}-\x{293}\x{295}-\x{2AF}",
     r"\x{370}-\x{373}\x{376}\x{377}\x{37B}-\x{37D}\x{37F}\x{386}\x{388}-\x{38A}\x{38C}\x{38E}-\x{3A1}\x{3A3}-",

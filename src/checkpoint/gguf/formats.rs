@@ -74,7 +74,7 @@ pub(super) fn computed(number: u32) -> Option<GgmlDType> {
     })
 }
 
-/// A format for people: as "IQ4_XS (number 23)".
+/// A format for people: as `IQ4_XS (number 23)`.
 pub(super) fn shown(number: u32) -> String {
     let name = usize::try_from(number).ok().and_then(|number| NAMES.get(number));
     name.map_or_else(|| format!("number {number}"), |name| format!("{name} (number {number})"))
@@ -90,9 +90,9 @@ mod tests {
             assert_eq!(shown(number), format!("{name} (number {number})"));
         }
         assert_eq!(shown(99), "number 99");
-        for number in 0..NAMES.len() {
-            let Some(dtype) = computed(u32::try_from(number).unwrap()) else { continue };
-            assert_eq!(format!("{dtype:?}"), NAMES[number].replace("_K", "K"));
+        for (number, name) in (0..).zip(NAMES) {
+            let Some(dtype) = computed(number) else { continue };
+            assert_eq!(format!("{dtype:?}"), name.replace("_K", "K"));
         }
     }
 }

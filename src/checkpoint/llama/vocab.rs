@@ -122,13 +122,12 @@ fn read_tokens(file: &GgufFile, vocab: &mut GgufVocab) -> Result<()> {
         let len = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
         let is_cut = len > 0 && len < bytes.len() && known.insert(&bytes[..len]);
         let bytes = if is_cut { &bytes[..len] } else { *bytes };
-        match std::str::from_utf8(bytes) {
-            Ok(text) => vocab.tokens.push(text.to_owned()),
-            Err(_) => {
-                first_raw.get_or_insert(id);
-                vocab.tokens.push(String::new());
-                vocab.raw_tokens.insert(id, bytes.to_vec());
-            }
+        if let Ok(text) = std::str::from_utf8(bytes) {
+            vocab.tokens.push(text.to_owned());
+        } else {
+            first_raw.get_or_insert(id);
+            vocab.tokens.push(String::new());
+            vocab.raw_tokens.insert(id, bytes.to_vec());
         }
     }
     if let Some(id) = first_raw {
