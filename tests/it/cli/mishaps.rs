@@ -145,7 +145,9 @@ impl Run {
         // One that was killed in the middle of a write is certain to be among them.
         let dead = dead_process();
         let left = [format!(".{}.{dead}-0.tmp", Path::new(self.outputs[0]).display()), format!(".x.{dead}-7.tmp.png")];
-        left.iter().for_each(|name| drop(self.lab.write(name, "half")));
+        for name in &left {
+            self.lab.write(name, "half");
+        }
         succeeds(&self.run(self.command()));
         self.assert_whole();
         assert_eq!(self.contents().len(), self.outputs.len());
@@ -222,7 +224,9 @@ fn a_full_disk_leaves_the_old_files_and_is_told() {
         run.lab.prepare(&mut command);
         let old: BTreeMap<_, _> = run.outputs.iter().map(|&name| (name, b"old\n".to_vec())).collect();
         std::fs::create_dir_all(run.lab.path("i")).unwrap();
-        old.iter().for_each(|(name, content)| drop(run.lab.write(name, content)));
+        for (name, content) in &old {
+            run.lab.write(name, content);
+        }
         let output = run.run(command);
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(!stderr.contains("panicked") && stderr.contains("File too large"), "{:?}: {stderr}", run.args);

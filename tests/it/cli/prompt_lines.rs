@@ -37,7 +37,7 @@ fn keys_of_a_line_are_obeyed_for_that_line_alone() {
         json!({"custom_id": "request-5", "method": "POST", "url": "/v1/completions",
                "body": {"prompt": "ab ac", "max_tokens": 0}}),
     ];
-    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    let text = lines.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
     let answers = answers(&lab, &text, &["--report", "r.json"]);
     let len = |index: usize| answers[index]["generated_tokens"].as_array().unwrap().len();
     assert_eq!([len(0), len(1), len(2), len(3), len(4)], [6, 3, 6, 4, 0]);
