@@ -3,10 +3,13 @@
 use super::Origin;
 use super::error::{Res, failed, unsupported};
 use super::filters::escaped;
-use super::interp::{CallArgs, Vm};
-use super::methods::{self, padded};
+use super::interp::Vm;
+use super::methods;
+use super::object::CallArgs;
 use super::printf::{self, digits};
-use super::value::{Str, StrBuf, Value};
+use super::string::{Str, StrBuf};
+use super::strings::padded;
+use super::value::Value;
 use super::{number, ops};
 
 /// How fields are numbered: not at all yet, by themselves, or by the template.

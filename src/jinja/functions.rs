@@ -8,7 +8,8 @@ use chrono::{Local, NaiveDateTime};
 
 use super::Origin;
 use super::error::{Res, failed, limit, unsupported};
-use super::interp::{CallArgs, Object, Vm, refusal};
+use super::interp::{Vm, refusal};
+use super::object::{CallArgs, Object};
 use super::value::{Dict, Range, Seq, Value};
 
 /// What the sandbox of Jinja 2 allows.

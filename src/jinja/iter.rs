@@ -7,9 +7,11 @@ use std::rc::Rc;
 
 use super::error::{Res, TemplateError, failed};
 use super::filters::{Filter, Getter};
-use super::interp::{CallArgs, Env, Vm};
+use super::interp::Vm;
+use super::object::{CallArgs, Env};
+use super::string::Str;
 use super::tests::Test;
-use super::value::{Charge, Dict, Range, Seq, Str, Value, View, bury};
+use super::value::{Charge, Dict, Range, Seq, Value, View, bury};
 
 /// An iterator in some state.
 #[derive(Debug)]

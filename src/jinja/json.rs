@@ -7,8 +7,10 @@ use serde_json::{Number, Value as Json};
 
 use super::Origin;
 use super::error::{Res, failed, limit};
-use super::interp::{CallArgs, Vm};
-use super::value::{Dict, Str, StrBuf, Value};
+use super::interp::Vm;
+use super::object::CallArgs;
+use super::string::{Str, StrBuf};
+use super::value::{Dict, Value};
 use super::{number, ops};
 
 /// How deep the input may be nested.

@@ -7,8 +7,10 @@ use std::rc::Rc;
 use super::Origin;
 use super::ast::{Compare, Math};
 use super::error::{Res, failed, unsupported};
-use super::interp::{Object, Vm, elements};
-use super::value::{Dict, Range, Str, StrBuf, Value, View};
+use super::interp::Vm;
+use super::object::{Object, elements};
+use super::string::{Str, StrBuf};
+use super::value::{Dict, Range, Value, View};
 use super::{filters, number, printf, text};
 
 fn wrong_types(op: &str, a: &Value, b: &Value) -> super::TemplateError {

@@ -4,9 +4,11 @@ use super::Origin;
 use super::error::{Res, failed, limit, unsupported};
 use super::filters::escaped;
 use super::interp::Vm;
-use super::methods::{int_of, padded};
+use super::methods::int_of;
 use super::ops;
-use super::value::{Str, StrBuf, Value};
+use super::string::{Str, StrBuf};
+use super::strings::padded;
+use super::value::Value;
 
 /// More decimal places than this are zeros in any float.
 const MAX_PLACES: usize = 1100;

@@ -2,8 +2,10 @@
 
 use super::ast::Compare;
 use super::error::{Res, failed};
-use super::interp::{CallArgs, Object, Vm};
-use super::value::{Str, Value, View};
+use super::interp::Vm;
+use super::object::{CallArgs, Object};
+use super::string::Str;
+use super::value::{Value, View};
 use super::{ast, filters, methods, ops};
 
 pub(super) type Test = fn(&Vm, &Value, CallArgs) -> Res<bool>;

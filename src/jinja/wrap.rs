@@ -2,9 +2,11 @@
 
 use super::Origin;
 use super::error::{Res, failed};
-use super::interp::{CallArgs, Vm};
+use super::interp::Vm;
+use super::object::CallArgs;
+use super::string::{Str, StrBuf};
 use super::text;
-use super::value::{Str, StrBuf, Value};
+use super::value::Value;
 
 #[allow(clippy::needless_pass_by_value, reason = "all filters have one type")]
 pub(super) fn wordwrap(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
