@@ -321,6 +321,7 @@ fn end_of_answer(prompt: &Marked, whole: &Marked, answer: &str, markers: &TokenS
         let end = start + spoken.len();
         (text[start..].starts_with(spoken) && whole.is_input(&(start..end))).then_some(end)?
     };
+    let spoken_end = end;
     // What the answer itself had at its end was generated with it.
     for (c, own) in text[end..].chars().zip(answer[answer.trim_end().len()..].chars()) {
         let next = end + c.len_utf8();
@@ -329,7 +330,8 @@ fn end_of_answer(prompt: &Marked, whole: &Marked, answer: &str, markers: &TokenS
         }
         end = next;
     }
-    Some(end)
+    // Of an answer that is blank, nothing else shows that it was printed.
+    (!spoken.is_empty() || end - spoken_end == answer.len()).then_some(end)
 }
 
 #[cfg(test)]
