@@ -386,10 +386,6 @@ fn turns_add_up_whatever_the_answer_is() {
     ];
     for (index, template) in templates.into_iter().enumerate() {
         for answer in ["", "A1", " A1", "A1 \n", "<|im_end|>\n", "<|im_end|>1", "\n", "1 1"] {
-            if index == 2 && answer == "\n" {
-                // White space is the template's choice; what it prints in the place of nothing else is its own text.
-                continue;
-            }
             let talk = ["user", "assistant", "user"]
                 .map(|role| ChatMessage::new(role, if role == "user" { "Q1" } else { answer }));
             let tokenizer = tokenizer(Some(template));
