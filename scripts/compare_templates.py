@@ -13,7 +13,7 @@ from pathlib import Path
 
 VERSION = "0.3.36"
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
-INDEX = f"https://pypi.org/pypi/llama-cpp-python/{VERSION}/json"
+INDEX = "https://pypi.org/simple/llama-cpp-python/"
 
 # Cases of test-jinja.cpp whose expectation is llama.cpp's and not jinja2's; ours follows jinja2.
 EXCEPT_EXPECTATION = {
@@ -25,8 +25,12 @@ EXCEPT_EXPECTATION = {
 
 
 def fetch(work):
-    release = json.load(urllib.request.urlopen(INDEX))
-    url = next(file["url"] for file in release["urls"] if file["packagetype"] == "sdist")
+    # `pip download` would build the package, only to learn its name.
+    page = urllib.request.urlopen(INDEX).read().decode()
+    found = re.search(rf'href="([^"#]*/llama_cpp_python-{re.escape(VERSION)}\.tar\.gz)', page)
+    if not found:
+        sys.exit(f"`{INDEX}` has no source archive of version {VERSION}")
+    url = found[1]
     print(f"fetching llama-cpp-python {VERSION} ...", file=sys.stderr)
     archive = work / "llama-cpp-python.tar.gz"
     urllib.request.urlretrieve(urllib.parse.urljoin(INDEX, url), archive)
