@@ -166,6 +166,8 @@ impl<'s> Lexer<'s> {
             b'#' => {
                 let Some(end) = body.find("#}") else {
                     if body.is_empty() {
+                        // The end is asked for again.
+                        self.state = State::Data;
                         return Ok(Some((Token::End, line)));
                     }
                     return Err(syntax("missing end of comment tag").at(line));

@@ -531,6 +531,13 @@ proptest! {
 }
 
 #[test]
+fn a_template_may_end_where_a_tag_begins() {
+    for template in ["{#", "a{#-", "{%", "{{", "{%-", "{% raw", "{"] {
+        runs_in_bounds(template);
+    }
+}
+
+#[test]
 fn kinds_of_answers_are_all_there() {
     // The recorded cases are no use if all of them are of one kind.
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/jinja/cases.json");
