@@ -261,6 +261,7 @@ pub(super) fn order(vm: &Vm, op: &str, a: &Value, b: &Value) -> Res<Option<Order
             }
             Ok(Some(a.items.len().cmp(&b.items.len())))
         }
+        (Value::View(..), Value::View(..)) => Err(unsupported("the order of dictionary views")),
         _ => Err(failed(format!(
             "'{op}' not supported between instances of '{}' and '{}'",
             a.type_name(),
@@ -483,7 +484,8 @@ fn repr_object(vm: &Vm, object: &Rc<Object>, out: &mut StrBuf) -> Res<()> {
             let this = Rc::as_ptr(object);
             out.push("<Namespace ", Origin::Template)?;
             if vm.printing.borrow().contains(&this) {
-                return out.push("{...}>", Origin::Template);
+                // Python has an abbreviation; a prompt with that in it is no prompt.
+                return Err(failed("a namespace that holds itself cannot be printed"));
             }
             vm.printing.borrow_mut().push(this);
             let done = repr_dict(vm, &attrs.borrow(), out);
