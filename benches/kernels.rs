@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use adaptive_kvcache::attention::HeadLayout;
 use adaptive_kvcache::attention::decode::decode;
-use adaptive_kvcache::attention::prefill::{PromptRows, QueryBlock, prefill};
+use adaptive_kvcache::attention::prefill::{QueryBlock, prefill};
+use adaptive_kvcache::attention::prompt_rows::PromptRows;
+use adaptive_kvcache::backend::KernelRows;
 use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, Retention};
 use adaptive_kvcache::kernels::quant::WeightMatrix;
 use adaptive_kvcache::kernels::vector::{instruction_set, softmax};
@@ -84,13 +86,14 @@ fn decode_attention(criterion: &mut Criterion) {
     let queries = numbers(ONE_HEAD.query_width());
     for dtype in KV_DTYPES {
         for len in [2048, 7680] {
-            let mut cache = AdaptiveKvCache::new(1, ONE_HEAD, dtype, Retention::Full).unwrap();
-            let layer = cache.layer_mut(0).unwrap();
-            let (mut keys, mut values) = layer.prompt_rows(len).unwrap();
-            keys.push(&numbers(len * ONE_HEAD.kv_width())).unwrap();
-            values.push(&numbers(len * ONE_HEAD.kv_width())).unwrap();
-            layer.store_prompt(&keys, &values, None).unwrap();
-            let rows = layer.rows();
+            let empty = KernelRows::new(ONE_HEAD, dtype).unwrap();
+            let mut cache = AdaptiveKvCache::new(1, &empty, Retention::Full);
+            let layer = &mut cache.layers_mut::<KernelRows>().unwrap()[0];
+            let mut prompt = layer.rows().prompt(len).unwrap();
+            prompt.keys.push(&numbers(len * ONE_HEAD.kv_width())).unwrap();
+            prompt.values.push(&numbers(len * ONE_HEAD.kv_width())).unwrap();
+            layer.store_prompt(&prompt, None).unwrap();
+            let rows = layer.rows().for_attention();
             group.throughput(Throughput::Bytes(layer.bytes().kept as u64));
             group.bench_function(BenchmarkId::new(dtype.name(), len), |bencher| {
                 bencher.iter(|| decode(ONE_HEAD, black_box(&queries), black_box(&rows)).unwrap());

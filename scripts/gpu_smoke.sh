@@ -211,8 +211,8 @@ generate() {
         --log-file "$work/test.log" --image-dir "$work/images" --ignore-eos --report "$work/$output.json" "$@"
 }
 # On the CPU by the program's own kernels; on the device by candle operations, and on CUDA this project's kernel.
-reference=(--device cpu --attention cpu)
-tested=(--device "$device" --attention candle)
+reference=(--device cpu --backend kernels)
+tested=(--device "$device" --backend candle)
 exact=(--dtype f32 --kv-dtype f32 --prompt-file "$work/prompt.txt" -n "$new_tokens")
 
 for adaptive in 0 1; do

@@ -16,15 +16,22 @@
 //! | [`generate`] | the loop: sampling, stop rules, streaming |
 //! | [`hub`] | models by their id on a hub, fetched into a cache |
 //! | [`checkpoint`], [`tokenizer`] | model files; text to tokens and back, chat templates |
-//! | [`model`] | LLaMA: weights only, no state |
-//! | [`attention`], [`cache`] | prefill with statistics, decode over ragged heads; what is kept |
-//! | [`profile`], [`policy`] | the search; one file for each policy |
+//! | [`model`] | LLaMA: the forward pass; weights only, no state |
+//! | [`backend`] | what computes: the CPU kernels, or candle operations; one slice each, from weights to cached rows |
+//! | [`cache`] | what is kept: a layer's books, which no backend has a say in |
+//! | [`attention`] | prefill with statistics, decoding over ragged heads |
+//! | [`profile`] | the search, and what goes while tokens are generated |
+//! | [`config`] | configurations of the adaptive cache |
+//! | [`policy`] | one file for each policy and method |
 //! | [`jinja`] | chat templates of strangers, run within bounds |
-//! | [`kernels`], [`ops`], [`device`], [`config`], [`tokens`], [`error`], [`files`], [`guard`], [`json`], [`memory`], [`numbers`], [`reading`], [`stop`] | leaves |
+//! | [`arch`] | sizes, heads and rotary positions of a model |
+//! | [`kernels`], [`ops`], [`device`], [`tokens`], [`error`], [`files`], [`guard`], [`json`], [`memory`], [`numbers`], [`reading`], [`stop`] | leaves |
 //!
 //! The library never prints, exits or reads the environment.
 
+pub mod arch;
 pub mod attention;
+pub mod backend;
 pub mod bench;
 pub mod cache;
 pub mod checkpoint;
@@ -50,6 +57,7 @@ pub mod policy;
 pub mod profile;
 pub mod reading;
 pub mod report;
+mod sizes;
 pub mod stop;
 pub mod tokenizer;
 pub mod tokens;

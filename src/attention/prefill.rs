@@ -8,15 +8,16 @@
 //! divided by their rows' sums: outputs and statistics, which are fewer numbers, are. Tiles are taken in strips, which
 //! threads share out among themselves.
 
-use std::ops::Range;
-use std::sync::Mutex;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
+use super::prompt_rows::PromptRows;
 use super::{HeadLayout, expect_len};
 use crate::attention::map::HeadGrid;
 use crate::error::{Error, Result};
-use crate::kernels::attend::HeadRows;
 use crate::kernels::gemm::{Matrix, MatrixMut};
 use crate::kernels::vector::{self, instruction_set};
 use crate::profile::stats::{HeadStats, LayerStats, StatsRequest, UnscaledRows, unscaled_row_difference};
@@ -31,231 +32,8 @@ const TILE_ROWS: std::ops::RangeInclusive<usize> = 6..=60;
 /// The product of matrices takes so many rows at a time.
 const ROW_STEP: usize = 6;
 
-/// Numbers in a cache line.
-const CACHE_LINE: usize = 16;
-
 /// Query rows of a strip, at least (a prompt's last may have fewer): its tiles share one set of statistics.
 const STRIP_ROWS: usize = 60;
-
-/// One layer's keys or values while a prompt is processed: for each KV head `[past_len + len, head_dim]`, the rows that it
-/// kept of earlier tokens and then the prompt's.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PromptRows {
-    /// `[num_kv_heads]`
-    heads: Vec<HeadNumbers>,
-    layout: HeadLayout,
-    capacity: usize,
-    len: usize,
-}
-
-/// The order in which a head's numbers lie in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Order {
-    /// Row after row: what sums of rows (values) are fastest with.
-    Rows,
-    /// Column after column: what products of queries with all rows (keys) are fastest with.
-    Columns {
-        /// Numbers from one column to the next.
-        stride: usize,
-    },
-}
-
-/// One KV head's part of [`PromptRows`].
-#[derive(Debug, Clone, PartialEq)]
-struct HeadNumbers {
-    /// Room for all rows; 0 where there is none yet.
-    numbers: Vec<f32>,
-    order: Order,
-    past_len: usize,
-}
-
-impl HeadNumbers {
-    /// * `past`: `[past_len, head_dim]`
-    fn by_rows(mut past: Vec<f32>, head_dim: usize, capacity: usize) -> Self {
-        let past_len = past.len() / head_dim;
-        past.resize((past_len + capacity) * head_dim, 0.0);
-        Self { numbers: past, order: Order::Rows, past_len }
-    }
-
-    /// * `past`: `[past_len, head_dim]`
-    fn by_columns(past: &[f32], head_dim: usize, capacity: usize) -> Self {
-        let past_len = past.len() / head_dim;
-        // Whole cache lines, and an odd number of them: columns that are a power of two apart would share few places of
-        // the cache.
-        let stride = ((past_len + capacity).div_ceil(CACHE_LINE) | 1) * CACHE_LINE;
-        let order = Order::Columns { stride };
-        let mut head = Self { numbers: vec![0.0; stride * head_dim], order, past_len };
-        head.set(0, past, head_dim, head_dim);
-        head
-    }
-
-    /// Writes rows from index `first` on.
-    ///
-    /// * `rows`: `[num_rows, head_dim]`, with `row_stride` numbers from one to the next
-    fn set(&mut self, first: usize, rows: &[f32], row_stride: usize, head_dim: usize) {
-        match self.order {
-            Order::Rows => {
-                let own = self.numbers[first * head_dim..].chunks_exact_mut(head_dim);
-                for (own, row) in own.zip(rows.chunks(row_stride)) {
-                    own.copy_from_slice(&row[..head_dim]);
-                }
-            }
-            Order::Columns { stride } => {
-                for (column, own) in self.numbers.chunks_exact_mut(stride).enumerate() {
-                    for (own, row) in own[first..].iter_mut().zip(rows.chunks(row_stride)) {
-                        *own = row[column];
-                    }
-                }
-            }
-        }
-    }
-}
-
-impl PromptRows {
-    /// Room for a prompt of `capacity` tokens with nothing before it.
-    #[must_use]
-    pub fn with_capacity(layout: HeadLayout, capacity: usize) -> Self {
-        let head = HeadNumbers::by_rows(Vec::new(), layout.head_dim, capacity);
-        Self { heads: vec![head; layout.num_kv_heads], layout, capacity, len: 0 }
-    }
-
-    /// Keys and values, with room for a prompt of `capacity` tokens behind what each head keeps already.
-    ///
-    /// * `past`: `[num_kv_heads]`
-    ///
-    /// # Errors
-    /// [`Error::Shape`] for another number of heads, or heads of another dimension.
-    pub fn after(layout: HeadLayout, capacity: usize, past: &[HeadRows<'_>]) -> Result<(Self, Self)> {
-        if past.len() != layout.num_kv_heads {
-            return Err(Error::shape("cached heads", layout.num_kv_heads, past.len()));
-        }
-        let head_dim = layout.head_dim;
-        let (mut keys, mut values) = (Vec::new(), Vec::new());
-        for rows in past {
-            if rows.head_dim() != head_dim {
-                return Err(Error::shape("cached rows", head_dim, rows.head_dim()));
-            }
-            let past = rows.len() * head_dim;
-            let mut head_keys = Vec::with_capacity(past);
-            let mut head_values = Vec::with_capacity(past + capacity * head_dim);
-            rows.widen_to(&mut head_keys, &mut head_values);
-            keys.push(HeadNumbers::by_columns(&head_keys, head_dim, capacity));
-            values.push(HeadNumbers::by_rows(head_values, head_dim, capacity));
-        }
-        let rows = |heads| Self { heads, layout, capacity, len: 0 };
-        Ok((rows(keys), rows(values)))
-    }
-
-    /// The keys or the values of a whole prompt.
-    ///
-    /// * `heads`: for each KV head its rows, `[past_lens[head] + len, head_dim]`
-    /// * `past_lens`: `[num_kv_heads]` how many of them come before the prompt's first
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if sizes do not fit.
-    pub fn whole(layout: HeadLayout, heads: Vec<Vec<f32>>, past_lens: &[usize], len: usize) -> Result<Self> {
-        let lens: Vec<usize> = heads.iter().map(Vec::len).collect();
-        let expected: Vec<usize> = past_lens.iter().map(|past_len| (past_len + len) * layout.head_dim).collect();
-        if lens != expected || lens.len() != layout.num_kv_heads {
-            return Err(Error::shape("a prompt's rows", expected, lens));
-        }
-        let head = |(numbers, &past_len)| HeadNumbers { numbers, order: Order::Rows, past_len };
-        let heads = heads.into_iter().zip(past_lens).map(head).collect();
-        Ok(Self { heads, layout, capacity: len, len })
-    }
-
-    /// Tokens of the prompt that are stored.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether no token of the prompt is stored.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Rows of a KV head before the prompt's first.
-    #[must_use]
-    pub fn past_len(&self, kv_head: usize) -> usize {
-        self.heads[kv_head].past_len
-    }
-
-    /// Adds tokens of the prompt.
-    ///
-    /// * `rows`: `[seq_len, num_kv_heads, head_dim]`
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if `rows` is not a whole number of tokens, or more than there is room for.
-    pub fn push(&mut self, rows: &[f32]) -> Result<()> {
-        let width = self.layout.kv_width();
-        let head_dim = self.layout.head_dim;
-        let seq_len = rows.len() / width;
-        if rows.len() != seq_len * width || seq_len > self.capacity - self.len {
-            return Err(Error::shape(
-                "prompt rows",
-                format!("at most {} x {width}", self.capacity - self.len),
-                rows.len(),
-            ));
-        }
-        for (index, head) in self.heads.iter_mut().enumerate() {
-            head.set(head.past_len + self.len, rows.get(index * head_dim..).unwrap_or_default(), width, head_dim);
-        }
-        self.len += seq_len;
-        Ok(())
-    }
-
-    /// Writes one row of a KV head to `out`, `[head_dim]`; those before the prompt's first count.
-    ///
-    /// # Panics
-    /// If there is no such row, or `out` has another size.
-    pub fn copy_row(&self, kv_head: usize, row: usize, out: &mut [f32]) {
-        let (head, head_dim) = (&self.heads[kv_head], self.layout.head_dim);
-        assert!(row < head.past_len + self.len && out.len() == head_dim, "row {row} of a prompt's rows");
-        match head.order {
-            Order::Rows => out.copy_from_slice(&head.numbers[row * head_dim..(row + 1) * head_dim]),
-            Order::Columns { stride } => {
-                for (out, column) in out.iter_mut().zip(head.numbers.chunks_exact(stride)) {
-                    *out = column[row];
-                }
-            }
-        }
-    }
-
-    /// A copy of some rows of a KV head, `[rows.len(), head_dim]`; those before the prompt's first count.
-    ///
-    /// # Panics
-    /// If there are no such rows.
-    #[must_use]
-    pub fn rows(&self, kv_head: usize, rows: Range<usize>) -> Vec<f32> {
-        let (head, head_dim) = (&self.heads[kv_head], self.layout.head_dim);
-        assert!(rows.start <= rows.end && rows.end <= head.past_len + self.len, "rows {rows:?} of a prompt's");
-        match head.order {
-            Order::Rows => head.numbers[rows.start * head_dim..rows.end * head_dim].to_vec(),
-            Order::Columns { stride } => {
-                let mut out = vec![0.0; rows.len() * head_dim];
-                for (index, column) in head.numbers.chunks_exact(stride).enumerate() {
-                    for (row, &number) in out.chunks_exact_mut(head_dim).zip(&column[rows.clone()]) {
-                        row[index] = number;
-                    }
-                }
-                out
-            }
-        }
-    }
-
-    /// Some rows of one head, `[rows.len(), head_dim]`.
-    pub(super) fn matrix(&self, kv_head: usize, rows: Range<usize>) -> Matrix<'_> {
-        let (head, head_dim) = (&self.heads[kv_head], self.layout.head_dim);
-        match head.order {
-            Order::Rows => Matrix::new(&head.numbers[rows.start * head_dim..], rows.len(), head_dim, head_dim),
-            Order::Columns { stride } => {
-                Matrix::new(&head.numbers[rows.start..], head_dim, rows.len(), stride).transposed()
-            }
-        }
-    }
-}
 
 /// A block of prompt rows to attend from.
 #[derive(Debug, Clone, Copy)]
@@ -297,9 +75,17 @@ pub fn prefill(
         }
     }
     let empty = StatsRequest::default();
-    let request = stats.as_ref().map_or(&empty, |stats| &stats.request);
+    let (request, sums) = match stats {
+        Some(LayerStats { request, heads }) => {
+            let groups = heads.chunks_mut(layout.group_size());
+            let sums: Vec<_> =
+                groups.map(|heads| Mutex::new(InOrder { heads, next: 0, early: BTreeMap::new() })).collect();
+            (&*request, Some(sums))
+        }
+        None => (&empty, None),
+    };
     let maps: Option<Vec<Mutex<&mut HeadGrid>>> = maps.map(|maps| maps.iter_mut().map(Mutex::new).collect());
-    let collect = stats.is_some();
+    let collect = sums.is_some();
 
     let group_size = layout.group_size();
     let head_dim = layout.head_dim;
@@ -318,7 +104,7 @@ pub fn prefill(
             if let Some(maps) = &maps {
                 for head in 0..group_size {
                     let grid = &maps[tile.kv_head * group_size + head];
-                    let mut grid = grid.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    let mut grid = grid.lock().unwrap_or_else(PoisonError::into_inner);
                     for (row, scale, weights) in map.head(head).rows() {
                         let weights: Vec<f32> = weights.iter().map(|weight| weight * scale).collect();
                         grid.add_row(row, &weights)?;
@@ -341,28 +127,24 @@ pub fn prefill(
                 }
             }
         }
-        Ok((out, head_stats))
+        if let Some(sums) = sums.as_ref().and_then(|sums| sums.get(strip.kv_head)) {
+            sums.lock().unwrap_or_else(PoisonError::into_inner).add(strip.first_row / strips.strip_rows, head_stats);
+        }
+        Ok(out)
     };
-    let results: Vec<(Vec<f32>, Vec<HeadStats>)> = strips.for_all(attend).into_iter().collect::<Result<_>>()?;
+    let results: Vec<Vec<f32>> = strips.for_all(attend).into_iter().collect::<Result<_>>()?;
 
     let mut out = vec![0.0; block.queries.len()];
     let (query_width, group_width) = (layout.query_width(), group_size * head_dim);
     // Strips with the same rows, one for each KV head, stand together.
     let rows = results.par_chunks(layout.num_kv_heads).zip(out.par_chunks_mut(strips.strip_rows * query_width));
     rows.for_each(|(results, out)| {
-        for (kv_head, (strip_out, _)) in results.iter().enumerate() {
+        for (kv_head, strip_out) in results.iter().enumerate() {
             for (out, row) in out.chunks_exact_mut(query_width).zip(strip_out.chunks_exact(group_width)) {
                 out[kv_head * group_width..(kv_head + 1) * group_width].copy_from_slice(row);
             }
         }
     });
-    if let Some(stats) = stats {
-        stats.heads.par_iter_mut().enumerate().for_each(|(head, stats)| {
-            for (_, strip_stats) in results.iter().skip(head / group_size).step_by(layout.num_kv_heads) {
-                stats.merge(&strip_stats[head % group_size]);
-            }
-        });
-    }
     Ok(out)
 }
 
@@ -430,6 +212,28 @@ struct Strip {
 }
 
 /// All strips of a block, in the order in which their results are merged; it does not depend on the number of threads.
+/// Statistics of one KV head's query heads, to which strips are added in their order, whoever is done first: sums do not
+/// depend on threads, and few strips' statistics are there at a time.
+struct InOrder<'a> {
+    heads: &'a mut [HeadStats],
+    /// The strip that is added next.
+    next: usize,
+    /// Strips that were done before it.
+    early: BTreeMap<usize, Vec<HeadStats>>,
+}
+
+impl InOrder<'_> {
+    fn add(&mut self, strip: usize, stats: Vec<HeadStats>) {
+        self.early.insert(strip, stats);
+        while let Some(stats) = self.early.remove(&self.next) {
+            for (head, stats) in self.heads.iter_mut().zip(&stats) {
+                head.merge(stats);
+            }
+            self.next += 1;
+        }
+    }
+}
+
 struct Strips<'a> {
     layout: HeadLayout,
     block: QueryBlock<'a>,
@@ -438,8 +242,6 @@ struct Strips<'a> {
     strip_rows: usize,
     /// Strip after strip of rows, each for all KV heads.
     list: Vec<Strip>,
-    /// Buffers that no thread uses at the moment.
-    scratch: Mutex<Vec<Scratch>>,
 }
 
 /// One thread's buffers, reused from tile to tile.
@@ -504,19 +306,31 @@ impl<'a> Strips<'a> {
                 (0..layout.num_kv_heads).map(move |kv_head| Strip { kv_head, first_row, num_rows })
             })
             .collect();
-        Ok(Self { layout, block, keys, tile_rows, strip_rows, list, scratch: Mutex::default() })
+        Ok(Self { layout, block, keys, tile_rows, strip_rows, list })
     }
 
-    /// What `work` makes of every strip, over threads, in order.
+    /// What `work` makes of every strip, in order; threads claim one after the other, so that they are done about in order,
+    /// too.
     fn for_all<T: Send>(&self, work: impl Fn(Strip, &mut Scratch) -> T + Sync) -> Vec<T> {
-        let idle = || self.scratch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let compute = |&strip: &Strip| {
-            let mut scratch = idle().pop().unwrap_or_default();
-            let result = work(strip, &mut scratch);
-            idle().push(scratch);
-            result
+        let results: Vec<Mutex<Option<T>>> = self.list.iter().map(|_| Mutex::new(None)).collect();
+        let next = AtomicUsize::new(0);
+        let claim = || {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            self.list.get(index).map(|&strip| (strip, &results[index]))
         };
-        self.list.par_iter().with_max_len(1).map(compute).collect()
+        rayon::scope(|scope| {
+            for _ in 0..rayon::current_num_threads().min(self.list.len()) {
+                scope.spawn(|_| {
+                    let mut scratch = Scratch::default();
+                    while let Some((strip, result)) = claim() {
+                        let done = work(strip, &mut scratch);
+                        *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
+                    }
+                });
+            }
+        });
+        let results = results.into_iter();
+        results.filter_map(|result| result.into_inner().unwrap_or_else(PoisonError::into_inner)).collect()
     }
 
     fn tiles(&self, strip: Strip) -> impl Iterator<Item = Strip> {

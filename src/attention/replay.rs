@@ -15,7 +15,7 @@ use std::ops::{Range, RangeInclusive};
 
 use rayon::prelude::*;
 
-use super::prefill::PromptRows;
+use super::prompt_rows::PromptRows;
 use super::{HeadLayout, expect_len};
 use crate::error::{Error, Result};
 use crate::kernels::gemm::{Matrix, MatrixMut};
@@ -218,4 +218,42 @@ impl<'a> Chunk<'a> {
             }
         }
     }
+}
+
+/// The squared length, behind the output projection, of each value as each query head of its group would write it if it
+/// attended to nothing else: `[num_heads]` of `[len]`.
+///
+/// * `weights`: of the output projection, `[hidden_size, num_heads * head_dim]`
+/// * `values`: `[num_kv_heads]` of `[len, head_dim]`
+///
+/// # Errors
+/// [`Error::Shape`] if the projection is of other heads.
+pub fn squared_outputs(layout: HeadLayout, weights: &[f32], values: &[Vec<f32>]) -> Result<Vec<Vec<f32>>> {
+    let (head_dim, width) = (layout.head_dim, layout.query_width());
+    if !weights.len().is_multiple_of(width) || values.len() != layout.num_kv_heads {
+        return Err(Error::shape("an output projection", format!("rows of {width}"), weights.len()));
+    }
+    let hidden_size = weights.len() / width;
+    let of_head = |head: usize| {
+        let own = Matrix::new(&weights[head * head_dim..], hidden_size, head_dim, width);
+        let values = &values[head / layout.group_size()];
+        let len = values.len() / head_dim;
+        let rows = Matrix::new(values, len, head_dim, head_dim);
+        let set = instruction_set();
+        if len < head_dim {
+            // Few values are multiplied as they are.
+            let mut outputs = vec![0.0; len * hidden_size];
+            MatrixMut::new(&mut outputs, len, hidden_size, hidden_size).set_product(rows, own.transposed(), 1.0);
+            return outputs.chunks_exact(hidden_size.max(1)).map(|output| vector::dot(set, output, output)).collect();
+        }
+        // v^T (W^T W) v: the small matrix in between is the same for all values.
+        let mut gram = vec![0.0; head_dim * head_dim];
+        MatrixMut::new(&mut gram, head_dim, head_dim, head_dim).set_product(own.transposed(), own, 1.0);
+        let gram = Matrix::new(&gram, head_dim, head_dim, head_dim);
+        let mut products = vec![0.0; values.len()];
+        MatrixMut::new(&mut products, len, head_dim, head_dim).set_product(rows, gram, 1.0);
+        let pairs = products.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
+        pairs.map(|(product, value)| vector::dot(set, product, value).max(0.0)).collect()
+    };
+    Ok((0..layout.num_heads).into_par_iter().map(of_head).collect())
 }

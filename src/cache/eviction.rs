@@ -1,12 +1,12 @@
 //! What a layer notes of its rows while tokens are generated, so that rows can go one by one.
 //!
-//! Rows go by [`HeadCache::swap_remove`]: the last row takes the place of one that goes, and the notes follow. So a step
-//! moves as many rows as it evicts, however many there are.
+//! Rows go one by one: the last row takes the place of one that goes, and the notes follow. So a step moves as many rows
+//! as it evicts, however many there are.
 //!
 //! Not for: telling which rows go (see [`Eviction`]).
 
-use super::head::growth;
-use super::{HeadCache, LayerSummary};
+use super::LayerSummary;
+use super::growth::{grow, trim};
 use crate::error::{Error, Result};
 use crate::kernels::vector::{self, instruction_set};
 use crate::policy::methods::StepAttention;
@@ -17,10 +17,22 @@ use crate::tokens::TokenClass;
 #[derive(Debug, Clone, Default)]
 pub struct HeadStep {
     /// `[rows]` weights of the newest token's attention, summed up over the head's query group; empty if the head does not
-    /// [read them](super::LayerCacheManager::reads_weights).
+    /// [read them](super::Ledger::reads_weights).
     pub weights: Vec<f32>,
     /// Rows that go, descending.
     evicted: Vec<usize>,
+}
+
+impl HeadStep {
+    /// Rows that go, descending; all of them, once [`Ledger::evict`](super::Ledger::evict) has been asked.
+    #[must_use]
+    pub fn evicted(&self) -> &[usize] {
+        &self.evicted
+    }
+
+    pub(super) fn keep_all(&mut self) {
+        self.evicted.clear();
+    }
 }
 
 /// A layer's heads, all of which follow one rule.
@@ -118,9 +130,10 @@ impl LayerEviction {
 
     /// Which rows of a head go, if its own facts tell.
     ///
+    /// * `positions`: of the rows that it holds
     /// * `seen`: tokens given so far
     /// * `step`: with the weights, if the head reads them; what was received earlier is added to them
-    pub fn decide(&self, kv_head: usize, cache: &HeadCache, seen: usize, step: &mut HeadStep) {
+    pub fn decide(&self, kv_head: usize, positions: &[u32], seen: usize, step: &mut HeadStep) {
         step.evicted.clear();
         let head = &self.heads[kv_head];
         let attention = match head.attention {
@@ -132,40 +145,40 @@ impl LayerEviction {
                 &*weights
             }
         };
-        let rows = self.rows(head, cache, seen, attention);
+        let rows = self.rows(head, positions, seen, attention);
         let evicted = self.eviction.evicted(head.level, head.budget, rows);
         step.evicted.extend(evicted.into_iter().map(|row| head.first_row + row));
     }
 
-    fn rows<'a>(&self, head: &'a WatchedHead, cache: &'a HeadCache, seen: usize, attention: &'a [f32]) -> HeldRows<'a> {
+    fn rows<'a>(&self, head: &'a WatchedHead, positions: &'a [u32], seen: usize, attention: &'a [f32]) -> HeldRows<'a> {
         HeldRows {
             first_position: self.first_position,
             seen,
-            positions: &cache.positions()[head.first_row..],
+            positions: &positions[head.first_row..],
             classes: &head.classes,
             attention,
         }
     }
 
-    /// Evicts what was decided, and what all heads' weights together tell.
+    /// Completes what was decided by what all heads' weights together tell, and takes it down in the notes.
     ///
+    /// * `positions`: `[num_kv_heads]` of the rows that are held
     /// * `steps`: `[num_kv_heads]`
-    pub fn apply(&mut self, caches: &mut [HeadCache], seen: usize, steps: &mut [HeadStep]) {
-        self.decide_together(caches, seen, steps);
-        for ((head, cache), step) in self.heads.iter_mut().zip(caches).zip(steps) {
+    pub fn apply(&mut self, positions: &[Vec<u32>], seen: usize, steps: &mut [HeadStep]) {
+        self.decide_together(positions, seen, steps);
+        for (head, step) in self.heads.iter_mut().zip(steps) {
             if head.attention.is_none() {
-                continue; // it has not decided
+                step.keep_all(); // it has not decided
+                continue;
             }
             if head.attention == Some(StepAttention::Received) {
                 head.received.copy_from_slice(&step.weights[head.first_row..]);
             }
             for &row in &step.evicted {
-                cache.swap_remove(row);
                 remove(&mut head.received, row - head.first_row);
                 remove(&mut head.classes, row - head.first_row);
             }
             if !step.evicted.is_empty() {
-                cache.trim();
                 trim(&mut head.received);
                 trim(&mut head.classes);
             }
@@ -173,17 +186,17 @@ impl LayerEviction {
     }
 
     /// Where the attention of all heads tells what goes, all heads hold the same positions, in the same order.
-    fn decide_together(&self, caches: &[HeadCache], seen: usize, steps: &mut [HeadStep]) {
-        let (Some(head), Some(cache)) = (self.heads.first(), caches.first()) else { return };
+    fn decide_together(&self, positions: &[Vec<u32>], seen: usize, steps: &mut [HeadStep]) {
+        let (Some(head), Some(held)) = (self.heads.first(), positions.first()) else { return };
         if head.attention != Some(StepAttention::Newest) {
             return;
         }
-        debug_assert!(caches.iter().all(|other| other.positions() == cache.positions()));
+        debug_assert!(positions.iter().all(|other| other == held));
         let Some((first, others)) = steps.split_first_mut() else { return };
         for other in &*others {
             vector::add_assign(instruction_set(), &mut first.weights, &other.weights);
         }
-        let rows = self.rows(head, cache, seen, &first.weights[head.first_row..]);
+        let rows = self.rows(head, held, seen, &first.weights[head.first_row..]);
         first.evicted = self.eviction.evicted(head.level, head.budget, rows);
         first.evicted.iter_mut().for_each(|row| *row += head.first_row);
         for other in others {
@@ -194,9 +207,7 @@ impl LayerEviction {
 
 /// Adds a note; a full buffer grows as a head's rows do.
 fn push<T>(notes: &mut Vec<T>, note: T, holds_budget: bool) {
-    if notes.len() == notes.capacity() {
-        notes.reserve_exact(if holds_budget { 1 } else { growth(notes.len()) });
-    }
+    grow(notes, holds_budget);
     notes.push(note);
 }
 
@@ -204,12 +215,5 @@ fn push<T>(notes: &mut Vec<T>, note: T, holds_budget: bool) {
 fn remove<T>(notes: &mut Vec<T>, row: usize) {
     if row < notes.len() {
         notes.swap_remove(row);
-    }
-}
-
-/// Gives back what is allocated if it is much more than what the next tokens need.
-fn trim<T>(notes: &mut Vec<T>) {
-    if notes.capacity() - notes.len() > 2 * growth(notes.len()) {
-        notes.shrink_to_fit();
     }
 }

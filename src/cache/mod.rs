@@ -1,26 +1,29 @@
 //! The ragged KV cache: every KV head of every layer keeps its own rows, in buffers of its own length.
 //!
-//! [`AdaptiveKvCache`] holds all layers and the one count of tokens seen; [`LayerCacheManager`] a layer's heads and what
-//! was chosen for them; [`HeadCache`] one head's keys, values and positions. What is not kept is not allocated: the full
-//! keys and values of a layer exist only while that layer processes the prompt.
+//! [`AdaptiveKvCache`] holds all layers and the one count of tokens seen; a [`CacheLayer`] a layer's books, the [`Ledger`],
+//! and the [`Rows`] that a backend keeps by them. What is not kept is not allocated: the full keys and values of a layer
+//! exist only while that layer processes the prompt.
 //!
-//! Not for: choosing (see [`crate::profile`]) or attending (see [`crate::attention`]).
+//! Not for: choosing (see [`crate::profile`]), attending (see [`crate::attention`]), or holding keys and values (see
+//! [`crate::backend`]).
 
-mod device;
+mod dtype;
 mod eviction;
-mod head;
+mod growth;
 mod layer;
-mod storage;
+mod ledger;
 
-pub use device::DeviceLayer;
+use std::any::Any;
+use std::fmt;
+
+pub use dtype::KvDtype;
 pub use eviction::HeadStep;
-pub use head::HeadCache;
-pub use layer::{HeadSummary, LayerCacheManager, LayerSummary};
-pub use storage::KvDtype;
+pub use growth::growth;
+pub use layer::{CacheLayer, HeadSummary, LayerSummary, Rows};
+pub use ledger::{HeadPlan, Ledger, Plan};
 
-use crate::attention::HeadLayout;
+use crate::arch::HeadLayout;
 use crate::error::{Error, Result};
-use crate::ops::Ops;
 use crate::profile::{Eviction, Profiler};
 use crate::tokens::{TokenClass, TokenClassifier};
 
@@ -89,9 +92,9 @@ impl std::iter::Sum for CacheBytes {
 ///
 /// A cache is filled by [`Llama::prefill`](crate::model::Llama::prefill) and grows by
 /// [`Llama::decode`](crate::model::Llama::decode); cloning it forks the sequence.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct AdaptiveKvCache {
-    layers: Layers,
+    layers: Box<dyn Layers>,
     retention: Retention,
     seen: usize,
     /// Tokens since the last prompt, which no profile has decided about; not collected for a full cache, and where heads
@@ -99,52 +102,67 @@ pub struct AdaptiveKvCache {
     recent: Vec<TokenClass>,
 }
 
-/// Where keys and values are.
-#[derive(Debug, Clone)]
-enum Layers {
-    /// In memory, as the CPU kernels read them.
-    Host(Vec<LayerCacheManager>),
-    /// In tensors, as candle operations read them.
-    Device(Vec<DeviceLayer>),
+/// Layers whose rows are of some kind.
+trait Layers: fmt::Debug + Send + Sync {
+    fn ledgers(&self) -> Vec<&Ledger>;
+    fn bytes(&self) -> CacheBytes;
+    fn emptied(&self) -> Box<dyn Layers>;
+    fn boxed_clone(&self) -> Box<dyn Layers>;
+    fn as_any(&self) -> &dyn Any;
+    fn as_any_mut(&mut self) -> &mut dyn Any;
+}
+
+impl<R: Rows> Layers for Vec<CacheLayer<R>> {
+    fn ledgers(&self) -> Vec<&Ledger> {
+        self.iter().map(CacheLayer::ledger).collect()
+    }
+
+    fn bytes(&self) -> CacheBytes {
+        self.iter().map(CacheLayer::bytes).sum()
+    }
+
+    fn emptied(&self) -> Box<dyn Layers> {
+        Box::new(self.iter().map(CacheLayer::emptied).collect::<Self>())
+    }
+
+    fn boxed_clone(&self) -> Box<dyn Layers> {
+        Box::new(self.clone())
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+}
+
+impl Clone for AdaptiveKvCache {
+    fn clone(&self) -> Self {
+        Self {
+            layers: self.layers.boxed_clone(),
+            retention: self.retention.clone(),
+            seen: self.seen,
+            recent: self.recent.clone(),
+        }
+    }
 }
 
 impl AdaptiveKvCache {
     /// An empty cache.
     ///
-    /// # Errors
-    /// As [`KvDtype::check`].
-    pub fn new(num_layers: usize, layout: HeadLayout, dtype: KvDtype, retention: Retention) -> Result<Self> {
-        let layers = (0..num_layers).map(|layer| LayerCacheManager::new(layer, layout, dtype));
-        Ok(Self { layers: Layers::Host(layers.collect::<Result<_>>()?), retention, seen: 0, recent: Vec::new() })
-    }
-
-    /// An empty cache whose keys and values are tensors, for attention made of candle operations.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] for a quantised format, or where heads go on evicting while tokens are generated.
-    pub fn on_device(
-        num_layers: usize,
-        layout: HeadLayout,
-        dtype: KvDtype,
-        retention: Retention,
-        ops: &Ops,
-    ) -> Result<Self> {
-        if retention.eviction().is_some() {
-            return Err(Error::unsupported("`\"decode\": \"evict\"` with attention made of candle operations")
-                .with_hint("use `\"decode\": \"append\"`, or --attention cpu"));
-        }
-        let layers = (0..num_layers).map(|layer| DeviceLayer::new(layer, layout, dtype, ops));
-        Ok(Self { layers: Layers::Device(layers.collect::<Result<_>>()?), retention, seen: 0, recent: Vec::new() })
+    /// * `rows`: an empty layer's, of the kind that the model's backend reads
+    #[must_use]
+    pub fn new<R: Rows>(num_layers: usize, rows: &R, retention: Retention) -> Self {
+        let layers: Vec<_> = (0..num_layers).map(|layer| CacheLayer::new(layer, rows)).collect();
+        Self { layers: Box::new(layers), retention, seen: 0, recent: Vec::new() }
     }
 
     /// An empty cache of the same kind.
     #[must_use]
     pub fn emptied(&self) -> Self {
-        let layers = match &self.layers {
-            Layers::Host(layers) => Layers::Host(layers.iter().map(LayerCacheManager::emptied).collect()),
-            Layers::Device(layers) => Layers::Device(layers.iter().map(DeviceLayer::emptied).collect()),
-        };
-        Self { layers, retention: self.retention.clone(), seen: 0, recent: Vec::new() }
+        Self { layers: self.layers.emptied(), retention: self.retention.clone(), seen: 0, recent: Vec::new() }
     }
 
     /// Tokens given so far, those included that no head keeps: the position of the next token.
@@ -156,57 +174,52 @@ impl AdaptiveKvCache {
     /// Whether all layers have got the same tokens; they have not after a prompt that failed halfway.
     #[must_use]
     pub fn is_consistent(&self) -> bool {
-        self.shapes().iter().all(|&(_, seen)| seen == self.seen)
+        self.layers.ledgers().iter().all(|ledger| ledger.seen() == self.seen)
     }
 
-    /// Heads and tokens seen of each layer.
-    fn shapes(&self) -> Vec<(HeadLayout, usize)> {
-        match &self.layers {
-            Layers::Host(layers) => layers.iter().map(|layer| (layer.layout(), layer.seen())).collect(),
-            Layers::Device(layers) => layers.iter().map(|layer| (layer.layout(), layer.seen())).collect(),
-        }
-    }
-
-    /// Checks that the cache is of a model's shape, and that all layers have got the same tokens.
+    /// Checks that the cache is of a model's shape and rows, and that all layers have got the same tokens.
     ///
     /// # Errors
     /// [`Error::Shape`] if it is not.
-    pub fn expect_shape(&self, num_layers: usize, layout: HeadLayout) -> Result<()> {
-        let shapes = self.shapes();
-        if shapes.len() != num_layers {
-            return Err(Error::shape("cache layers", num_layers, shapes.len()));
+    pub fn expect_shape<R: Rows>(&self, num_layers: usize, layout: HeadLayout) -> Result<()> {
+        let ledgers = self.ledgers();
+        if ledgers.len() != num_layers {
+            return Err(Error::shape("cache layers", num_layers, ledgers.len()));
         }
-        match shapes.into_iter().find(|&shape| shape != (layout, self.seen)) {
+        let mut shapes = ledgers.iter().map(|ledger| (ledger.layout(), ledger.seen()));
+        match shapes.find(|&shape| shape != (layout, self.seen)) {
             Some(shape) => Err(Error::shape("a cache's layer", (layout, self.seen), shape)),
-            None => Ok(()),
+            None => self.layers::<R>().map(drop),
         }
     }
 
-    /// The layers, from the first; none if they are [tensors](Self::device_layers).
+    /// The books of all layers, from the first.
     #[must_use]
-    pub fn layers(&self) -> &[LayerCacheManager] {
-        match &self.layers {
-            Layers::Host(layers) => layers,
-            Layers::Device(_) => &[],
-        }
+    pub fn ledgers(&self) -> Vec<&Ledger> {
+        self.layers.ledgers()
     }
 
-    /// The layers, from the first, if they are tensors; else none.
-    #[must_use]
-    pub fn device_layers(&self) -> &[DeviceLayer] {
-        match &self.layers {
-            Layers::Host(_) => &[],
-            Layers::Device(layers) => layers,
-        }
+    /// The layers, from the first.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if their rows are of another kind.
+    pub fn layers<R: Rows>(&self) -> Result<&[CacheLayer<R>]> {
+        self.layers.as_any().downcast_ref::<Vec<CacheLayer<R>>>().map(Vec::as_slice).ok_or_else(other_rows::<R>)
     }
 
-    /// How many layers there are, wherever they are.
+    /// The layers, to write to.
+    ///
+    /// # Errors
+    /// As [`layers`](Self::layers).
+    pub fn layers_mut<R: Rows>(&mut self) -> Result<&mut [CacheLayer<R>]> {
+        let layers = self.layers.as_any_mut().downcast_mut::<Vec<CacheLayer<R>>>();
+        layers.map(Vec::as_mut_slice).ok_or_else(other_rows::<R>)
+    }
+
+    /// How many layers there are.
     #[must_use]
     pub fn num_layers(&self) -> usize {
-        match &self.layers {
-            Layers::Host(layers) => layers.len(),
-            Layers::Device(layers) => layers.len(),
-        }
+        self.ledgers().len()
     }
 
     /// Kept rows of all heads as a share of all tokens seen, in 0..=1.
@@ -220,11 +233,9 @@ impl AdaptiveKvCache {
     #[must_use]
     #[expect(clippy::cast_precision_loss)]
     pub fn mean_rows(&self) -> f64 {
-        let lens: Vec<usize> = match &self.layers {
-            Layers::Host(layers) => layers.iter().flat_map(LayerCacheManager::heads).map(HeadCache::len).collect(),
-            Layers::Device(layers) => layers.iter().flat_map(DeviceLayer::positions).map(Vec::len).collect(),
-        };
-        lens.iter().sum::<usize>() as f64 / lens.len().max(1) as f64
+        let ledgers = self.ledgers();
+        let heads: usize = ledgers.iter().map(|ledger| ledger.positions().len()).sum();
+        ledgers.iter().map(|ledger| ledger.num_rows()).sum::<usize>() as f64 / heads.max(1) as f64
     }
 
     /// What is kept of the prompt.
@@ -236,10 +247,7 @@ impl AdaptiveKvCache {
     /// Bytes of all layers.
     #[must_use]
     pub fn bytes(&self) -> CacheBytes {
-        match &self.layers {
-            Layers::Host(layers) => layers.iter().map(LayerCacheManager::bytes).sum(),
-            Layers::Device(layers) => layers.iter().map(DeviceLayer::bytes).sum(),
-        }
+        self.layers.bytes()
     }
 
     /// The classes of the tokens that a profile of this prompt decides about: those that were decoded since the last
@@ -254,30 +262,6 @@ impl AdaptiveKvCache {
                 classes
             }
         }
-    }
-
-    /// The layer to write to.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if there is no such layer, or the layers are tensors.
-    pub fn layer_mut(&mut self, layer: usize) -> Result<&mut LayerCacheManager> {
-        let num_layers = self.num_layers();
-        let Layers::Host(layers) = &mut self.layers else {
-            return Err(Error::shape("a cache's layers", "in memory", "tensors"));
-        };
-        layers.get_mut(layer).ok_or_else(|| Error::shape("cache layers", format!("below {num_layers}"), layer))
-    }
-
-    /// The layer to write to, as tensors.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if there is no such layer, or the layers are not tensors.
-    pub fn device_layer_mut(&mut self, layer: usize) -> Result<&mut DeviceLayer> {
-        let num_layers = self.num_layers();
-        let Layers::Device(layers) = &mut self.layers else {
-            return Err(Error::shape("a cache's layers", "tensors", "in memory"));
-        };
-        layers.get_mut(layer).ok_or_else(|| Error::shape("cache layers", format!("below {num_layers}"), layer))
     }
 
     /// Counts the tokens of a prompt that all layers have stored.
@@ -302,4 +286,10 @@ impl AdaptiveKvCache {
             self.recent.push(self.class(id));
         }
     }
+}
+
+/// Says that a cache is not of the kind that a backend reads.
+fn other_rows<R>() -> Error {
+    let wanted = std::any::type_name::<R>().rsplit("::").next().unwrap_or_default();
+    Error::shape("a cache's rows", wanted, "those of another backend")
 }

@@ -9,10 +9,10 @@ mod vocab;
 use super::gguf::GgufFile;
 use super::tensors::Tensors;
 use super::weights::stored_matrix;
+use crate::arch::rope_scaling::YarnScaling;
 use crate::attention::HeadLayout;
 use crate::error::{Error, Result};
 use crate::kernels::vector::MAX_HEAD_DIM;
-use crate::model::rope_scaling::YarnScaling;
 use crate::model::{LlamaConfig, RopeLayout, RopeSettings};
 
 pub use self::vocab::{TOKENS, vocab};

@@ -19,11 +19,11 @@ use super::gguf::TensorEntry;
 use super::pickle::shown;
 use super::pth::PthFile;
 use super::tensors::{StoredDtype, StoredTensor, TensorData, Tensors};
+use crate::arch::rope_scaling::Llama3Scaling;
 use crate::attention::HeadLayout;
 use crate::error::{Error, Result};
 use crate::kernels::quant::SharedBytes;
 use crate::kernels::vector::MAX_HEAD_DIM;
-use crate::model::rope_scaling::Llama3Scaling;
 use crate::model::{LlamaConfig, RopeLayout, RopeSettings};
 
 /// Where a buffer's numbers begin: what PyTorch aligns storages to.

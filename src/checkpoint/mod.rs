@@ -36,10 +36,11 @@ pub use open::open;
 pub use pth::PthFile;
 pub use weights::WeightDtype;
 
+use crate::backend::BackendKind;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::model::{Backend, Llama, LlamaConfig};
+use crate::model::{Llama, LlamaConfig};
 use crate::tokenizer::{ModelIds, Tokenizer};
 use tensors::Tensors;
 use weights::{Assembly, OutputLayer};
@@ -174,7 +175,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`weights::assemble`].
     pub fn model(&self, dtype: WeightDtype, progress: &mut dyn FnMut(usize, usize)) -> Result<Llama> {
-        self.model_for(&Backend::Kernels, dtype, progress)
+        self.model_for(&BackendKind::Kernels, dtype, progress)
     }
 
     /// Makes the model.
@@ -186,7 +187,7 @@ impl Checkpoint {
     /// As [`weights::assemble_for`].
     pub fn model_for(
         &self,
-        backend: &Backend,
+        backend: &BackendKind,
         dtype: WeightDtype,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Llama> {
@@ -202,7 +203,7 @@ impl Checkpoint {
     /// As [`Checkpoint::tokenizer`] and [`Checkpoint::model_for`].
     pub fn load_for(
         self,
-        backend: &Backend,
+        backend: &BackendKind,
         dtype: WeightDtype,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Loaded> {
@@ -252,10 +253,10 @@ impl Checkpoint {
     }
 
     /// In which numbers most matrices are held with this choice, where the choice is left to what computes them.
-    fn held_dtype(&self, backend: &Backend, dtype: WeightDtype) -> Result<WeightDtype> {
+    fn held_dtype(&self, backend: &BackendKind, dtype: WeightDtype) -> Result<WeightDtype> {
         let is_float = matches!(&*self.tensors.main_dtype(), "f32" | "f16" | "bf16");
         Ok(match (backend, dtype) {
-            (Backend::Candle(ops), WeightDtype::Auto) if is_float => match device::float_dtype(ops.device())? {
+            (BackendKind::Candle(ops), WeightDtype::Auto) if is_float => match device::float_dtype(ops.device())? {
                 DType::F16 => WeightDtype::F16,
                 DType::BF16 => WeightDtype::Bf16,
                 _ => WeightDtype::F32,
@@ -331,7 +332,7 @@ impl Loaded {
 /// # Errors
 /// As [`load_for`].
 pub fn load(path: impl AsRef<Path>, dtype: WeightDtype, progress: &mut dyn FnMut(usize, usize)) -> Result<Loaded> {
-    load_for(&Backend::Kernels, path, dtype, progress)
+    load_for(&BackendKind::Kernels, path, dtype, progress)
 }
 
 /// Loads a model and its tokenizer.
@@ -342,7 +343,7 @@ pub fn load(path: impl AsRef<Path>, dtype: WeightDtype, progress: &mut dyn FnMut
 /// # Errors
 /// As [`open`](open()), [`Checkpoint::tokenizer`] and [`Checkpoint::model_for`].
 pub fn load_for(
-    backend: &Backend,
+    backend: &BackendKind,
     path: impl AsRef<Path>,
     dtype: WeightDtype,
     progress: &mut dyn FnMut(usize, usize),

@@ -8,16 +8,15 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-use candle_core::{DType, Device, Tensor};
+use candle_core::quantized::GgmlDType;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::tensors::{StoredDtype, StoredTensor, Tensors, aligned_buffer};
-use crate::device;
+use crate::backend::{Backend, BackendKind, Block, Candle, Embedding, Kernels, Weights};
 use crate::error::{Error, Result};
 use crate::kernels::quant::WeightMatrix;
-use crate::model::{Backend, Block, Embedding, Linear, Llama, LlamaConfig};
+use crate::model::{Llama, LlamaConfig};
 
 /// Rows that are converted at a time, on each thread: bounds what is held as f32.
 const CONVERTED_ROWS: usize = 4;
@@ -44,7 +43,7 @@ const FOREIGN_TENSORS: [(&str, &str); 11] = [
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WeightDtype {
     /// The file's own floats or quantised blocks, in the mapped file. For candle operations, quantised blocks as they are,
-    /// and floats in what suits the device (see [`device::float_dtype`]).
+    /// and floats in what suits the device (see [`float_dtype`](crate::device::float_dtype)).
     Auto,
     /// Everything widened to f32 in memory: slow, and the mode in which results are compared to references.
     F32,
@@ -207,7 +206,7 @@ pub fn assemble(
     dtype: WeightDtype,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Llama> {
-    assemble_for(&Backend::Kernels, tensors, assembly, config, dtype, progress)
+    assemble_for(&BackendKind::Kernels, tensors, assembly, config, dtype, progress)
 }
 
 /// Makes a model of tensors. For candle operations, they go to the device one by one: the host never holds a copy of
@@ -220,37 +219,50 @@ pub fn assemble(
 /// [`Error::BadFile`] for a tensor that is missing, has the wrong shape or belongs to no part of the model;
 /// [`Error::Unsupported`] for numbers that are not computed with; [`Error::Tensor`] if a device refuses.
 pub fn assemble_for(
-    backend: &Backend,
+    backend: &BackendKind,
     tensors: &Tensors,
     assembly: Assembly,
     config: LlamaConfig,
     dtype: WeightDtype,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Llama> {
-    Weights { tensors, assembly, dtype, backend, used: HashSet::new() }.model(config, progress)
+    match backend {
+        BackendKind::Kernels => assemble_with(Kernels::new(&config), tensors, assembly, config, dtype, progress),
+        BackendKind::Candle(ops) => {
+            assemble_with(Candle::new(ops.clone(), &config), tensors, assembly, config, dtype, progress)
+        }
+    }
+}
+
+fn assemble_with<B: Backend>(
+    backend: B,
+    tensors: &Tensors,
+    assembly: Assembly,
+    config: LlamaConfig,
+    dtype: WeightDtype,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Llama> {
+    let taker = Taker { tensors, assembly, dtype, backend: &backend, used: HashSet::new() };
+    let weights = taker.weights(&config, progress)?;
+    Llama::new(config, backend, weights)
 }
 
 /// Takes tensors by role and expected shape, and remembers which.
-struct Weights<'a> {
+struct Taker<'a, B> {
     tensors: &'a Tensors,
     assembly: Assembly,
     dtype: WeightDtype,
-    backend: &'a Backend,
+    backend: &'a B,
     used: HashSet<String>,
 }
 
-impl Weights<'_> {
-    fn model(mut self, config: LlamaConfig, progress: &mut dyn FnMut(usize, usize)) -> Result<Llama> {
-        let LlamaConfig { hidden_size, vocab_size, num_layers, .. } = config;
+impl<B: Backend> Taker<'_, B> {
+    fn weights(mut self, config: &LlamaConfig, progress: &mut dyn FnMut(usize, usize)) -> Result<Weights<B>> {
+        let LlamaConfig { hidden_size, vocab_size, num_layers, .. } = *config;
         self.refuse_foreign_quantisation()?;
         let table_name = self.weight_name(Role::EmbedTokens);
-        let embed_tokens = match self.backend {
-            Backend::Kernels => match self.matrix(&table_name, vocab_size, hidden_size)? {
-                MatrixWeights::Dense(table) => Embedding::dense(table),
-                MatrixWeights::Stored(table) => Embedding::stored(table),
-            },
-            Backend::Candle(_) => Embedding::stored(Arc::new(self.take(&table_name, &[vocab_size, hidden_size])?)),
-        };
+        let table = Arc::new(self.matrix(&table_name, vocab_size, hidden_size)?);
+        let embed_tokens = Embedding::new(Arc::clone(&table));
         let output_name = self.weight_name(Role::LmHead);
         let has_own = match self.assembly.output {
             OutputLayer::Own => true,
@@ -263,15 +275,12 @@ impl Weights<'_> {
             self.linear(Role::LmHead, vocab_size, hidden_size, bias)?
         } else {
             self.used.insert(output_name);
-            match self.backend {
-                Backend::Kernels => embed_tokens.tied_output(),
-                Backend::Candle(_) => self.linear(Role::EmbedTokens, vocab_size, hidden_size, Bias::Never)?,
-            }
+            self.backend.linear(table, None)?
         };
         let norm = self.vector(&self.weight_name(Role::Norm), hidden_size)?;
-        let mut layers = Vec::new();
+        let mut blocks = Vec::new();
         for layer in 0..num_layers {
-            layers.push(self.block(&config, layer)?);
+            blocks.push(self.block(config, layer)?);
             progress(layer + 1, num_layers);
         }
         let is_unused = |name: &str| !self.used.contains(name) && !self.assembly.naming.is_harmless(name);
@@ -280,13 +289,10 @@ impl Weights<'_> {
             return Err(Error::bad_file(&tensor.path, reason)
                 .with_hint("its effect would be lost; use a plain LLaMA checkpoint"));
         }
-        match self.backend {
-            Backend::Kernels => Llama::new(config, embed_tokens, layers, norm, lm_head),
-            Backend::Candle(ops) => Llama::on_device(config, embed_tokens, layers, norm, lm_head, ops.clone()),
-        }
+        Ok(Weights { embed_tokens, blocks, norm, lm_head })
     }
 
-    fn block(&mut self, config: &LlamaConfig, layer: usize) -> Result<Block> {
+    fn block(&mut self, config: &LlamaConfig, layer: usize) -> Result<Block<B>> {
         let LlamaConfig { hidden_size, intermediate_size, heads, .. } = *config;
         let Assembly { attention_bias, mlp_bias, .. } = self.assembly;
         let (queries, kv) = (heads.query_width(), heads.kv_width());
@@ -322,7 +328,7 @@ impl Weights<'_> {
         format!("{}.weight", self.assembly.naming.name(role))
     }
 
-    fn linear(&mut self, role: Role, rows: usize, cols: usize, bias: Bias) -> Result<Linear> {
+    fn linear(&mut self, role: Role, rows: usize, cols: usize, bias: Bias) -> Result<B::Linear> {
         let bias_name = format!("{}.bias", self.assembly.naming.name(role));
         let stored = self.tensors.get(&bias_name);
         let bias = match (bias, stored) {
@@ -331,55 +337,11 @@ impl Weights<'_> {
                 return Err(Error::bad_file(&tensor.path, reason).with_hint("its effect would be lost"));
             }
             (Bias::Never | Bias::IfPresent, None) => None,
-            (Bias::Always, _) | (Bias::IfPresent, Some(_)) => Some(self.vector(&bias_name, rows)?),
+            (Bias::Always, _) | (Bias::IfPresent, Some(_)) => Some(self.numbers(&bias_name, rows)?),
         };
         let name = self.weight_name(role);
-        let linear = match self.backend {
-            Backend::Kernels => match self.matrix(&name, rows, cols)? {
-                MatrixWeights::Dense(weight) => Linear::dense(weight),
-                MatrixWeights::Stored(weight) => Linear::stored(weight),
-            },
-            Backend::Candle(ops) => {
-                let matrix = self.take(&name, &[rows, cols])?;
-                self.on_device(&name, &matrix, ops.device())?
-            }
-        };
-        Ok(linear.with_bias(bias))
-    }
-
-    /// A matrix on a device, straight from its file.
-    fn on_device(&self, name: &str, matrix: &WeightMatrix, device: &Device) -> Result<Linear> {
-        let shape = (matrix.rows(), matrix.cols());
-        let stored = match matrix.dtype() {
-            GgmlDType::F32 => Some(DType::F32),
-            GgmlDType::F16 => Some(DType::F16),
-            GgmlDType::BF16 => Some(DType::BF16),
-            _ => None,
-        };
-        let wanted = match self.dtype {
-            WeightDtype::Auto => device::float_dtype(device)?,
-            WeightDtype::F32 => DType::F32,
-            WeightDtype::F16 => DType::F16,
-            WeightDtype::Bf16 => DType::BF16,
-        };
-        let dense = if let Some(dtype) = stored {
-            Tensor::from_raw_buffer(matrix.data(), dtype, &[shape.0, shape.1], device)?
-        } else {
-            let blocks = QTensor::new(QStorage::from_data(matrix.data().into(), device, matrix.dtype())?, shape)?;
-            if self.dtype == WeightDtype::Auto {
-                return Ok(Linear::quantised(blocks));
-            }
-            blocks.dequantize(device)?
-        };
-        let rounded = dense.to_dtype(wanted)?;
-        if wanted != DType::F32 && stored != Some(wanted) {
-            // No sum of a matrix's finite halves is too large for f32.
-            let sum = rounded.to_dtype(DType::F32)?.abs()?.sum_all()?.to_scalar::<f32>()?;
-            if !sum.is_finite() {
-                return Err(self.too_large(name, wanted.as_str()).with_hint("use --dtype bf16 or f32"));
-            }
-        }
-        Ok(Linear::dense(rounded))
+        let matrix = self.matrix(&name, rows, cols)?;
+        self.backend.linear(Arc::new(matrix), bias)
     }
 
     /// Says that a matrix's numbers don't fit the numbers they are to be in.
@@ -389,23 +351,30 @@ impl Weights<'_> {
         Error::bad_file(path, reason).with_hint("use --dtype auto, bf16 or f32")
     }
 
-    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<MatrixWeights> {
+    /// A weight matrix in the numbers that are asked for.
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<WeightMatrix> {
         let matrix = self.take(name, &[rows, cols])?;
-        Ok(match self.dtype {
-            WeightDtype::Auto => MatrixWeights::Stored(Arc::new(matrix)),
-            WeightDtype::F32 => MatrixWeights::Dense(widen(&matrix)?),
-            WeightDtype::F16 => MatrixWeights::Stored(Arc::new(self.rounded(name, matrix, GgmlDType::F16)?)),
-            WeightDtype::Bf16 => MatrixWeights::Stored(Arc::new(self.rounded(name, matrix, GgmlDType::BF16)?)),
-        })
+        let dtype = match self.dtype {
+            WeightDtype::Auto => self.backend.dtype(matrix.dtype())?,
+            WeightDtype::F32 => GgmlDType::F32,
+            WeightDtype::F16 => GgmlDType::F16,
+            WeightDtype::Bf16 => GgmlDType::BF16,
+        };
+        self.rounded(name, matrix, dtype)
     }
 
-    /// A norm's weight or a bias, f32.
-    fn vector(&mut self, name: &str, len: usize) -> Result<Tensor> {
-        let vector = widen(&self.take(name, &[len])?)?.squeeze(0)?;
-        match self.backend {
-            Backend::Kernels => Ok(vector),
-            Backend::Candle(ops) => Ok(vector.to_device(ops.device())?),
-        }
+    /// A norm's weight.
+    fn vector(&mut self, name: &str, len: usize) -> Result<B::Vector> {
+        let numbers = self.numbers(name, len)?;
+        self.backend.vector(numbers)
+    }
+
+    /// A norm's weight or a bias.
+    fn numbers(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
+        let stored = self.take(name, &[len])?;
+        let mut numbers = vec![0.0; len];
+        stored.dequantize_rows(0..1, &mut numbers);
+        Ok(numbers)
     }
 
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<WeightMatrix> {
@@ -424,8 +393,17 @@ impl Weights<'_> {
             return Ok(matrix);
         }
         let (bytes, is_finite) = match dtype {
-            GgmlDType::F16 => round_rows(&matrix, |value| f16::from_f32(value).to_bits(), f16::INFINITY.to_bits()),
-            _ => round_rows(&matrix, |value| bf16::from_f32(value).to_bits(), bf16::INFINITY.to_bits()),
+            GgmlDType::F16 => converted(&matrix, |value| {
+                let rounded = f16::from_f32(value);
+                (rounded.to_le_bytes(), rounded.is_finite())
+            }),
+            GgmlDType::BF16 => converted(&matrix, |value| {
+                let rounded = bf16::from_f32(value);
+                (rounded.to_le_bytes(), rounded.is_finite())
+            }),
+            // A number that is none is found where it is computed with.
+            GgmlDType::F32 => converted(&matrix, |value| (value.to_le_bytes(), true)),
+            _ => return Err(Error::unsupported(format!("converting tensor `{name}` to {dtype:?}"))),
         };
         if !is_finite {
             return Err(self.too_large(name, &format!("{dtype:?}")));
@@ -433,11 +411,6 @@ impl Weights<'_> {
         let (buffer, range) = bytes;
         WeightMatrix::new(Arc::new(buffer), range, dtype, matrix.rows(), matrix.cols())
     }
-}
-
-enum MatrixWeights {
-    Dense(Tensor),
-    Stored(Arc<WeightMatrix>),
 }
 
 /// A tensor's bytes as a matrix, in place if they are aligned.
@@ -457,39 +430,30 @@ pub(super) fn stored_matrix(name: &str, tensor: &StoredTensor, rows: usize, cols
         .map_err(|error| Error::bad_file(&tensor.path, format!("tensor `{name}`: {error}")))
 }
 
-/// A matrix's numbers rounded to two bytes each, and whether all of them are finite.
-///
-/// * `infinity`: its bits, which are those of the exponent
-fn round_rows(
+/// A matrix's numbers in other bytes, and whether all of them are finite there.
+fn converted<const BYTES: usize>(
     matrix: &WeightMatrix,
-    narrow: impl Fn(f32) -> u16 + Sync,
-    infinity: u16,
+    convert: impl Fn(f32) -> ([u8; BYTES], bool) + Sync,
 ) -> ((Vec<u8>, std::ops::Range<usize>), bool) {
     let cols = matrix.cols();
-    let (mut buffer, range) = aligned_buffer(matrix.rows() * cols * 2);
+    let (mut buffer, range) = aligned_buffer(matrix.rows() * cols * BYTES);
     let is_finite = AtomicBool::new(true);
-    let tasks = buffer[range.clone()].par_chunks_mut(CONVERTED_ROWS * cols * 2).enumerate();
+    let tasks = buffer[range.clone()].par_chunks_mut(CONVERTED_ROWS * cols * BYTES).enumerate();
     tasks.for_each_init(Vec::new, |wide: &mut Vec<f32>, (task, out)| {
         let first = task * CONVERTED_ROWS;
-        let rows = out.len() / (cols * 2);
+        let rows = out.len() / (cols * BYTES);
         wide.resize(rows * cols, 0.0);
         matrix.dequantize_rows(first..first + rows, wide);
-        let (out, _) = out.as_chunks_mut::<2>();
+        let (out, _) = out.as_chunks_mut::<BYTES>();
         let mut finite = true;
         for (out, &value) in out.iter_mut().zip(wide.iter()) {
-            let bits = narrow(value);
-            finite &= bits & infinity != infinity;
-            *out = bits.to_le_bytes();
+            let (bytes, is_finite) = convert(value);
+            finite &= is_finite;
+            *out = bytes;
         }
         if !finite {
             is_finite.store(false, Ordering::Relaxed);
         }
     });
     ((buffer, range), is_finite.into_inner())
-}
-
-fn widen(matrix: &WeightMatrix) -> Result<Tensor> {
-    let mut numbers = vec![0.0; matrix.rows() * matrix.cols()];
-    matrix.dequantize_rows(0..matrix.rows(), &mut numbers);
-    Ok(Tensor::from_vec(numbers, (matrix.rows(), matrix.cols()), &Device::Cpu)?)
 }

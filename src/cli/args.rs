@@ -108,14 +108,15 @@ pub struct DeviceArgs {
     pub device: String,
     /// What computes: the CPU's own kernels, or candle operations on any device; auto is the first on the CPU and the
     /// second elsewhere
-    #[arg(long, value_enum, default_value_t = Attention::Auto)]
-    pub attention: Attention,
+    #[arg(long, alias = "attention", value_enum, default_value_t = BackendChoice::Auto)]
+    pub backend: BackendChoice,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Attention {
+pub enum BackendChoice {
     Auto,
-    Cpu,
+    #[value(alias = "cpu")]
+    Kernels,
     Candle,
 }
 

@@ -1,12 +1,12 @@
 //! Where a model is computed, and by what.
 
+use adaptive_kvcache::backend::BackendKind;
 use adaptive_kvcache::device::DeviceChoice;
-use adaptive_kvcache::model::Backend;
 use adaptive_kvcache::ops::Ops;
 use adaptive_kvcache::{Error, Result};
 use candle_core::Device;
 
-use super::args::{Attention, DeviceArgs};
+use super::args::{BackendChoice, DeviceArgs};
 use super::terminal::note;
 
 /// Opens what the user asks for. If a GPU was looked for in vain, one line on standard error says so.
@@ -14,14 +14,14 @@ use super::terminal::note;
 /// # Errors
 /// [`Error::Input`] for an unknown device; as [`DeviceChoice::open`]; [`Error::Unsupported`] for CPU kernels on another
 /// device than the CPU.
-pub fn backend(args: &DeviceArgs) -> Result<Backend> {
+pub fn backend(args: &DeviceArgs) -> Result<BackendKind> {
     let choice: DeviceChoice = args.device.parse()?;
-    if args.attention == Attention::Cpu {
+    if args.backend == BackendChoice::Kernels {
         return match choice {
-            DeviceChoice::Auto | DeviceChoice::Cpu => Ok(Backend::Kernels),
+            DeviceChoice::Auto | DeviceChoice::Cpu => Ok(BackendKind::Kernels),
             DeviceChoice::Cuda(_) | DeviceChoice::Metal => {
-                Err(Error::unsupported(format!("--attention cpu on device `{}`", args.device))
-                    .with_hint("use --attention candle or auto, or --device cpu"))
+                Err(Error::unsupported(format!("--backend kernels on device `{}`", args.device))
+                    .with_hint("use --backend candle or auto, or --device cpu"))
             }
         };
     }
@@ -30,7 +30,7 @@ pub fn backend(args: &DeviceArgs) -> Result<Backend> {
         note(format_args!("computing on the CPU: {reason}"));
     }
     match device {
-        Device::Cpu if args.attention == Attention::Auto => Ok(Backend::Kernels),
-        device => Ok(Backend::Candle(Ops::new(device)?)),
+        Device::Cpu if args.backend == BackendChoice::Auto => Ok(BackendKind::Kernels),
+        device => Ok(BackendKind::Candle(Ops::new(device)?)),
     }
 }

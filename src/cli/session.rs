@@ -94,10 +94,8 @@ impl Session {
 
     /// The device's name, and what computes, for reports.
     pub fn device(&self) -> (String, &'static str) {
-        match self.loaded.model.ops() {
-            Some(ops) => (device::name(ops.device()), "candle"),
-            None => ("cpu".to_owned(), "cpu"),
-        }
+        let model = &self.loaded.model;
+        (model.ops().map_or_else(|| "cpu".to_owned(), |ops| device::name(ops.device())), model.backend())
     }
 
     /// The device's memory, if it has its own and its driver tells.

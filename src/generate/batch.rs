@@ -287,7 +287,7 @@ impl<'a> Batch<'a> {
     /// Refuses what does not even fit alone.
     fn expect_fit(&self, name: &str, needed: usize) -> Result<()> {
         let Some(budget) = self.limits.kv_bytes.filter(|&budget| needed > budget) else { return Ok(()) };
-        let (needed, budget) = (crate::report::size(needed), crate::report::size(budget));
+        let (needed, budget) = (crate::sizes::size(needed), crate::sizes::size(budget));
         Err(Error::input(format!(
             "{name} and the text to generate need {needed} of KV cache, more than the budget of {budget}"
         ))

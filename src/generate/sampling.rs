@@ -1,5 +1,6 @@
 //! Drawing a token from logits: repeat penalty, top-k, top-p, min-p, temperature, in this order (llama.cpp's).
 
+use std::cmp::Ordering;
 use std::collections::HashSet;
 
 use rand::SeedableRng;
@@ -115,19 +116,13 @@ impl Sampler {
             return argmax(&penalised).and_then(|best| u32::try_from(best).ok());
         }
         let mut candidates: Vec<(u32, f32)> = (0u32..).zip(penalised).filter(|(_, logit)| logit.is_finite()).collect();
-        candidates.sort_by(|(a_id, a), (b_id, b)| b.total_cmp(a).then(a_id.cmp(b_id)));
-        if top_k > 0 {
+        let best = candidates.iter().map(|(_, logit)| *logit).max_by(f32::total_cmp)?;
+        if top_k > 0 && top_k < candidates.len() {
+            candidates.select_nth_unstable_by(top_k - 1, likelier);
             candidates.truncate(top_k);
         }
-        let best = candidates.first()?.1;
         if top_p < 1.0 {
-            let total: f32 = candidates.iter().map(|(_, logit)| (logit - best).exp()).sum();
-            let mut held = 0.0;
-            let enough = candidates.iter().position(|(_, logit)| {
-                held += (logit - best).exp() / total;
-                held >= top_p
-            });
-            candidates.truncate(enough.map_or(candidates.len(), |index| index + 1));
+            keep_nucleus(&mut candidates, best, top_p);
         }
         candidates.retain(|(_, logit)| (logit - best).exp() >= min_p);
         let weights = candidates.iter().map(|(_, logit)| ((logit - best) / temperature).exp());
@@ -150,9 +145,69 @@ impl Sampler {
     }
 }
 
+/// The order of tokens by their scores, the likeliest first; of equal ones, that with the smaller id.
+fn likelier((a_id, a): &(u32, f32), (b_id, b): &(u32, f32)) -> Ordering {
+    b.total_cmp(a).then(a_id.cmp(b_id))
+}
+
+/// How many of the likeliest tokens are put in order first: most often they are enough.
+const FIRST_SORTED: usize = 64;
+
+/// Keeps the fewest likeliest tokens that hold a share of the probability, in order, without sorting the others.
+///
+/// * `best`: the largest score
+fn keep_nucleus(candidates: &mut Vec<(u32, f32)>, best: f32, top_p: f32) {
+    let total: f32 = candidates.iter().map(|(_, logit)| (logit - best).exp()).sum();
+    let (mut sorted, mut held) = (0, 0.0);
+    while sorted < candidates.len() {
+        let count = sorted.max(FIRST_SORTED).min(candidates.len() - sorted);
+        if count < candidates.len() - sorted {
+            candidates[sorted..].select_nth_unstable_by(count - 1, likelier);
+        }
+        candidates[sorted..sorted + count].sort_unstable_by(likelier);
+        for index in sorted..sorted + count {
+            held += (candidates[index].1 - best).exp() / total;
+            if held >= top_p {
+                candidates.truncate(index + 1);
+                return;
+            }
+        }
+        sorted += count;
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use rand::Rng;
+
     use super::*;
+
+    /// The same tokens as with all of them sorted, whatever the scores: flat, steep, or many of them equal.
+    #[test]
+    fn a_nucleus_is_that_of_a_whole_sort() {
+        let mut random = StdRng::seed_from_u64(7);
+        for case in 0..200 {
+            let (len, spread) = (1 + case * 7, [0.01, 1.0, 20.0][case % 3]);
+            let score = |_| (random.random::<f32>() * 50.0).floor() / 50.0 * spread;
+            let logits: Vec<f32> = (0..len).map(score).collect();
+            let all: Vec<(u32, f32)> = (0u32..).zip(logits.iter().copied()).collect();
+            let best = logits.iter().copied().fold(f32::MIN, f32::max);
+            let mut sorted = all.clone();
+            sorted.sort_by(likelier);
+            let total: f32 = all.iter().map(|(_, logit)| (logit - best).exp()).sum();
+            for top_p in [0.0, 0.3, 0.9, 0.999] {
+                let (mut held, mut expected) = (0.0, sorted.clone());
+                let enough = sorted.iter().position(|(_, logit)| {
+                    held += (logit - best).exp() / total;
+                    held >= top_p
+                });
+                expected.truncate(enough.map_or(len, |index| index + 1));
+                let mut nucleus = all.clone();
+                keep_nucleus(&mut nucleus, best, top_p);
+                assert_eq!(nucleus, expected, "{len} tokens, spread {spread}, {top_p}");
+            }
+        }
+    }
 
     fn draws(options: SamplingOptions, logits: &[f32], count: usize) -> Vec<u32> {
         let mut sampler = Sampler::new(options, &[]);

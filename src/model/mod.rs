@@ -1,32 +1,10 @@
-//! LLaMA: configuration, blocks, rotary positions and linear layers. Weights only: state lives in the cache that a call
-//! is given.
+//! LLaMA: the forward pass of a prompt ([`prefill`]), and the model as others use it. Weights only: state lives in the
+//! cache that a call is given. What computes is a [backend](crate::backend).
 
-mod block;
-mod config;
-mod device;
-mod host;
-mod layer_pass;
-mod linear;
+mod keeper;
 mod llama;
-mod pass;
-mod rope;
-pub mod rope_scaling;
-mod step;
+mod prefill;
 
-use crate::ops::Ops;
-
-pub use block::Block;
-pub use config::{DynamicNtk, LlamaConfig, RopeLayout, RopeSettings};
-pub use linear::{Embedding, Linear};
-pub use llama::{Llama, Prefill, PrefillObserver, PrefillOptions};
-pub use rope::Rope;
-
-/// What computes a model, and so where its weights are.
-#[derive(Debug, Clone, Default)]
-pub enum Backend {
-    /// The CPU kernels, on weights as their file stores them.
-    #[default]
-    Kernels,
-    /// Candle operations, on weights that are tensors on a device.
-    Candle(Ops),
-}
+pub use crate::arch::{DynamicNtk, LlamaConfig, Rope, RopeLayout, RopeSettings};
+pub use llama::Llama;
+pub use prefill::{Prefill, PrefillObserver, PrefillOptions};

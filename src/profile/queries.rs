@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use crate::attention::HeadLayout;
+use crate::arch::HeadLayout;
 use crate::error::{Error, Result};
 use crate::kernels::gemm::{Matrix, MatrixMut};
 use crate::policy::methods::QueryMoments;

@@ -7,7 +7,8 @@ use std::ops::Range;
 
 use adaptive_kvcache::attention::HeadLayout;
 use adaptive_kvcache::attention::decode::plain_row_weights;
-use adaptive_kvcache::cache::{HeadCache, KvDtype};
+use adaptive_kvcache::backend::HeadCache;
+use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::kernels::attend::{HeadRows, attend_range, row_weights};
 use adaptive_kvcache::kernels::simd::InstructionSet;
 use adaptive_kvcache::kernels::vector::{MAX_HEAD_DIM, merge_partial};
@@ -31,9 +32,9 @@ fn tolerance(dtype: KvDtype) -> f64 {
 
 fn head(dtype: KvDtype, head_dim: usize, len: usize, rng: &mut StdRng) -> HeadCache {
     let mut head = HeadCache::new(head_dim, dtype).unwrap();
-    for position in 0..len {
+    for _ in 0..len {
         let (key, value) = (uniform(rng, head_dim, 2.0), uniform(rng, head_dim, 1.0));
-        head.push(&key, &value, position as u32).unwrap();
+        head.push(&key, &value).unwrap();
     }
     head
 }
@@ -174,7 +175,7 @@ fn scores_of_large_magnitude() {
                 let rng = &mut seeded(1);
                 let mut head = HeadCache::new(32, dtype).unwrap();
                 for row in 0..LEN {
-                    head.push(&[height(row); 32], &uniform(rng, 32, 1.0), row as u32).unwrap();
+                    head.push(&[height(row); 32], &uniform(rng, 32, 1.0)).unwrap();
                 }
                 let queries = [[scale / 32.0; 32], [-scale / 32.0; 32]].concat();
                 let case = format!("{dtype:?}, {what}, scores to {scale}");
@@ -205,7 +206,7 @@ fn what_is_not_a_number_stays_none() {
                             spoil(&mut key, in_key);
                             spoil(&mut value, in_value);
                         }
-                        head.push(&key, &value, position as u32).unwrap();
+                        head.push(&key, &value).unwrap();
                     }
                     let mut queries = queries(2, 32, 1.0, rng);
                     spoil(&mut queries, in_query);

@@ -6,8 +6,10 @@ use adaptive_kvcache::Error;
 use adaptive_kvcache::attention::HeadLayout;
 use adaptive_kvcache::attention::decode::decode;
 use adaptive_kvcache::attention::map::MapAccumulator;
-use adaptive_kvcache::attention::prefill::{PromptRows, QueryBlock, largest_differences, prefill};
-use adaptive_kvcache::cache::{HeadCache, KvDtype};
+use adaptive_kvcache::attention::prefill::{QueryBlock, largest_differences, prefill};
+use adaptive_kvcache::attention::prompt_rows::PromptRows;
+use adaptive_kvcache::backend::HeadCache;
+use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::profile::stats::MassRequest;
 use adaptive_kvcache::profile::{LayerStats, StatsRequest};
 use half::f16;
@@ -352,8 +354,8 @@ struct CachedHead {
 /// Puts rows `[kept, head_dim]` into a cache.
 fn cached(dtype: KvDtype, head_dim: usize, keys: &[f32], values: &[f32]) -> HeadCache {
     let mut head = HeadCache::new(head_dim, dtype).unwrap();
-    for (row, (key, value)) in keys.chunks(head_dim).zip(values.chunks(head_dim)).enumerate() {
-        head.push(key, value, row as u32).unwrap();
+    for (key, value) in keys.chunks(head_dim).zip(values.chunks(head_dim)) {
+        head.push(key, value).unwrap();
     }
     head
 }

@@ -2,7 +2,7 @@
 //!
 //! `tests/data/kvpress.json` was made by `scripts/compare_kvpress.sh`, which also compares the real model.
 
-use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerCacheManager, LayerSummary, Retention};
+use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype};
 use adaptive_kvcache::config::{AdaptiveConfig, Budget};
 use adaptive_kvcache::policy::{METHODS, ratio_count};
@@ -125,7 +125,7 @@ fn a_budget_is_of_what_is_decided_about() {
 }
 
 fn positions(cache: &AdaptiveKvCache) -> Vec<Vec<u32>> {
-    cache.layers().iter().flat_map(LayerCacheManager::heads).map(|head| head.positions().to_vec()).collect()
+    cache.ledgers().iter().flat_map(|ledger| ledger.positions().to_vec()).collect()
 }
 
 #[test]

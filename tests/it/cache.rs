@@ -4,9 +4,11 @@
 
 use adaptive_kvcache::Error;
 use adaptive_kvcache::attention::HeadLayout;
-use adaptive_kvcache::attention::prefill::PromptRows;
-use adaptive_kvcache::cache::{AdaptiveKvCache, HeadCache, KvDtype, LayerCacheManager, Retention};
+use adaptive_kvcache::attention::prompt_rows::{PromptKv, PromptRows};
+use adaptive_kvcache::backend::{CandleRows, HeadCache, KernelLayer, KernelRows};
+use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, Retention};
 use adaptive_kvcache::profile::HeadChoice;
+use adaptive_kvcache::tokens::TokenClass;
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use half::f16;
@@ -26,7 +28,7 @@ const LLAMA_2_7B: HeadLayout = HeadLayout { num_heads: 32, num_kv_heads: 32, hea
 const SMALL: HeadLayout = HeadLayout { num_heads: 4, num_kv_heads: 2, head_dim: 4 };
 
 fn cache(layout: HeadLayout, dtype: KvDtype) -> AdaptiveKvCache {
-    AdaptiveKvCache::new(1, layout, dtype, Retention::Full).unwrap()
+    AdaptiveKvCache::new(1, &KernelRows::new(layout, dtype).unwrap(), Retention::Full)
 }
 
 /// A number that says which head and position it belongs to, and that f16 holds exactly.
@@ -39,13 +41,13 @@ fn token(layout: HeadLayout, position: usize, sign: f32) -> Vec<f32> {
 }
 
 /// Keys are their positions, values the same negated.
-fn prompt(layout: HeadLayout, len: usize) -> (PromptRows, PromptRows) {
+fn prompt(layout: HeadLayout, len: usize) -> PromptKv {
     let rows = |sign| {
         let mut rows = PromptRows::with_capacity(layout, len);
         (0..len).for_each(|position| rows.push(&token(layout, position, sign)).unwrap());
         rows
     };
-    (rows(1.0), rows(-1.0))
+    PromptKv { keys: rows(1.0), values: rows(-1.0) }
 }
 
 fn choices(positions: &[&[u32]]) -> Vec<HeadChoice> {
@@ -73,11 +75,10 @@ fn rows(head: &HeadCache) -> (Vec<f32>, Vec<f32>) {
 
 /// Asserts that every head holds the rows of its positions.
 #[track_caller]
-fn assert_holds(layer: &LayerCacheManager, layout: HeadLayout, positions: &[Vec<u32>]) {
-    assert_eq!(layer.heads().len(), positions.len());
-    assert_eq!(layer.rows().len(), positions.len());
-    for (kv_head, (head, positions)) in layer.heads().iter().zip(positions).enumerate() {
-        assert_eq!(head.positions(), positions, "KV head {kv_head}");
+fn assert_holds(layer: &KernelLayer, layout: HeadLayout, positions: &[Vec<u32>]) {
+    assert_eq!(layer.positions(), positions);
+    assert_eq!(layer.rows().for_attention().len(), positions.len());
+    for (kv_head, (head, positions)) in layer.rows().heads().iter().zip(positions).enumerate() {
         assert_eq!((head.len(), head.is_empty()), (positions.len(), positions.is_empty()));
         let expected: Vec<_> = positions
             .iter()
@@ -90,7 +91,7 @@ fn assert_holds(layer: &LayerCacheManager, layout: HeadLayout, positions: &[Vec<
 
 #[test]
 fn the_memory_of_the_originals_published_run() {
-    let (keys, values) = prompt(LLAMA_2_7B, 18);
+    let prompt = prompt(LLAMA_2_7B, 18);
     // Layer 30 of SPEC's table: 18.924 % of 576 rows, that is 109, are not kept.
     let kept: Vec<Vec<u32>> = (0..32).map(|head| (0..if head < 13 { 14 } else { 15 }).collect()).collect();
     assert_eq!(kept.iter().map(Vec::len).sum::<usize>(), 576 - 109);
@@ -98,7 +99,7 @@ fn the_memory_of_the_originals_published_run() {
 
     let mut cache = cache(LLAMA_2_7B, KvDtype::F16);
     assert_eq!(cache.bytes().saved_ratio(), 0.0, "nothing is saved of nothing");
-    let summary = cache.layer_mut(0).unwrap().store_prompt(&keys, &values, Some(choices(&kept))).unwrap();
+    let summary = cache.layers_mut::<KernelRows>().unwrap()[0].store_prompt(&prompt, Some(choices(&kept))).unwrap();
     let bytes = summary.bytes;
     assert_eq!((bytes.raw, bytes.kept), (32 * 18 * 128 * 2 * 2, (576 - 109) * 128 * 2 * 2));
     assert_eq!(format!("{:.3} MB -> {:.3}MB", bytes.raw as f64 / MB, bytes.kept as f64 / MB), "0.281 MB -> 0.228MB");
@@ -111,13 +112,13 @@ fn storing_a_prompt_allocates_exactly_what_is_kept() {
     let layout = HeadLayout { num_heads: 3, num_kv_heads: 3, head_dim: 128 };
     for dtype in KvDtype::ALL {
         for len in [1_usize, 18, 1000] {
-            let (keys, values) = prompt(layout, len);
+            let prompt = prompt(layout, len);
             let everything: Vec<u32> = (0..len as u32).collect();
             let odd: Vec<u32> = everything.iter().copied().filter(|position| position % 2 == 1).collect();
             let mut cache = cache(layout, dtype);
-            let layer = cache.layer_mut(0).unwrap();
+            let layer = &mut cache.layers_mut::<KernelRows>().unwrap()[0];
             let kept = choices(&[&everything, &odd, &[len as u32 - 1]]);
-            let bytes = layer.store_prompt(&keys, &values, Some(kept)).unwrap().bytes;
+            let bytes = layer.store_prompt(&prompt, Some(kept)).unwrap().bytes;
             let rows = len + len / 2 + 1;
             assert_eq!(bytes.kept, rows * 2 * dtype.row_bytes(128));
             assert_eq!(bytes.raw, 3 * len * 2 * dtype.row_bytes(128));
@@ -131,17 +132,19 @@ fn storing_a_prompt_allocates_exactly_what_is_kept() {
 #[test]
 fn every_head_keeps_the_rows_of_its_positions_and_new_ones() {
     for dtype in [KvDtype::F16, KvDtype::F32] {
-        let (keys, values) = prompt(SMALL, 10);
+        let prompt = prompt(SMALL, 10);
         let mut cache = cache(SMALL, dtype);
-        let layer = cache.layer_mut(0).unwrap();
-        let summary = layer.store_prompt(&keys, &values, Some(choices(&[&[0, 3, 9], &[]]))).unwrap();
+        let layer = &mut cache.layers_mut::<KernelRows>().unwrap()[0];
+        let summary = layer.store_prompt(&prompt, Some(choices(&[&[0, 3, 9], &[]]))).unwrap();
         assert_eq!((summary.layer, summary.prompt_len), (0, 10));
         assert_eq!(summary.heads[0].positions, [0, 3, 9]);
         assert_eq!((summary.heads[1].kv_head, summary.heads[1].level), (1, Some(1)));
         assert_eq!(summary.heads[1].recovered, [0.5, 0.5]);
         assert_holds(layer, SMALL, &[vec![0, 3, 9], vec![]]);
         for position in 10..50 {
-            layer.append(&token(SMALL, position, 1.0), &token(SMALL, position, -1.0), position).unwrap();
+            layer
+                .append(&token(SMALL, position, 1.0), &token(SMALL, position, -1.0), position, TokenClass::default())
+                .unwrap();
             let new: Vec<u32> = (10..=position as u32).collect();
             assert_holds(layer, SMALL, &[[&[0, 3, 9], &new[..]].concat(), new]);
             let row_bytes = 2 * dtype.row_bytes(SMALL.head_dim);
@@ -156,10 +159,10 @@ fn every_head_keeps_the_rows_of_its_positions_and_new_ones() {
 
 #[test]
 fn without_choices_everything_is_kept() {
-    let (keys, values) = prompt(SMALL, 5);
+    let prompt = prompt(SMALL, 5);
     let mut cache = cache(SMALL, KvDtype::F32);
-    let layer = cache.layer_mut(0).unwrap();
-    let summary = layer.store_prompt(&keys, &values, None).unwrap();
+    let layer = &mut cache.layers_mut::<KernelRows>().unwrap()[0];
+    let summary = layer.store_prompt(&prompt, None).unwrap();
     assert!(summary.heads.iter().all(|head| head.level.is_none() && head.recovered.is_empty()));
     assert_holds(layer, SMALL, &[(0..5).collect(), (0..5).collect()]);
     assert_eq!((summary.bytes.raw, summary.bytes.saved_ratio()), (summary.bytes.kept, 0.0));
@@ -170,14 +173,14 @@ fn without_choices_everything_is_kept() {
 fn slack_of_a_growing_head_is_bounded_and_growth_is_rare() {
     for dtype in KvDtype::ALL {
         for head_dim in [1, 80, 128].into_iter().filter(|&head_dim| dtype.check(head_dim).is_ok()) {
-            let row_bytes = 2 * dtype.row_bytes(head_dim) + POSITION_BYTES;
+            let row_bytes = 2 * dtype.row_bytes(head_dim);
             let mut head = HeadCache::new(head_dim, dtype).unwrap();
             assert_eq!(head.allocated_bytes(), 0);
             let row = vec![1.0; head_dim];
             let mut growths = 0;
             for position in 0..4000_usize {
                 let before = head.allocated_bytes();
-                head.push(&row, &row, position as u32).unwrap();
+                head.push(&row, &row).unwrap();
                 growths += usize::from(head.allocated_bytes() != before);
                 let len = head.len();
                 assert_eq!(len, position + 1);
@@ -192,60 +195,70 @@ fn slack_of_a_growing_head_is_bounded_and_growth_is_rare() {
 
 #[test]
 fn a_fork_does_not_see_what_the_other_appends() {
-    let (keys, values) = prompt(SMALL, 3);
+    let prompt = prompt(SMALL, 3);
     let mut cache = cache(SMALL, KvDtype::F16);
-    cache.layer_mut(0).unwrap().store_prompt(&keys, &values, None).unwrap();
+    cache.layers_mut::<KernelRows>().unwrap()[0].store_prompt(&prompt, None).unwrap();
     cache.settle(3);
     let mut fork = cache.clone();
-    fork.layer_mut(0).unwrap().append(&token(SMALL, 3, 1.0), &token(SMALL, 3, -1.0), 3).unwrap();
+    fork.layers_mut::<KernelRows>().unwrap()[0]
+        .append(&token(SMALL, 3, 1.0), &token(SMALL, 3, -1.0), 3, TokenClass::default())
+        .unwrap();
     fork.advance(1);
-    assert_holds(&cache.layers()[0], SMALL, &[vec![0, 1, 2], vec![0, 1, 2]]);
-    assert_holds(&fork.layers()[0], SMALL, &[vec![0, 1, 2, 3], vec![0, 1, 2, 3]]);
+    assert_holds(&cache.layers::<KernelRows>().unwrap()[0], SMALL, &[vec![0, 1, 2], vec![0, 1, 2]]);
+    assert_holds(&fork.layers::<KernelRows>().unwrap()[0], SMALL, &[vec![0, 1, 2, 3], vec![0, 1, 2, 3]]);
     assert_eq!((cache.seen(), fork.seen()), (3, 4));
 }
 
 #[test]
-fn positions_must_ascend() {
+fn rows_of_another_size_are_refused() {
     let mut head = HeadCache::new(2, KvDtype::F32).unwrap();
-    head.push(&[1.0, 2.0], &[3.0, 4.0], 5).unwrap();
-    for position in [0, 4, 5] {
-        assert!(matches!(head.push(&[0.0; 2], &[0.0; 2], position), Err(Error::Shape { .. })), "{position} after 5");
+    head.push(&[1.0, 2.0], &[3.0, 4.0]).unwrap();
+    assert!(matches!(head.push(&[0.0; 3], &[0.0; 2]), Err(Error::Shape { .. })), "a key too long");
+    assert!(matches!(head.push(&[0.0; 2], &[0.0; 1]), Err(Error::Shape { .. })), "a value too short");
+    assert_eq!(rows(&head), (vec![1.0, 2.0], vec![3.0, 4.0]), "what is refused leaves no trace");
+}
+
+/// Rows of another backend's are an error wherever a cache is looked into.
+#[test]
+fn a_cache_of_another_backend_is_refused() {
+    let mut cache = cache(SMALL, KvDtype::F32);
+    for error in [
+        cache.layers::<CandleRows>().unwrap_err(),
+        cache.layers_mut::<CandleRows>().unwrap_err(),
+        cache.expect_shape::<CandleRows>(1, SMALL).unwrap_err(),
+    ] {
+        assert!(matches!(&error, Error::Shape { .. }) && error.to_string().contains("CandleRows"), "{error}");
     }
-    assert!(matches!(head.push(&[0.0; 3], &[0.0; 2], 6), Err(Error::Shape { .. })), "a key too long");
-    assert!(matches!(head.push(&[0.0; 2], &[0.0; 1], 6), Err(Error::Shape { .. })), "a value too short");
-    assert_eq!(head.positions(), [5], "what is refused leaves no trace");
-    assert_eq!(rows(&head), (vec![1.0, 2.0], vec![3.0, 4.0]));
-    head.push(&[0.0; 2], &[0.0; 2], 6).unwrap();
-    assert_eq!(head.positions(), [5, 6]);
+    cache.expect_shape::<KernelRows>(1, SMALL).unwrap();
 }
 
 #[test]
 fn a_prompt_that_does_not_fit_is_refused() {
-    let (keys, values) = prompt(SMALL, 5);
-    let (_, short) = prompt(SMALL, 4);
-    for (what, values, kept) in [
-        ("a head too few", &values, choices(&[&[0]])),
-        ("a head too many", &values, choices(&[&[0], &[0], &[0]])),
-        ("heads in another order", &values, choices(&[&[0], &[0]]).into_iter().rev().collect()),
-        ("a position beyond the prompt", &values, choices(&[&[0], &[5]])),
-        ("positions that descend", &values, choices(&[&[0], &[2, 1]])),
-        ("a position twice", &values, choices(&[&[0], &[2, 2]])),
+    let whole = prompt(SMALL, 5);
+    let short = PromptKv { keys: whole.keys.clone(), values: prompt(SMALL, 4).values };
+    for (what, prompt, kept) in [
+        ("a head too few", &whole, choices(&[&[0]])),
+        ("a head too many", &whole, choices(&[&[0], &[0], &[0]])),
+        ("heads in another order", &whole, choices(&[&[0], &[0]]).into_iter().rev().collect()),
+        ("a position beyond the prompt", &whole, choices(&[&[0], &[5]])),
+        ("positions that descend", &whole, choices(&[&[0], &[2, 1]])),
+        ("a position twice", &whole, choices(&[&[0], &[2, 2]])),
         ("fewer values than keys", &short, choices(&[&[0], &[0]])),
     ] {
         let mut cache = cache(SMALL, KvDtype::F32);
-        let result = cache.layer_mut(0).unwrap().store_prompt(&keys, values, Some(kept));
-        assert!(matches!(result, Err(Error::Shape { .. })), "{what}");
+        let layer = &mut cache.layers_mut::<KernelRows>().unwrap()[0];
+        assert!(matches!(layer.store_prompt(prompt, Some(kept)), Err(Error::Shape { .. })), "{what}");
+        assert_holds(layer, SMALL, &[vec![], vec![]]);
     }
     let mut cache = cache(SMALL, KvDtype::F32);
-    assert!(matches!(cache.layer_mut(1), Err(Error::Shape { .. })));
-    let layer = cache.layer_mut(0).unwrap();
-    layer.store_prompt(&keys, &values, None).unwrap();
-    let without_past = layer.store_prompt(&keys, &values, None);
+    let layer = &mut cache.layers_mut::<KernelRows>().unwrap()[0];
+    layer.store_prompt(&whole, None).unwrap();
+    let without_past = layer.store_prompt(&whole, None);
     assert!(matches!(without_past, Err(Error::Shape { .. })), "rows that do not begin with what is held");
-    let (mut keys, mut values) = layer.prompt_rows(1).unwrap();
-    keys.push(&token(SMALL, 5, 1.0)).unwrap();
-    values.push(&token(SMALL, 5, -1.0)).unwrap();
-    let settled = layer.store_prompt(&keys, &values, Some(choices(&[&[4], &[5]])));
+    let mut prompt = layer.rows().prompt(1).unwrap();
+    prompt.keys.push(&token(SMALL, 5, 1.0)).unwrap();
+    prompt.values.push(&token(SMALL, 5, -1.0)).unwrap();
+    let settled = layer.store_prompt(&prompt, Some(choices(&[&[4], &[5]])));
     assert!(matches!(settled, Err(Error::Shape { .. })), "a position that was decided about before");
 }
 
@@ -253,26 +266,28 @@ fn a_prompt_that_does_not_fit_is_refused() {
 #[test]
 fn a_further_prompt_decides_about_what_came_since_the_one_before() {
     for dtype in [KvDtype::F32, KvDtype::F16] {
-        let (keys, values) = prompt(SMALL, 5);
+        let prompt = prompt(SMALL, 5);
         let mut cache = cache(SMALL, dtype);
-        let layer = cache.layer_mut(0).unwrap();
-        layer.store_prompt(&keys, &values, Some(choices(&[&[0, 3], &[2]]))).unwrap();
+        let layer = &mut cache.layers_mut::<KernelRows>().unwrap()[0];
+        layer.store_prompt(&prompt, Some(choices(&[&[0, 3], &[2]]))).unwrap();
         for position in 5..8 {
-            layer.append(&token(SMALL, position, 1.0), &token(SMALL, position, -1.0), position).unwrap();
+            layer
+                .append(&token(SMALL, position, 1.0), &token(SMALL, position, -1.0), position, TokenClass::default())
+                .unwrap();
         }
-        let (mut keys, mut values) = layer.prompt_rows(4).unwrap();
+        let mut prompt = layer.rows().prompt(4).unwrap();
         for position in 8..12 {
-            keys.push(&token(SMALL, position, 1.0)).unwrap();
-            values.push(&token(SMALL, position, -1.0)).unwrap();
+            prompt.keys.push(&token(SMALL, position, 1.0)).unwrap();
+            prompt.values.push(&token(SMALL, position, -1.0)).unwrap();
         }
-        let summary = layer.store_prompt(&keys, &values, Some(choices(&[&[6, 8, 11], &[]]))).unwrap();
+        let summary = layer.store_prompt(&prompt, Some(choices(&[&[6, 8, 11], &[]]))).unwrap();
         assert_eq!(summary.prompt_len, 7, "three appended and four new tokens");
         assert_holds(layer, SMALL, &[vec![0, 3, 6, 8, 11], vec![2]]);
         let bytes = layer.bytes();
         assert_eq!(bytes.raw / 12, bytes.kept / 3, "2 x 12 positions seen, 6 kept");
         let positions = 6 * size_of::<u32>();
         assert_eq!(bytes.allocated, bytes.kept + positions, "no slack after a prompt");
-        layer.append(&token(SMALL, 12, 1.0), &token(SMALL, 12, -1.0), 12).unwrap();
+        layer.append(&token(SMALL, 12, 1.0), &token(SMALL, 12, -1.0), 12, TokenClass::default()).unwrap();
         assert_holds(layer, SMALL, &[vec![0, 3, 6, 8, 11, 12], vec![2, 12]]);
     }
 }
@@ -280,18 +295,24 @@ fn a_further_prompt_decides_about_what_came_since_the_one_before() {
 /// SPEC, "Decoding": the next token's position is the number of tokens seen, never the number kept.
 #[test]
 fn a_new_tokens_position_is_the_number_of_tokens_seen() {
-    let (keys, values) = prompt(SMALL, 5);
+    let prompt = prompt(SMALL, 5);
     let mut cache = cache(SMALL, KvDtype::F32);
-    let layer = cache.layer_mut(0).unwrap();
-    layer.store_prompt(&keys, &values, Some(choices(&[&[0], &[1, 2]]))).unwrap();
+    let layer = &mut cache.layers_mut::<KernelRows>().unwrap()[0];
+    layer.store_prompt(&prompt, Some(choices(&[&[0], &[1, 2]]))).unwrap();
     for position in [0, 1, 2, 3, 4, 6, 1000] {
-        let result = layer.append(&[0.0; 8], &[0.0; 8], position);
+        let result = layer.append(&[0.0; 8], &[0.0; 8], position, TokenClass::default());
         assert!(matches!(result, Err(Error::Shape { .. })), "position {position} after 5 tokens");
     }
-    assert!(matches!(layer.append(&[0.0; 4], &[0.0; 8], 5), Err(Error::Shape { .. })), "keys of one head");
-    assert!(matches!(layer.append(&[0.0; 8], &[0.0; 12], 5), Err(Error::Shape { .. })), "values of three heads");
+    assert!(
+        matches!(layer.append(&[0.0; 4], &[0.0; 8], 5, TokenClass::default()), Err(Error::Shape { .. })),
+        "keys of one head"
+    );
+    assert!(
+        matches!(layer.append(&[0.0; 8], &[0.0; 12], 5, TokenClass::default()), Err(Error::Shape { .. })),
+        "values of three heads"
+    );
     assert_holds(layer, SMALL, &[vec![0], vec![1, 2]]);
-    layer.append(&token(SMALL, 5, 1.0), &token(SMALL, 5, -1.0), 5).unwrap();
+    layer.append(&token(SMALL, 5, 1.0), &token(SMALL, 5, -1.0), 5, TokenClass::default()).unwrap();
     assert_holds(layer, SMALL, &[vec![0, 5], vec![1, 2, 5]]);
 }
 
@@ -312,9 +333,9 @@ fn rounded(dtype: KvDtype, row: &[f32]) -> Vec<f32> {
 enum Step {
     /// So many tokens more.
     Push(usize),
-    /// From this percentage of the positions on, only every so many-th stays.
+    /// From this percentage of the rows on, only every so many-th stays.
     Evict {
-        from_percent: u32,
+        from_percent: usize,
         every: usize,
         offset: usize,
     },
@@ -330,7 +351,7 @@ enum Step {
 fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
         (0..50_usize).prop_map(Step::Push),
-        (0..100_u32, 1..5_usize, 0..5_usize).prop_map(|(from_percent, every, offset)| Step::Evict {
+        (0..100_usize, 1..5_usize, 0..5_usize).prop_map(|(from_percent, every, offset)| Step::Evict {
             from_percent,
             every,
             offset
@@ -355,27 +376,23 @@ proptest! {
     ) {
         let head_dim = 32 * blocks;
         let mut head = HeadCache::new(head_dim, dtype).unwrap();
-        let mut expected: Vec<(u32, Vec<f32>, Vec<f32>)> = Vec::new();
-        let (mut rng, mut position) = (seeded(seed), 0);
+        let mut expected: Vec<(Vec<f32>, Vec<f32>)> = Vec::new();
+        let mut rng = seeded(seed);
         for step in steps {
             match step {
                 Step::Push(count) => {
                     for _ in 0..count {
                         let (key, value) = (uniform(&mut rng, head_dim, 3.0), uniform(&mut rng, head_dim, 0.1));
-                        head.push(&key, &value, position).unwrap();
-                        expected.push((position, rounded(dtype, &key), rounded(dtype, &value)));
-                        position += 2;
+                        head.push(&key, &value).unwrap();
+                        expected.push((rounded(dtype, &key), rounded(dtype, &value)));
                     }
                 }
                 Step::Evict { from_percent, every, offset } => {
-                    let first = position * from_percent / 100;
-                    let kept: Vec<u32> =
-                        (0..position).filter(|at| (*at as usize / 2 + offset).is_multiple_of(every)).collect();
-                    if !head.positions().is_sorted() {
-                        continue; // what is evicted like this is in order
-                    }
-                    head.evict_from(first, &kept);
-                    expected.retain(|(at, ..)| *at < first || kept.contains(at));
+                    let first = expected.len() * from_percent / 100;
+                    let stays = |row: &usize| *row < first || (row + offset).is_multiple_of(every);
+                    let kept: Vec<usize> = (0..expected.len()).filter(stays).collect();
+                    head.keep_rows(&kept);
+                    expected = kept.iter().map(|&row| expected[row].clone()).collect();
                 }
                 Step::SwapRemove { at_percent, count } => {
                     for _ in 0..count.min(expected.len()) {
@@ -389,12 +406,11 @@ proptest! {
             }
             let (keys, values) = rows(&head);
             prop_assert_eq!(head.len(), expected.len());
-            prop_assert_eq!(head.positions(), expected.iter().map(|(at, ..)| *at).collect::<Vec<_>>());
-            prop_assert!(keys == expected.iter().flat_map(|(_, key, _)| key.clone()).collect::<Vec<_>>());
-            prop_assert!(values == expected.iter().flat_map(|(.., value)| value.clone()).collect::<Vec<_>>());
+            prop_assert!(keys == expected.iter().flat_map(|(key, _)| key.clone()).collect::<Vec<_>>());
+            prop_assert!(values == expected.iter().flat_map(|(_, value)| value.clone()).collect::<Vec<_>>());
         }
         head.shrink_to_fit();
-        prop_assert_eq!(head.allocated_bytes(), head.len() * (2 * dtype.row_bytes(head_dim) + POSITION_BYTES));
+        prop_assert_eq!(head.allocated_bytes(), head.len() * 2 * dtype.row_bytes(head_dim));
     }
 }
 
@@ -410,7 +426,7 @@ fn quantised_caches_need_heads_of_whole_blocks() {
         (KvDtype::Q4_0, 32, true),
     ] {
         let layout = HeadLayout { num_heads: 1, num_kv_heads: 1, head_dim };
-        let made = AdaptiveKvCache::new(1, layout, dtype, Retention::Full);
+        let made = KernelRows::new(layout, dtype);
         assert_eq!(made.is_ok(), fits, "{dtype:?} of {head_dim}");
         if let Err(error) = made {
             assert!(matches!(error, Error::Unsupported { .. }));

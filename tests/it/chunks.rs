@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 
-use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerCacheManager, LayerSummary, Retention};
+use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype};
 use adaptive_kvcache::generate::{Conversation, GenerationOptions};
 use adaptive_kvcache::model::PrefillOptions;
@@ -90,8 +90,7 @@ fn logits_choices_and_statistics_of_two_turns_are_those_of_the_whole_prompt() {
                     }
                 }
                 let positions = |cache: &AdaptiveKvCache| -> Vec<Vec<u32>> {
-                    let heads = cache.layers().iter().flat_map(LayerCacheManager::heads);
-                    heads.map(|head| head.positions().to_vec()).collect()
+                    cache.ledgers().iter().flat_map(|ledger| ledger.positions().to_vec()).collect()
                 };
                 assert_eq!(positions(&turns.cache), positions(&whole.cache), "{case}");
             }

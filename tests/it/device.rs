@@ -5,10 +5,11 @@ use std::num::NonZeroUsize;
 
 use adaptive_kvcache::Error;
 use adaptive_kvcache::attention::HeadLayout;
-use adaptive_kvcache::cache::{AdaptiveKvCache, DeviceLayer, KvDtype, LayerCacheManager, LayerSummary, Retention};
+use adaptive_kvcache::backend::{BackendKind, CandleLayer, CandleRows};
+use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, load, load_for};
 use adaptive_kvcache::memory;
-use adaptive_kvcache::model::{Backend, PrefillOptions};
+use adaptive_kvcache::model::PrefillOptions;
 use adaptive_kvcache::ops::Ops;
 use adaptive_kvcache::profile::HeadChoice;
 use candle_core::quantized::GgmlDType;
@@ -81,8 +82,7 @@ pub fn two_turns(loaded: &Loaded, dtype: KvDtype, retention: &Retention, ids: &[
 
 /// Positions that every head holds, wherever the cache is.
 fn positions(cache: &AdaptiveKvCache) -> Vec<Vec<u32>> {
-    let on_host = cache.layers().iter().flat_map(LayerCacheManager::heads).map(|head| head.positions().to_vec());
-    on_host.chain(cache.device_layers().iter().flat_map(|layer| layer.positions().to_vec())).collect()
+    cache.ledgers().iter().flat_map(|ledger| ledger.positions().to_vec()).collect()
 }
 
 pub fn relative_difference(got: &[f32], expected: &[f32]) -> f32 {
@@ -284,13 +284,14 @@ fn operations_of_a_token_are_bounded_by_groups_of_heads() {
                         model.ops().unwrap().launches() - before
                     })
                     .collect();
-                let groups: usize = cache.device_layers().iter().map(DeviceLayer::num_groups).sum();
+                let of_layers = cache.layers::<CandleRows>().unwrap().iter().map(|layer| layer.rows().num_groups());
+                let groups: usize = of_layers.clone().sum();
                 let bound = OUTSIDE + layers * per_layer + per_group * groups as u64;
                 counts.sort_unstable();
                 let case = format!("{name}, {config}, {dtype:?}, {prompt_len} tokens, {groups} groups: {counts:?}");
                 assert!(counts[counts.len() / 2] <= bound, "{case}, bound {bound}");
                 assert!(counts[counts.len() - 1] <= bound + PER_GROWTH * layers, "{case}, bound {bound}");
-                most_groups = most_groups.max(cache.device_layers().iter().map(DeviceLayer::num_groups).max().unwrap());
+                most_groups = most_groups.max(of_layers.max().unwrap());
                 if config == "full" && dtype == KvDtype::F32 {
                     assert_eq!(groups as u64, layers, "{case}");
                     full_counts.push((counts[0] - OUTSIDE) / layers);
@@ -319,7 +320,7 @@ fn bytes_are_those_of_the_tensors_and_slack_is_bounded() {
     }
 }
 
-fn check_bytes(backend: &Backend) {
+fn check_bytes(backend: &BackendKind) {
     let fixture = Fixture::read("mha");
     let loaded = fixture.load_for(backend, GgmlDType::F32, WeightDtype::F32);
     let ids = text_ids(&loaded);
@@ -333,13 +334,13 @@ fn check_bytes(backend: &Backend) {
         kept_ratios.push(cache.kept_ratio());
         // Padding and the order of heads; the mask of shorter heads comes with the first token.
         let slack = bytes.allocated - bytes.kept - positions;
-        let orders = 8 * cache.device_layers().iter().map(|layer| layer.positions().len()).sum::<usize>();
+        let orders = 8 * cache.ledgers().iter().map(|ledger| ledger.positions().len()).sum::<usize>();
         assert!(slack <= bytes.kept / 40 + orders, "{config}: {slack} of {}", bytes.kept);
         for id in 0..40 {
             loaded.model.decode(id, &mut cache).unwrap();
         }
-        for layer in cache.device_layers() {
-            let rows = layer.rows().unwrap();
+        for layer in cache.layers::<CandleRows>().unwrap() {
+            let rows = layer.rows().for_attention().unwrap();
             let mut numbers = 0;
             for x in rows.kept.iter().flat_map(|(keys, values)| [keys, values]) {
                 assert_eq!(stored_numbers(x), x.elem_count(), "what was evicted is still there");
@@ -371,9 +372,10 @@ fn memory_of_what_is_evicted_goes_back() {
         memory::process_memory().unwrap().anonymous
     };
     let before = own();
-    let mut cache = AdaptiveKvCache::on_device(1, layout, KvDtype::F32, Retention::Full, &ops).unwrap();
-    let layer = cache.device_layer_mut(0).unwrap();
-    let mut prompt = layer.prompt_tensors(TOKENS).unwrap();
+    let rows = CandleRows::new(layout, KvDtype::F32, &ops).unwrap();
+    let mut cache = AdaptiveKvCache::new(1, &rows, Retention::Full);
+    let layer: &mut CandleLayer = &mut cache.layers_mut::<CandleRows>().unwrap()[0];
+    let mut prompt = layer.rows().prompt(TOKENS).unwrap();
     let rows = Tensor::rand(-1f32, 1.0, (8, TOKENS, 64), &Device::Cpu).unwrap();
     prompt.push(&ops, &rows, &rows).unwrap();
     drop(rows);
@@ -396,6 +398,30 @@ fn memory_of_what_is_evicted_goes_back() {
     assert!(left < 4 << 20, "{left} bytes are left");
 }
 
+/// Heads that go on evicting while tokens are generated let go of the same rows as with the kernels, whatever tells which
+/// go: classes and places, sums of attention, or the newest token's.
+#[test]
+fn what_is_evicted_while_decoding_is_what_the_kernels_evict() {
+    let fixture = Fixture::read("gqa-tied");
+    let kernels = fixture.load(GgmlDType::F32, WeightDtype::F32);
+    let ids = text_ids(&kernels);
+    for backend in [candle_on_cpu(), ragged_on_cpu()] {
+        let candle = fixture.load_for(&backend, GgmlDType::F32, WeightDtype::F32);
+        for config in [
+            r#"{"decode": "evict", "locality_ratio": 0.2, "frequency_ratio": 0.2, "recovery_threshold": 0.3}"#,
+            r#"{"decode": "evict", "method": "streaming_llm", "kept_ratio": 0.3}"#,
+            r#"{"decode": "evict", "method": "h2o", "kept_ratio": 0.3}"#,
+            r#"{"decode": "evict", "method": "tova", "kept_ratio": 0.3}"#,
+        ] {
+            let retention = adaptive(&kernels.tokenizer, config);
+            let turns = two_turns(&candle, KvDtype::F32, &retention, &ids, 64);
+            let expected = two_turns(&kernels, KvDtype::F32, &retention, &ids, 64);
+            assert_same(&turns, &expected, TOLERANCE, config);
+            assert!(turns.cache.kept_ratio() < 0.9, "{config}: nothing went");
+        }
+    }
+}
+
 #[test]
 fn what_the_path_does_not_do_is_refused() {
     let fixture = Fixture::read("gqa-tied");
@@ -406,10 +432,6 @@ fn what_the_path_does_not_do_is_refused() {
         assert!(matches!(error, Error::Unsupported { .. }) && error.to_string().contains(dtype.name()), "{error}");
         assert!(error.hint().unwrap().contains("--kv-dtype f16"), "{error:?}");
     }
-    let evict = adaptive(&candle.tokenizer, r#"{"decode": "evict"}"#);
-    let error = candle.model.new_cache(KvDtype::F16, evict).unwrap_err();
-    assert!(matches!(error, Error::Unsupported { .. }) && error.to_string().contains("evict"), "{error}");
-
     // A cache of the other kind is no cache of this model.
     let mut host = kernels.model.new_cache(KvDtype::F16, Retention::Full).unwrap();
     let mut tensors = candle.model.new_cache(KvDtype::F16, Retention::Full).unwrap();

@@ -2,7 +2,8 @@
 
 use adaptive_kvcache::attention::HeadLayout;
 use adaptive_kvcache::attention::device::{self, DeviceStats, PromptBlock, PromptTensors};
-use adaptive_kvcache::attention::prefill::{PromptRows, QueryBlock, largest_differences, prefill};
+use adaptive_kvcache::attention::prefill::{QueryBlock, largest_differences, prefill};
+use adaptive_kvcache::attention::prompt_rows::PromptRows;
 use adaptive_kvcache::ops::Ops;
 use adaptive_kvcache::profile::stats::MassRequest;
 use adaptive_kvcache::profile::{LayerStats, StatsRequest};

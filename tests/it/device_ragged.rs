@@ -2,11 +2,12 @@
 //! and against grouped operations, how many operations a token takes, and what goes to the device when.
 
 use adaptive_kvcache::attention::{HeadLayout, device};
-use adaptive_kvcache::cache::{AdaptiveKvCache, DeviceLayer, KvDtype, Retention};
+use adaptive_kvcache::backend::{BackendKind, CandleRows};
+use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, Ledger, Retention};
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype};
-use adaptive_kvcache::model::Backend;
 use adaptive_kvcache::ops::{DecodeWith, Ops};
 use adaptive_kvcache::profile::HeadChoice;
+use adaptive_kvcache::tokens::TokenClass;
 use candle_core::quantized::GgmlDType;
 use candle_core::{Device, Tensor};
 
@@ -18,7 +19,7 @@ use crate::support::{adaptive, candle_on_cpu, max_difference, ragged_on_cpu, smo
 
 /// A fixture in f32 that decodes by the kernels, by grouped operations, and in one launch for each layer.
 fn load_three(fixture: &Fixture) -> [Loaded; 3] {
-    [Backend::Kernels, candle_on_cpu(), ragged_on_cpu()]
+    [BackendKind::Kernels, candle_on_cpu(), ragged_on_cpu()]
         .map(|backend| fixture.load_for(&backend, GgmlDType::F32, WeightDtype::F32))
 }
 
@@ -38,8 +39,8 @@ fn two_turns_are_those_of_the_kernels_and_of_grouped_operations() {
             let turns = two_turns(&ragged, KvDtype::F32, &retention, &ids, 64);
             assert_same(&turns, &two_turns(&kernels, KvDtype::F32, &retention, &ids, 64), TOLERANCE, &case);
             assert_same(&turns, &two_turns(&grouped, KvDtype::F32, &retention, &ids, 64), TOLERANCE, &case);
-            for layer in turns.cache.device_layers() {
-                let rows = layer.rows().unwrap();
+            for layer in turns.cache.layers::<CandleRows>().unwrap() {
+                let rows = layer.rows().for_attention().unwrap();
                 // Each token after the second prompt was one launch.
                 assert_eq!(rows.ragged.unwrap().launches(), u64::from(DECODED), "{case}");
                 let kept: usize = layer.positions().iter().map(|head| head.len() - DECODED as usize).sum();
@@ -133,7 +134,8 @@ fn operations_of_a_token_are_the_same_whatever_heads_keep() {
                 assert!(plain <= OUTSIDE + layers * PER_LAYER, "{case}: {plain}");
                 assert_eq!(usual, plain + layers * more, "{case}");
                 let ragged = |cache: &AdaptiveKvCache| -> Vec<usize> {
-                    let rows = cache.device_layers().iter().map(|layer| layer.rows().unwrap().ragged.unwrap());
+                    let layers = cache.layers::<CandleRows>().unwrap().iter();
+                    let rows = layers.map(|layer| layer.rows().for_attention().unwrap().ragged.unwrap());
                     rows.map(|rows| std::ptr::from_ref(rows) as usize).collect()
                 };
                 let at_first = ragged(&cache);
@@ -146,14 +148,14 @@ fn operations_of_a_token_are_the_same_whatever_heads_keep() {
                 }
                 assert!((layers..=4 * layers).contains(&grown), "{case}: tails grew {grown} times");
                 assert_eq!(ragged(&cache), at_first, "{case}: heads' places went to the device again");
-                assert!(cache.device_layers().iter().all(|layer| layer.num_groups() == 1));
-                let lens = |layer: &DeviceLayer| {
-                    let mut lens: Vec<usize> = layer.positions().iter().map(Vec::len).collect();
+                assert!(cache.layers::<CandleRows>().unwrap().iter().all(|layer| layer.rows().num_groups() == 1));
+                let lens = |ledger: &&Ledger| {
+                    let mut lens = ledger.lens();
                     lens.sort_unstable();
                     lens.dedup();
                     lens.len()
                 };
-                most_lens = most_lens.max(cache.device_layers().iter().map(lens).max().unwrap());
+                most_lens = most_lens.max(cache.ledgers().iter().map(lens).max().unwrap());
             }
         }
     }
@@ -176,9 +178,10 @@ fn heads_beyond_the_kernels_sizes_are_grouped() {
         };
         let run = |decode_with: DecodeWith| {
             let ops = Ops::new(Device::Cpu).unwrap().with_decode(decode_with);
-            let mut cache = AdaptiveKvCache::on_device(1, layout, KvDtype::F32, Retention::Full, &ops).unwrap();
-            let layer = cache.device_layer_mut(0).unwrap();
-            let mut prompt = layer.prompt_tensors(50).unwrap();
+            let empty = CandleRows::new(layout, KvDtype::F32, &ops).unwrap();
+            let mut cache = AdaptiveKvCache::new(1, &empty, Retention::Full);
+            let layer = &mut cache.layers_mut::<CandleRows>().unwrap()[0];
+            let mut prompt = layer.rows().prompt(50).unwrap();
             prompt.push(&ops, &rows(0.3, 2, 50), &rows(0.7, 2, 50)).unwrap();
             let choose = |kv_head: usize| HeadChoice {
                 kv_head,
@@ -187,10 +190,10 @@ fn heads_beyond_the_kernels_sizes_are_grouped() {
                 positions: (0..50).step_by(3 - kv_head).collect(),
             };
             layer.store_prompt(&prompt, Some((0..2).map(choose).collect())).unwrap();
-            layer.append(&rows(0.9, 2, 1), &rows(1.1, 2, 1), 50).unwrap();
+            layer.append(&rows(0.9, 2, 1), &rows(1.1, 2, 1), 50, TokenClass::default()).unwrap();
             let queries = rows(1.3, layout.num_heads, 1).squeeze(1).unwrap();
-            let used = layer.decode_with();
-            let rows = layer.rows().unwrap();
+            let used = layer.rows().decode_with();
+            let rows = layer.rows().for_attention().unwrap();
             assert_eq!(rows.ragged.is_some(), used == DecodeWith::Ragged);
             let out = device::decode(&ops, layout, &queries, &rows).unwrap();
             (used, out.flatten_all().unwrap().to_vec1::<f32>().unwrap())
@@ -210,7 +213,7 @@ const GPU_TOLERANCE: f32 = 1e-4;
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn two_turns_on_a_gpu_are_those_of_the_kernels() {
-    let gpu = Backend::Candle(Ops::new(Device::new_cuda(0).unwrap()).unwrap());
+    let gpu = BackendKind::Candle(Ops::new(Device::new_cuda(0).unwrap()).unwrap());
     for name in ["mha", "gqa-tied", "head-dim"] {
         let fixture = Fixture::read(name);
         let kernels = fixture.load(GgmlDType::F32, WeightDtype::F32);
@@ -222,8 +225,8 @@ fn two_turns_on_a_gpu_are_those_of_the_kernels() {
                 let turns = two_turns(&on_gpu, dtype, &retention, &ids, 64);
                 let expected = two_turns(&kernels, dtype, &retention, &ids, 64);
                 assert_same(&turns, &expected, tolerance, &format!("{name}, {case}, {dtype:?}"));
-                let layers = turns.cache.device_layers();
-                assert!(layers.iter().all(|layer| layer.decode_with() == DecodeWith::Ragged), "{name}");
+                let layers = turns.cache.layers::<CandleRows>().unwrap();
+                assert!(layers.iter().all(|layer| layer.rows().decode_with() == DecodeWith::Ragged), "{name}");
             }
         }
     }

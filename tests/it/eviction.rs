@@ -3,7 +3,8 @@
 
 use std::ops::Range;
 
-use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerCacheManager, LayerSummary, Retention};
+use adaptive_kvcache::backend::KernelRows;
+use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Ledger, Retention};
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype};
 use adaptive_kvcache::config::AdaptiveConfig;
 use adaptive_kvcache::model::Llama;
@@ -155,15 +156,15 @@ fn simulate(
 }
 
 fn positions(cache: &AdaptiveKvCache) -> Vec<Vec<Vec<usize>>> {
-    let of_layer = |layer: &LayerCacheManager| {
+    let of_layer = |ledger: &&Ledger| {
         let sorted = |positions: &[u32]| {
             let mut positions: Vec<usize> = positions.iter().map(|&position| position as usize).collect();
             positions.sort_unstable();
             positions
         };
-        layer.heads().iter().map(|head| sorted(head.positions())).collect()
+        ledger.positions().iter().map(|head| sorted(head)).collect()
     };
-    cache.layers().iter().map(of_layer).collect()
+    cache.ledgers().iter().map(of_layer).collect()
 }
 
 /// Prompts and decoded tokens through the model; then through the dense pass. Kept positions are compared after each
@@ -289,8 +290,8 @@ fn a_budget_is_held_until_the_context_is_full() {
         for dtype in [KvDtype::F32, KvDtype::F16] {
             let mut cache = loaded.model.new_cache(dtype, adaptive(&loaded.tokenizer, config)).unwrap();
             loaded.model.prefill(&prompt, &mut cache, &mut ()).unwrap();
-            let (kept, heads) = (cache.bytes().kept, cache.layers().len() * cache.layers()[0].heads().len());
-            let token = cache.layers()[0].token_bytes();
+            let (kept, heads) = (cache.bytes().kept, cache.num_layers() * cache.ledgers()[0].positions().len());
+            let token = cache.layers::<KernelRows>().unwrap()[0].token_bytes();
             // Positions and notes are 8 bytes a row.
             let most = kept + heads * token + (kept / token + heads) * 8;
             for step in prompt.len()..context {
@@ -330,6 +331,6 @@ fn what_a_search_evicts_is_given_back() {
         loaded.model.decode(20 + (step as u32 * 37) % 900, &mut cache).unwrap();
     }
     // Every head is recovered by its special tokens, of which there is the first.
-    assert!(cache.layers().iter().flat_map(LayerCacheManager::heads).all(|head| head.positions() == [0]));
-    assert_eq!(cache.bytes().kept, 4 * cache.layers()[0].token_bytes());
+    assert!(cache.ledgers().iter().flat_map(|ledger| ledger.positions()).all(|head| *head == [0]));
+    assert_eq!(cache.bytes().kept, 4 * cache.layers::<KernelRows>().unwrap()[0].token_bytes());
 }

@@ -24,6 +24,7 @@ mod hub;
 mod jinja;
 mod jinja_bounds;
 mod kernels;
+mod ledger;
 mod memory;
 mod meta;
 mod model;

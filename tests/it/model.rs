@@ -1,7 +1,7 @@
 //! The model against candle's own LLaMA, transformers' logits and a dense pass with masked columns.
 
 use adaptive_kvcache::Error;
-use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerCacheManager, Retention};
+use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, Retention};
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype};
 use adaptive_kvcache::fidelity::argmax;
 use adaptive_kvcache::generate::{FinishReason, Generation, GenerationOptions};
@@ -121,11 +121,11 @@ fn adaptive_decoding_equals_dense_attention_with_evicted_columns_masked() {
                 let expected: Vec<f32> = expected.i(row).unwrap().to_vec1().unwrap();
                 let difference = max_difference(&logits, &expected);
                 assert!(difference < TOLERANCE, "{name}, step {step}, {config}: {difference}");
-                for (layer, kept) in cache.layers().iter().zip(&kept) {
-                    for (head, kept) in layer.heads().iter().zip(kept) {
+                for (ledger, kept) in cache.ledgers().iter().zip(&kept) {
+                    for (held, kept) in ledger.positions().iter().zip(kept) {
                         let new = prompt.len() as u32..(prompt.len() + step) as u32;
                         let positions: Vec<u32> = kept.iter().copied().chain(new).collect();
-                        assert_eq!(head.positions(), positions, "{name}, step {step}");
+                        assert_eq!(*held, positions, "{name}, step {step}");
                     }
                 }
                 if let Some(&id) = text.get(step) {
@@ -204,10 +204,10 @@ fn turns_on_a_compressed_cache_equal_dense_attention_with_evicted_columns_masked
                 let prefill = loaded.model.prefill(&prompt, &mut cache, &mut ()).unwrap();
                 let kept = prefill.layers.iter().map(|l| l.heads.iter().map(|head| head.positions.clone()).collect());
                 decisions.push(Decision { segment: first..all.len(), kept: kept.collect() });
-                for (index, layer) in cache.layers().iter().enumerate() {
-                    for (kv_head, head) in layer.heads().iter().enumerate() {
+                for (index, ledger) in cache.ledgers().iter().enumerate() {
+                    for (kv_head, held) in ledger.positions().iter().enumerate() {
                         let kept: Vec<u32> = decisions.iter().flat_map(|d| d.kept[index][kv_head].clone()).collect();
-                        assert_eq!(head.positions(), kept, "{name}, {config}");
+                        assert_eq!(*held, kept, "{name}, {config}");
                     }
                 }
                 outputs.push((all.len() - 1, prefill.logits));
@@ -244,7 +244,7 @@ fn turns_on_a_full_cache_equal_one_prompt() {
     }
     assert!(max_difference(&logits, &expected) < TOLERANCE);
     assert_eq!(cache.bytes().kept, whole.bytes().kept);
-    assert!(cache.layers().iter().flat_map(LayerCacheManager::heads).all(|head| head.len() == ids.len()));
+    assert!(cache.ledgers().iter().flat_map(|ledger| ledger.lens()).all(|len| len == ids.len()));
 }
 
 /// Quantised weights on their blocks give what the same weights widened to f32 give.

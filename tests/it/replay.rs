@@ -3,9 +3,11 @@
 use std::ops::Range;
 
 use adaptive_kvcache::attention::HeadLayout;
-use adaptive_kvcache::attention::prefill::{PromptRows, QueryBlock, prefill};
-use adaptive_kvcache::attention::replay::{Replay, squared_attention, stride};
-use adaptive_kvcache::cache::{HeadCache, KvDtype};
+use adaptive_kvcache::attention::prefill::{QueryBlock, prefill};
+use adaptive_kvcache::attention::prompt_rows::PromptRows;
+use adaptive_kvcache::attention::replay::{Replay, squared_attention, squared_outputs, stride};
+use adaptive_kvcache::backend::HeadCache;
+use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::profile::{LayerStats, StatsRequest};
 
 use crate::numbers::{dot, seeded, softmax, uniform};
@@ -103,8 +105,8 @@ impl Prompt {
             .iter()
             .map(|rows| {
                 let mut cache = HeadCache::new(layout.head_dim, KvDtype::F32).unwrap();
-                for (position, row) in rows.chunks_exact(layout.head_dim).enumerate() {
-                    cache.push(row, row, u32::try_from(position).unwrap()).unwrap();
+                for row in rows.chunks_exact(layout.head_dim) {
+                    cache.push(row, row).unwrap();
                 }
                 cache
             })
@@ -170,4 +172,30 @@ fn keys_of_earlier_prompts_are_asked_as_well() {
 #[test]
 fn the_work_is_bounded_for_long_prompts() {
     assert_eq!([1, 2048, 2049, 8192, 65_536, 1_000_000].map(stride), [8, 8, 9, 32, 256, 256]);
+}
+
+/// Few values are multiplied with the weights, many with a small matrix in between: both are the squared lengths of what
+/// the output projection makes of them.
+#[test]
+fn squared_outputs_are_those_of_the_projection() {
+    const HIDDEN: usize = 24;
+    let layout = HeadLayout { num_heads: 4, num_kv_heads: 2, head_dim: 8 };
+    let mut rng = seeded(3);
+    let weights = uniform(&mut rng, HIDDEN * layout.query_width(), 1.0);
+    for len in [0, 1, 7, 8, 9, 40] {
+        let values: Vec<Vec<f32>> = (0..2).map(|_| uniform(&mut rng, len * 8, 1.0)).collect();
+        let outputs = squared_outputs(layout, &weights, &values).unwrap();
+        assert_eq!(outputs.len(), 4);
+        for (head, outputs) in outputs.iter().enumerate() {
+            assert_eq!(outputs.len(), len);
+            for (row, &output) in outputs.iter().enumerate() {
+                let value = &values[head / 2][row * 8..(row + 1) * 8];
+                let number = |weights: &[f32]| dot(&weights[head * 8..(head + 1) * 8], value).powi(2);
+                let expected: f64 = weights.chunks_exact(layout.query_width()).map(number).sum();
+                assert!((f64::from(output) - expected).abs() < 1e-4 * (1.0 + expected), "{output} for {expected}");
+            }
+        }
+        assert!(squared_outputs(layout, &weights[1..], &values).is_err());
+        assert!(squared_outputs(layout, &weights, &values[1..]).is_err());
+    }
 }

@@ -14,7 +14,7 @@ use candle_core::{DType, Tensor};
 
 use super::super::HeadLayout;
 use crate::attention::map::HeadGrid;
-use crate::attention::prefill::PromptRows;
+use crate::attention::prompt_rows::PromptRows;
 use crate::error::{Error, Result};
 use crate::ops::{MASKED, Ops};
 use crate::profile::stats::{LayerStats, StatsRequest};

@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 
 use super::super::llama::times;
 use super::json::{Json, shortened};
+use crate::arch::rope_scaling::{Llama3Scaling, YarnScaling};
 use crate::error::Result;
-use crate::model::rope_scaling::{Llama3Scaling, YarnScaling};
 use crate::model::{DynamicNtk, RopeLayout, RopeSettings};
 
 impl<'a> Json<'a> {

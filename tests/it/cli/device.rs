@@ -1,4 +1,4 @@
-//! `--attention candle`: every command by candle operations, on the CPU, as by its kernels.
+//! `--backend candle`: every command by candle operations, on the CPU, as by its kernels.
 
 use std::io::Write;
 use std::process::Stdio;
@@ -21,7 +21,7 @@ const PROMPT: [&str; 6] = ["--model", "tiny.gguf", "--prompt", "ab ac b a ab c a
 
 /// Runs with the kernels and with candle operations.
 fn both(lab: &Lab, args: &[&str]) -> [String; 2] {
-    ["cpu", "candle"].map(|attention| succeeds(&lab.run(&[args, &["--attention", attention]].concat())))
+    ["kernels", "candle"].map(|backend| succeeds(&lab.run(&[args, &["--backend", backend]].concat())))
 }
 
 #[test]
@@ -30,8 +30,8 @@ fn texts_reports_and_pictures_are_those_of_the_kernels() {
     let generate =
         [&["generate"], &PROMPT[..], &["-n", "12", "--ignore-eos", "--report", "r.json", "--report-positions"]];
     let mut reports = Vec::new();
-    for attention in ["auto", "candle"] {
-        succeeds(&lab.run(&[&generate.concat()[..], &["--attention", attention, "--save-image"]].concat()));
+    for backend in ["auto", "candle"] {
+        succeeds(&lab.run(&[&generate.concat()[..], &["--backend", backend, "--save-image"]].concat()));
         reports.push(lab.json("r.json"));
         assert!(std::fs::read_dir(lab.path("images")).unwrap().count() > 1);
         std::fs::remove_dir_all(lab.path("images")).unwrap();
@@ -71,8 +71,8 @@ fn many_prompts_and_measurements_run_on_candle_operations() {
         ["eval", "--model", "tiny.gguf", "--text", "text.txt", "--configs", "mass.json", "--prompt-tokens", "20"];
     let more = ["--score-tokens", "8", "--greedy-tokens", "5", "--layer-error", "--json", "e.json"];
     let mut rows = Vec::new();
-    for attention in ["cpu", "candle"] {
-        succeeds(&lab.run(&[&eval[..], &more, &["--attention", attention]].concat()));
+    for backend in ["kernels", "candle"] {
+        succeeds(&lab.run(&[&eval[..], &more, &["--backend", backend]].concat()));
         rows.push(lab.json("e.json")[0].clone());
     }
     for key in ["kept_ratio", "kv_bytes", "top1_agreement"] {
@@ -82,18 +82,35 @@ fn many_prompts_and_measurements_run_on_candle_operations() {
     assert!((kernels - candle).abs() < 1e-3 * kernels.max(1e-3), "{kernels}, {candle}");
 
     let bench = ["bench", "--model", "tiny.gguf", "--contexts", "8", "--prefill", "8", "--runs", "1", "--settings"];
-    succeeds(&lab.run(&[&bench[..], &["full,mass.json", "--attention", "candle", "--json", "b.json"]].concat()));
+    succeeds(&lab.run(&[&bench[..], &["full,mass.json", "--backend", "candle", "--json", "b.json"]].concat()));
     let rows = lab.json("b.json");
     assert_eq!(rows.as_array().unwrap().len(), 4);
     assert!(rows.as_array().unwrap().iter().all(|row| row["tokens_per_s"].as_f64().unwrap() > 0.0));
+}
+
+/// Heads that go on evicting do so with candle operations, too; the option has its former name and value still.
+#[test]
+fn eviction_while_decoding_is_that_of_the_kernels() {
+    let lab = lab();
+    let generate =
+        [&["generate"], &PROMPT[..4], &["-n", "8", "--config", "evict.json", "--quiet", "--report", "r.json"]];
+    let runs = [["--backend", "kernels"], ["--attention", "cpu"], ["--backend", "candle"], ["--attention", "candle"]];
+    let runs = runs.map(|backend| {
+        let text = succeeds(&lab.run(&[&generate.concat()[..], &backend].concat()));
+        (text, lab.json("r.json")["kv"].clone())
+    });
+    assert!(runs.iter().all(|(text, _)| *text == runs[0].0), "{runs:?}");
+    for key in ["kept_bytes", "raw_bytes"] {
+        assert!(runs.iter().all(|(_, kv)| kv[key] == runs[0].1[key]), "{runs:?}");
+    }
 }
 
 /// In f32, where both compute the same numbers up to the order of additions.
 #[test]
 fn a_conversation_is_that_of_the_kernels() {
     let lab = Lab::new();
-    let answers = ["cpu", "candle"].map(|attention| {
-        let args = ["chat", "--model", MODEL, "-n", "8", "--dtype", "f32", "--attention", attention];
+    let answers = ["kernels", "candle"].map(|backend| {
+        let args = ["chat", "--model", MODEL, "-n", "8", "--dtype", "f32", "--backend", backend];
         let mut child = lab.command(&args).stdin(Stdio::piped()).spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
         stdin.write_all(b"What is the capital of France?\nAnd of Italy?\n").unwrap();
@@ -107,10 +124,9 @@ fn a_conversation_is_that_of_the_kernels() {
 #[test]
 fn what_candle_operations_do_not_do_is_refused_with_a_way_out() {
     let lab = lab();
-    let run = |more: &[&str]| lab.refuses(&[&["generate"], &PROMPT[..4], &["--attention", "candle"], more].concat());
-    run(&["--config", "evict.json"]).status(1).names("evict").hints("--attention cpu").is_short();
+    let run = |more: &[&str]| lab.refuses(&[&["generate"], &PROMPT[..4], &["--backend", "candle"], more].concat());
     run(&["--kv-dtype", "q8_0"]).status(1).names("q8_0").hints("--kv-dtype f16").is_short();
-    let tiny = ["bench", "--model", "tiny.gguf", "--attention", "candle", "--kv-dtype", "f16,q4_0"];
+    let tiny = ["bench", "--model", "tiny.gguf", "--backend", "candle", "--kv-dtype", "f16,q4_0"];
     lab.refuses(&tiny).status(1).names("q4_0").hints("--kv-dtype f16").is_short();
-    lab.refuses(&["generate", "--model", "tiny.gguf", "--attention", "gpu"]).status(2).names("gpu");
+    lab.refuses(&["generate", "--model", "tiny.gguf", "--backend", "gpu"]).status(2).names("gpu");
 }

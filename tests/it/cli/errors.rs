@@ -146,8 +146,8 @@ fn a_device_that_is_not_there_is_refused() {
             refusal.names("this build").hints("--features");
         }
         // Nor do the CPU's kernels run elsewhere, whatever was built.
-        let refusal = lab.generate_refuses(&["--device", device, "--attention", "cpu"]);
-        refusal.status(1).names(format!("`{device}`")).names("--attention cpu").hints("--attention candle").is_short();
+        let refusal = lab.generate_refuses(&["--device", device, "--backend", "kernels"]);
+        refusal.status(1).names(format!("`{device}`")).names("--backend kernels").hints("--backend candle").is_short();
     }
     lab.generate_refuses(&["--device", "nonsense"]).status(2).names("`nonsense`").hints("cpu").is_short();
 }

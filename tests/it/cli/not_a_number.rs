@@ -39,9 +39,9 @@ fn a_text_ends_at_the_first_scores_that_are_no_numbers() {
         let lab = lab(model().spoil("e", number));
         for sampling in [&[][..], &["--temperature", "0.7"], &["--temperature", "0.7", "--top-k", "2", "--stop", "wez"]]
         {
-            let args = ["generate", "--model", "m.gguf", "--prompt", "q", "--attention"];
-            for attention in ["cpu", "candle"] {
-                let output = lab.run(&[&args[..], &[attention], sampling].concat());
+            let args = ["generate", "--model", "m.gguf", "--prompt", "q", "--backend"];
+            for backend in ["kernels", "candle"] {
+                let output = lab.run(&[&args[..], &[backend], sampling].concat());
                 let error = fails_after(&output, "we\n");
                 // q, w and e are read.
                 let place = ["scores for the token at position 3", "the vector of token 3, which is at position 2"];
@@ -63,7 +63,7 @@ fn a_prompt_that_gives_no_numbers_is_an_error_that_says_which_layer_and_position
         let refusal = lab.refuses(&[&[command[0], "--model", "m.gguf"], &command[1..]].concat());
         refusal.status(1).names("the vector of token 3, which is at position 2").names(place).hints("--dtype f32");
     }
-    let candle = ["--attention", "candle"];
+    let candle = ["--backend", "candle"];
     let generate = ["generate", "--model", "m.gguf", "--prompt", "qqe"];
     lab.refuses(&[&generate[..], &candle].concat()).status(1).names("token 3, which is at position 2");
 

@@ -4,10 +4,11 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use adaptive_kvcache::backend::BackendKind;
 use adaptive_kvcache::cache::{KvDtype, Retention};
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, load_for};
 use adaptive_kvcache::fidelity::argmax;
-use adaptive_kvcache::model::{Backend, Llama};
+use adaptive_kvcache::model::Llama;
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{D, DType, Device, IndexOp, Tensor};
@@ -151,11 +152,11 @@ impl Fixture {
 
     /// The fixture through our own loader, matrices in `dtype`.
     pub fn load(&self, dtype: GgmlDType, weights: WeightDtype) -> Loaded {
-        self.load_for(&Backend::Kernels, dtype, weights)
+        self.load_for(&BackendKind::Kernels, dtype, weights)
     }
 
     /// As [`load`](Self::load), for the CPU kernels or for candle operations.
-    pub fn load_for(&self, backend: &Backend, dtype: GgmlDType, weights: WeightDtype) -> Loaded {
+    pub fn load_for(&self, backend: &BackendKind, dtype: GgmlDType, weights: WeightDtype) -> Loaded {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("fixture.gguf");
         self.write_gguf(&path, dtype);

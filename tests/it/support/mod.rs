@@ -7,10 +7,10 @@ pub mod sentencepiece;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use adaptive_kvcache::backend::BackendKind;
 use adaptive_kvcache::cache::Retention;
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, load};
 use adaptive_kvcache::config::AdaptiveConfig;
-use adaptive_kvcache::model::Backend;
 use adaptive_kvcache::ops::{DecodeWith, Ops};
 use adaptive_kvcache::profile::Profiler;
 use adaptive_kvcache::tokenizer::Tokenizer;
@@ -51,13 +51,13 @@ pub fn smollm2() -> &'static Loaded {
 }
 
 /// Candle operations on the CPU.
-pub fn candle_on_cpu() -> Backend {
-    Backend::Candle(Ops::new(Device::Cpu).unwrap())
+pub fn candle_on_cpu() -> BackendKind {
+    BackendKind::Candle(Ops::new(Device::Cpu).unwrap())
 }
 
 /// Candle operations on the CPU, with attention from new tokens as on CUDA: in one launch.
-pub fn ragged_on_cpu() -> Backend {
-    Backend::Candle(Ops::new(Device::Cpu).unwrap().with_decode(DecodeWith::Ragged))
+pub fn ragged_on_cpu() -> BackendKind {
+    BackendKind::Candle(Ops::new(Device::Cpu).unwrap().with_decode(DecodeWith::Ragged))
 }
 
 /// An adaptive cache's retention under a configuration in JSON.

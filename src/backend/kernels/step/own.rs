@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::quantized::GgmlDType;
 
-use super::weights::StepLinear;
+use super::KernelLinear;
 use crate::kernels::quant::Activations;
 use crate::kernels::simd::InstructionSet;
 
@@ -46,7 +46,7 @@ impl Own {
     }
 
     /// Products of some rows of a matrix with this thread's rows, `[batch, cols]`, to `products`.
-    pub fn apply(&mut self, set: InstructionSet, linear: &StepLinear, rows: Range<usize>) {
+    pub fn apply(&mut self, set: InstructionSet, linear: &KernelLinear, rows: Range<usize>) {
         let matrix = &linear.matrix;
         let known = self.prepared.iter().position(|prepared| prepared.dtype == matrix.dtype());
         let index = known.unwrap_or_else(|| {
@@ -59,6 +59,6 @@ impl Own {
             prepared.activations.prepare(set, matrix.dtype(), &self.rows, matrix.cols());
             prepared.valid = true;
         }
-        linear.apply(set, rows, &prepared.activations, &mut self.products);
+        linear.forward_rows(set, rows, &prepared.activations, &mut self.products);
     }
 }

@@ -7,43 +7,35 @@
 //! are goes to the device once for each prompt. Rows that go are not copied along, and their tensors' memory goes back to the device's
 //! allocator with the last use of them.
 //!
-//! Positions are on the host: no choice needs a tensor. Not for: choosing (see [`crate::profile`]) or attending (see
-//! [`crate::attention::device`]).
+//! Not for: knowing whose rows they are (see [`Ledger`]), or attending (see [`crate::attention::device`]).
 
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 
-use super::head::growth;
-use super::layer::{as_position, check_kept, summaries};
-use super::storage::KvDtype;
-use super::{CacheBytes, HeadSummary, LayerSummary};
 use crate::attention::HeadLayout;
 use crate::attention::device::{GroupedRows, PromptTensors, Slots};
 use crate::attention::ragged::{self, RaggedRows};
+use crate::cache::{CacheLayer, HeadPlan, HeadStep, KvDtype, Ledger, Plan, Rows, growth};
 use crate::error::{Error, Result};
 use crate::ops::{DecodeWith, Ops};
-use crate::profile::HeadChoice;
+use crate::tokens::TokenClass;
 
 /// Keys and values of one layer, as tensors.
 ///
 /// A clone shares what is kept of prompts, and gets a tail of its own when one of the two goes on.
 #[derive(Debug, Clone)]
-pub struct DeviceLayer {
-    layer: usize,
+pub struct CandleRows {
     layout: HeadLayout,
     dtype: KvDtype,
     ops: Ops,
-    /// `[num_kv_heads]` positions of the kept tokens, the tail's included, ascending.
-    positions: Vec<Vec<u32>>,
-    seen: usize,
-    /// Position up to which an earlier profile has decided: what is kept below it stays.
-    settled: usize,
+    /// `[num_kv_heads]` rows of each head, the tail's included.
+    lens: Vec<usize>,
     slots: Slots,
     /// `[slots.num_rows(), head_dim]`; `None` if there are none.
-    kept: Option<Rows>,
+    kept: Option<Pair>,
     /// `[num_kv_heads, tail_capacity, head_dim]` in the order of slots; `None` if nothing came since the last prompt.
-    tail: Option<Arc<Rows>>,
+    tail: Option<Arc<Pair>>,
     tail_len: usize,
     /// See [`GroupedRows::visible`]; made for the tail's capacity.
     visible: Option<Tensor>,
@@ -53,14 +45,17 @@ pub struct DeviceLayer {
     ragged: Option<Arc<RaggedRows>>,
 }
 
+/// A layer's cache in tensors.
+pub type CandleLayer = CacheLayer<CandleRows>;
+
 /// Keys and values.
 #[derive(Debug, Clone)]
-struct Rows {
+struct Pair {
     keys: Tensor,
     values: Tensor,
 }
 
-impl Rows {
+impl Pair {
     fn each(&self, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Self> {
         Ok(Self { keys: f(&self.keys)?, values: f(&self.values)? })
     }
@@ -74,51 +69,26 @@ fn tensor_bytes(x: &Tensor) -> usize {
     x.elem_count() * x.dtype().size_in_bytes()
 }
 
-impl DeviceLayer {
+impl CandleRows {
+    /// No rows.
+    ///
     /// # Errors
     /// [`Error::Unsupported`] for a quantised format.
-    pub(super) fn new(layer: usize, layout: HeadLayout, dtype: KvDtype, ops: &Ops) -> Result<Self> {
+    pub fn new(layout: HeadLayout, dtype: KvDtype, ops: &Ops) -> Result<Self> {
         dtype.tensor_dtype()?;
-        Ok(Self::empty(layer, layout, dtype, ops.clone()))
-    }
-
-    pub(super) fn emptied(&self) -> Self {
-        Self::empty(self.layer, self.layout, self.dtype, self.ops.clone())
-    }
-
-    /// * `dtype`: one that tensors have
-    fn empty(layer: usize, layout: HeadLayout, dtype: KvDtype, ops: Ops) -> Self {
-        let positions = vec![Vec::new(); layout.num_kv_heads];
-        Self {
-            layer,
+        Ok(Self {
             layout,
             dtype,
-            ops,
-            slots: Slots::new(&vec![0; positions.len()]),
-            positions,
-            seen: 0,
-            settled: 0,
+            ops: ops.clone(),
+            lens: vec![0; layout.num_kv_heads],
+            slots: Slots::new(&vec![0; layout.num_kv_heads]),
             kept: None,
             tail: None,
             tail_len: 0,
             visible: None,
             order: None,
             ragged: None,
-        }
-    }
-
-    pub(super) fn layout(&self) -> HeadLayout {
-        self.layout
-    }
-
-    pub(super) fn seen(&self) -> usize {
-        self.seen
-    }
-
-    /// `[num_kv_heads]` absolute positions of the kept tokens of each head, ascending.
-    #[must_use]
-    pub fn positions(&self) -> &[Vec<u32>] {
-        &self.positions
+        })
     }
 
     /// Groups in which heads are attended to: with [`DecodeWith::Ragged`], all of them at once.
@@ -136,35 +106,12 @@ impl DeviceLayer {
         if ragged::fits(self.layout) { self.ops.decode_with() } else { DecodeWith::Groups }
     }
 
-    /// Bytes of one stored key and its value.
-    #[must_use]
-    pub fn token_bytes(&self) -> usize {
-        2 * self.dtype.row_bytes(self.layout.head_dim)
-    }
-
-    /// Bytes of this layer: of its tensors, padding and slack included, and of positions on the host. What is shared with
-    /// a clone is counted in both.
-    #[must_use]
-    pub fn bytes(&self) -> CacheBytes {
-        let token = self.token_bytes();
-        let tensors = self.kept.as_ref().map_or(0, Rows::bytes)
-            + self.tail.as_ref().map_or(0, |tail| tail.bytes())
-            + self.visible.iter().chain(self.order.iter().flatten()).map(tensor_bytes).sum::<usize>()
-            + self.ragged.as_ref().map_or(0, |ragged| ragged.index_bytes());
-        let positions: usize = self.positions.iter().map(|head| head.capacity() * size_of::<u32>()).sum();
-        CacheBytes {
-            raw: self.seen * self.layout.num_kv_heads * token,
-            kept: self.positions.iter().map(Vec::len).sum::<usize>() * token,
-            allocated: tensors + positions,
-        }
-    }
-
     /// Room for the keys and values of a prompt of `capacity` tokens, behind copies of what every head holds now.
     ///
     /// # Errors
     /// [`Error::Tensor`] if the device refuses.
-    pub fn prompt_tensors(&self, capacity: usize) -> Result<PromptTensors> {
-        let lens: Vec<usize> = self.positions.iter().map(Vec::len).collect();
+    pub fn prompt(&self, capacity: usize) -> Result<PromptTensors> {
+        let lens = self.lens.clone();
         let longest = lens.iter().copied().max().unwrap_or(0);
         if longest == 0 {
             return PromptTensors::new(&self.ops, self.layout, None, lens, capacity);
@@ -181,11 +128,11 @@ impl DeviceLayer {
     }
 
     /// All rows one below the other: kept ones, then the tail's, slot after slot.
-    fn flat(&self) -> Result<Rows> {
+    fn flat(&self) -> Result<Pair> {
         let rows = (self.layout.num_kv_heads * self.tail_capacity(), self.layout.head_dim);
         let tail = self.tail.as_ref().map(|tail| tail.each(|x| Ok(x.reshape(rows)?))).transpose()?;
         match (&self.kept, tail) {
-            (Some(kept), Some(tail)) => Ok(Rows {
+            (Some(kept), Some(tail)) => Ok(Pair {
                 keys: self.ops.cat(&[kept.keys.clone(), tail.keys], 0)?,
                 values: self.ops.cat(&[kept.values.clone(), tail.values], 0)?,
             }),
@@ -195,10 +142,19 @@ impl DeviceLayer {
         }
     }
 
+    /// A head's keys in the order of its rows, `[rows, head_dim]`, in the numbers that they are stored in.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there are none.
+    pub fn keys_of(&self, kv_head: usize) -> Result<Tensor> {
+        let rows: Vec<usize> = (0..self.lens[kv_head]).map(|row| self.flat_row(kv_head, row)).collect();
+        Ok(self.pick(&self.flat()?, &rows)?.keys)
+    }
+
     /// Where a head's row is among the [flat](Self::flat) ones.
     fn flat_row(&self, kv_head: usize, row: usize) -> usize {
         let slot = self.slots.heads.iter().position(|&head| head == kv_head).unwrap_or(kv_head);
-        let kept = self.positions[kv_head].len() - self.tail_len;
+        let kept = self.lens[kv_head] - self.tail_len;
         match row.checked_sub(kept) {
             None => self.slots.first_rows[slot] + row,
             Some(row) => self.slots.num_rows() + slot * self.tail_capacity() + row,
@@ -209,8 +165,8 @@ impl DeviceLayer {
         self.tail.as_ref().and_then(|tail| tail.keys.dim(1).ok()).unwrap_or(0)
     }
 
-    fn pick(&self, from: &Rows, rows: &[usize]) -> Result<Rows> {
-        let rows: Vec<u32> = rows.iter().map(|&row| as_position(row)).collect::<Result<_>>()?;
+    fn pick(&self, from: &Pair, rows: &[usize]) -> Result<Pair> {
+        let rows = as_indices(rows)?;
         let rows = self.ops.upload(&rows, rows.len())?;
         from.each(|x| self.ops.index_select(x, &rows, 0))
     }
@@ -218,7 +174,7 @@ impl DeviceLayer {
     /// Makes rows of other tensors all that is kept, in groups; the tail is gone.
     ///
     /// * `rows`: `[num_kv_heads]` which rows of `from` each head keeps
-    fn regroup(&mut self, from: &Rows, rows: &[Vec<usize>]) -> Result<()> {
+    fn regroup(&mut self, from: &Pair, rows: &[Vec<usize>]) -> Result<()> {
         let lens: Vec<usize> = rows.iter().map(Vec::len).collect();
         let slots = match self.decode_with() {
             DecodeWith::Groups => Slots::new(&lens),
@@ -240,106 +196,25 @@ impl DeviceLayer {
             None
         } else {
             let upload = |indices: &[usize]| -> Result<Tensor> {
-                let indices: Vec<u32> = indices.iter().map(|&index| as_position(index)).collect::<Result<_>>()?;
+                let indices = as_indices(indices)?;
                 self.ops.upload(&indices, indices.len())
             };
             Some([upload(&slots.heads)?, upload(&slots.of_heads())?])
         };
-        (self.kept, self.order, self.slots) = (kept, order, slots);
+        (self.kept, self.order, self.slots, self.lens) = (kept, order, slots, lens);
         (self.tail, self.tail_len, self.visible, self.ragged) = (None, 0, None, None);
         Ok(())
     }
 
-    /// Stores a prompt's keys and values, as [`LayerCacheManager::store_prompt`](super::LayerCacheManager::store_prompt)
-    /// does: for every KV head, the positions that were chosen, or all of them.
-    ///
-    /// * `prompt`: from [`prompt_tensors`](Self::prompt_tensors), filled
-    /// * `choices`: one for each KV head, in order; `None` keeps everything
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if head counts, rows or positions do not fit, [`Error::Tensor`] if the device refuses; nothing is
-    /// stored then.
-    pub fn store_prompt(&mut self, prompt: &PromptTensors, choices: Option<Vec<HeadChoice>>) -> Result<LayerSummary> {
-        let num_kv_heads = self.layout.num_kv_heads;
-        let (first, new) = (as_position(self.settled)?, as_position(self.seen)?);
-        let end = as_position(self.seen + prompt.len())?;
-        let summaries = summaries(choices, num_kv_heads, first..end);
-        check_kept(num_kv_heads, first..end, &summaries)?;
-        let held: Vec<usize> = self.positions.iter().map(Vec::len).collect();
-        if prompt.past_lens() != held {
-            return Err(Error::shape("the rows before a prompt", held, prompt.past_lens()));
-        }
-        let (keys, values, flat_row) = prompt.flat()?;
-        let mut positions = Vec::with_capacity(num_kv_heads);
-        let mut rows = Vec::with_capacity(num_kv_heads);
-        for (held, summary) in self.positions.iter().zip(&summaries) {
-            let stays = |position: u32| position < first || summary.positions.binary_search(&position).is_ok();
-            let past = held.iter().enumerate().filter(|(_, position)| stays(**position));
-            let from_prompt = &summary.positions[summary.positions.partition_point(|&position| position < new)..];
-            let from_prompt = from_prompt.iter().map(|position| (held.len() + (position - new) as usize, position));
-            let (head_rows, head_positions): (Vec<usize>, Vec<u32>) =
-                past.chain(from_prompt).map(|(row, &position)| (flat_row(summary.kv_head, row), position)).unzip();
-            rows.push(head_rows);
-            positions.push(head_positions);
-        }
-        self.regroup(&Rows { keys, values }, &rows)?;
-        self.hold(positions);
-        self.seen = end as usize;
-        self.settled = self.seen;
-        Ok(self.summary((end - first) as usize, summaries))
-    }
-
-    /// Evicts more of the last prompt that was stored, as
-    /// [`LayerCacheManager::keep_of_prompt`](super::LayerCacheManager::keep_of_prompt) does.
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if head counts or positions do not fit, [`Error::Tensor`] if the device refuses; nothing is evicted
-    /// then.
-    pub fn keep_of_prompt(&mut self, first_position: usize, choices: Vec<HeadChoice>) -> Result<LayerSummary> {
-        let (first, end) = (as_position(first_position)?, as_position(self.seen)?);
-        let num_kv_heads = self.layout.num_kv_heads;
-        let summaries = summaries(Some(choices), num_kv_heads, first..end);
-        check_kept(num_kv_heads, first..end, &summaries)?;
-        let mut positions = Vec::with_capacity(num_kv_heads);
-        let mut rows = Vec::with_capacity(num_kv_heads);
-        for (held, summary) in self.positions.iter().zip(&summaries) {
-            let stays = |position: u32| position < first || summary.positions.binary_search(&position).is_ok();
-            let stay = held.iter().enumerate().filter(|(_, position)| stays(**position));
-            let (head_rows, head_positions): (Vec<usize>, Vec<u32>) =
-                stay.map(|(row, &position)| (self.flat_row(summary.kv_head, row), position)).unzip();
-            rows.push(head_rows);
-            positions.push(head_positions);
-        }
-        if positions.iter().map(Vec::len).ne(self.positions.iter().map(Vec::len)) {
-            self.regroup(&self.flat()?, &rows)?;
-            self.hold(positions);
-        }
-        Ok(self.summary((end - first) as usize, summaries))
-    }
-
-    fn hold(&mut self, mut positions: Vec<Vec<u32>>) {
-        positions.iter_mut().for_each(Vec::shrink_to_fit);
-        self.positions = positions;
-    }
-
-    fn summary(&self, prompt_len: usize, heads: Vec<HeadSummary>) -> LayerSummary {
-        LayerSummary { layer: self.layer, prompt_len, heads, bytes: self.bytes() }
-    }
-
-    /// Keeps one new token in every head.
+    /// Adds a row to every head.
     ///
     /// * `keys`, `values`: `[num_kv_heads, 1, head_dim]`, f32, keys rotated
-    /// * `position`: the number of tokens seen before it
     ///
     /// # Errors
-    /// [`Error::Shape`] if the position does not fit, [`Error::Tensor`] if sizes do not; nothing is kept then.
-    pub fn append(&mut self, keys: &Tensor, values: &Tensor, position: usize) -> Result<()> {
-        if position != self.seen {
-            return Err(Error::shape("the position of a new token", self.seen, position));
-        }
-        let position = as_position(position)?;
+    /// [`Error::Tensor`] if sizes do not fit; nothing is added then.
+    fn push(&mut self, keys: &Tensor, values: &Tensor) -> Result<()> {
         let dtype = self.dtype.tensor_dtype()?;
-        let token = Rows { keys: keys.clone(), values: values.clone() }.each(|x| {
+        let token = Pair { keys: keys.clone(), values: values.clone() }.each(|x| {
             let x = match &self.order {
                 Some([order, _]) => self.ops.index_select(x, order, 0)?,
                 None => x.clone(),
@@ -350,9 +225,8 @@ impl DeviceLayer {
         let tail = self.tail.as_ref().ok_or_else(|| Error::shape("a cache's tail", "room for a token", 0))?;
         self.ops.write(&tail.keys, &token.keys, 1, self.tail_len)?;
         self.ops.write(&tail.values, &token.values, 1, self.tail_len)?;
-        self.positions.iter_mut().for_each(|head| push(head, position));
+        self.lens.iter_mut().for_each(|len| *len += 1);
         self.tail_len += 1;
-        self.seen += 1;
         Ok(())
     }
 
@@ -368,11 +242,11 @@ impl DeviceLayer {
             return Ok(());
         }
         let HeadLayout { num_kv_heads, head_dim, .. } = self.layout;
-        let held: usize = self.positions.iter().map(Vec::len).sum();
+        let held: usize = self.lens.iter().sum();
         let room = capacity + growth(held / num_kv_heads.max(1));
         let dtype = self.dtype.tensor_dtype()?;
         let zeros = || self.ops.zeros((num_kv_heads, room, head_dim), dtype);
-        let grown = Rows { keys: zeros()?, values: zeros()? };
+        let grown = Pair { keys: zeros()?, values: zeros()? };
         if let Some(tail) = &self.tail {
             self.ops.write(&grown.keys, &tail.keys, 1, 0)?;
             self.ops.write(&grown.values, &tail.values, 1, 0)?;
@@ -385,7 +259,7 @@ impl DeviceLayer {
             return Ok(());
         }
         let longest = self.slots.longest();
-        let lens = || self.slots.heads.iter().map(|&head| self.positions[head].len() - self.tail_len);
+        let lens = || self.slots.heads.iter().map(|&head| self.lens[head] - self.tail_len);
         let visible = if lens().all(|len| len == longest) {
             None
         } else {
@@ -402,7 +276,7 @@ impl DeviceLayer {
     fn ragged_rows(&self) -> Result<RaggedRows> {
         let kept = self.kept.as_ref().map(|kept| (kept.keys.clone(), kept.values.clone()));
         let slots = self.slots.heads.iter().zip(&self.slots.first_rows).map(|(&kv_head, &first)| {
-            let len = self.positions[kv_head].len() - self.tail_len;
+            let len = self.lens[kv_head] - self.tail_len;
             ragged::Slot { rows: first..first + len, kv_head }
         });
         self.ops.count(2);
@@ -413,7 +287,7 @@ impl DeviceLayer {
     ///
     /// # Errors
     /// [`Error::Shape`] if none has.
-    pub fn rows(&self) -> Result<GroupedRows<'_>> {
+    pub fn for_attention(&self) -> Result<GroupedRows<'_>> {
         let tail = self.tail.as_ref().ok_or_else(|| Error::shape("cached rows", "the newest token's at least", 0))?;
         let tail = tail.each(|x| Ok(x.narrow(1, 0, self.tail_len)?))?;
         Ok(GroupedRows {
@@ -428,10 +302,92 @@ impl DeviceLayer {
     }
 }
 
-/// Adds a position, with as little slack as the rows have.
-fn push(positions: &mut Vec<u32>, position: u32) {
-    if positions.len() == positions.capacity() {
-        positions.reserve_exact(growth(positions.len()));
+impl Rows for CandleRows {
+    type Prompt = PromptTensors;
+
+    fn emptied(&self) -> Self {
+        Self {
+            lens: vec![0; self.lens.len()],
+            slots: Slots::new(&vec![0; self.lens.len()]),
+            kept: None,
+            tail: None,
+            tail_len: 0,
+            visible: None,
+            order: None,
+            ragged: None,
+            ..self.clone()
+        }
     }
-    positions.push(position);
+
+    fn layout(&self) -> HeadLayout {
+        self.layout
+    }
+
+    fn dtype(&self) -> KvDtype {
+        self.dtype
+    }
+
+    fn allocated(&self) -> usize {
+        self.kept.as_ref().map_or(0, Pair::bytes)
+            + self.tail.as_ref().map_or(0, |tail| tail.bytes())
+            + self.visible.iter().chain(self.order.iter().flatten()).map(tensor_bytes).sum::<usize>()
+            + self.ragged.as_ref().map_or(0, |ragged| ragged.index_bytes())
+    }
+
+    fn prompt_lens(&self, prompt: &PromptTensors) -> (usize, Vec<usize>) {
+        (prompt.len(), prompt.past_lens().to_vec())
+    }
+
+    fn carry_out(&mut self, _: &Ledger, plan: &Plan, prompt: Option<&PromptTensors>) -> Result<()> {
+        let Some(prompt) = prompt else {
+            let of_head = |(kv_head, head): (usize, &HeadPlan)| {
+                head.stay.iter().map(|&row| self.flat_row(kv_head, row)).collect()
+            };
+            let rows: Vec<Vec<usize>> = plan.heads.iter().enumerate().map(of_head).collect();
+            return self.regroup(&self.flat()?, &rows);
+        };
+        // The prompt's rows lie behind copies of all that is held.
+        let (keys, values, flat_row) = prompt.flat()?;
+        let of_head = |((kv_head, head), &held): ((usize, &HeadPlan), &usize)| {
+            let rows = head.stay.iter().copied().chain(head.prompt.iter().map(|row| held + row));
+            rows.map(|row| flat_row(kv_head, row)).collect()
+        };
+        let rows: Vec<Vec<usize>> = plan.heads.iter().enumerate().zip(&self.lens).map(of_head).collect();
+        self.regroup(&Pair { keys, values }, &rows)
+    }
+
+    fn evict(&mut self, _: &Ledger, steps: &[HeadStep]) -> Result<()> {
+        let of_head = |((kv_head, step), &len): ((usize, &HeadStep), &usize)| {
+            let mut rows: Vec<usize> = (0..len).map(|row| self.flat_row(kv_head, row)).collect();
+            for &row in step.evicted() {
+                rows.swap_remove(row);
+            }
+            rows
+        };
+        let rows: Vec<Vec<usize>> = steps.iter().enumerate().zip(&self.lens).map(of_head).collect();
+        self.regroup(&self.flat()?, &rows)
+    }
+}
+
+impl CacheLayer<CandleRows> {
+    /// Keeps one new token in every head.
+    ///
+    /// * `keys`, `values`: `[num_kv_heads, 1, head_dim]`, f32, keys rotated
+    /// * `position`: the number of tokens seen before it
+    /// * `class`: may tell how long it stays
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the position does not fit, [`Error::Tensor`] if sizes do not; nothing is kept then.
+    pub fn append(&mut self, keys: &Tensor, values: &Tensor, position: usize, class: TokenClass) -> Result<()> {
+        let (ledger, rows) = self.parts_mut();
+        ledger.check_next(position)?;
+        rows.push(keys, values)?;
+        ledger.advance(class);
+        Ok(())
+    }
+}
+
+fn as_indices(rows: &[usize]) -> Result<Vec<u32>> {
+    let index = |&row| u32::try_from(row).map_err(|_| Error::shape("a row", "below 2^32", row));
+    rows.iter().map(index).collect()
 }

@@ -5,10 +5,9 @@
 //! How phases are cut into pieces depends on the number of threads, but no row's or range's result depends on who computes
 //! it, on its piece, or on what else is in the batch: neither do a step's. Buffers are kept from step to step.
 //!
-//! The slow path, [`Llama::decode_plain`](super::Llama::decode_plain), is its oracle.
+//! The slow path, [`plain`](crate::backend::plain), is its oracle.
 
 mod own;
-mod weights;
 mod work;
 
 use std::cell::RefCell;
@@ -16,10 +15,11 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::config::LlamaConfig;
-use super::linear::Embedding;
-use super::rope::Rope;
+use super::Kernels;
+use super::linear::KernelLinear;
+use super::rows::{KernelLayer, KernelRows};
 use crate::attention::HeadLayout;
+use crate::backend::{Block, Weights};
 use crate::cache::{AdaptiveKvCache, HeadStep};
 use crate::error::{Error, Result};
 use crate::kernels::attend::{attend_range, row_weights};
@@ -29,8 +29,6 @@ use crate::kernels::vector::{self, instruction_set};
 use crate::stop::Watch;
 use crate::tokens::TokenClass;
 use own::Own;
-pub(super) use weights::StepModel;
-use weights::{StepLayer, StepLinear};
 use work::{CacheRange, CacheWork, each_piece};
 
 /// Buffers of a step that its threads share.
@@ -46,8 +44,6 @@ struct Shared {
     partial: Vec<f32>,
     /// `[ranges, group_size]`
     max_and_sum: Vec<(f32, f32)>,
-    /// `[batch, rope dim / 2]`
-    angles: Vec<(f32, f32)>,
     /// `[layers]`
     cache_work: Vec<CacheWork>,
     /// `[batch, num_kv_heads]`
@@ -59,84 +55,76 @@ thread_local! {
     static OWN: RefCell<Own> = RefCell::default();
 }
 
-impl StepModel {
-    /// Gives each sequence one token, and computes the logits of the next.
-    ///
-    /// * `ids`: `[batch]`
-    /// * `caches`: `[batch]`, of this model's shape; every layer gets the token
-    /// * `logits`: overwritten with `[batch, vocab_size]`
-    pub(super) fn run(
-        &self,
-        config: &LlamaConfig,
-        rope: &Rope,
-        embed_tokens: &Embedding,
-        ids: &[u32],
-        caches: &mut [&mut AdaptiveKvCache],
-        logits: &mut Vec<f32>,
-    ) -> Result<()> {
-        SHARED.with_borrow_mut(|shared| {
-            let layout = config.heads;
-            let batch = ids.len();
-            let width = layout.query_width() + 2 * layout.kv_width();
-            shared.hidden.resize(batch * self.hidden_size, 0.0);
-            embed_tokens.look_up(ids, &mut shared.hidden)?;
-            shared.qkv.resize(batch * width, 0.0);
-            shared.activated.resize(batch * self.intermediate_size, 0.0);
-            let threads = rayon::current_num_threads();
-            shared.cache_work.resize_with(self.layers.len(), CacheWork::default);
-            for (layer, work) in shared.cache_work.iter_mut().enumerate() {
-                work.cut(caches, layer, threads);
-            }
-            shared.head_steps.resize(batch * layout.num_kv_heads, HeadStep::default());
-            let ranges = shared.cache_work.iter().map(|work| work.ranges.len()).max().unwrap_or(0);
-            shared.partial.resize(ranges * layout.group_size() * layout.head_dim, 0.0);
-            shared.max_and_sum.resize(ranges * layout.group_size(), (0.0, 0.0));
-            shared.angles.clear();
-            for cache in &*caches {
-                shared.angles.extend(rope.angles(cache.seen(), 1));
-            }
-            logits.resize(batch * self.lm_head.rows(), 0.0);
-            let positions: Vec<usize> = caches.iter().map(|cache| cache.seen()).collect();
-            let classes: Vec<TokenClass> = caches.iter().zip(ids).map(|(cache, &id)| cache.class(id)).collect();
-            #[expect(clippy::cast_possible_truncation)]
-            let eps = config.rms_norm_eps as f32;
-            let step = Step {
-                model: self,
-                layout,
-                eps,
-                rope,
-                batch,
-                positions: &positions,
-                classes: &classes,
-                hidden: SharedSlice::new(&mut shared.hidden),
-                qkv: SharedSlice::new(&mut shared.qkv),
-                activated: SharedSlice::new(&mut shared.activated),
-                partial: SharedSlice::new(&mut shared.partial),
-                max_and_sum: SharedSlice::new(&mut shared.max_and_sum),
-                angles: &shared.angles,
-                cache_work: &shared.cache_work,
-                head_steps: SharedSlice::new(&mut shared.head_steps),
-                caches: SharedSlice::new(caches),
-                logits: SharedSlice::new(logits),
-                failure: Mutex::new(None),
-                stop: Watch::default(),
-                is_stopped: AtomicBool::new(false),
-            };
-            Team::run_on(threads, &|worker| OWN.with_borrow_mut(|own| step.run(worker, own)));
-            if step.is_stopped.into_inner() {
-                return Err(Error::Interrupted);
-            }
-            step.failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
-        })
-    }
+/// Gives each sequence one token, and computes the logits of the next.
+///
+/// * `ids`: `[batch]`
+/// * `angles`: `[batch, rope dim / 2]` of the tokens' positions
+/// * `caches`: `[batch]`, of this model's shape; every layer gets the token
+/// * `logits`: overwritten with `[batch, vocab_size]`
+pub(super) fn run(
+    kernels: &Kernels,
+    weights: &Weights<Kernels>,
+    ids: &[u32],
+    angles: &[(f32, f32)],
+    caches: &mut [&mut AdaptiveKvCache],
+    logits: &mut Vec<f32>,
+) -> Result<()> {
+    SHARED.with_borrow_mut(|shared| {
+        let layout = kernels.layout;
+        let batch = ids.len();
+        let width = layout.query_width() + 2 * layout.kv_width();
+        let intermediate_size = weights.blocks.first().map_or(0, |block| block.gate_proj.rows());
+        weights.embed_tokens.look_up(ids, &mut shared.hidden)?;
+        shared.qkv.resize(batch * width, 0.0);
+        shared.activated.resize(batch * intermediate_size, 0.0);
+        let threads = rayon::current_num_threads();
+        let positions: Vec<usize> = caches.iter().map(|cache| cache.seen()).collect();
+        let classes: Vec<TokenClass> = caches.iter().zip(ids).map(|(cache, &id)| cache.class(id)).collect();
+        let mut layers: Vec<&mut [KernelLayer]> =
+            caches.iter_mut().map(|cache| cache.layers_mut::<KernelRows>()).collect::<Result<_>>()?;
+        shared.cache_work.resize_with(weights.blocks.len(), CacheWork::default);
+        for (layer, work) in shared.cache_work.iter_mut().enumerate() {
+            work.cut(&layers, layer, threads);
+        }
+        shared.head_steps.resize(batch * layout.num_kv_heads, HeadStep::default());
+        let ranges = shared.cache_work.iter().map(|work| work.ranges.len()).max().unwrap_or(0);
+        shared.partial.resize(ranges * layout.group_size() * layout.head_dim, 0.0);
+        shared.max_and_sum.resize(ranges * layout.group_size(), (0.0, 0.0));
+        logits.resize(batch * weights.lm_head.rows(), 0.0);
+        let step = Step {
+            kernels,
+            weights,
+            intermediate_size,
+            batch,
+            positions: &positions,
+            classes: &classes,
+            hidden: SharedSlice::new(&mut shared.hidden),
+            qkv: SharedSlice::new(&mut shared.qkv),
+            activated: SharedSlice::new(&mut shared.activated),
+            partial: SharedSlice::new(&mut shared.partial),
+            max_and_sum: SharedSlice::new(&mut shared.max_and_sum),
+            angles,
+            cache_work: &shared.cache_work,
+            head_steps: SharedSlice::new(&mut shared.head_steps),
+            caches: SharedSlice::new(&mut layers),
+            logits: SharedSlice::new(logits),
+            failure: Mutex::new(None),
+            stop: Watch::default(),
+            is_stopped: AtomicBool::new(false),
+        };
+        Team::run_on(threads, &|worker| OWN.with_borrow_mut(|own| step.run(worker, own)));
+        if step.is_stopped.into_inner() {
+            return Err(Error::Interrupted);
+        }
+        step.failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    })
 }
 
 /// What the threads of one step share.
 struct Step<'a, 'c> {
-    model: &'a StepModel,
-    layout: HeadLayout,
-    eps: f32,
-    rope: &'a Rope,
+    kernels: &'a Kernels,
+    weights: &'a Weights<Kernels>,
+    intermediate_size: usize,
     batch: usize,
     /// `[batch]`
     positions: &'a [usize],
@@ -147,11 +135,13 @@ struct Step<'a, 'c> {
     activated: SharedSlice<'a, f32>,
     partial: SharedSlice<'a, f32>,
     max_and_sum: SharedSlice<'a, (f32, f32)>,
+    /// `[batch, rope dim / 2]`
     angles: &'a [(f32, f32)],
     /// `[layers]`
     cache_work: &'a [CacheWork],
     head_steps: SharedSlice<'a, HeadStep>,
-    caches: SharedSlice<'a, &'c mut AdaptiveKvCache>,
+    /// `[batch]` of `[layers]`
+    caches: SharedSlice<'a, &'c mut [KernelLayer]>,
     logits: SharedSlice<'a, f32>,
     failure: Mutex<Option<Error>>,
     stop: Watch,
@@ -173,48 +163,48 @@ impl Step<'_, '_> {
     /// Shared buffers are looked at inside of claimed pieces only: a late thread may be in a phase that is over.
     fn run(&self, worker: &mut Worker<'_>, own: &mut Own) {
         let set = instruction_set();
-        let hidden = Target { slice: &self.hidden, width: self.model.hidden_size, first: 0 };
-        let activated = Target { slice: &self.activated, width: self.model.intermediate_size, first: 0 };
-        for (index, layer) in self.model.layers.iter().enumerate() {
-            self.project(set, layer, worker, own);
+        let hidden = Target { slice: &self.hidden, width: self.kernels.hidden_size, first: 0 };
+        let activated = Target { slice: &self.activated, width: self.intermediate_size, first: 0 };
+        for (index, block) in self.weights.blocks.iter().enumerate() {
+            self.project(set, block, worker, own);
             self.phase(worker, self.batch, |sequence| self.rotate_and_append(index, sequence));
             self.attend(set, index, worker, own);
             if !self.cache_work[index].evicting.is_empty() {
                 self.phase(worker, self.batch, |sequence| self.evict(index, sequence));
             }
             own.start_rows();
-            self.each_piece(worker, layer.output.rows(), |rows| {
+            self.each_piece(worker, block.o_proj.rows(), |rows| {
                 own.with_rows(|own| self.merge(index, own));
-                own.apply(set, &layer.output, rows.clone());
+                own.apply(set, &block.o_proj, rows.clone());
                 // SAFETY: the piece is this thread's.
                 unsafe { hidden.add(set, &own.products, rows) };
             });
 
             own.start_rows();
-            self.each_piece(worker, layer.gate.rows(), |rows| {
-                own.with_rows(|own| self.norm_rows(set, &layer.post_norm, own));
-                own.apply(set, &layer.gate, rows.clone());
+            self.each_piece(worker, block.gate_proj.rows(), |rows| {
+                own.with_rows(|own| self.norm_rows(set, &block.post_attention_layernorm, own));
+                own.apply(set, &block.gate_proj, rows.clone());
                 std::mem::swap(&mut own.products, &mut own.more_products);
-                own.apply(set, &layer.up, rows.clone());
+                own.apply(set, &block.up_proj, rows.clone());
                 vector::silu_mul(set, &own.more_products, &mut own.products);
                 // SAFETY: the piece is this thread's.
                 unsafe { activated.write(&own.products, rows) };
             });
 
             own.start_rows();
-            self.each_piece(worker, layer.down.rows(), |rows| {
+            self.each_piece(worker, block.down_proj.rows(), |rows| {
                 // SAFETY: written in the phase before.
                 own.with_rows(|own| unsafe { self.activated.read(0..self.activated.len()) }.clone_into(&mut own.rows));
-                own.apply(set, &layer.down, rows.clone());
+                own.apply(set, &block.down_proj, rows.clone());
                 // SAFETY: the piece is this thread's.
                 unsafe { hidden.add(set, &own.products, rows) };
             });
         }
-        let lm_head = &self.model.lm_head;
+        let lm_head = &self.weights.lm_head;
         let logits = Target { slice: &self.logits, width: lm_head.rows(), first: 0 };
         own.start_rows();
         self.each_piece(worker, lm_head.rows(), |rows| {
-            own.with_rows(|own| self.norm_rows(set, &self.model.norm, own));
+            own.with_rows(|own| self.norm_rows(set, &self.weights.norm, own));
             own.apply(set, lm_head, rows.clone());
             // SAFETY: the piece is this thread's.
             unsafe { logits.write(&own.products, rows) };
@@ -256,18 +246,20 @@ impl Step<'_, '_> {
         // SAFETY: nobody writes hidden states in phases that read them so.
         unsafe { self.hidden.read(0..self.hidden.len()) }.clone_into(&mut own.rows);
         for row in own.rows.chunks_exact_mut(weight.len()) {
-            vector::rms_norm(set, row, weight, self.eps);
+            vector::rms_norm(set, row, weight, self.kernels.eps);
         }
     }
 
     /// Queries, keys and values.
-    fn project(&self, set: InstructionSet, layer: &StepLayer, worker: &mut Worker<'_>, own: &mut Own) {
-        let width = layer.qkv.iter().map(StepLinear::rows).sum();
+    fn project(&self, set: InstructionSet, block: &Block<Kernels>, worker: &mut Worker<'_>, own: &mut Own) {
+        // Their outputs lie one after the other.
+        let linears = [&block.q_proj, &block.k_proj, &block.v_proj];
+        let width = linears.iter().map(|linear| linear.rows()).sum();
         own.start_rows();
         self.each_piece(worker, width, |piece| {
-            own.with_rows(|own| self.norm_rows(set, &layer.input_norm, own));
+            own.with_rows(|own| self.norm_rows(set, &block.input_layernorm, own));
             let mut first = 0;
-            for linear in &layer.qkv {
+            for linear in linears {
                 // A piece may be of more than one of them.
                 let rows = piece.start.max(first) - first..piece.end.min(first + linear.rows()).saturating_sub(first);
                 if !rows.is_empty() {
@@ -284,7 +276,7 @@ impl Step<'_, '_> {
     /// Rotates one sequence's queries and key, and gives its cache the key and the value.
     fn rotate_and_append(&self, layer: usize, sequence: usize) {
         let (query_width, kv_width, head_dim) =
-            (self.layout.query_width(), self.layout.kv_width(), self.layout.head_dim);
+            (self.kernels.layout.query_width(), self.kernels.layout.kv_width(), self.kernels.layout.head_dim);
         let width = query_width + 2 * kv_width;
         // SAFETY: each sequence is claimed once in this phase; nobody else looks at it.
         let (row, cache) = unsafe {
@@ -297,24 +289,26 @@ impl Step<'_, '_> {
         let angles = &self.angles[sequence * half..(sequence + 1) * half];
         let (queries, rest) = row.split_at_mut(query_width);
         let (keys, values) = rest.split_at_mut(kv_width);
-        self.rope.rotate(queries, query_width, head_dim, angles);
-        self.rope.rotate(keys, kv_width, head_dim, angles);
-        let scale = self.layout.scale();
+        self.kernels.rope.rotate(queries, query_width, head_dim, angles);
+        self.kernels.rope.rotate(keys, kv_width, head_dim, angles);
+        let scale = self.kernels.layout.scale();
         for query in queries {
             *query *= scale;
         }
-        let appended = cache
-            .layer_mut(layer)
-            .and_then(|layer| layer.append_token(keys, values, self.positions[sequence], self.classes[sequence]));
+        let appended = cache[layer].append(keys, values, self.positions[sequence], self.classes[sequence]);
         if let Err(error) = appended {
-            self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            self.fail(error);
         }
+    }
+
+    fn fail(&self, error: Error) {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
     }
 
     /// Every head's range results; and of heads that evict, what goes.
     fn attend(&self, set: InstructionSet, layer: usize, worker: &mut Worker<'_>, own: &mut Own) {
-        let HeadLayout { head_dim, .. } = self.layout;
-        let group_size = self.layout.group_size();
+        let HeadLayout { head_dim, .. } = self.kernels.layout;
+        let group_size = self.kernels.layout.group_size();
         let group = group_size * head_dim;
         let width = self.qkv.len() / self.batch;
         let CacheWork { ranges, pieces, evicting } = &self.cache_work[layer];
@@ -337,7 +331,7 @@ impl Step<'_, '_> {
                         self.max_and_sum.write(index * group_size..(index + 1) * group_size),
                     )
                 };
-                let head = cache.layers()[layer].heads()[kv_head].rows();
+                let head = cache[layer].rows().heads()[kv_head].rows();
                 attend_range(set, head, rows, queries, out, max_and_sum);
             }
         });
@@ -345,8 +339,8 @@ impl Step<'_, '_> {
 
     /// Which rows of a head go after this step.
     fn decide(&self, set: InstructionSet, layer: usize, sequence: usize, kv_head: usize, own: &mut Own) {
-        let HeadLayout { head_dim, num_kv_heads, .. } = self.layout;
-        let group = self.layout.group_size() * head_dim;
+        let HeadLayout { head_dim, num_kv_heads, .. } = self.kernels.layout;
+        let group = self.kernels.layout.group_size() * head_dim;
         let first = sequence * (self.qkv.len() / self.batch) + kv_head * group;
         let index = sequence * num_kv_heads + kv_head;
         // SAFETY: caches and queries were written in the phase before; each head is claimed once.
@@ -357,16 +351,16 @@ impl Step<'_, '_> {
                 &mut self.head_steps.write(index..index + 1)[0],
             )
         };
-        let layer = &cache.layers()[layer];
-        if layer.reads_weights(kv_head) {
-            row_weights(set, layer.heads()[kv_head].rows(), queries, &mut own.products, &mut step.weights);
+        let layer = &cache[layer];
+        if layer.ledger().reads_weights(kv_head) {
+            row_weights(set, layer.rows().heads()[kv_head].rows(), queries, &mut own.products, &mut step.weights);
         }
-        layer.decide(kv_head, step);
+        layer.ledger().decide(kv_head, step);
     }
 
     /// Evicts what was decided for the heads of one sequence.
     fn evict(&self, layer: usize, sequence: usize) {
-        let num_kv_heads = self.layout.num_kv_heads;
+        let num_kv_heads = self.kernels.layout.num_kv_heads;
         // SAFETY: each sequence is claimed once in this phase; nobody else looks at it.
         let (cache, steps) = unsafe {
             (
@@ -374,16 +368,15 @@ impl Step<'_, '_> {
                 self.head_steps.write(sequence * num_kv_heads..(sequence + 1) * num_kv_heads),
             )
         };
-        // The layer is there: it was attended to.
-        if let Ok(layer) = cache.layer_mut(layer) {
-            layer.evict(steps);
+        if let Err(error) = cache[layer].evict(steps) {
+            self.fail(error);
         }
     }
 
     /// Puts the ranges of each head together, to the thread's own rows, `[batch, num_heads, head_dim]`.
     fn merge(&self, layer: usize, own: &mut Own) {
-        let HeadLayout { num_heads, head_dim, .. } = self.layout;
-        let group_size = self.layout.group_size();
+        let HeadLayout { num_heads, head_dim, .. } = self.kernels.layout;
+        let group_size = self.kernels.layout.group_size();
         own.rows.resize(self.batch * num_heads * head_dim, 0.0);
         // SAFETY: written in the phase before.
         let (partial, max_and_sum) =

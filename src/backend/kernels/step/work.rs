@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
+use super::KernelLayer;
 use crate::attention::decode::RANGE_ROWS;
-use crate::cache::AdaptiveKvCache;
 use crate::kernels::team::Worker;
 
 /// A piece of weights has at least as many rows as if each thread got so many equal ones.
@@ -38,18 +38,18 @@ pub(super) struct CacheRange {
 
 impl CacheWork {
     /// Cuts the work of a layer anew.
-    pub fn cut(&mut self, caches: &[&mut AdaptiveKvCache], layer: usize, threads: usize) {
+    pub fn cut(&mut self, caches: &[&mut [KernelLayer]], layer: usize, threads: usize) {
         self.ranges.clear();
         self.evicting.clear();
         for (sequence, cache) in caches.iter().enumerate() {
-            let layer = &cache.layers()[layer];
-            for (kv_head, head) in layer.heads().iter().enumerate() {
+            let layer = &cache[layer];
+            for (kv_head, head) in layer.rows().heads().iter().enumerate() {
                 let len = head.len() + 1;
                 self.ranges.extend((0..len).step_by(RANGE_ROWS).map(|first| {
                     let end = (first + RANGE_ROWS).min(len);
                     CacheRange { sequence, kv_head, rows: first..end, last: end == len }
                 }));
-                if layer.evicts(kv_head) {
+                if layer.ledger().evicts(kv_head) {
                     self.evicting.push((sequence, kv_head));
                 }
             }

@@ -1,6 +1,6 @@
 //! The sizes of a LLaMA model, whatever file they were read from.
 
-use crate::attention::HeadLayout;
+use super::layout::HeadLayout;
 
 /// Which numbers of a query or key are rotated together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,10 @@
+//! What a LLaMA model is apart from its weights: sizes, heads, rotary positions.
+
+mod config;
+mod layout;
+mod rope;
+pub mod rope_scaling;
+
+pub use config::{DynamicNtk, LlamaConfig, RopeLayout, RopeSettings};
+pub use layout::HeadLayout;
+pub use rope::Rope;

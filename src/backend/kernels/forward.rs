@@ -1,0 +1,280 @@
+//! A prompt's way through the CPU kernels, and a token's plain one.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use candle_core::quantized::GgmlDType;
+use rayon::prelude::*;
+
+use super::linear::KernelLinear;
+use super::rows::KernelRows;
+use super::step;
+use crate::arch::{LlamaConfig, Rope};
+use crate::attention::HeadLayout;
+use crate::attention::decode::{decode, plain_row_weights};
+use crate::attention::map::HeadGrid;
+use crate::attention::prefill::{QueryBlock, largest_differences, prefill};
+use crate::attention::prompt_rows::PromptKv;
+use crate::backend::{Backend, Block, PromptRequest, Shown, Wanted, Weights};
+use crate::cache::{AdaptiveKvCache, CacheLayer, KvDtype};
+use crate::error::{Error, Result};
+use crate::kernels::quant::WeightMatrix;
+use crate::kernels::vector::{self, instruction_set};
+use crate::numbers::all_finite;
+use crate::profile::stats::LayerStats;
+use crate::tokens::TokenClass;
+
+/// Numbers that one thread takes at a time in elementwise work.
+const ELEMENTS_PER_TASK: usize = 16 * 1024;
+
+/// The CPU's own kernels.
+#[derive(Debug, Clone)]
+pub struct Kernels {
+    pub(super) layout: HeadLayout,
+    pub(super) hidden_size: usize,
+    pub(super) eps: f32,
+    pub(super) rope: Rope,
+    /// Numbers of a position's rotations.
+    half: usize,
+}
+
+impl Kernels {
+    /// Kernels for a model of some sizes.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "as it is computed with")]
+    pub fn new(config: &LlamaConfig) -> Self {
+        Self {
+            layout: config.heads,
+            hidden_size: config.hidden_size,
+            eps: config.rms_norm_eps as f32,
+            rope: Rope::new(&config.rope),
+            half: config.rope.dim / 2,
+        }
+    }
+}
+
+/// Queries, keys and values of some tokens, queries and keys rotated.
+#[derive(Debug)]
+pub struct Projected {
+    /// `[seq_len, num_heads, head_dim]`
+    queries: Vec<f32>,
+    /// `[seq_len, num_kv_heads, head_dim]`
+    keys: Vec<f32>,
+    /// `[seq_len, num_kv_heads, head_dim]`
+    values: Vec<f32>,
+    /// `[seq_len, num_heads, head_dim]` queries before the rotation; empty if not wanted.
+    unrotated_queries: Vec<f32>,
+}
+
+/// A layer's keys and values of a prompt.
+#[derive(Debug)]
+pub struct KernelPrompt {
+    kv: PromptKv,
+    /// Queries of the whole prompt, `[prompt_len, num_heads, head_dim]`, kept only if they may be asked again.
+    queries: Option<Vec<f32>>,
+}
+
+impl Backend for Kernels {
+    type Linear = KernelLinear;
+    type Vector = Arc<[f32]>;
+    type Hidden = Vec<f32>;
+    type Rotations = Vec<(f32, f32)>;
+    type Projected = Projected;
+    type Attended = Vec<f32>;
+    type Prompt = KernelPrompt;
+    type Rows = KernelRows;
+
+    const NAME: &'static str = "cpu";
+
+    fn dtype(&self, stored: GgmlDType) -> Result<GgmlDType> {
+        Ok(stored)
+    }
+
+    fn linear(&self, matrix: Arc<WeightMatrix>, bias: Option<Vec<f32>>) -> Result<KernelLinear> {
+        KernelLinear::new(matrix, bias)
+    }
+
+    fn vector(&self, numbers: Vec<f32>) -> Result<Arc<[f32]>> {
+        Ok(numbers.into())
+    }
+
+    fn shape(linear: &KernelLinear) -> (usize, usize) {
+        (linear.matrix.rows(), linear.matrix.cols())
+    }
+
+    fn len(vector: &Arc<[f32]>) -> usize {
+        vector.len()
+    }
+
+    fn widened(&self, linear: &KernelLinear) -> Result<Vec<f32>> {
+        Ok(linear.widened())
+    }
+
+    fn empty_rows(&self, dtype: KvDtype) -> Result<KernelRows> {
+        KernelRows::new(self.layout, dtype)
+    }
+
+    fn hidden(&self, embedded: Vec<f32>) -> Result<Vec<f32>> {
+        Ok(embedded)
+    }
+
+    fn rotations(&self, angles: Vec<(f32, f32)>) -> Result<Vec<(f32, f32)>> {
+        Ok(angles)
+    }
+
+    fn prompt(&self, rows: &KernelRows, asks: PromptRequest<'_>) -> Result<KernelPrompt> {
+        let queries = asks.again.then(|| Vec::with_capacity(asks.prompt_len * self.layout.query_width()));
+        Ok(KernelPrompt { kv: rows.prompt(asks.prompt_len)?, queries })
+    }
+
+    fn project(
+        &self,
+        block: &Block<Self>,
+        hidden: &Vec<f32>,
+        rotations: &Vec<(f32, f32)>,
+        first_row: usize,
+        unrotated: bool,
+    ) -> Result<Projected> {
+        let normed = norm_rows(hidden, &block.input_layernorm, self.eps)?;
+        let mut queries = block.q_proj.forward(&normed)?;
+        let mut keys = block.k_proj.forward(&normed)?;
+        let values = block.v_proj.forward(&normed)?;
+        let unrotated_queries = if unrotated { queries.clone() } else { Vec::new() };
+        let rotations = rotations.get(first_row * self.half..).unwrap_or_default();
+        self.rope.rotate(&mut queries, self.layout.query_width(), self.layout.head_dim, rotations);
+        self.rope.rotate(&mut keys, self.layout.kv_width(), self.layout.head_dim, rotations);
+        Ok(Projected { queries, keys, values, unrotated_queries })
+    }
+
+    fn attend(
+        &self,
+        prompt: &mut KernelPrompt,
+        projected: &Projected,
+        first_row: usize,
+        stats: Option<&mut LayerStats>,
+        maps: Option<&mut [HeadGrid]>,
+    ) -> Result<Vec<f32>> {
+        let PromptKv { keys, values } = &mut prompt.kv;
+        keys.push(&projected.keys)?;
+        values.push(&projected.values)?;
+        if let Some(queries) = &mut prompt.queries {
+            queries.extend_from_slice(&projected.queries);
+        }
+        let block = QueryBlock { queries: &projected.queries, first_row };
+        prefill(self.layout, block, keys, values, stats, maps)
+    }
+
+    fn show(
+        &self,
+        projected: &Projected,
+        hidden: &Vec<f32>,
+        _: Wanted,
+        look: &mut dyn FnMut(Shown<'_>) -> Result<()>,
+    ) -> Result<()> {
+        look(Shown { queries: &projected.queries, unrotated_queries: &projected.unrotated_queries, hidden })
+    }
+
+    fn finish(&self, block: &Block<Self>, hidden: &Vec<f32>, attended: Vec<f32>) -> Result<Vec<f32>> {
+        let mut residual = block.o_proj.forward(&attended)?;
+        drop(attended);
+        add(&mut residual, hidden)?;
+        let normed = norm_rows(&residual, &block.post_attention_layernorm, self.eps)?;
+        let mut activated = block.up_proj.forward(&normed)?;
+        silu_mul(&block.gate_proj.forward(&normed)?, &mut activated);
+        add(&mut residual, &block.down_proj.forward(&activated)?)?;
+        Ok(residual)
+    }
+
+    fn bad_rows(&self, hidden: &Vec<f32>) -> Result<Vec<usize>> {
+        if all_finite(hidden) {
+            return Ok(Vec::new());
+        }
+        let rows = hidden.chunks_exact(self.hidden_size).enumerate();
+        Ok(rows.filter(|(_, row)| !all_finite(row)).map(|(row, _)| row).collect())
+    }
+
+    fn ask_again(&self, prompt: &KernelPrompt, pending: &[(usize, Vec<Vec<f32>>)]) -> Result<Vec<Vec<f32>>> {
+        let queries = prompt.queries.as_deref().unwrap_or_default();
+        largest_differences(self.layout, QueryBlock { queries, first_row: 0 }, &prompt.kv.keys, pending)
+    }
+
+    fn prompt_kv<'a>(&self, prompt: &'a KernelPrompt) -> Result<Cow<'a, PromptKv>> {
+        Ok(Cow::Borrowed(&prompt.kv))
+    }
+
+    fn stored_prompt(prompt: &KernelPrompt) -> &PromptKv {
+        &prompt.kv
+    }
+
+    fn logits(&self, weights: &Weights<Self>, hidden: &Vec<f32>) -> Result<Vec<f32>> {
+        let last = &hidden[hidden.len().saturating_sub(self.hidden_size)..];
+        weights.lm_head.forward(&norm_rows(last, &weights.norm, self.eps)?)
+    }
+
+    fn decode(
+        &self,
+        weights: &Weights<Self>,
+        ids: &[u32],
+        angles: &[(f32, f32)],
+        caches: &mut [&mut AdaptiveKvCache],
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
+        step::run(self, weights, ids, angles, caches, logits)
+    }
+
+    fn append(
+        &self,
+        layer: &mut CacheLayer<KernelRows>,
+        projected: &Projected,
+        position: usize,
+        class: TokenClass,
+    ) -> Result<()> {
+        layer.append(&projected.keys, &projected.values, position, class)
+    }
+
+    fn attend_rows(&self, rows: &KernelRows, projected: &Projected) -> Result<Vec<f32>> {
+        decode(self.layout, &projected.queries, &rows.for_attention())
+    }
+
+    fn row_weights(&self, rows: &KernelRows, projected: &Projected, kv_head: usize) -> Result<Vec<f32>> {
+        let group = self.layout.group_size() * self.layout.head_dim;
+        let queries = &projected.queries[kv_head * group..(kv_head + 1) * group];
+        plain_row_weights(self.layout, queries, rows.heads()[kv_head].rows())
+    }
+
+    fn attended(&self, attended: &Vec<f32>) -> Result<Vec<f32>> {
+        Ok(attended.clone())
+    }
+}
+
+/// Root-mean-square norm of each row of `[seq_len, weight.len()]`, over threads.
+fn norm_rows(x: &[f32], weight: &[f32], eps: f32) -> Result<Vec<f32>> {
+    let (set, width) = (instruction_set(), weight.len().max(1));
+    if !x.len().is_multiple_of(width) {
+        return Err(Error::shape("a norm's input", format!("rows of {width}"), x.len()));
+    }
+    let mut out = x.to_vec();
+    let rows_per_task = (ELEMENTS_PER_TASK / width).max(1);
+    out.par_chunks_mut(rows_per_task * width).for_each(|rows| {
+        rows.chunks_exact_mut(width).for_each(|row| vector::rms_norm(set, row, weight, eps));
+    });
+    Ok(out)
+}
+
+/// `sums += numbers`, over threads.
+fn add(sums: &mut [f32], numbers: &[f32]) -> Result<()> {
+    if sums.len() != numbers.len() {
+        return Err(Error::shape("a residual", numbers.len(), sums.len()));
+    }
+    let set = instruction_set();
+    let chunks = sums.par_chunks_mut(ELEMENTS_PER_TASK).zip(numbers.par_chunks(ELEMENTS_PER_TASK));
+    chunks.for_each(|(sums, numbers)| vector::add_assign(set, sums, numbers));
+    Ok(())
+}
+
+/// `up *= silu(gate)`, over threads.
+fn silu_mul(gate: &[f32], up: &mut [f32]) {
+    let set = instruction_set();
+    let chunks = up.par_chunks_mut(ELEMENTS_PER_TASK).zip(gate.par_chunks(ELEMENTS_PER_TASK));
+    chunks.for_each(|(up, gate)| vector::silu_mul(set, gate, up));
+}

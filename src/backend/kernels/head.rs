@@ -1,0 +1,129 @@
+//! One KV head's keys and values.
+
+use super::storage::Storage;
+use crate::cache::{KvDtype, growth};
+use crate::error::{Error, Result};
+use crate::kernels::attend::HeadRows;
+
+/// The rows that one KV head keeps: `[kept, head_dim]` keys and values. Whose they are, a
+/// [`Ledger`](crate::cache::Ledger) knows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeadCache {
+    rows: Storage,
+    len: usize,
+    head_dim: usize,
+    dtype: KvDtype,
+}
+
+impl HeadCache {
+    /// An empty head; nothing is allocated.
+    ///
+    /// # Errors
+    /// As [`KvDtype::check`]; [`Error::Shape`] if `head_dim` is 0.
+    pub fn new(head_dim: usize, dtype: KvDtype) -> Result<Self> {
+        dtype.check(head_dim)?;
+        if head_dim == 0 {
+            return Err(Error::shape("a head's dimension", "at least 1", head_dim));
+        }
+        Ok(Self { rows: Storage::new(dtype, head_dim), len: 0, head_dim, dtype })
+    }
+
+    /// An empty head of the same kind.
+    #[must_use]
+    pub fn emptied(&self) -> Self {
+        Self { rows: Storage::new(self.dtype, self.head_dim), len: 0, ..*self }
+    }
+
+    /// Number of rows.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no rows.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The numbers that rows are stored in.
+    #[must_use]
+    pub fn dtype(&self) -> KvDtype {
+        self.dtype
+    }
+
+    /// Keys and values, for attention.
+    #[must_use]
+    pub fn rows(&self) -> HeadRows<'_> {
+        self.rows.rows(self.head_dim, self.len)
+    }
+
+    /// Bytes that are allocated.
+    #[must_use]
+    pub fn allocated_bytes(&self) -> usize {
+        self.rows.allocated()
+    }
+
+    /// Makes room for exactly `additional` rows more.
+    pub fn reserve_exact(&mut self, additional: usize) {
+        self.rows.reserve_exact(additional);
+    }
+
+    /// Keeps some rows, in their order; the others can't come back.
+    ///
+    /// * `kept`: ascending
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn keep_rows(&mut self, kept: &[usize]) {
+        assert!(
+            kept.is_sorted_by(|a, b| a < b) && kept.last().is_none_or(|&row| row < self.len),
+            "rows of {}",
+            self.len
+        );
+        if kept.len() < self.len {
+            self.rows.keep_rows(kept);
+            self.len = kept.len();
+        }
+    }
+
+    /// Lets one row go; the last row takes its place.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn swap_remove(&mut self, row: usize) {
+        assert!(row < self.len, "row {row} of {}", self.len);
+        self.rows.swap_remove(row);
+        self.len -= 1;
+    }
+
+    /// Gives back what is allocated if it is much more than what the next rows need.
+    pub(super) fn trim(&mut self) {
+        if self.rows.spare() > 2 * growth(self.len) {
+            self.shrink_to_fit();
+        }
+    }
+
+    /// Gives back what is allocated beyond the rows.
+    pub fn shrink_to_fit(&mut self) {
+        self.rows.shrink_to_fit();
+    }
+
+    /// Adds a row.
+    ///
+    /// * `key`, `value`: `[head_dim]`, the key rotated
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if a size does not fit.
+    pub fn push(&mut self, key: &[f32], value: &[f32]) -> Result<()> {
+        if key.len() != self.head_dim || value.len() != self.head_dim {
+            return Err(Error::shape("a cached row", self.head_dim, (key.len(), value.len())));
+        }
+        if self.rows.spare() == 0 {
+            self.reserve_exact(growth(self.len));
+        }
+        self.rows.push(key, value);
+        self.len += 1;
+        Ok(())
+    }
+}

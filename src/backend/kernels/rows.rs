@@ -1,0 +1,141 @@
+//! One layer's rows in memory, head by head, as the CPU kernels read them.
+
+use super::head::HeadCache;
+use crate::attention::HeadLayout;
+use crate::attention::prompt_rows::{PromptKv, PromptRows};
+use crate::cache::{CacheLayer, HeadStep, KvDtype, Ledger, Plan, Rows};
+use crate::error::{Error, Result};
+use crate::kernels::attend::HeadRows;
+use crate::tokens::TokenClass;
+
+/// Keys and values of one layer, each head's in buffers of its own length.
+#[derive(Debug, Clone)]
+pub struct KernelRows {
+    layout: HeadLayout,
+    dtype: KvDtype,
+    heads: Vec<HeadCache>,
+}
+
+/// A layer's cache in memory.
+pub type KernelLayer = CacheLayer<KernelRows>;
+
+impl KernelRows {
+    /// No rows.
+    ///
+    /// # Errors
+    /// As [`HeadCache::new`].
+    pub fn new(layout: HeadLayout, dtype: KvDtype) -> Result<Self> {
+        let heads = vec![HeadCache::new(layout.head_dim, dtype)?; layout.num_kv_heads];
+        Ok(Self { layout, dtype, heads })
+    }
+
+    /// The heads, by KV head.
+    #[must_use]
+    pub fn heads(&self) -> &[HeadCache] {
+        &self.heads
+    }
+
+    /// The rows of every head, for attention.
+    #[must_use]
+    pub fn for_attention(&self) -> Vec<HeadRows<'_>> {
+        self.heads.iter().map(HeadCache::rows).collect()
+    }
+
+    /// Room for the keys and values of a prompt of `capacity` tokens, behind copies of what every head holds now.
+    ///
+    /// # Errors
+    /// As [`PromptRows::after`].
+    pub fn prompt(&self, capacity: usize) -> Result<PromptKv> {
+        let (keys, values) = PromptRows::after(self.layout, capacity, &self.for_attention())?;
+        Ok(PromptKv { keys, values })
+    }
+}
+
+impl Rows for KernelRows {
+    type Prompt = PromptKv;
+
+    fn emptied(&self) -> Self {
+        Self { heads: self.heads.iter().map(HeadCache::emptied).collect(), ..*self }
+    }
+
+    fn layout(&self) -> HeadLayout {
+        self.layout
+    }
+
+    fn dtype(&self) -> KvDtype {
+        self.dtype
+    }
+
+    fn allocated(&self) -> usize {
+        self.heads.iter().map(HeadCache::allocated_bytes).sum()
+    }
+
+    fn prompt_lens(&self, prompt: &PromptKv) -> (usize, Vec<usize>) {
+        (prompt.keys.len(), (0..self.heads.len()).map(|head| prompt.keys.past_len(head)).collect())
+    }
+
+    fn carry_out(&mut self, _: &Ledger, plan: &Plan, prompt: Option<&PromptKv>) -> Result<()> {
+        if let Some(PromptKv { keys, values }) = prompt
+            && values.len() != keys.len()
+        {
+            return Err(Error::shape("a prompt's values", keys.len(), values.len()));
+        }
+        let mut key = vec![0.0; self.layout.head_dim];
+        let mut value = vec![0.0; self.layout.head_dim];
+        for (kv_head, (head, plan)) in self.heads.iter_mut().zip(&plan.heads).enumerate() {
+            let past = head.len();
+            head.keep_rows(&plan.stay);
+            head.reserve_exact(plan.prompt.len());
+            for row in &plan.prompt {
+                let PromptKv { keys, values } =
+                    prompt.ok_or_else(|| Error::shape("a prompt's rows", "some", "none"))?;
+                keys.copy_row(kv_head, past + row, &mut key);
+                values.copy_row(kv_head, past + row, &mut value);
+                head.push(&key, &value)?;
+            }
+            head.shrink_to_fit();
+        }
+        Ok(())
+    }
+
+    fn evict(&mut self, _: &Ledger, steps: &[HeadStep]) -> Result<()> {
+        for (head, step) in self.heads.iter_mut().zip(steps) {
+            for &row in step.evicted() {
+                head.swap_remove(row);
+            }
+            if !step.evicted().is_empty() {
+                head.trim();
+            }
+        }
+        Ok(())
+    }
+}
+
+impl CacheLayer<KernelRows> {
+    /// Keeps one new token in every head.
+    ///
+    /// * `keys`, `values`: `[num_kv_heads, head_dim]`, keys rotated
+    /// * `position`: the number of tokens seen before it
+    /// * `class`: may tell how long it stays
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if sizes or the position do not fit.
+    pub fn append(&mut self, keys: &[f32], values: &[f32], position: usize, class: TokenClass) -> Result<()> {
+        let (ledger, rows) = self.parts_mut();
+        let width = rows.layout.kv_width();
+        if keys.len() != width || values.len() != width {
+            return Err(Error::shape("a token's keys and values", width, (keys.len(), values.len())));
+        }
+        ledger.check_next(position)?;
+        let head_dim = rows.layout.head_dim;
+        let token = keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
+        for (head, (key, value)) in rows.heads.iter_mut().zip(token) {
+            if ledger.holds_budget() {
+                head.reserve_exact(1);
+            }
+            head.push(key, value)?;
+        }
+        ledger.advance(class);
+        Ok(())
+    }
+}

@@ -1,0 +1,308 @@
+//! The books of one layer's cache: which positions each head holds, what has been decided, and what goes next.
+//!
+//! Nothing here touches a key or a value. A ledger says what is to become of rows, as a [`Plan`] or as the rows that go
+//! in a [step](HeadStep); a backend's [`Rows`](super::Rows) carry that out; then the ledger takes it down. So the rules of
+//! what is kept are written once, whatever holds the rows.
+//!
+//! Not for: choosing (see [`crate::profile`]).
+
+use std::ops::Range;
+
+use super::eviction::{HeadStep, LayerEviction};
+use super::growth::{grow, trim};
+use super::{HeadSummary, LayerSummary};
+use crate::arch::HeadLayout;
+use crate::error::{Error, Result};
+use crate::policy::methods::StepAttention;
+use crate::profile::{Eviction, HeadChoice, Segment};
+use crate::tokens::TokenClass;
+
+/// What is known of one layer's rows without looking at them.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    layer: usize,
+    layout: HeadLayout,
+    /// `[num_kv_heads]` positions in the order of the rows: ascending, unless rows go one by one.
+    positions: Vec<Vec<u32>>,
+    seen: usize,
+    /// Position up to which an earlier profile has decided: what is kept below it stays.
+    settled: usize,
+    /// Present if rows go while tokens are generated.
+    eviction: Option<LayerEviction>,
+}
+
+/// What is to become of a layer's rows, and of a prompt's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// `[num_kv_heads]`
+    pub heads: Vec<HeadPlan>,
+    /// Tokens that the choice is about, by their positions.
+    decided: Range<u32>,
+    summaries: Vec<HeadSummary>,
+    seen: usize,
+}
+
+/// What one head's rows become: those that stay, in their order, and behind them rows of the prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeadPlan {
+    /// Rows that stay of those that the head holds, ascending.
+    pub stay: Vec<usize>,
+    /// Rows of the prompt that it keeps, from 0, ascending.
+    pub prompt: Vec<usize>,
+}
+
+impl Ledger {
+    /// The books of an empty layer.
+    ///
+    /// * `layer`: its index
+    #[must_use]
+    pub fn new(layer: usize, layout: HeadLayout) -> Self {
+        Self { layer, layout, positions: vec![Vec::new(); layout.num_kv_heads], seen: 0, settled: 0, eviction: None }
+    }
+
+    /// Index of the layer.
+    #[must_use]
+    pub fn layer(&self) -> usize {
+        self.layer
+    }
+
+    /// The heads that it is about.
+    #[must_use]
+    pub fn layout(&self) -> HeadLayout {
+        self.layout
+    }
+
+    /// Tokens given so far: the position of the next one.
+    #[must_use]
+    pub fn seen(&self) -> usize {
+        self.seen
+    }
+
+    /// `[num_kv_heads]` absolute positions of the kept tokens, in the order of their rows: ascending, unless some went one
+    /// by one.
+    #[must_use]
+    pub fn positions(&self) -> &[Vec<u32>] {
+        &self.positions
+    }
+
+    /// `[num_kv_heads]` rows that each head holds.
+    #[must_use]
+    pub fn lens(&self) -> Vec<usize> {
+        self.positions.iter().map(Vec::len).collect()
+    }
+
+    /// Rows that all heads hold together.
+    #[must_use]
+    pub fn num_rows(&self) -> usize {
+        self.positions.iter().map(Vec::len).sum()
+    }
+
+    /// Bytes that are allocated for positions, and for notes on what goes next.
+    #[must_use]
+    pub fn allocated(&self) -> usize {
+        self.positions.iter().map(|head| head.capacity() * size_of::<u32>()).sum::<usize>()
+            + self.eviction.as_ref().map_or(0, LayerEviction::allocated)
+    }
+
+    /// What becomes of the rows when a prompt is stored: for every KV head, the positions that were chosen, or all of them.
+    /// Tokens that were appended since the prompt before are kept or evicted by the same choice, unless heads [go on
+    /// evicting](Self::watch): then what they hold stays. What was kept earlier stays.
+    ///
+    /// * `prompt_len`: tokens of the prompt
+    /// * `choices`: one for each KV head, in order; `None` keeps everything
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if head counts or positions do not fit.
+    pub fn plan_prompt(&self, prompt_len: usize, choices: Option<Vec<HeadChoice>>) -> Result<Plan> {
+        // Where heads go on evicting, no token has waited for this decision.
+        let settled = if self.eviction.is_some() { self.seen } else { self.settled };
+        self.plan(settled, self.seen + prompt_len, choices)
+    }
+
+    /// What becomes of the rows when more of the last prompt goes, and of what was appended before it: all but what is
+    /// chosen. What was evicted already stays so.
+    ///
+    /// * `first_position`: of the first token that is decided about
+    /// * `choices`: one for each KV head, in order
+    ///
+    /// # Errors
+    /// As [`plan_prompt`](Self::plan_prompt).
+    pub fn plan_less(&self, first_position: usize, choices: Vec<HeadChoice>) -> Result<Plan> {
+        self.plan(first_position, self.seen, Some(choices))
+    }
+
+    fn plan(&self, first: usize, end: usize, choices: Option<Vec<HeadChoice>>) -> Result<Plan> {
+        let (decided, seen) = (as_position(first)?..as_position(end)?, as_position(self.seen)?);
+        let summaries = summaries(choices, self.layout.num_kv_heads, &decided);
+        check_kept(self.layout.num_kv_heads, &decided, &summaries)?;
+        let head = |(held, summary): (&Vec<u32>, &HeadSummary)| {
+            let stays = |position: u32| position < decided.start || summary.positions.binary_search(&position).is_ok();
+            let new = summary.positions.partition_point(|&position| position < seen);
+            HeadPlan {
+                stay: (0..held.len()).filter(|&row| stays(held[row])).collect(),
+                prompt: summary.positions[new..].iter().map(|position| (position - seen) as usize).collect(),
+            }
+        };
+        let heads = self.positions.iter().zip(&summaries).map(head).collect();
+        Ok(Plan { heads, decided, summaries, seen: end })
+    }
+
+    /// Takes down that a plan of this ledger has been carried out.
+    ///
+    /// Returns how many tokens were decided about, and what each head got of them.
+    #[expect(clippy::cast_possible_truncation, reason = "a plan's positions are below 2^32")]
+    pub fn settle(&mut self, plan: Plan) -> (usize, Vec<HeadSummary>) {
+        let Plan { heads, decided, summaries, seen } = plan;
+        let before = self.seen as u32;
+        for (held, plan) in self.positions.iter_mut().zip(heads) {
+            let mut positions = Vec::with_capacity(plan.stay.len() + plan.prompt.len());
+            positions.extend(plan.stay.into_iter().map(|row| held[row]));
+            positions.extend(plan.prompt.into_iter().map(|row| before + row as u32));
+            *held = positions;
+        }
+        (self.seen, self.settled) = (seen, seen);
+        (decided.len(), summaries)
+    }
+
+    /// Checks that a token may come now.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if `position` is not the number of tokens seen, or too large.
+    pub fn check_next(&self, position: usize) -> Result<()> {
+        if position != self.seen {
+            return Err(Error::shape("the position of a new token", self.seen, position));
+        }
+        as_position(position).map(drop)
+    }
+
+    /// Takes down that every head got a row for the next token.
+    ///
+    /// * `class`: may tell how long it stays
+    #[expect(clippy::cast_possible_truncation, reason = "checked by `check_next`")]
+    pub fn advance(&mut self, class: TokenClass) {
+        let (position, holds_budget) = (self.seen as u32, self.holds_budget());
+        for head in &mut self.positions {
+            grow(head, holds_budget);
+            head.push(position);
+        }
+        if let Some(eviction) = &mut self.eviction {
+            eviction.push(class);
+        }
+        self.seen += 1;
+    }
+
+    /// Whether each head holds one row more during a step, and never more than that.
+    #[must_use]
+    pub fn holds_budget(&self) -> bool {
+        self.eviction.as_ref().is_some_and(LayerEviction::holds_budget)
+    }
+
+    /// Makes heads go on evicting while tokens are generated, from what the prompt that was stored last has left.
+    ///
+    /// * `segment`: the prompt
+    /// * `summary`: of the prompt
+    /// * `received`: `[num_kv_heads]` of `[segment_len]` column sums of the prompt's attention, summed up over the query
+    ///   heads of each KV head; empty where none were collected
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if head counts do not fit, or sums are missing that tell what goes.
+    pub fn watch(
+        &mut self,
+        eviction: &Eviction,
+        segment: Segment<'_>,
+        summary: &LayerSummary,
+        received: &[Vec<f32>],
+    ) -> Result<()> {
+        let num_heads = self.positions.len();
+        if summary.heads.len() != num_heads || received.len() != num_heads {
+            let got = (summary.heads.len(), received.len());
+            return Err(Error::shape("what a layer's heads go by", num_heads, got));
+        }
+        let kept = summary.heads.iter().map(|head| head.positions.len());
+        let past: Vec<usize> =
+            self.positions.iter().zip(kept).map(|(held, kept)| held.len().saturating_sub(kept)).collect();
+        self.eviction = Some(LayerEviction::new(eviction, segment, &past, summary, received)?);
+        Ok(())
+    }
+
+    /// Whether rows of a head may go after a step.
+    #[must_use]
+    pub fn evicts(&self, kv_head: usize) -> bool {
+        self.attention(kv_head).is_some()
+    }
+
+    /// Whether the newest token's attention tells which rows of a head go.
+    #[must_use]
+    pub fn reads_weights(&self, kv_head: usize) -> bool {
+        matches!(self.attention(kv_head), Some(StepAttention::Received | StepAttention::Newest))
+    }
+
+    fn attention(&self, kv_head: usize) -> Option<StepAttention> {
+        self.eviction.as_ref().and_then(|eviction| eviction.attention(kv_head))
+    }
+
+    /// Tells which rows of a head go, as far as the head's own facts tell; they go with [`evict`](Self::evict).
+    ///
+    /// # Panics
+    /// If the head [reads weights](Self::reads_weights) and there is not one for each row.
+    pub fn decide(&self, kv_head: usize, step: &mut HeadStep) {
+        if let Some(eviction) = &self.eviction {
+            eviction.decide(kv_head, &self.positions[kv_head], self.seen, step);
+        }
+    }
+
+    /// Takes down what goes after a step; the same rows must then go from what holds them, one after the other, the last
+    /// row each time in the place of the one that goes.
+    ///
+    /// * `steps`: `[num_kv_heads]`, of which each head that evicts has [decided](Self::decide)
+    ///
+    /// # Panics
+    /// As [`decide`](Self::decide).
+    pub fn evict(&mut self, steps: &mut [HeadStep]) {
+        let Some(eviction) = &mut self.eviction else {
+            return steps.iter_mut().for_each(HeadStep::keep_all);
+        };
+        eviction.apply(&self.positions, self.seen, steps);
+        for (held, step) in self.positions.iter_mut().zip(steps) {
+            for &row in step.evicted() {
+                held.swap_remove(row);
+            }
+            if !step.evicted().is_empty() {
+                trim(held);
+            }
+        }
+    }
+}
+
+/// What each head got: what was chosen, or everything that was decided about.
+fn summaries(choices: Option<Vec<HeadChoice>>, num_kv_heads: usize, all: &Range<u32>) -> Vec<HeadSummary> {
+    match choices {
+        Some(choices) => choices.into_iter().map(HeadSummary::from).collect(),
+        None => (0..num_kv_heads)
+            .map(|kv_head| HeadSummary {
+                kv_head,
+                level: None,
+                recovered: Vec::new(),
+                positions: all.clone().collect(),
+            })
+            .collect(),
+    }
+}
+
+/// Checks that there is a choice for each head, with positions in range and ascending.
+fn check_kept(num_kv_heads: usize, range: &Range<u32>, heads: &[HeadSummary]) -> Result<()> {
+    if !heads.iter().map(|head| head.kv_head).eq(0..num_kv_heads) {
+        return Err(Error::shape("the choices of a layer", num_kv_heads, heads.len()));
+    }
+    if let Some(position) = heads.iter().flat_map(|head| &head.positions).find(|position| !range.contains(position)) {
+        return Err(Error::shape("a kept position", format!("in {range:?}"), position));
+    }
+    if !heads.iter().all(|head| head.positions.is_sorted_by(|a, b| a < b)) {
+        return Err(Error::shape("kept positions", "ascending", "another order"));
+    }
+    Ok(())
+}
+
+fn as_position(position: usize) -> Result<u32> {
+    u32::try_from(position).map_err(|_| Error::shape("a position", "below 2^32", position))
+}

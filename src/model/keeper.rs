@@ -1,0 +1,379 @@
+//! Deciding what the heads of a model keep of a prompt, layer by layer, while it is processed.
+//!
+//! Not for: how a head's choice is made (see [`crate::profile`]), or what is computed (see [`crate::backend`]).
+
+use std::time::{Duration, Instant};
+
+use super::prefill::{Model, PrefillObserver};
+use crate::attention::HeadLayout;
+use crate::attention::map::{HeadGrid, MapAccumulator};
+use crate::attention::prompt_rows::PromptRows;
+use crate::attention::replay::{Replay, squared_attention, squared_outputs};
+use crate::backend::{Backend, Block, PromptRequest, Shown, Wanted};
+use crate::cache::{AdaptiveKvCache, CacheLayer, LayerSummary, Retention};
+use crate::config::BudgetScale;
+use crate::error::Result;
+use crate::kernels::vector::{self, instruction_set};
+use crate::memory;
+use crate::policy::methods::FutureQueries;
+use crate::profile::{
+    Budgeted, HeadChoice, LayerFacts, LayerPlace, LayerReplay, LayerStats, Pool, Profiler, QueryStats, Segment,
+};
+use crate::tokens::TokenClass;
+
+/// What is known of a prompt before it is processed.
+pub(super) struct Brief {
+    retention: Retention,
+    /// Classes of the tokens that are decided about.
+    classes: Vec<TokenClass>,
+    /// Tokens before the prompt.
+    seen: usize,
+    prompt_len: usize,
+    map_side: Option<usize>,
+}
+
+impl Brief {
+    /// * `map_side`: of the attention maps to draw, if any
+    pub fn new(cache: &AdaptiveKvCache, ids: &[u32], map_side: Option<usize>) -> Self {
+        Self {
+            retention: cache.retention().clone(),
+            classes: cache.segment_classes(ids),
+            seen: cache.seen(),
+            prompt_len: ids.len(),
+            map_side,
+        }
+    }
+
+    fn segment(&self) -> Segment<'_> {
+        let recent = self.classes.len().saturating_sub(self.prompt_len);
+        Segment { first_position: self.seen - recent, classes: &self.classes, recent }
+    }
+
+    fn profiler(&self) -> Option<&Profiler> {
+        match &self.retention {
+            Retention::Full => None,
+            Retention::Adaptive { profiler, .. } => Some(profiler),
+        }
+    }
+
+    /// Watches the prompt in one layer.
+    pub fn layer<B: Backend>(&self, model: &Model<B>, layer: &CacheLayer<B::Rows>) -> LayerWatch<'_> {
+        let layout = model.config.heads;
+        let place = LayerPlace {
+            layer: layer.ledger().layer(),
+            head_dim: layout.head_dim,
+            scale: BudgetScale {
+                num_layers: model.config.num_layers,
+                num_kv_heads: layout.num_kv_heads,
+                token_bytes: layer.token_bytes(),
+            },
+        };
+        let held = layer.positions();
+        let num_keys = (0..layout.num_heads).map(|head| held[head / layout.group_size()].len() + self.prompt_len);
+        LayerWatch {
+            profile: self.profiler().map(|profiler| Profile::new(layout, (profiler, self.segment()), place, num_keys)),
+            maps: self.map_side.map(|side| MapAccumulator::new(layout.num_heads, self.prompt_len, side)),
+            prompt_len: self.prompt_len,
+            hidden_size: model.config.hidden_size,
+        }
+    }
+}
+
+/// What is collected of a prompt in one layer.
+pub(super) struct LayerWatch<'a> {
+    profile: Option<Profile<'a>>,
+    maps: Option<MapAccumulator>,
+    prompt_len: usize,
+    hidden_size: usize,
+}
+
+impl LayerWatch<'_> {
+    /// What is asked of the prompt.
+    pub fn request(&self) -> PromptRequest<'_> {
+        PromptRequest {
+            prompt_len: self.prompt_len,
+            stats: self.profile.as_ref().map(|profile| &profile.stats.request),
+            again: self.profile.as_ref().is_some_and(Profile::may_need_second_pass),
+        }
+    }
+
+    /// What attention adds to.
+    pub fn collectors(&mut self) -> (Option<&mut LayerStats>, Option<&mut [HeadGrid]>) {
+        let stats = self.profile.as_mut().map(|profile| &mut profile.stats);
+        (stats, self.maps.as_mut().map(MapAccumulator::heads_mut))
+    }
+
+    /// Which numbers of a chunk are [looked at](Self::look).
+    pub fn wanted(&self) -> Wanted {
+        self.profile.as_ref().map(Profile::wanted).unwrap_or_default()
+    }
+
+    /// Takes in numbers of a chunk, as far as they are wanted.
+    pub fn look<B: Backend>(&mut self, backend: &B, projected: &B::Projected, hidden: &B::Hidden) -> Result<()> {
+        let (wanted, hidden_size) = (self.wanted(), self.hidden_size);
+        match &mut self.profile {
+            Some(profile) if wanted.any() => {
+                backend.show(projected, hidden, wanted, &mut |rows| profile.add(rows, hidden_size))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What each head keeps, or what decides about it.
+    fn choose<B: Backend>(&mut self, model: &Model<B>, block: &Block<B>, prompt: &B::Prompt) -> Result<Choice> {
+        let Some(profile) = &mut self.profile else { return Ok(Choice::Everything) };
+        model.backend.collect(prompt, &mut profile.stats)?;
+        profile.choose(model, block, prompt)
+    }
+
+    /// What each position of the segment received in all, `[num_kv_heads]` of `[segment_len]`; empty lists if it was not
+    /// collected.
+    fn received(&self, num_kv_heads: usize) -> Vec<Vec<f32>> {
+        self.profile.as_ref().map_or_else(
+            || vec![Vec::new(); num_kv_heads],
+            |profile| profile.stats.received(num_kv_heads, profile.segment.len()),
+        )
+    }
+}
+
+/// Has stored what the heads keep of a prompt, layer by layer.
+pub(super) struct Keeper<'a> {
+    brief: &'a Brief,
+    /// The best scores of all layers so far and the layers' maps, if layers share a budget.
+    pooled: Option<(Pool, Vec<Option<MapAccumulator>>)>,
+    summaries: Vec<LayerSummary>,
+    time: Duration,
+}
+
+impl<'a> Keeper<'a> {
+    pub fn new(brief: &'a Brief) -> Self {
+        Self { brief, pooled: None, summaries: Vec::new(), time: Duration::ZERO }
+    }
+
+    /// Stores what the heads of a layer keep, or, where layers share a budget, what they may keep.
+    pub fn layer_done<B: Backend>(
+        &mut self,
+        model: &Model<B>,
+        index: usize,
+        mut watch: LayerWatch<'_>,
+        prompt: &B::Prompt,
+        cache: &mut AdaptiveKvCache,
+        observer: &mut dyn PrefillObserver,
+    ) -> Result<()> {
+        let started = Instant::now();
+        let block = &model.weights.blocks[index];
+        let choice = watch.choose(model, block, prompt).map_err(|error| error.in_place(|| format!("layer {index}")))?;
+        let segment = self.brief.segment();
+        let choices = match choice {
+            Choice::Everything => None,
+            Choice::Heads(choices) => Some(choices),
+            Choice::Scores(scores) => {
+                let num_kv_heads = model.config.heads.num_kv_heads;
+                let room = watch.profile.as_ref().map_or(0, Profile::room);
+                let (pool, _) = self.pooled.get_or_insert_with(|| (Pool::new(room, num_kv_heads), Vec::new()));
+                pool.add_layer(scores);
+                Some(pool.choices(index, segment.first_position))
+            }
+        };
+        let layer = &mut cache.layers_mut::<B::Rows>()?[index];
+        let summary = layer.store_prompt(B::stored_prompt(prompt), choices)?;
+        if let Some(eviction) = &self.brief.retention.eviction() {
+            layer.watch(eviction, segment, &summary, &watch.received(model.config.heads.num_kv_heads))?;
+        }
+        if let Some((pool, maps)) = &mut self.pooled {
+            maps.push(watch.maps);
+            if pool.is_overfull() {
+                pool.trim();
+                keep_pooled::<B>(cache, pool, index + 1, segment)?;
+                // What the layers gave up lies scattered: of 24 MB at 2,048 tokens 15 would stay in the peak.
+                memory::release_unused();
+            }
+            self.time += started.elapsed();
+            return Ok(());
+        }
+        self.time += started.elapsed();
+        observer.layer_done(&summary, watch.maps.as_ref())?;
+        self.summaries.push(summary);
+        Ok(())
+    }
+
+    /// Ends the prompt: what each layer keeps, and the time that choosing and storing took.
+    pub fn finish<B: Backend>(
+        mut self,
+        cache: &mut AdaptiveKvCache,
+        observer: &mut dyn PrefillObserver,
+    ) -> Result<(Vec<LayerSummary>, Duration)> {
+        if let Some((mut pool, maps)) = self.pooled {
+            let started = Instant::now();
+            pool.trim();
+            self.summaries = keep_pooled::<B>(cache, &pool, maps.len(), self.brief.segment())?;
+            self.time += started.elapsed();
+            for (summary, maps) in self.summaries.iter().zip(&maps) {
+                observer.layer_done(summary, maps.as_ref())?;
+            }
+        }
+        Ok((self.summaries, self.time))
+    }
+}
+
+/// Evicts from the first layers what the pool has dropped.
+fn keep_pooled<B: Backend>(
+    cache: &mut AdaptiveKvCache,
+    pool: &Pool,
+    num_layers: usize,
+    segment: Segment<'_>,
+) -> Result<Vec<LayerSummary>> {
+    let first = segment.first_position;
+    let layers = cache.layers_mut::<B::Rows>()?.iter_mut().take(num_layers).enumerate();
+    layers.map(|(index, layer)| layer.keep_of_prompt(first, pool.choices(index, first))).collect()
+}
+
+/// What the heads of a layer keep.
+enum Choice {
+    /// Everything.
+    Everything,
+    /// What is chosen.
+    Heads(Vec<HeadChoice>),
+    /// What the best scores of all layers together say: `[num_kv_heads]` of `[segment_len]`.
+    Scores(Vec<Vec<f32>>),
+}
+
+/// What a layer's heads are profiled by.
+struct Profile<'a> {
+    profiler: &'a Profiler,
+    segment: Segment<'a>,
+    stats: LayerStats,
+    /// Where the layer stands, for methods with a budget.
+    place: LayerPlace,
+    /// Present if a method with a budget chooses, and not the search.
+    budgeted: Option<Budgeted>,
+    /// Present if that method reads queries.
+    query_stats: Option<(FutureQueries, QueryStats)>,
+    /// Queries of the whole prompt, `[prompt_len, num_heads, head_dim]`, kept only if a method asks them again.
+    replayed_queries: Option<Vec<f32>>,
+    /// `[prompt_len]` squared lengths of the residual stream that enters the layer, if a method reads them.
+    squared_residuals: Option<Vec<f32>>,
+}
+
+impl<'a> Profile<'a> {
+    /// * `num_keys`: `[num_heads]` the keys that each query head will see
+    fn new(
+        layout: HeadLayout,
+        (profiler, segment): (&'a Profiler, Segment<'a>),
+        place: LayerPlace,
+        num_keys: impl Iterator<Item = usize>,
+    ) -> Self {
+        let budgeted = profiler.budgeted();
+        let request = budgeted.as_ref().map_or_else(|| profiler.request(segment), |budgeted| budgeted.request(segment));
+        let query_stats = budgeted.as_ref().and_then(|budgeted| budgeted.needs().future_queries).map(|future| {
+            let first_row = segment.first_position + segment.recent;
+            (future, QueryStats::new(layout, future.skip_positions.saturating_sub(first_row)))
+        });
+        let replay = budgeted.as_ref().is_some_and(|budgeted| budgeted.needs().replay);
+        let prompt_len = segment.num_rows();
+        Self {
+            profiler,
+            segment,
+            stats: LayerStats::new(request, num_keys),
+            place,
+            budgeted,
+            query_stats,
+            replayed_queries: replay.then(|| Vec::with_capacity(prompt_len * layout.query_width())),
+            squared_residuals: replay.then(|| Vec::with_capacity(prompt_len)),
+        }
+    }
+
+    /// How much all layers together keep, if they share a budget.
+    fn room(&self) -> usize {
+        self.budgeted.as_ref().map_or(0, |budgeted| budgeted.total(self.segment.len(), self.place))
+    }
+
+    /// Whether queries may be asked again, with keep-sets that are known only then.
+    fn may_need_second_pass(&self) -> bool {
+        self.budgeted.is_none() && self.profiler.may_need_second_pass()
+    }
+
+    /// Which numbers of the prompt are to be [added](Self::add).
+    fn wanted(&self) -> Wanted {
+        Wanted { replay: self.replayed_queries.is_some(), unrotated: self.query_stats.is_some() }
+    }
+
+    /// Whether [`choose`](Self::choose) reads keys and values.
+    fn reads_rows(&self) -> bool {
+        self.budgeted.as_ref().is_some_and(|budgeted| budgeted.needs().keys_and_values || budgeted.needs().replay)
+    }
+
+    /// Takes in rows of the prompt, as far as they are wanted.
+    fn add(&mut self, rows: Shown<'_>, hidden_size: usize) -> Result<()> {
+        if let Some(replayed) = &mut self.replayed_queries {
+            replayed.extend_from_slice(rows.queries);
+        }
+        if let Some((_, stats)) = &mut self.query_stats {
+            stats.add_rows(rows.unrotated_queries)?;
+        }
+        if let Some(residuals) = &mut self.squared_residuals {
+            let set = instruction_set();
+            residuals.extend(rows.hidden.chunks_exact(hidden_size.max(1)).map(|row| vector::dot(set, row, row)));
+        }
+        Ok(())
+    }
+
+    /// What each head keeps, or what decides about it.
+    fn choose<B: Backend>(&self, model: &Model<B>, block: &Block<B>, prompt: &B::Prompt) -> Result<Choice> {
+        let (backend, layout, rope) = (&model.backend, model.config.heads, &model.rope);
+        let Self { profiler, segment, stats, place, budgeted, query_stats, replayed_queries, .. } = self;
+        let Some(budgeted) = budgeted else {
+            let again = |pending: &[_]| backend.ask_again(prompt, pending);
+            return Ok(Choice::Heads(profiler.choose(*segment, layout.num_kv_heads, stats, again)?));
+        };
+        let moments = query_stats.as_ref().map_or_else(Vec::new, |(future, stats)| {
+            let angles = rope.mean_angles(segment.first_position + segment.len(), future.positions);
+            let mut moments = stats.moments();
+            for head in &mut moments {
+                rope.rotate_moments(&mut head.mean, &mut head.covariance, &angles);
+            }
+            moments
+        });
+        let kv = self.reads_rows().then(|| backend.prompt_kv(prompt)).transpose()?;
+        let segment_rows = |rows: &PromptRows, kv_head: usize| {
+            let end = rows.past_len(kv_head) + rows.len();
+            rows.rows(kv_head, end - segment.len()..end)
+        };
+        let head_rows = |kv_head: usize| {
+            kv.as_ref()
+                .map(|kv| (segment_rows(&kv.keys, kv_head), segment_rows(&kv.values, kv_head)))
+                .unwrap_or_default()
+        };
+        let replay = match (&self.squared_residuals, &kv) {
+            (Some(residuals), Some(kv)) => {
+                let log_sums: Vec<&[f32]> = stats.heads.iter().map(|head| &head.log_sums[..]).collect();
+                let (head_dim, seq_len) = (layout.head_dim, segment.first_position + segment.len());
+                let turn = |positions: usize, rows: &mut [f32]| rope.turn(rows, head_dim, positions, seq_len);
+                let queries = replayed_queries.as_deref().unwrap_or_default();
+                let replay = Replay { layout, queries, keys: &kv.keys, log_sums: &log_sums, turn: &turn };
+                let values: Vec<Vec<f32>> =
+                    (0..layout.num_kv_heads).map(|kv_head| segment_rows(&kv.values, kv_head)).collect();
+                Some(LayerReplay {
+                    squared_attention: squared_attention(replay)?,
+                    squared_outputs: squared_outputs(layout, &backend.widened(&block.o_proj)?, &values)?,
+                    squared_residual: median(residuals),
+                })
+            }
+            _ => None,
+        };
+        let facts = LayerFacts { stats, queries: &moments, rows: &head_rows, replay };
+        let scores = budgeted.scores(*segment, *place, &facts)?;
+        Ok(if budgeted.is_pooled() {
+            Choice::Scores(scores)
+        } else {
+            Choice::Heads(budgeted.select(*segment, *place, &scores))
+        })
+    }
+}
+
+/// The middle one of some numbers, the larger of two; 0 if there are none.
+fn median(numbers: &[f32]) -> f32 {
+    let mut numbers = numbers.to_vec();
+    numbers.sort_unstable_by(f32::total_cmp);
+    numbers.get(numbers.len() / 2).copied().unwrap_or(0.0)
+}

@@ -1,0 +1,176 @@
+//! The forward pass of a prompt.
+
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+
+use super::keeper::{Brief, Keeper};
+use crate::arch::{LlamaConfig, Rope};
+use crate::attention::map::MapAccumulator;
+use crate::backend::{Backend, Weights};
+use crate::cache::{AdaptiveKvCache, LayerSummary};
+use crate::error::{Error, Result};
+use crate::memory;
+use crate::numbers::{all_finite, check_logits};
+
+/// A model of some backend.
+#[derive(Debug)]
+pub(super) struct Model<B: Backend> {
+    pub config: LlamaConfig,
+    pub rope: Rope,
+    pub backend: B,
+    pub weights: Weights<B>,
+}
+
+/// How a prompt is processed. Nothing here changes what is computed, only when, and so speed and scratch memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PrefillOptions {
+    /// The most prompt rows that go through a layer at a time; default [`DEFAULT_CHUNK`](Self::DEFAULT_CHUNK). Scratch
+    /// grows with it; small chunks keep matrix products less busy, and widen the weights more often.
+    pub chunk: NonZeroUsize,
+}
+
+impl PrefillOptions {
+    /// Rows that keep matrix products busy.
+    pub const DEFAULT_CHUNK: NonZeroUsize = NonZeroUsize::new(512).unwrap();
+
+    /// Rows of each chunk of a prompt but the last, which may be shorter: as many chunks as it takes, and about equally
+    /// long, since a few rows left over would cost nearly as much as many.
+    fn rows(self, prompt_len: usize) -> usize {
+        let chunks = prompt_len.div_ceil(self.chunk.get()).max(1);
+        prompt_len.div_ceil(chunks).max(1)
+    }
+}
+
+impl Default for PrefillOptions {
+    fn default() -> Self {
+        Self { chunk: Self::DEFAULT_CHUNK }
+    }
+}
+
+/// What a prompt left behind.
+#[derive(Debug)]
+pub struct Prefill {
+    /// `[vocab_size]` logits of the next token.
+    pub logits: Vec<f32>,
+    /// What each layer keeps.
+    pub layers: Vec<LayerSummary>,
+    /// Time that choosing and storing took, apart from collecting statistics, which is part of attention.
+    pub profile_time: std::time::Duration,
+}
+
+/// Watches a prefill: progress, choices, attention maps; can stop it.
+///
+/// Every method does nothing by default.
+pub trait PrefillObserver {
+    /// Called after each chunk of each layer; `done` goes up to `total` (prompt rows times layers). Breaking ends the
+    /// prefill with [`Error::Interrupted`].
+    fn progress(&mut self, _done: usize, _total: usize) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    /// The largest side, in cells, of the attention maps to collect; `None` for no maps.
+    fn map_side(&self) -> Option<usize> {
+        None
+    }
+
+    /// Called when a layer is stored, with its maps (one for each query head) if there are any.
+    ///
+    /// # Errors
+    /// Whatever the observer's own work fails with; it ends the prefill.
+    fn layer_done(&mut self, _summary: &LayerSummary, _maps: Option<&MapAccumulator>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Watches nothing.
+impl PrefillObserver for () {}
+
+impl<B: Backend> Model<B> {
+    /// See [`Llama::prefill_with`](super::Llama::prefill_with).
+    ///
+    /// * `ids`: at least one, and within the context
+    pub fn prefill(
+        &self,
+        ids: &[u32],
+        cache: &mut AdaptiveKvCache,
+        options: PrefillOptions,
+        observer: &mut dyn PrefillObserver,
+    ) -> Result<Prefill> {
+        let (backend, seen) = (&self.backend, cache.seen());
+        let brief = Brief::new(cache, ids, observer.map_side());
+        let mut keeper = Keeper::new(&brief);
+        let chunk_rows = options.rows(ids.len());
+        let mut hidden = self.embed(ids, seen, chunk_rows)?;
+        let rotations = backend.rotations(self.rope.angles(seen, ids.len()))?;
+        let (mut done, total) = (0, ids.len() * self.config.num_layers);
+        for (index, block) in self.weights.blocks.iter().enumerate() {
+            let layer = &cache.layers::<B::Rows>()?[index];
+            let mut watch = brief.layer(self, layer);
+            let mut prompt = backend.prompt(layer.rows(), watch.request())?;
+            for (chunk, rows) in hidden.iter_mut().enumerate() {
+                let first_row = chunk * chunk_rows;
+                let projected = backend.project(block, rows, &rotations, first_row, watch.wanted().unrotated)?;
+                let (stats, maps) = watch.collectors();
+                let attended = backend.attend(&mut prompt, &projected, first_row, stats, maps)?;
+                watch.look(backend, &projected, rows)?;
+                *rows = backend.finish(block, rows, attended)?;
+                done += chunk_rows.min(ids.len() - first_row);
+                if observer.progress(done, total).is_break() {
+                    return Err(Error::Interrupted);
+                }
+            }
+            self.check_layer(&hidden, index, (seen, ids.len()), chunk_rows)?;
+            keeper.layer_done(self, index, watch, &prompt, cache, observer)?;
+        }
+        let (layers, profile_time) = keeper.finish::<B>(cache, observer)?;
+        cache.settle(ids.len());
+        let last = hidden.pop().ok_or_else(|| Error::input("the prompt is empty"))?;
+        drop(hidden);
+        let logits = backend.logits(&self.weights, &last)?;
+        check_logits(&logits, cache.seen())?;
+        memory::release_unused();
+        Ok(Prefill { logits, layers, profile_time })
+    }
+
+    /// The vectors of a prompt's tokens, in chunks.
+    ///
+    /// * `first`: position of the first token
+    fn embed(&self, ids: &[u32], first: usize, chunk_rows: usize) -> Result<Vec<B::Hidden>> {
+        let embed = |(ids, first): (&[u32], usize)| {
+            let mut embedded = Vec::new();
+            self.weights.embed_tokens.look_up(ids, &mut embedded)?;
+            let rows = embedded.chunks_exact(self.config.hidden_size.max(1));
+            if let Some(row) = rows.into_iter().position(|row| !all_finite(row)) {
+                let (id, position) = (ids[row], first + row);
+                return Err(Error::not_a_number(format!("the vector of token {id}, which is at position {position}")));
+            }
+            self.backend.hidden(embedded)
+        };
+        ids.chunks(chunk_rows).zip((first..).step_by(chunk_rows)).map(embed).collect()
+    }
+
+    /// Refuses what a layer made of a prompt if any of it is not a number: what follows would be made of it, and what heads
+    /// keep be chosen by it.
+    ///
+    /// * `hidden`: the layer's output, in chunks
+    /// * `seen`, `len`: tokens before the prompt, and of it
+    fn check_layer(
+        &self,
+        hidden: &[B::Hidden],
+        layer: usize,
+        (seen, len): (usize, usize),
+        chunk_rows: usize,
+    ) -> Result<()> {
+        let mut bad = Vec::new();
+        for (chunk, rows) in hidden.iter().enumerate() {
+            bad.extend(self.backend.bad_rows(rows)?.into_iter().map(|row| seen + chunk * chunk_rows + row));
+        }
+        // Rows are multiplied with one another, those that are masked with 0: what one has may be found in all.
+        let place = match bad[..] {
+            [] => return Ok(()),
+            [position] => format!("position {position}"),
+            [first, ..] => format!("{} of {len} positions, the first {first}", bad.len()),
+        };
+        Err(Error::not_a_number(format!("the output of layer {layer} at {place}")))
+    }
+}
