@@ -76,7 +76,8 @@ pub fn prefill(
     }
     let empty = StatsRequest::default();
     let (request, sums) = match stats {
-        Some(LayerStats { request, heads }) => {
+        Some(stats) => {
+            let LayerStats { request, heads } = stats;
             let groups = heads.chunks_mut(layout.group_size());
             let sums: Vec<_> =
                 groups.map(|heads| Mutex::new(InOrder { heads, next: 0, early: BTreeMap::new() })).collect();

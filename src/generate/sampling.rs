@@ -146,6 +146,7 @@ impl Sampler {
 }
 
 /// The order of tokens by their scores, the likeliest first; of equal ones, that with the smaller id.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as what sorts calls it")]
 fn likelier((a_id, a): &(u32, f32), (b_id, b): &(u32, f32)) -> Ordering {
     b.total_cmp(a).then(a_id.cmp(b_id))
 }

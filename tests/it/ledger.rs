@@ -124,7 +124,9 @@ proptest! {
                 Event::Decode(count) => {
                     for _ in 0..count {
                         decode(layer);
-                        held.iter_mut().for_each(|head| drop(head.insert(seen)));
+                        for head in &mut held {
+                            head.insert(seen);
+                        }
                         seen += 1;
                     }
                 }

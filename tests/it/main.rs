@@ -13,6 +13,7 @@ mod cache;
 mod checkpoint;
 mod chunks;
 mod cli;
+mod contract;
 mod conversation;
 mod device;
 mod device_attention;
