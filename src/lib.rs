@@ -50,6 +50,7 @@ pub mod policy;
 pub mod profile;
 pub mod reading;
 pub mod report;
+mod side_files;
 pub mod stop;
 pub mod tokenizer;
 pub mod tokens;
