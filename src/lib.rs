@@ -12,17 +12,18 @@
 //! | [`tune`] | the configuration that a limit allows |
 //! | [`bench`](mod@bench) | speed and memory, measured case by case |
 //! | [`eval`] | what a smaller cache costs, on text and in tasks |
-//! | [`report`], [`plot`], [`fidelity`] | tables, log lines, JSON; pictures; agreement of two runs |
+//! | [`report`], [`plot`], [`fidelity`] | tables, JSON; pictures; agreement of two runs |
 //! | [`generate`] | the loop: sampling, stop rules, streaming |
 //! | [`hub`] | models by their id on a hub, fetched into a cache |
 //! | [`checkpoint`], [`tokenizer`] | model files; text to tokens and back, chat templates |
 //! | [`model`] | LLaMA: weights only, no state |
+//! | [`events`] | what heads and layers keep, as `tracing` events |
 //! | [`attention`], [`cache`] | prefill with statistics, decode over ragged heads; what is kept |
 //! | [`profile`], [`policy`] | the search; one file for each policy |
 //! | [`jinja`] | chat templates of strangers, run within bounds |
 //! | [`kernels`], [`ops`], [`device`], [`config`], [`tokens`], [`error`], [`files`], [`guard`], [`json`], [`memory`], [`numbers`], [`reading`], [`stop`] | leaves |
 //!
-//! The library never prints, exits or reads the environment.
+//! The library never prints, exits or reads the environment; it speaks by [`events`].
 
 pub mod attention;
 pub mod bench;
@@ -32,6 +33,7 @@ pub mod config;
 pub mod device;
 pub mod error;
 pub mod eval;
+pub mod events;
 pub mod fidelity;
 pub mod files;
 mod foreign;

@@ -20,6 +20,7 @@ use crate::attention::map::MapAccumulator;
 use crate::cache::{AdaptiveKvCache, HeadStep, KvDtype, LayerCacheManager, LayerSummary, Retention};
 use crate::config::BudgetScale;
 use crate::error::{Error, Result};
+use crate::events;
 use crate::memory;
 use crate::numbers::{all_finite, check_logits};
 use crate::ops::Ops;
@@ -104,6 +105,19 @@ pub trait PrefillObserver {
 
 /// Watches nothing.
 impl PrefillObserver for () {}
+
+/// Tells of what a layer keeps.
+fn layer_done(
+    observer: &mut dyn PrefillObserver,
+    profiler: Option<&Profiler>,
+    summary: &LayerSummary,
+    maps: Option<&MapAccumulator>,
+) -> Result<()> {
+    if let Some(profiler) = profiler {
+        events::layer_decided(summary, profiler.config());
+    }
+    observer.layer_done(summary, maps)
+}
 
 /// Is shown the attention's output of each layer, `[num_heads, head_dim]`.
 type Observe<'a> = &'a mut dyn FnMut(&[f32]);
@@ -305,7 +319,7 @@ impl Llama {
                 continue;
             }
             profile_time += started.elapsed();
-            observer.layer_done(&summary, layer_maps.as_ref())?;
+            layer_done(observer, profiler.as_ref(), &summary, layer_maps.as_ref())?;
             layers.push(summary);
         }
         if let Some((mut pool, maps)) = pooled {
@@ -314,7 +328,7 @@ impl Llama {
             layers = keep_pooled(cache, &pool, self.config.num_layers, segment)?;
             profile_time += started.elapsed();
             for (summary, maps) in layers.iter().zip(&maps) {
-                observer.layer_done(summary, maps.as_ref())?;
+                layer_done(observer, profiler.as_ref(), summary, maps.as_ref())?;
             }
         }
         cache.settle(ids.len());
