@@ -2,17 +2,18 @@
 //!
 //! Not for: files that other programs write (tokenizers, checkpoints), which are read as those programs read them.
 
+mod object;
+
 use std::cell::Cell;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+pub(crate) use object::{Object, cut, shown};
+
 /// Most values that a text may hold, those inside others included: a bound on memory, since a value of two bytes takes some
 /// hundred.
 const MAX_VALUES: usize = 1_000_000;
-
-/// How much of a key is shown in a message.
-const SHOWN_CHARS: usize = 60;
 
 /// A text without the byte-order mark that some editors put first.
 #[must_use]
@@ -101,9 +102,7 @@ impl<'de> Visitor<'de> for Strict<'_> {
         let mut object = Map::new();
         while let Some(key) = pairs.next_key::<String>()? {
             if object.contains_key(&key) {
-                let shown: String = key.chars().take(SHOWN_CHARS).collect();
-                let more = if shown.len() < key.len() { "..." } else { "" };
-                return Err(A::Error::custom(format!("the key `{shown}{more}` is given twice")));
+                return Err(A::Error::custom(format!("the key `{}` is given twice", cut(&key))));
             }
             let value = pairs.next_value_seed(self)?;
             object.insert(key, value);

@@ -12,11 +12,12 @@
 //! | [`tune`] | the configuration that a limit allows |
 //! | [`bench`](mod@bench) | speed and memory, measured case by case |
 //! | [`eval`] | what a smaller cache costs, on text and in tasks |
-//! | [`report`], [`plot`], [`fidelity`] | tables, log lines, JSON; pictures; agreement of two runs |
+//! | [`report`], [`plot`], [`fidelity`] | tables, JSON; pictures; agreement of two runs |
 //! | [`generate`] | the loop: sampling, stop rules, streaming |
 //! | [`hub`] | models by their id on a hub, fetched into a cache |
 //! | [`checkpoint`], [`tokenizer`] | model files; text to tokens and back, chat templates |
 //! | [`model`] | LLaMA: the forward pass; weights only, no state |
+//! | [`events`] | what heads and layers keep, as `tracing` events |
 //! | [`backend`] | what computes: the CPU kernels, or candle operations; one slice each, from weights to cached rows |
 //! | [`cache`] | what is kept: a layer's books, which no backend has a say in |
 //! | [`attention`] | prefill with statistics, decoding over ragged heads |
@@ -27,7 +28,7 @@
 //! | [`arch`] | sizes, heads and rotary positions of a model |
 //! | [`kernels`], [`ops`], [`device`], [`tokens`], [`error`], [`files`], [`guard`], [`json`], [`memory`], [`numbers`], [`reading`], [`stop`] | leaves |
 //!
-//! The library never prints, exits or reads the environment.
+//! The library never prints, exits or reads the environment; it speaks by [`events`].
 
 pub mod arch;
 pub mod attention;
@@ -39,6 +40,7 @@ pub mod config;
 pub mod device;
 pub mod error;
 pub mod eval;
+pub mod events;
 pub mod fidelity;
 pub mod files;
 mod foreign;
@@ -57,6 +59,7 @@ pub mod policy;
 pub mod profile;
 pub mod reading;
 pub mod report;
+mod side_files;
 mod sizes;
 pub mod stop;
 pub mod tokenizer;

@@ -1,6 +1,5 @@
 //! Opening of checkpoint files: mapped weights, small JSON files, what a folder holds. Not for: what is in them.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -8,7 +7,7 @@ use serde_json::Value;
 use super::mapped::MappedFile;
 use crate::error::{Error, Result};
 use crate::foreign;
-use crate::json::bytes_without_bom;
+use crate::side_files::json_up_to;
 
 /// Longest JSON file that is read; the indices of the largest models take about 100 KB.
 const MAX_JSON_BYTES: u64 = 4 << 20;
@@ -36,16 +35,7 @@ pub(super) fn map_file(path: &Path, hint: &str) -> Result<MappedFile> {
 /// # Errors
 /// [`Error::Io`] if it cannot be read; [`Error::BadFile`] if it is not JSON, or absurdly long.
 pub(super) fn read_json(path: &Path) -> Result<Value> {
-    let read_error = |source| Error::io("read", path, source);
-    let metadata = std::fs::metadata(path).map_err(read_error)?;
-    if !metadata.is_file() || metadata.len() > MAX_JSON_BYTES {
-        return Err(Error::bad_file(path, format!("expected a file of at most {MAX_JSON_BYTES} bytes")));
-    }
-    let mut text = Vec::new();
-    std::fs::File::open(path).and_then(|file| file.take(MAX_JSON_BYTES).read_to_end(&mut text)).map_err(read_error)?;
-    foreign::refuse(path, &text)?;
-    serde_json::from_slice(bytes_without_bom(&text))
-        .map_err(|error| Error::bad_file(path, format!("it is not JSON: {error}")))
+    json_up_to(path, MAX_JSON_BYTES)
 }
 
 /// The regular files of a folder whose names end in `suffix`, sorted.

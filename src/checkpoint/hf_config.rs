@@ -5,23 +5,21 @@
 //! well). A key that would change what is computed, and is not computed here, is refused by name. Not for: weights (see
 //! [`super::weights`]) and tokenizers.
 
-mod json;
+mod ids;
 mod rope;
 
 use std::path::Path;
 
 use serde_json::Value;
 
-use self::json::{Json, shortened};
+use super::files::read_json;
 use super::weights::{Assembly, Bias, Naming, OutputLayer};
 use crate::attention::HeadLayout;
 use crate::error::Result;
+use crate::json::{Object, cut};
 use crate::kernels::vector::MAX_HEAD_DIM;
 use crate::model::LlamaConfig;
 use crate::tokenizer::ModelIds;
-
-/// The largest size that is believed.
-const MAX_SIZE: usize = 1 << 30;
 
 /// What a quantised checkpoint should be replaced by.
 const QUANTISED_HINT: &str = "use the original checkpoint, or a quantised one in GGUF format";
@@ -112,11 +110,12 @@ enum Family {
 /// [`Error::Unsupported`]: crate::Error::Unsupported
 pub fn read(folder: &Path) -> Result<HfConfig> {
     let path = folder.join("config.json");
-    let json = Json::read(&path)?;
-    let mut config = json.hf_config()?;
-    let generation = folder.join("generation_config.json");
-    if generation.is_file() {
-        let generation = Json::read(&generation)?;
+    let json = read_json(&path)?;
+    let mut config = Object::new(&json, &path)?.hf_config()?;
+    let path = folder.join("generation_config.json");
+    if path.is_file() {
+        let json = read_json(&path)?;
+        let generation = Object::new(&json, &path)?;
         let HfConfig { config: LlamaConfig { vocab_size, .. }, ids, notes, .. } = &mut config;
         ids.eos_ids.extend(generation.token_ids("eos_token_id", *vocab_size, notes)?);
         if ids.bos_id.is_none() {
@@ -128,7 +127,7 @@ pub fn read(folder: &Path) -> Result<HfConfig> {
     Ok(config)
 }
 
-impl Json<'_> {
+impl Object<'_> {
     fn hf_config(&self) -> Result<HfConfig> {
         let family = self.family()?;
         self.refuse_what_is_not_computed()?;
@@ -195,7 +194,7 @@ impl Json<'_> {
             _ => None,
         };
         let refuse = |name: &str| Err(self.unsupported(&format!("architecture `{name}`")).with_hint(HINT));
-        let by_type = match model_type.as_deref() {
+        let by_type = match model_type {
             None => None,
             Some(name) => match of_type(name) {
                 Some(family) => Some(family),
@@ -231,7 +230,7 @@ impl Json<'_> {
                     () => "of unknown method",
                 }
             });
-            let what = format!("quantisation `{}` (key `quantization_config`)", shortened(&method.into()));
+            let what = format!("quantisation `{}` (key `quantization_config`)", cut(method));
             return Err(self.unsupported(&what).with_hint(QUANTISED_HINT));
         }
         if self.get("quantization").is_some() {
@@ -243,7 +242,7 @@ impl Json<'_> {
                 return Err(self.unsupported(&format!("a mixture of experts (key `{key}`)")));
             }
         }
-        if let Some(name) = self.text("hidden_act")?.filter(|name| !matches!(name.as_str(), "silu" | "swish")) {
+        if let Some(name) = self.text("hidden_act")?.filter(|name| !matches!(*name, "silu" | "swish")) {
             return Err(self.unsupported(&format!("activation `{name}` (key `hidden_act`)")));
         }
         Ok(())

@@ -14,7 +14,8 @@ use std::sync::Arc;
 
 use candle_core::quantized::GgmlDType;
 
-use self::params::{PARAMS, Params};
+use self::params::{PARAMS, check_keys, intermediate_size};
+use super::files::read_json;
 use super::gguf::TensorEntry;
 use super::pickle::shown;
 use super::pth::PthFile;
@@ -22,6 +23,7 @@ use super::tensors::{StoredDtype, StoredTensor, TensorData, Tensors};
 use crate::arch::rope_scaling::Llama3Scaling;
 use crate::attention::HeadLayout;
 use crate::error::{Error, Result};
+use crate::json::Object;
 use crate::kernels::quant::SharedBytes;
 use crate::kernels::vector::MAX_HEAD_DIM;
 use crate::model::{LlamaConfig, RopeLayout, RopeSettings};
@@ -72,36 +74,38 @@ pub fn shard_files(folder: &Path) -> Result<Vec<PathBuf>> {
 /// change what is to be computed; [`Error::BadFile`] for a value that makes no sense, or tensors that have other sizes or
 /// are not the same ones in all files.
 pub fn config(folder: &Path, shards: &[PthFile]) -> Result<LlamaConfig> {
-    let params = Params::read(&folder.join(PARAMS))?;
+    let path = folder.join(PARAMS);
+    let json = read_json(&path)?;
+    let params = Object::new(&json, &path)?;
+    check_keys(&params)?;
     let first = shards.first().ok_or_else(|| Error::bad_file(folder, "it has no files with weights"))?;
     check_shards(shards)?;
 
-    let hidden_size = params.required("dim")?;
-    let num_layers = params.required("n_layers")?;
+    let hidden_size = params.required_size("dim")?;
+    let num_layers = params.required_size("n_layers")?;
     if num_layers > first.tensors().len() {
-        return Err(
-            params.wrong("n_layers", &format!("{num_layers} layers, but `{}` has fewer", first.path().display()))
-        );
+        let reason = format!("{num_layers} layers, but `{}` has fewer", first.path().display());
+        return Err(params.bad("n_layers", reason));
     }
-    let num_heads = params.required("n_heads")?;
-    let num_kv_heads = params.whole("n_kv_heads")?.unwrap_or(num_heads);
-    if num_kv_heads == 0 || !num_heads.is_multiple_of(num_kv_heads) {
+    let num_heads = params.required_size("n_heads")?;
+    let num_kv_heads = params.size("n_kv_heads")?.unwrap_or(num_heads);
+    if !num_heads.is_multiple_of(num_kv_heads) {
         let reason = format!("{num_heads} query heads cannot share {num_kv_heads} KV heads");
-        return Err(params.wrong("n_kv_heads", &reason));
+        return Err(params.bad("n_kv_heads", reason));
     }
-    let head_dim = params.whole("head_dim")?.unwrap_or(hidden_size / num_heads);
+    let head_dim = params.size("head_dim")?.unwrap_or(hidden_size / num_heads);
     if head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim > MAX_HEAD_DIM {
         let reason = format!("a head dimension of {head_dim}, expected an even number up to {MAX_HEAD_DIM}");
-        return Err(params.wrong("n_heads", &reason));
+        return Err(params.bad("n_heads", reason));
     }
-    let intermediate_size = params.intermediate_size(hidden_size)?;
-    check_number_of_files(&params, first, shards.len(), num_heads.saturating_mul(head_dim), intermediate_size)?;
+    let intermediate_size = intermediate_size(&params, hidden_size)?;
+    check_number_of_files(&path, first, shards.len(), num_heads.saturating_mul(head_dim), intermediate_size)?;
     for (name, key, heads) in [("wq", "n_heads", num_heads), ("wk", "n_kv_heads", num_kv_heads)] {
         let name = format!("layers.0.attention.{name}.weight");
         let rows = merged_shape(&name, shards, hidden_size)?[0];
         if Some(rows) != heads.checked_mul(head_dim) {
             let reason = format!("{heads} heads of {head_dim}, but tensor `{name}` has {rows} rows");
-            return Err(params.wrong(key, &reason));
+            return Err(params.bad(key, reason));
         }
     }
 
@@ -109,15 +113,15 @@ pub fn config(folder: &Path, shards: &[PthFile]) -> Result<LlamaConfig> {
     let rows = merged_shape(name, shards, hidden_size)?[0];
     if rows != intermediate_size {
         let reason = format!("an MLP of {intermediate_size}, but tensor `{name}` has {rows} rows");
-        return Err(params.wrong("multiple_of", &reason));
+        return Err(params.bad("multiple_of", reason));
     }
 
     let name = "tok_embeddings.weight";
     let vocab_size = merged_shape(name, shards, hidden_size)?[0];
-    if let Some(given) = params.vocab_size()?
+    if let Some(given) = self::params::vocab_size(&params)?
         && given != vocab_size
     {
-        return Err(params.wrong("vocab_size", &format!("{given} tokens, but tensor `{name}` has {vocab_size} rows")));
+        return Err(params.bad("vocab_size", format!("{given} tokens, but tensor `{name}` has {vocab_size} rows")));
     }
     if first.tensors().contains_key("output.weight") {
         let rows = merged_shape("output.weight", shards, hidden_size)?[0];
@@ -128,13 +132,11 @@ pub fn config(folder: &Path, shards: &[PthFile]) -> Result<LlamaConfig> {
     }
 
     let theta = params.positive("rope_theta")?.unwrap_or(10_000.0);
-    let scaled = params.flag("use_scaled_rope")?;
-    let rms_norm_eps = params.float("norm_eps")?.ok_or_else(|| params.wrong("norm_eps", "it is missing"))?;
-    if !(0.0..1.0).contains(&rms_norm_eps) {
-        return Err(params.wrong("norm_eps", &format!("expected a number from 0 to 1, got {rms_norm_eps}")));
-    }
-    let context_length = match params.whole("max_seq_len")? {
-        Some(0) => return Err(params.wrong("max_seq_len", "expected at least 1, got 0")),
+    let scaled = params.flag("use_scaled_rope")?.unwrap_or(false);
+    let epsilon = "a number from 0 to 1";
+    let rms_norm_eps = params.typed("norm_eps", epsilon, |value| value.as_f64().filter(|x| (0.0..1.0).contains(x)))?;
+    let rms_norm_eps = rms_norm_eps.ok_or_else(|| params.wrong("norm_eps", epsilon))?;
+    let context_length = match params.size("max_seq_len")? {
         Some(given) => given,
         None if scaled => 131_072,
         None if vocab_size >= LLAMA3_VOCAB => 8192,
@@ -148,7 +150,7 @@ pub fn config(folder: &Path, shards: &[PthFile]) -> Result<LlamaConfig> {
     let factor = params.positive("rope_scaling_factor")?.unwrap_or(if is_llama_3_2 { 32.0 } else { 8.0 });
     let high_freq = params.positive("rope_high_freq_factor")?.unwrap_or(4.0);
     if high_freq <= 1.0 {
-        return Err(params.wrong("rope_high_freq_factor", &format!("expected more than 1, got {high_freq}")));
+        return Err(params.wrong("rope_high_freq_factor", "a number above 1"));
     }
     let mut rope = RopeSettings::plain(theta, head_dim, RopeLayout::Interleaved);
     if scaled {
@@ -192,8 +194,9 @@ fn check_shards(shards: &[PthFile]) -> Result<()> {
 /// Says that files are missing, if two matrices agree on how many the model was split into: each of its files has an equal
 /// share of their rows.
 ///
+/// * `params`: the path of `params.json`, for messages
 /// * `queries`, `mlp`: rows of the query and gate matrices, as `params.json` tells
-fn check_number_of_files(params: &Params, first: &PthFile, files: usize, queries: usize, mlp: usize) -> Result<()> {
+fn check_number_of_files(params: &Path, first: &PthFile, files: usize, queries: usize, mlp: usize) -> Result<()> {
     let number = |name: &str, rows: usize| {
         let part = *first.tensors().get(&format!("layers.0.{name}.weight"))?.shape.first()?;
         (part > 0 && rows.is_multiple_of(part)).then(|| rows / part)
@@ -206,11 +209,11 @@ fn check_number_of_files(params: &Params, first: &PthFile, files: usize, queries
                  there",
                 expected - 1
             );
-            Err(Error::bad_file(&params.path, reason).with_hint("fetch the files that are missing"))
+            Err(Error::bad_file(params, reason).with_hint("fetch the files that are missing"))
         }
         Some(expected) if expected < files => {
             let reason = format!("it describes a model in {expected} files, and beside it are {files}");
-            Err(Error::bad_file(&params.path, reason).with_hint("keep the files of one model only in its folder"))
+            Err(Error::bad_file(params, reason).with_hint("keep the files of one model only in its folder"))
         }
         _ => Ok(()),
     }

@@ -215,53 +215,112 @@ impl<'a> Machine<'a, '_> {
     }
 
     fn step(&mut self, instruction: u8) -> Result<()> {
-        let value = match instruction {
+        if self.arrange(instruction)? {
+            return Ok(());
+        }
+        let value = match self.literal(instruction)? {
+            Some(value) => value,
+            None => self.made(instruction)?,
+        };
+        self.values.push(value);
+        self.stack.push(self.values.len() - 1);
+        Ok(())
+    }
+
+    /// Carries out an instruction that moves values, or puts some into another; whether it is one.
+    fn arrange(&mut self, instruction: u8) -> Result<bool> {
+        match instruction {
             // PROTO
             0x80 => {
                 let protocol = self.u8()?;
                 if protocol > MAX_PROTOCOL {
                     return Err(self.error(format!("its pickle has the unknown protocol {protocol}")));
                 }
-                return Ok(());
             }
             // FRAME: a hint for readers of streams
             0x95 => {
                 self.take(8)?;
-                return Ok(());
             }
-            b'(' => {
-                self.marks.push(self.stack.len());
-                return Ok(());
-            }
+            b'(' => self.marks.push(self.stack.len()),
             b'0' => {
                 self.pop()?;
-                return Ok(());
             }
             // POP_MARK
             b'1' => {
                 self.pop_to_mark()?;
-                return Ok(());
             }
             // DUP
             b'2' => {
                 let top = self.top()?;
                 self.stack.push(top);
-                return Ok(());
             }
 
+            b'a' => {
+                self.pop()?;
+                self.append()?;
+            }
+            b'e' => {
+                self.pop_to_mark()?;
+                self.append()?;
+            }
+            b's' => {
+                let value = self.pop()?;
+                let key = self.pop()?;
+                self.insert(&[key, value])?;
+            }
+            b'u' => {
+                let items = self.pop_to_mark()?;
+                self.insert(&items)?;
+            }
+
+            // BINPUT, LONG_BINPUT, MEMOIZE
+            b'q' | b'r' | 0x94 => {
+                let place = match instruction {
+                    b'q' => u32::from(self.u8()?),
+                    b'r' => self.u32()?,
+                    _ => u32::try_from(self.memo.len()).map_err(|_| self.damaged("remembers too much"))?,
+                };
+                let top = self.top()?;
+                self.memo.insert(place, top);
+            }
+            // BINGET, LONG_BINGET
+            b'h' | b'j' => {
+                let place = if instruction == b'h' { u32::from(self.u8()?) } else { self.u32()? };
+                let Some(&id) = self.memo.get(&place) else {
+                    return Err(self.damaged("refers to a value that it does not have"));
+                };
+                self.stack.push(id);
+            }
+
+            b'R' => {
+                let (arguments, function) = (self.pop()?, self.pop()?);
+                self.call(function, arguments)?;
+            }
+            // BUILD: attributes of a dictionary, as PyTorch's notes on versions; they do not matter here
+            b'b' => {
+                let state = self.pop()?;
+                let object = self.top()?;
+                let (object, state) = (&self.values[object], &self.values[state]);
+                if !matches!((object, state), (Value::Dict(_), Value::Dict(_))) {
+                    return Err(self.foreign(&format!("to change the state of {}", object.kind())));
+                }
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// The value that an instruction holds itself; none if it is no such instruction.
+    fn literal(&mut self, instruction: u8) -> Result<Option<Value<'a>>> {
+        let value = match instruction {
             b'N' => Value::Other("nothing"),
             0x88 | 0x89 => Value::Other("a boolean"),
             b'J' => Value::Int(i64::from(i32::from_le_bytes(self.array()?))),
             b'K' => Value::Int(i64::from(self.u8()?)),
             b'M' => Value::Int(i64::from(u16::from_le_bytes(self.array()?))),
-            // LONG1
-            0x8a => {
-                let len = usize::from(self.u8()?);
-                self.long(len)?
-            }
-            // LONG4
-            0x8b => {
-                let len = self.len32()?;
+            // LONG1, LONG4
+            0x8a | 0x8b => {
+                let len = if instruction == 0x8a { usize::from(self.u8()?) } else { self.len32()? };
                 self.long(len)?
             }
             b'G' => {
@@ -269,32 +328,28 @@ impl<'a> Machine<'a, '_> {
                 Value::Other("a float")
             }
 
-            // BINUNICODE, BINSTRING
-            b'X' | b'T' => {
-                let len = self.len32()?;
-                self.text(len)?
-            }
-            // SHORT_BINUNICODE, SHORT_BINSTRING
-            0x8c | b'U' => {
-                let len = usize::from(self.u8()?);
-                self.text(len)?
-            }
-            // BINUNICODE8
-            0x8d => {
-                let len = self.len64()?;
-                self.text(len)?
-            }
-            // BINBYTES, SHORT_BINBYTES, BINBYTES8
-            b'B' | b'C' | 0x8e => {
+            // BINUNICODE, SHORT_BINUNICODE, BINUNICODE8, BINSTRING, SHORT_BINSTRING, BINBYTES, SHORT_BINBYTES, BINBYTES8
+            b'X' | 0x8c | 0x8d | b'T' | b'U' | b'B' | b'C' | 0x8e => {
                 let len = match instruction {
-                    b'B' => self.len32()?,
-                    b'C' => usize::from(self.u8()?),
-                    _ => self.len64()?,
+                    b'X' | b'T' | b'B' => self.len32()?,
+                    0x8d | 0x8e => self.len64()?,
+                    _ => usize::from(self.u8()?),
                 };
-                self.take(len)?;
-                Value::Other("bytes")
+                if matches!(instruction, b'B' | b'C' | 0x8e) {
+                    self.take(len)?;
+                    Value::Other("bytes")
+                } else {
+                    self.text(len)?
+                }
             }
+            _ => return Ok(None),
+        };
+        Ok(Some(value))
+    }
 
+    /// The value that an instruction makes of those on the stack, or names.
+    fn made(&mut self, instruction: u8) -> Result<Value<'a>> {
+        Ok(match instruction {
             b')' => Value::Tuple(Vec::new()),
             b't' => Value::Tuple(self.pop_to_mark()?),
             // TUPLE1, TUPLE2, TUPLE3
@@ -310,48 +365,10 @@ impl<'a> Machine<'a, '_> {
                 self.pop_to_mark()?;
                 Value::List
             }
-            b'a' => {
-                self.pop()?;
-                return self.append();
-            }
-            b'e' => {
-                self.pop_to_mark()?;
-                return self.append();
-            }
             b'}' => Value::Dict(Vec::new()),
             b'd' => {
                 let items = self.pop_to_mark()?;
                 Value::Dict(self.pairs(&items)?)
-            }
-            b's' => {
-                let value = self.pop()?;
-                let key = self.pop()?;
-                return self.insert(&[key, value]);
-            }
-            b'u' => {
-                let items = self.pop_to_mark()?;
-                return self.insert(&items);
-            }
-
-            // BINPUT, LONG_BINPUT, MEMOIZE
-            b'q' | b'r' | 0x94 => {
-                let place = match instruction {
-                    b'q' => u32::from(self.u8()?),
-                    b'r' => self.u32()?,
-                    _ => u32::try_from(self.memo.len()).map_err(|_| self.damaged("remembers too much"))?,
-                };
-                let top = self.top()?;
-                self.memo.insert(place, top);
-                return Ok(());
-            }
-            // BINGET, LONG_BINGET
-            b'h' | b'j' => {
-                let place = if instruction == b'h' { u32::from(self.u8()?) } else { self.u32()? };
-                let Some(&id) = self.memo.get(&place) else {
-                    return Err(self.damaged("refers to a value that it does not have"));
-                };
-                self.stack.push(id);
-                return Ok(());
             }
 
             b'c' => {
@@ -365,19 +382,6 @@ impl<'a> Machine<'a, '_> {
                     return Err(self.damaged("has a name that is no text"));
                 };
                 self.global(module, name)?
-            }
-            b'R' => {
-                let (arguments, function) = (self.pop()?, self.pop()?);
-                return self.call(function, arguments);
-            }
-            // BUILD: attributes of a dictionary, as PyTorch's notes on versions; they do not matter here
-            b'b' => {
-                let state = self.pop()?;
-                let object = self.top()?;
-                return match (&self.values[object], &self.values[state]) {
-                    (Value::Dict(_), Value::Dict(_)) => Ok(()),
-                    (object, _) => Err(self.foreign(&format!("to change the state of {}", object.kind()))),
-                };
             }
             // BINPERSID
             b'Q' => {
@@ -398,10 +402,7 @@ impl<'a> Machine<'a, '_> {
                 return Err(self.foreign(&format!("for the outside object `{}`", shown(name))));
             }
             _ => return Err(self.damaged(&format!("has the instruction {instruction:#04x}, which is not read,"))),
-        };
-        self.values.push(value);
-        self.stack.push(self.values.len() - 1);
-        Ok(())
+        })
     }
 
     fn take(&mut self, len: usize) -> Result<&'a [u8]> {

@@ -1,9 +1,8 @@
 //! Safetensors: one file, or several with an index, mapped into memory.
 //!
-//! Format: <https://github.com/huggingface/safetensors#format>. Number formats and their sizes are the `safetensors`
-//! crate's; the header is read here, because the crate takes the last of two tensors of one name, keeps a copy of the
-//! whole header while reading it, and does not name the tensor that is wrong. Not for: knowing what a tensor means (see
-//! [`super::weights`]).
+//! Format: <https://github.com/huggingface/safetensors#format>. A tensor's entry and its number format are the `safetensors`
+//! crate's; the header around them is checked here, because the crate takes the last of two tensors of one name, and
+//! does not name the tensor that is wrong. Not for: knowing what a tensor means (see [`super::weights`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -13,8 +12,9 @@ use std::sync::Arc;
 
 use candle_core::quantized::GgmlDType;
 use safetensors::Dtype;
-use serde::de::value::StrDeserializer;
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use safetensors::tensor::TensorInfo;
+use serde::Deserialize;
+use serde_json::Value;
 
 use super::files::{map_file, read_json};
 use super::open::is_mistrals;
@@ -22,6 +22,7 @@ use super::tensors::{StoredDtype, StoredTensor, TensorData, Tensors};
 use super::weights::Naming;
 use crate::error::{Error, Result};
 use crate::foreign;
+use crate::json::strict_json;
 use crate::kernels::quant::SharedBytes;
 
 /// Longest header that is read. Headers of the largest LLaMA models take about 200 KB.
@@ -63,7 +64,7 @@ pub fn open_index(index: impl AsRef<Path>) -> Result<Tensors> {
     let json = read_json(index)?;
     let weight_map = json
         .get("weight_map")
-        .and_then(serde_json::Value::as_object)
+        .and_then(Value::as_object)
         .ok_or_else(|| bad("it has no object `weight_map`".to_owned()))?;
     let mut names_by_shard: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (name, shard) in weight_map {
@@ -134,13 +135,7 @@ fn stored_dtype(dtype: Dtype) -> StoredDtype {
     }
 }
 
-/// What the header says of a tensor.
-struct Entry {
-    dtype: Dtype,
-    shape: Vec<usize>,
-}
-
-type Places = HashMap<String, (Entry, Range<usize>)>;
+type Places = HashMap<String, (TensorInfo, Range<usize>)>;
 
 /// Reads the header: every tensor and the bytes of the file that hold it.
 fn parse(path: &Path, bytes: &[u8]) -> Result<Places> {
@@ -149,28 +144,26 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Places> {
         return Err(bad(format!("it has {} bytes, fewer than any safetensors file", bytes.len())).with_hint(FETCH_HINT));
     };
     let len = u64::from_le_bytes(*len);
-    let header = usize::try_from(len).ok().filter(|_| len <= MAX_HEADER_BYTES).and_then(|len| rest.get(..len));
-    let Some(header) = header else {
+    let split =
+        usize::try_from(len).ok().filter(|_| len <= MAX_HEADER_BYTES).and_then(|len| rest.split_at_checked(len));
+    let Some((header, data)) = split else {
         if let Some(error) = foreign::known(path, bytes, "a safetensors file", FETCH_HINT) {
             return Err(error);
         }
         let room = MAX_HEADER_BYTES.min(rest.len() as u64);
         return Err(bad(format!("it announces a header of {len} bytes, expected at most {room}")).with_hint(FETCH_HINT));
     };
-    let header: Header = serde_json::from_slice(header)
-        .map_err(|error| bad(format!("its header is not that of safetensors: {error}")).with_hint(FETCH_HINT))?;
-    let data = &rest[usize::try_from(len).unwrap_or(rest.len())..];
     let data_start = bytes.len() - data.len();
 
-    let mut entries = header.0;
-    entries.sort_by(|(a_name, a), (b_name, b)| (a.offsets, a_name).cmp(&(b.offsets, b_name)));
+    let mut entries = entries(path, header)?;
+    entries.sort_by(|(a_name, a), (b_name, b)| (a.data_offsets, a_name).cmp(&(b.data_offsets, b_name)));
     let mut places = HashMap::with_capacity(entries.len());
     let mut end = 0;
-    for (name, RawEntry { dtype, shape: Shape(shape), offsets: (first, last) }) in entries {
-        let dtype = Dtype::deserialize(StrDeserializer::<serde::de::value::Error>::new(&dtype)).map_err(|_| {
-            Error::unsupported(format!("number format `{dtype}` of tensor `{name}` in `{}`", path.display()))
-                .with_hint("use a checkpoint in F32, F16 or BF16")
-        })?;
+    for (name, tensor) in entries {
+        let TensorInfo { dtype, ref shape, data_offsets: (first, last) } = tensor;
+        if shape.len() > MAX_DIMS {
+            return Err(bad(format!("tensor `{name}` has {} sizes, expected at most {MAX_DIMS} sizes", shape.len())));
+        }
         let numbers = shape.iter().try_fold(1_usize, |product, &dim| product.checked_mul(dim));
         let bits = numbers.and_then(|numbers| numbers.checked_mul(dtype.bitsize()));
         let Some(bits) = bits else {
@@ -191,7 +184,7 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Places> {
             return Err(bad(reason));
         }
         end = last;
-        places.insert(name, (Entry { dtype, shape }, data_start + first..data_start + last));
+        places.insert(name, (tensor, data_start + first..data_start + last));
     }
     if end != data.len() {
         return Err(bad(format!("its tensors end at {end}, expected {}, the end of the file", data.len())));
@@ -199,80 +192,26 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Places> {
     Ok(places)
 }
 
-/// The header's tensors; a name that is given twice is an error.
-struct Header(Vec<(String, RawEntry)>);
-
-impl<'de> Deserialize<'de> for Header {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct HeaderVisitor;
-
-        impl<'de> Visitor<'de> for HeaderVisitor {
-            type Value = Header;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("an object of tensors")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Header, A::Error> {
-                let mut entries = Vec::new();
-                let mut names = std::collections::HashSet::new();
-                while let Some(name) = map.next_key::<String>()? {
-                    if !names.insert(name.clone()) {
-                        return Err(serde::de::Error::custom(format_args!("`{name}` is given twice")));
-                    }
-                    if name == "__metadata__" {
-                        map.next_value::<IgnoredAny>()?;
-                    } else {
-                        entries.push((name, map.next_value()?));
-                    }
-                }
-                Ok(Header(entries))
-            }
+/// The tensors that a header's JSON names, in its order; a name that is given twice is an error.
+fn entries(path: &Path, header: &[u8]) -> Result<Vec<(String, TensorInfo)>> {
+    let bad = |error: &dyn fmt::Display| {
+        Error::bad_file(path, format!("its header is not that of safetensors: {error}")).with_hint(FETCH_HINT)
+    };
+    let text = std::str::from_utf8(header).map_err(|error| bad(&error))?;
+    let Value::Object(map) = strict_json(text).map_err(|error| bad(&error))? else {
+        return Err(bad(&"expected an object of tensors"));
+    };
+    let tensors = map.into_iter().filter(|(name, _)| name != "__metadata__");
+    let entry = |(name, value): (String, Value)| {
+        let dtype = &value["dtype"];
+        if let Some(dtype) = dtype.as_str().filter(|_| Dtype::deserialize(dtype).is_err()) {
+            let what = format!("number format `{dtype}` of tensor `{name}` in `{}`", path.display());
+            return Err(Error::unsupported(what).with_hint("use a checkpoint in F32, F16 or BF16"));
         }
-
-        deserializer.deserialize_map(HeaderVisitor)
-    }
-}
-
-/// A tensor as the header writes it.
-#[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawEntry {
-    dtype: String,
-    shape: Shape,
-    /// First byte and the one after the last, counted from the end of the header.
-    #[serde(rename = "data_offsets")]
-    offsets: (usize, usize),
-}
-
-/// The sizes of a tensor, of which there are few.
-struct Shape(Vec<usize>);
-
-impl<'de> Deserialize<'de> for Shape {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct ShapeVisitor;
-
-        impl<'de> Visitor<'de> for ShapeVisitor {
-            type Value = Shape;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(formatter, "at most {MAX_DIMS} sizes")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Shape, A::Error> {
-                let mut shape = Vec::new();
-                while let Some(dim) = seq.next_element()? {
-                    if shape.len() == MAX_DIMS {
-                        return Err(serde::de::Error::invalid_length(MAX_DIMS + 1, &self));
-                    }
-                    shape.push(dim);
-                }
-                Ok(Shape(shape))
-            }
-        }
-
-        deserializer.deserialize_seq(ShapeVisitor)
-    }
+        let tensor = TensorInfo::deserialize(&value).map_err(|error| bad(&format!("tensor `{name}`: {error}")))?;
+        Ok((name, tensor))
+    };
+    tensors.map(entry).collect()
 }
 
 /// The safetensors file or index of a folder, if it has one: `model.safetensors`, as transformers prefers it, the index, or

@@ -58,14 +58,13 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
 
     let mut output = InOrder { next: 0, ended: BTreeMap::new(), written: Ok(()) };
     let mut texts: Vec<BatchTextReport> = Vec::with_capacity(count);
-    let logged = args.cache.use_adakv.then_some(&config);
     let mut read = vec![false; count];
     let stop = std::cell::Cell::new(false);
     let summary = batch.run(
         |index| {
             // A prompt that is read again chooses as before.
             let first_time = !std::mem::replace(&mut read[index], true);
-            Observer::new(logged.filter(|_| first_time).cloned(), None)
+            if first_time { Observer::new(None) } else { Observer::of_repetition() }
         },
         || if interrupted() || stop.get() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) },
         |text| {

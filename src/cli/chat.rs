@@ -5,7 +5,6 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use adaptive_kvcache::cache::Retention;
-use adaptive_kvcache::config::AdaptiveConfig;
 use adaptive_kvcache::generate::{Conversation, FinishReason, GenerationOptions, Turn};
 use adaptive_kvcache::json::without_bom;
 use adaptive_kvcache::memory::process_memory;
@@ -97,7 +96,6 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
     let retention = if args.cache.use_adakv { session.adaptive(config.clone()) } else { Retention::Full };
     // Before anything is typed.
     session.announce_chat_format()?;
-    let logged = args.cache.use_adakv.then_some(&config);
     let loaded = &session.loaded;
     let ChatInput { messages, context, .. } = opening;
     let mut conversation = Conversation::new(&loaded.model, &loaded.tokenizer, session.kv_dtype, retention, messages)?
@@ -119,7 +117,7 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
         let done = match Line::parse(&line) {
             Line::Exit => break,
             Line::Save(file) => save(&conversation, file, &kept),
-            Line::Question(text) => answer(&mut conversation, text, &options, context, logged),
+            Line::Question(text) => answer(&mut conversation, text, &options, context, args.cache.use_adakv),
             Line::Reset => {
                 conversation.reset();
                 say("The conversation is forgotten.");
@@ -176,11 +174,11 @@ fn answer(
     question: &str,
     options: &GenerationOptions,
     context: usize,
-    logged: Option<&AdaptiveConfig>,
+    is_logged: bool,
 ) -> anyhow::Result<()> {
     let mut written = Ok(());
     let mut ends_line = true;
-    let mut observer = Observer::new(logged.cloned(), None);
+    let mut observer = Observer::new(None);
     let result = conversation.ask(question, options, &mut observer, &mut |text| {
         let mut stdout = std::io::stdout().lock();
         written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
@@ -195,7 +193,7 @@ fn answer(
     written.context(STDOUT_FAILED)?;
     let number = conversation.turns().len();
     let bytes = conversation.cache().bytes();
-    if logged.is_some() {
+    if is_logged {
         tracing::info!("{}", log_line(number, &turn));
     }
     let note = match turn.finish_reason {

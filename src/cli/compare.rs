@@ -85,7 +85,7 @@ fn answer(
     release_unused();
     let own_memory = || process_memory().unwrap_or_default().anonymous;
     let before = own_memory();
-    let (mut cache, prefill, prefill_time) = session.prefill(prompt, retention, false, None)?;
+    let (mut cache, prefill, prefill_time) = session.prefill(prompt, retention, None)?;
     let kept = cache.bytes();
     let growth = own_memory().saturating_sub(before);
     let fork = cache.clone();

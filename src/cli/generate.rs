@@ -47,7 +47,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     let pictures =
         if args.save_image { Some(Pictures::new(&args.image_dir, config.clone(), model.config())?) } else { None };
     let retention = if args.cache.use_adakv { session.adaptive(config.clone()) } else { Retention::Full };
-    let (mut cache, prefill, prefill_time) = session.prefill(&ids, retention, true, pictures.as_ref())?;
+    let (mut cache, prefill, prefill_time) = session.prefill(&ids, retention, pictures.as_ref())?;
     log.check()?;
     if let Some(pictures) = &pictures {
         pictures.finish(&prefill.layers)?;

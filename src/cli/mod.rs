@@ -77,6 +77,10 @@ fn parse() -> anyhow::Result<Cli> {
 }
 
 fn execute(command: &Command) -> anyhow::Result<Outcome> {
+    if !matches!(command, Command::Generate(_) | Command::Chat(_)) {
+        // The others start a log of their own.
+        logging::start()?;
+    }
     match command {
         Command::Generate(args) => match &args.batch.prompts {
             Some(prompts) => batch::run(args, prompts),

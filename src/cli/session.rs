@@ -15,11 +15,12 @@ use adaptive_kvcache::json::without_bom;
 use adaptive_kvcache::model::{Prefill, PrefillObserver, PrefillOptions};
 use adaptive_kvcache::profile::Profiler;
 use adaptive_kvcache::reading::{self, MAX_TEXT};
-use adaptive_kvcache::report::{log_lines, size};
+use adaptive_kvcache::report::size;
 use adaptive_kvcache::tokenizer::{ChatFormat, ChatInput, ChatMessage, ChatTemplate, Tokenizer, messages_from_json};
 use adaptive_kvcache::tokens::TokenClassifier;
 use adaptive_kvcache::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
+use tracing::subscriber::{DefaultGuard, NoSubscriber, set_default};
 
 use super::args::{DEFAULT_PROMPT, DialogueArgs, ModelArgs, PromptArgs};
 use super::device::backend;
@@ -168,21 +169,14 @@ impl Session {
     }
 
     /// Processes a prompt into a new cache.
-    ///
-    /// * `log`: write each head's choice to the log
     pub fn prefill(
         &self,
         ids: &[u32],
         retention: Retention,
-        log: bool,
         pictures: Option<&Pictures>,
     ) -> Result<(AdaptiveKvCache, Prefill, Duration)> {
         let mut cache = self.loaded.model.new_cache(self.kv_dtype, retention)?;
-        let config = match cache.retention() {
-            Retention::Adaptive { profiler, .. } if log => Some(profiler.config().clone()),
-            _ => None,
-        };
-        let mut observer = Observer::new(config, pictures);
+        let mut observer = Observer::new(pictures);
         let started = Instant::now();
         let prefill = self.loaded.model.prefill_with(ids, &mut cache, self.prefill_options, &mut observer);
         let time = started.elapsed();
@@ -327,20 +321,24 @@ fn progress_bar(what: &'static str) -> ProgressBar {
     bar
 }
 
-/// Shows the progress of a prefill, writes its choices to the log and draws its pictures.
+/// Shows the progress of a prefill and draws its pictures.
 pub struct Observer<'a> {
     /// Absent for short prompts, and as long as it is not known how long it is.
     bar: Option<ProgressBar>,
     started: Instant,
-    /// Present if choices are logged.
-    config: Option<AdaptiveConfig>,
     pictures: Option<&'a Pictures>,
+    /// Present if this thread's events are not wanted.
+    _silence: Option<DefaultGuard>,
 }
 
 impl<'a> Observer<'a> {
-    /// * `config`: present if choices are logged
-    pub fn new(config: Option<AdaptiveConfig>, pictures: Option<&'a Pictures>) -> Self {
-        Self { bar: None, started: Instant::now(), config, pictures }
+    pub fn new(pictures: Option<&'a Pictures>) -> Self {
+        Self { bar: None, started: Instant::now(), pictures, _silence: None }
+    }
+
+    /// One of a prefill that was watched before: its choices are the same, and are not logged again.
+    pub fn of_repetition() -> Self {
+        Self { _silence: Some(set_default(NoSubscriber::new())), ..Self::new(None) }
     }
 
     /// Takes the bar away.
@@ -369,11 +367,6 @@ impl PrefillObserver for Observer<'_> {
         // Where all layers are done at the same time, many pictures follow one another.
         if self.pictures.is_some() && interrupted() {
             return Err(Error::Interrupted);
-        }
-        if let Some(config) = &self.config {
-            for line in log_lines(summary, config) {
-                tracing::info!("{line}");
-            }
         }
         match (self.pictures, maps) {
             (Some(pictures), Some(maps)) => pictures.layer(summary, maps),

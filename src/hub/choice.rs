@@ -83,7 +83,7 @@ pub(super) fn choose(repo: &str, names: &[String], wanted: Option<&str>) -> Resu
 /// Chooses one GGUF file, or one that is split.
 fn gguf(repo: &str, names: &[String], wanted: Option<&str>) -> Result<Choice> {
     let mut sets: BTreeMap<(&str, Option<usize>), Vec<&str>> = BTreeMap::new();
-    for name in names.iter().map(String::as_str).filter(|name| super::has_extension(name, "gguf")) {
+    for name in names.iter().map(String::as_str).filter(|name| super::id::has_extension(name, "gguf")) {
         let key = split(name).map_or((name, None), |(stem, count)| (stem, Some(count)));
         sets.entry(key).or_default().push(name);
     }
@@ -116,7 +116,7 @@ fn gguf(repo: &str, names: &[String], wanted: Option<&str>) -> Result<Choice> {
 }
 
 fn no_weights(repo: &str, names: &[String]) -> Error {
-    let is_torch = |name: &String| ["bin", "pt", "pth"].iter().any(|end| super::has_extension(name, end));
+    let is_torch = |name: &String| ["bin", "pt", "pth"].iter().any(|end| super::id::has_extension(name, end));
     if names.iter().any(is_torch) {
         return Error::unsupported(format!("`{repo}`, which has PyTorch's .bin weights only,"))
             .with_hint("convert it to safetensors or GGUF, or take a copy of the model that is");

@@ -1,6 +1,6 @@
 //! Requests to the hub: redirects with the token kept to the endpoint, statuses as sentences, transfers that resume.
 //!
-//! Done here and not by `hf_hub`'s own client, which cannot be interrupted, appends to a partial file whatever the
+//! Done here and not by the crate `hf-hub`, whose client cannot be interrupted, appends to a partial file whatever the
 //! server answers, and does not check what it got.
 
 use std::fs::File;
@@ -15,7 +15,7 @@ use ureq::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, ETAG, LOC
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use ureq::{Agent, Body};
 
-use super::{HubSettings, Observer, Progress};
+use super::fetch::{HubSettings, Observer, Progress};
 use crate::error::{Error, Result};
 
 /// Longest answer to a question about a repository.

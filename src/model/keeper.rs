@@ -13,6 +13,7 @@ use crate::backend::{Backend, Block, PromptRequest, Shown, Wanted};
 use crate::cache::{AdaptiveKvCache, CacheLayer, LayerSummary, Retention};
 use crate::config::BudgetScale;
 use crate::error::Result;
+use crate::events;
 use crate::kernels::vector::{self, instruction_set};
 use crate::memory;
 use crate::policy::methods::FutureQueries;
@@ -192,9 +193,22 @@ impl<'a> Keeper<'a> {
             return Ok(());
         }
         self.time += started.elapsed();
-        observer.layer_done(&summary, watch.maps.as_ref())?;
+        self.tell(&summary, watch.maps.as_ref(), observer)?;
         self.summaries.push(summary);
         Ok(())
+    }
+
+    /// Tells of what a layer keeps.
+    fn tell(
+        &self,
+        summary: &LayerSummary,
+        maps: Option<&MapAccumulator>,
+        observer: &mut dyn PrefillObserver,
+    ) -> Result<()> {
+        if let Some(profiler) = self.brief.profiler() {
+            events::layer_decided(summary, profiler.config());
+        }
+        observer.layer_done(summary, maps)
     }
 
     /// Ends the prompt: what each layer keeps, and the time that choosing and storing took.
@@ -203,13 +217,13 @@ impl<'a> Keeper<'a> {
         cache: &mut AdaptiveKvCache,
         observer: &mut dyn PrefillObserver,
     ) -> Result<(Vec<LayerSummary>, Duration)> {
-        if let Some((mut pool, maps)) = self.pooled {
+        if let Some((mut pool, maps)) = self.pooled.take() {
             let started = Instant::now();
             pool.trim();
             self.summaries = keep_pooled::<B>(cache, &pool, maps.len(), self.brief.segment())?;
             self.time += started.elapsed();
             for (summary, maps) in self.summaries.iter().zip(&maps) {
-                observer.layer_done(summary, maps.as_ref())?;
+                self.tell(summary, maps.as_ref(), observer)?;
             }
         }
         Ok((self.summaries, self.time))

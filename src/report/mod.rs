@@ -1,9 +1,8 @@
-//! What a run says about itself: log lines, the table of the layers, the JSON report.
+//! What a run says about itself: the table of the layers, the JSON report.
 //!
 //! Everything here turns results into text; nothing is computed or printed. Pictures are [`crate::plot`]'s.
 
 mod json;
-mod log_lines;
 mod table;
 
 pub use crate::sizes::{MB, is_small, megabytes, short_size, size};
@@ -11,5 +10,4 @@ pub(crate) use json::write_json;
 pub use json::{
     BatchReport, BatchTextReport, KvReport, LayerReport, MemoryReport, ModelReport, Report, Timings, head_policies,
 };
-pub use log_lines::log_lines;
 pub use table::memory_table;

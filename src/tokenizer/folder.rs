@@ -6,12 +6,12 @@ use std::path::Path;
 
 use super::byte_level::ByteLevel;
 use super::ends::Known;
-use super::files::read_bounded;
 use super::settings::Settings;
 use super::spm::SentencePiece;
 use super::vocab::{Draft, Kind, Vocab};
 use super::{Model, Parts, Prefix, Tokenizer, json, sentencepiece, tiktoken};
 use crate::error::{Error, Result};
+use crate::side_files::read_bounded;
 
 /// What a model's `config.json` and `generation_config.json` say of tokens.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

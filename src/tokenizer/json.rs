@@ -12,12 +12,13 @@ use tokenizers::{ModelWrapper, NormalizedString};
 use super::Prefix;
 use super::added::AddedTokens;
 use super::bound::Losses;
-use super::files::read_json;
 use super::pipeline::{Normalizer, Pipeline, Words};
-use super::settings::{Added, Flags, Settings, shown};
+use super::settings::{Added, Flags, Settings};
 use super::vocab::{Draft, Kind, Vocab, byte_value};
 use crate::error::{Error, Result};
 use crate::guard;
+use crate::json::{Object, shown};
+use crate::side_files::read_json;
 
 /// A `tokenizer.json`, ready to encode.
 #[derive(Debug)]
@@ -58,20 +59,15 @@ pub(super) fn read(path: &Path, settings: &Settings) -> Result<JsonTokenizer> {
 
 fn build(mut file: Value, path: &Path, settings: &Settings) -> Result<JsonTokenizer> {
     let bad = |reason: String| Error::bad_file(path, reason);
-    if !file.is_object() {
-        return Err(bad(format!("expected an object, got {}", shown(&file))));
-    }
+    let top = Object::new(&file, path)?;
     check_kind(&file, path)?;
     let sentence_piece = is_sentence_piece(&file, path)?;
     let mut draft = draft(&file, sentence_piece, path)?;
     let mut added = Vec::new();
-    if let Some(list) = file.get("added_tokens").filter(|list| !list.is_null()) {
-        let list = list.as_array().ok_or_else(|| bad(format!("`added_tokens` is {}, expected a list", shown(list))))?;
-        for token in list {
-            added.push(Added::read(token, None, path)?);
-        }
-        added.retain(|token| settings.is_known(token));
+    for token in top.list("added_tokens")?.unwrap_or_default() {
+        added.push(Added::read(token, None, path)?);
     }
+    added.retain(|token| settings.is_known(token));
     let known: HashSet<(u32, &str)> = added.iter().map(|token| (token.id, token.content.as_str())).collect();
     let more = settings.added.iter().filter(|token| !known.contains(&(token.id, token.content.as_str())));
     let more: Vec<_> = more.cloned().collect();

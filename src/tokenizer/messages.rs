@@ -8,10 +8,9 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::files::read_bounded;
-use super::settings::shown;
 use crate::error::{Error, Result};
-use crate::json::strict_json;
+use crate::json::{shown, strict_json};
+use crate::side_files::read_bounded;
 
 /// What a message can say instead of a `content`: calls of tools, and what the model thought.
 const INSTEAD_OF_CONTENT: [&str; 7] =

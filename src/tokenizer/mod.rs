@@ -12,7 +12,6 @@ mod bound;
 mod byte_level;
 mod chat;
 mod ends;
-mod files;
 mod folder;
 mod json;
 mod marked;

@@ -6,9 +6,9 @@
 
 use std::path::Path;
 
-use super::files::read_bounded;
 use super::vocab::GgufVocab;
 use crate::error::{Error, Result};
+use crate::side_files::read_bounded;
 
 /// Fields of `ModelProto`.
 const PIECES: u64 = 1;

@@ -7,12 +7,13 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::files::{read_json, read_json_if_any};
 use super::template::{ChatTemplate, Templates};
 use super::vocab::{Draft, Kind};
 use crate::error::{Error, Result};
+use crate::json::Object;
+use crate::side_files::{read_json, read_json_if_any};
 
 /// A token that is found in the text before anything else.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -164,13 +165,10 @@ impl Settings {
 
     /// `added_tokens_decoder`: from ids, as strings, to tokens.
     fn read_added_decoder(&mut self, object: &Object<'_>) -> Result<()> {
-        let Some(decoder) = object.get("added_tokens_decoder") else { return Ok(()) };
-        let Value::Object(decoder) = decoder else {
-            return Err(object.wrong("added_tokens_decoder", "an object from ids to tokens", decoder));
-        };
-        for (id, token) in decoder {
+        let decoder = object.typed("added_tokens_decoder", "an object from ids to tokens", Value::as_object)?;
+        for (id, token) in decoder.into_iter().flatten() {
             let Ok(number) = id.parse() else {
-                return Err(object.wrong("added_tokens_decoder", "ids as keys", &Value::String(id.clone())));
+                return Err(object.wrong_value("added_tokens_decoder", "ids as keys", Some(&id.as_str().into())));
             };
             self.added.push(Added::read(token, Some(number), object.path)?);
         }
@@ -187,7 +185,7 @@ impl Settings {
         let mut more = Vec::new();
         for (content, id) in object.map {
             let Some(number) = id.as_u64().and_then(|id| u32::try_from(id).ok()) else {
-                return Err(object.wrong(content, "an id", id));
+                return Err(object.wrong(content, "an id"));
             };
             if known.contains(&(number, content)) {
                 continue;
@@ -268,16 +266,14 @@ impl Added {
         let object = Object::new(value, path)?;
         let content = match object.get("content") {
             Some(Value::String(content)) if !content.is_empty() => content.clone(),
-            other => {
-                return Err(object.wrong("content", "the spelling of an added token", other.unwrap_or(&Value::Null)));
-            }
+            _ => return Err(object.wrong("content", "the spelling of an added token")),
         };
         let id = match (id, object.get("id")) {
             (Some(id), _) => id,
             (None, value) => value
                 .and_then(Value::as_u64)
                 .and_then(|id| u32::try_from(id).ok())
-                .ok_or_else(|| object.wrong("id", "the id of an added token", value.unwrap_or(&Value::Null)))?,
+                .ok_or_else(|| object.wrong("id", "the id of an added token"))?,
         };
         let flag = |key| Ok::<_, Error>(object.flag(key)?.unwrap_or(false));
         let special = flag("special")?;
@@ -287,33 +283,7 @@ impl Added {
     }
 }
 
-/// A JSON object, and where it is from.
-struct Object<'v> {
-    map: &'v Map<String, Value>,
-    path: &'v Path,
-}
-
-impl<'v> Object<'v> {
-    fn new(value: &'v Value, path: &'v Path) -> Result<Self> {
-        match value {
-            Value::Object(map) => Ok(Self { map, path }),
-            other => Err(Error::bad_file(path, format!("expected an object, got {}", shown(other)))),
-        }
-    }
-
-    /// A key's value, unless it is null.
-    fn get(&self, key: &str) -> Option<&'v Value> {
-        self.map.get(key).filter(|value| !value.is_null())
-    }
-
-    fn wrong(&self, key: &str, expected: &str, got: &Value) -> Error {
-        Error::bad_file(self.path, format!("expected {expected} for `{key}`, got {}", shown(got)))
-    }
-
-    fn flag(&self, key: &str) -> Result<Option<bool>> {
-        self.get(key).map(|value| value.as_bool().ok_or_else(|| self.wrong(key, "true or false", value))).transpose()
-    }
-
+impl Object<'_> {
     /// A token's spelling: a string, or an object with `content`.
     fn token(&self, key: &str) -> Result<Option<String>> {
         self.get(key).map(|value| self.token_value(key, value)).transpose()
@@ -321,12 +291,13 @@ impl<'v> Object<'v> {
 
     fn token_value(&self, key: &str, value: &Value) -> Result<String> {
         let text = value.as_str().or_else(|| value.get("content").and_then(Value::as_str));
-        text.map(ToOwned::to_owned).ok_or_else(|| self.wrong(key, "a token", value))
+        text.map(ToOwned::to_owned).ok_or_else(|| self.wrong_value(key, "a token", Some(value)))
     }
 
     /// `chat_template`: a string, or a list of named ones (in `chat_template.json` also an object).
     fn templates(&self) -> Result<Templates> {
-        let wrong = |value| Err(self.wrong("chat_template", "a string or a list of named templates", value));
+        let wrong =
+            |value| Err(self.wrong_value("chat_template", "a string or a list of named templates", Some(value)));
         let mut templates = Templates::default();
         let new = |source: &str| ChatTemplate::new(self.path, source);
         match self.get("chat_template") {
@@ -348,15 +319,5 @@ impl<'v> Object<'v> {
             Some(other) => return wrong(other),
         }
         Ok(templates)
-    }
-}
-
-/// A value for a message: short, whatever it is.
-pub(super) fn shown(value: &Value) -> String {
-    match value {
-        Value::Array(_) => "a list".into(),
-        Value::Object(_) => "an object".into(),
-        Value::String(text) if text.chars().count() > 60 => "a long string".into(),
-        other => format!("`{other}`"),
     }
 }

@@ -5,10 +5,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::files::read_bounded;
 use crate::error::{Error, Result};
 use crate::jinja::{Template, TemplateError, TemplateErrorKind};
 use crate::json::without_bom;
+use crate::side_files::read_bounded;
 
 /// A chat template: Jinja as Hugging Face's transformers sets it up.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -499,7 +499,7 @@ fn a_configuration_that_is_not_computed_is_refused_by_name() {
     );
 
     for key in ["hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"] {
-        for (value, shown) in [(json!(0), "`0`"), (json!(-3), "`-3`"), (json!("7"), "`7`"), (json!(1e30), "1e+30")] {
+        for (value, shown) in [(json!(0), "`0`"), (json!(-3), "`-3`"), (json!("7"), "`\"7\"`"), (json!(1e30), "1e+30")] {
             check(&|config| config[key] = value.clone(), &[key, "expected a whole number", shown]);
         }
         check(&|config| _ = config.as_object_mut().unwrap().remove(key), &[key, "got nothing"]);
@@ -514,7 +514,7 @@ fn a_configuration_that_is_not_computed_is_refused_by_name() {
         },
         &["33 is not a multiple"],
     );
-    check(&|config| config["rms_norm_eps"] = json!("x"), &["rms_norm_eps", "`x`"]);
+    check(&|config| config["rms_norm_eps"] = json!("x"), &["rms_norm_eps", "`\"x\"`"]);
     check(&|config| config["eos_token_id"] = json!([2, "x"]), &["eos_token_id", "a token id or a list"]);
     check(&|config| config["attention_bias"] = json!(1), &["attention_bias", "true or false"]);
     for text in ["", "{", "[]", "\u{feff}{", &"[".repeat(100_000)] {

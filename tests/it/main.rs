@@ -21,6 +21,7 @@ mod device_ragged;
 mod eviction;
 mod fuzz;
 mod golden;
+#[cfg(feature = "hub")]
 mod hub;
 mod jinja;
 mod jinja_bounds;

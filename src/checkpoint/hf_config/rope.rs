@@ -5,12 +5,12 @@
 use serde_json::{Map, Value};
 
 use super::super::llama::times;
-use super::json::{Json, shortened};
 use crate::arch::rope_scaling::{Llama3Scaling, YarnScaling};
 use crate::error::Result;
+use crate::json::{Object, shown};
 use crate::model::{DynamicNtk, RopeLayout, RopeSettings};
 
-impl<'a> Json<'a> {
+impl Object<'_> {
     /// The rotary settings, from `rope_parameters`, or `rope_scaling` and `rope_theta`, or all of them; and the length that
     /// they stretch positions to, or `max_context` if they don't.
     ///
@@ -18,7 +18,8 @@ impl<'a> Json<'a> {
     /// [`Error::BadFile`](crate::Error::BadFile) for values that make no sense; [`Error::Unsupported`](crate::Error::Unsupported)
     /// for a scaling that is not computed.
     pub fn rope(&self, head_dim: usize, max_context: usize) -> Result<(RopeSettings, usize)> {
-        let params = self.rope_parameters()?;
+        let map = self.rope_parameters()?;
+        let params = Object { path: self.path, prefix: "rope_parameters.", map: &map };
         let theta = params.positive("rope_theta")?.unwrap_or(10_000.0);
         if params.positive("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
             return Err(self.unsupported("rotation of a part of each head (key `partial_rotary_factor`)"));
@@ -33,7 +34,7 @@ impl<'a> Json<'a> {
             (None, None) if params.get("factor").is_some() => {
                 return Err(self.error("rope scaling has a `factor`, and no `rope_type`"));
             }
-            (None, None) => "default".to_owned(),
+            (None, None) => "default",
         };
         let original_context = || -> Result<usize> {
             let original = params.size("original_max_position_embeddings")?;
@@ -41,7 +42,7 @@ impl<'a> Json<'a> {
         };
         let mut rope = RopeSettings::plain(theta, head_dim, RopeLayout::Halves);
         let mut stretched = max_context;
-        match kind.as_str() {
+        match kind {
             "default" => {}
             "linear" => {
                 rope.scaling = "linear";
@@ -120,23 +121,21 @@ impl<'a> Json<'a> {
     }
 
     /// All rotary settings as one object; one that is given twice must have one value.
-    fn rope_parameters(&self) -> Result<Json<'a>> {
-        let mut params = Json { path: self.path, prefix: "rope_parameters.", map: Map::new() };
-        let mut add = |key: &str, value: &Value| match params.map.insert(key.to_owned(), value.clone()) {
-            Some(other) if !equal(&other, value) => Err(self.error(format!(
-                "key `{key}` is given twice, as `{}` and as `{}`",
-                shortened(&other),
-                shortened(value)
-            ))),
+    fn rope_parameters(&self) -> Result<Map<String, Value>> {
+        let mut params = Map::new();
+        let mut add = |key: &str, value: &Value| match params.insert(key.to_owned(), value.clone()) {
+            Some(other) if !equal(&other, value) => {
+                Err(self.error(format!("key `{key}` is given twice, as {} and as {}", shown(&other), shown(value))))
+            }
             _ => Ok(()),
         };
         for group in ["rope_parameters", "rope_scaling"] {
-            let object = self.typed(group, "an object", |value| value.as_object().cloned())?;
-            for (key, value) in object.unwrap_or_default() {
+            let object = self.typed(group, "an object", Value::as_object)?;
+            for (key, value) in object.into_iter().flatten() {
                 if value.is_object() {
                     return Err(self.unsupported(&format!("rope settings of their own for `{key}` (key `{group}`)")));
                 }
-                add(&key, &value)?;
+                add(key, value)?;
             }
         }
         for key in ["rope_theta", "partial_rotary_factor", "original_max_position_embeddings"] {

@@ -125,8 +125,9 @@ fn widths_of_metas_models() {
         (3072, 256, "1.0", 8192),
     ] {
         let text = format!(r#"{{"multiple_of": {multiple_of}, "ffn_dim_multiplier": {multiplier}}}"#);
-        let params = Params { path: PathBuf::new(), values: serde_json::from_str(&text).unwrap() };
-        assert_eq!(params.intermediate_size(dim).unwrap(), width);
+        let json = serde_json::from_str(&text).unwrap();
+        let params = Object::new(&json, Path::new(PARAMS)).unwrap();
+        assert_eq!(intermediate_size(&params, dim).unwrap(), width);
     }
 }
 
@@ -150,7 +151,7 @@ fn params_that_do_not_fit_are_refused() {
     };
     refused("[]", &["JSON"]);
     refused("", &["JSON"]);
-    refused("{}", &["`dim`", "missing"]);
+    refused("{}", &["`dim`", "got nothing"]);
     refused(&change("\"dim\"", "\"moe\": {}, \"dim\""), &["`moe`"]);
     refused(&change("\"dim\"", "\"vision_chunk_size\": 448, \"dim\""), &["`vision_chunk_size`"]);
     refused(&change("\"dim\": 8", "\"dim\": -8"), &["`dim`", "-8"]);

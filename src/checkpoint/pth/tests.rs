@@ -265,7 +265,9 @@ fn archives_of_several_kinds() {
     let mut end = with(Style::default());
     let at = end.len() - 12;
     end[at..at + 2].copy_from_slice(&[0xff, 0xff]);
-    refused(&end, "65535 members");
+    refused(&end, "the archive's directory");
+    end[at - 2..at].copy_from_slice(&[0xff, 0xff]);
+    refused(&end, "the archive's directory");
     for at in [end.len() - 10, end.len() - 6] {
         let mut end = with(Style::default());
         end[at..at + 4].copy_from_slice(&[0xff, 0xff, 0xff, 0x7f]);
@@ -273,7 +275,7 @@ fn archives_of_several_kinds() {
     }
     let mut wide = with(Style { zip64: true, ..Style::default() });
     let at = wide.len() - 22 - 20;
-    for (at, names) in [(at - 24, "members"), (at - 16, "directory"), (at - 8, "directory"), (at + 8, "64-bit")] {
+    for (at, names) in [(at - 24, "members"), (at - 16, "directory"), (at - 8, "directory"), (at + 8, "directory")] {
         let kept = wide[at..at + 8].to_vec();
         for number in [u64::MAX, 1 << 63, 1 << 40, u64::MAX - 100] {
             wide[at..at + 8].copy_from_slice(&number.to_le_bytes());

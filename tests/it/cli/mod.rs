@@ -12,6 +12,7 @@ mod errors;
 mod eval;
 mod eval_table;
 mod hostile;
+mod logging;
 mod mishaps;
 mod model_files;
 mod not_a_number;
@@ -33,8 +34,8 @@ const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/.cache/models/SmolLM2-
 const NUM_LAYERS: usize = 30;
 const NUM_KV_HEADS: usize = 3;
 /// Variables that stand for options; a test sets those that it is about.
-const VARIABLES: [&str; 8] =
-    ["MODEL_PATH", "PROMPT", "CHAT", "CONFIG", "USE_ADAKV", "SAVE_IMAGE", "IMAGE_DIR", "MAX_NEW_TOKENS"];
+const VARIABLES: [&str; 9] =
+    ["MODEL_PATH", "PROMPT", "CHAT", "CONFIG", "USE_ADAKV", "SAVE_IMAGE", "IMAGE_DIR", "MAX_NEW_TOKENS", "RUST_LOG"];
 
 /// A temporary folder in which the program runs.
 struct Lab(tempfile::TempDir);

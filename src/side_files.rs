@@ -20,36 +20,53 @@ const MAX_VALUES: usize = 384 << 20;
 /// Reads a whole file of at most [`MAX_BYTES`].
 ///
 /// # Errors
+/// As [`read_up_to`].
+pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
+    read_up_to(path, MAX_BYTES)
+}
+
+/// Reads a whole file of at most `most` bytes.
+///
+/// # Errors
 /// [`Error::Io`] if it cannot be read, [`Error::BadFile`] if it is larger, or stands for another file (Git LFS pointers).
-pub(super) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
+fn read_up_to(path: &Path, most: u64) -> Result<Vec<u8>> {
     let failed = |source| Error::io("read", path, source);
     let file = File::open(path).map_err(failed)?;
     // The length that the system reports is not relied upon: a pipe has none.
-    let len = file.metadata().map_or(0, |metadata| metadata.len()).min(MAX_BYTES);
+    let len = file.metadata().map_or(0, |metadata| metadata.len()).min(most);
     let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or_default() + 1);
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(Error::bad_file(
-            path,
-            format!("it has more than {} MiB, too much for such a file", MAX_BYTES >> 20),
-        ));
+    file.take(most + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > most {
+        return Err(Error::bad_file(path, format!("it has more than {} MiB, too much for such a file", most >> 20)));
     }
     foreign::refuse(path, &bytes)?;
     Ok(bytes)
 }
 
-/// Reads a JSON file.
+/// Reads a JSON file of at most [`MAX_BYTES`].
 ///
 /// # Errors
-/// As [`read_bounded`]; [`Error::BadFile`] also if it is not JSON.
-pub(super) fn read_json(path: &Path) -> Result<Value> {
-    let bytes = read_bounded(path)?;
+/// As [`json_up_to`].
+pub(crate) fn read_json(path: &Path) -> Result<Value> {
+    json_up_to(path, MAX_BYTES)
+}
+
+/// Reads a JSON file of at most `most` bytes.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be read, [`Error::BadFile`] if it is larger, no regular file, or not JSON.
+pub(crate) fn json_up_to(path: &Path, most: u64) -> Result<Value> {
+    // Asked before the file is opened: opening a pipe would wait for its writer.
+    if !path.metadata().map_err(|source| Error::io("read", path, source))?.is_file() {
+        return Err(Error::bad_file(path, "it is not a regular file"));
+    }
+    let bytes = read_up_to(path, most)?;
     if values_bytes(&bytes) > MAX_VALUES {
         let reason = format!("its values would take more than {} MiB, too much for such a file", MAX_VALUES >> 20);
         return Err(Error::bad_file(path, reason));
     }
     serde_json::from_slice(bytes_without_bom(&bytes))
-        .map_err(|e| Error::bad_file(path, format!("it is not valid JSON: {e}")))
+        .map_err(|error| Error::bad_file(path, format!("it is not valid JSON: {error}")))
 }
 
 /// At least as many bytes as the values of a JSON text take in memory, by what it is made of.
@@ -83,7 +100,7 @@ fn values_bytes(text: &[u8]) -> usize {
 ///
 /// # Errors
 /// As [`read_json`].
-pub(super) fn read_json_if_any(path: &Path) -> Result<Option<Value>> {
+pub(crate) fn read_json_if_any(path: &Path) -> Result<Option<Value>> {
     if path.exists() { read_json(path).map(Some) } else { Ok(None) }
 }
 
