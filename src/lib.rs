@@ -47,6 +47,7 @@ pub mod numbers;
 pub mod ops;
 pub mod plot;
 pub mod policy;
+pub mod prelude;
 pub mod profile;
 pub mod reading;
 pub mod report;
