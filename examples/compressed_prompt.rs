@@ -8,6 +8,7 @@
 //! project.
 
 use adaptive_kvcache::prelude::*;
+use adaptive_kvcache::report::megabytes;
 use anyhow::Context;
 
 const NOVEL: &str = include_str!("../tests/data/text/eighty_days_ch1-5.txt");
@@ -23,7 +24,6 @@ fn main() -> anyhow::Result<()> {
 
     for kept_ratio in [1.0, 0.5, 0.25] {
         let (written, bytes) = go_on(&loaded, &text, kept_ratio)?;
-        let megabytes = |bytes: usize| bytes as f64 / f64::from(1 << 20);
         println!("--- {kept_ratio} of the prompt kept: {:.1} of {:.1} MB", megabytes(bytes.kept), megabytes(bytes.raw));
         println!("{written}\n");
     }

@@ -4,19 +4,24 @@
 //! cargo run --release --example many_questions -- MODEL [TEXT_FILE QUESTION...]
 //! ```
 //!
-//! `MODEL` is a GGUF file or a model's folder; it should be one that follows instructions. Without a text, it takes the
-//! beginning of the novel that comes with this project, and questions about it.
+//! `MODEL` is a GGUF file or a model's folder; it should be one that follows instructions. Without a text, it takes a
+//! short one of its own, and questions about it.
 
 use adaptive_kvcache::prelude::*;
 use anyhow::Context;
 
-const NOVEL: &str = include_str!("../tests/data/text/eighty_days_ch1-5.txt");
+const TEXT: &str = "The Harbour Line is a small railway. It was opened in 1931 and has four stations: Quay, Market, Mill \
+    and Hilltop. The first train leaves Quay at six in the morning, the last one at eleven at night. A ticket costs two \
+    crowns; children under seven travel free. The trains are painted dark green. Its longest bridge crosses the river Tarn \
+    and is 212 metres long. The railway is run by the town of Velm. Its director is Clara Hoste, an engineer who built \
+    bridges in Norway before. Dogs are welcome in the last carriage. In winter, when there is much snow, the station \
+    Hilltop is closed. Lost umbrellas can be collected at Market station on Fridays.";
 
 const QUESTIONS: [&str; 4] = [
-    "Where did Phileas Fogg live?",
-    "Of which club was he a member?",
-    "Who died in his house in 1814?",
-    "Which poet did he resemble?",
+    "When was the railway opened?",
+    "Who is the director of the railway?",
+    "What does a ticket cost?",
+    "How long is the longest bridge?",
 ];
 
 fn main() -> anyhow::Result<()> {
@@ -27,19 +32,23 @@ fn main() -> anyhow::Result<()> {
             let text = std::fs::read_to_string(&path).with_context(|| format!("failed to read `{path}`"))?;
             (text, arguments.collect())
         }
-        None => (NOVEL.chars().take(4000).collect(), QUESTIONS.map(str::to_owned).to_vec()),
+        None => (TEXT.to_owned(), QUESTIONS.map(str::to_owned).to_vec()),
     };
     let loaded = load(model, WeightDtype::Auto, &mut |_, _| {})?;
 
-    let text = CompressedText::read(&loaded, &text, 0.5)?;
-    println!("{:.0} % of the text's cache is kept\n", 100.0 * text.cache.kept_ratio());
-    for question in &questions {
-        println!("{question}\n  {}", text.ask(question)?.trim());
+    for kept_ratio in [1.0, 0.5] {
+        let text = CompressedText::read(&loaded, &text, kept_ratio)?;
+        println!("--- {:.0} % of the text's cache is kept", 100.0 * text.cache.kept_ratio());
+        for question in &questions {
+            println!("{question}\n  {}", text.ask(question)?.trim());
+        }
+        println!();
     }
     Ok(())
 }
 
 /// A text that was read once, and what the cache keeps of it.
+#[derive(Debug)]
 pub struct CompressedText<'a> {
     loaded: &'a Loaded,
     /// The tokens that the cache has read.

@@ -8,6 +8,7 @@
 //! project, and keeps a quarter. Printed is how far the 64 tokens behind them are predicted otherwise than with the full
 //! cache: the mean KL divergence, in nats.
 
+use adaptive_kvcache::eval::mean;
 use adaptive_kvcache::fidelity::{kl_divergence, log_softmax};
 use adaptive_kvcache::policy::methods::{ALWAYS, AttentionRows};
 use adaptive_kvcache::prelude::*;
@@ -57,8 +58,9 @@ fn main() -> anyhow::Result<()> {
         // Where a configuration names a method, any will do: it need not be one of `METHODS`.
         let config = AdaptiveConfig::for_method(method).with_budget(Budget::KeptRatio(0.25))?;
         let compressed = predictions(&loaded, loaded.cache(KvDtype::F16, &config)?, prompt, following)?;
-        let divergence = full.iter().zip(&compressed).map(|(full, other)| kl_divergence(full, other)).sum::<f64>();
-        println!("{:<16} {:.4}", method.name(), divergence / full.len() as f64);
+        let divergences: Vec<f64> =
+            full.iter().zip(&compressed).map(|(full, other)| kl_divergence(full, other)).collect();
+        println!("{:<16} {:.4}", method.name(), mean(&divergences));
     }
     Ok(())
 }
