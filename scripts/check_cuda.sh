@@ -11,7 +11,7 @@
 #
 # The toolkit (CUDA 13.0, 1.2 GB unpacked) is put together once in .cache/cuda from NVIDIA's packages on PyPI; the program
 # is built in target/cuda. Needs Python with pip, GCC with C++, and Rust. The first build takes long: candle's kernels are
-# a hundred source files. Where CUDA is installed, none of this is needed: see "Build for a GPU" in the README.
+# a hundred source files. Where CUDA is installed, none of this is needed: see "Build for a GPU" in src/guide/devices.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -4,7 +4,7 @@
 #
 #   scripts/gpu_smoke.sh
 #
-# Builds with the feature `cuda` (see "Build for a GPU" in the README), fetches the small model once, and checks: the same
+# Builds with the feature `cuda` (see "Build for a GPU" in src/guide/devices.md), fetches the small model once, and checks: the same
 # greedy text, log-probabilities and choices of heads as on the CPU, in f32, with the full and the adaptive cache; scores of
 # a text, token by token; the kernel's own tests; memory and speed of both caches; `bench`; heatmaps.
 #

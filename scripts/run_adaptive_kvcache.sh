@@ -14,7 +14,7 @@
 #   MAX_NEW_TOKENS    the most tokens to generate
 #   CONFIG            configuration of the adaptive cache, such as configs/fastgen.json
 #   DEVICE            cpu, cuda, cuda:N or metal: where to compute; cuda and metal build for it (to target/cuda or
-#                     target/metal; see "Build for a GPU" in the README). Without it, the CPU
+#                     target/metal; see "Build for a GPU" in src/guide/devices.md). Without it, the CPU
 #   CHAT              1: wrap the prompt in the model's chat template (default for the fetched model), 0: do not
 #   IMAGE_DIR         folder of the heatmaps, if not images/
 #

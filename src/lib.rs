@@ -5,10 +5,31 @@
 //! hitters and a local window that recovers its attention. Heads keep different numbers of rows, each in a buffer of its
 //! own length, so that memory is really freed.
 //!
-//! Layers of the library, each of which uses only those below it:
+//! How it is used is in the [`guide`], most of all in [`guide::library`]:
+//!
+//! ```no_run
+//! use adaptive_kvcache::prelude::*;
+//!
+//! # fn main() -> Result<()> {
+//! let loaded = load("model.gguf", WeightDtype::Auto, &mut |_, _| {})?;
+//! let config = AdaptiveConfig::from_file("configs/best.json")?;
+//! let mut cache = loaded.cache(KvDtype::F16, &config)?; // one for each sequence
+//! let ids = loaded.tokenizer.encode("Phileas Fogg was a member of the Reform Club, and that was all.")?;
+//! let logits = loaded.model.prefill(&ids, &mut cache, &mut ())?.logits;
+//! let options = GenerationOptions { max_new_tokens: 16, ..GenerationOptions::default() };
+//! for step in Generation::new(&loaded.model, &loaded.tokenizer, &mut cache, &ids, logits, options) {
+//!     print!("{}", step?.text);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Layers of the library: a module uses only those behind it, in the rows below or further right in its own row (a test
+//! holds it).
 //!
 //! | module | what it is for |
 //! |---|---|
+//! | [`guide`], [`prelude`] | the manual; what most programs name |
 //! | [`tune`] | the configuration that a limit allows |
 //! | [`bench`](mod@bench) | speed and memory, measured case by case |
 //! | [`eval`] | what a smaller cache costs, on text and in tasks |
@@ -26,7 +47,9 @@
 //! | [`policy`] | one file for each policy and method |
 //! | [`jinja`] | chat templates of strangers, run within bounds |
 //! | [`arch`] | sizes, heads and rotary positions of a model |
-//! | [`kernels`], [`ops`], [`device`], [`tokens`], [`error`], [`files`], [`guard`], [`json`], [`memory`], [`numbers`], [`reading`], [`stop`] | leaves |
+//! | `kernels`, [`ops`], [`device`], [`files`], [`fidelity`], `foreign`, `numbers`, `reading`, `json`, [`stop`], [`error`], `guard`, [`memory`], `side_files`, `sizes`, [`tokens`] | leaves |
+//!
+//! Modules without a link are not for other programs: they are private, or public for the binary, tests and benchmarks.
 //!
 //! The library never prints, exits or reads the environment; it speaks by [`events`].
 
@@ -45,18 +68,25 @@ pub mod fidelity;
 pub mod files;
 mod foreign;
 pub mod generate;
+#[doc(hidden)]
 pub mod guard;
+pub mod guide;
 pub mod hub;
 pub mod jinja;
+#[doc(hidden)]
 pub mod json;
+#[doc(hidden)]
 pub mod kernels;
 pub mod memory;
 pub mod model;
+#[doc(hidden)]
 pub mod numbers;
 pub mod ops;
 pub mod plot;
 pub mod policy;
+pub mod prelude;
 pub mod profile;
+#[doc(hidden)]
 pub mod reading;
 pub mod report;
 mod side_files;

@@ -54,6 +54,7 @@ impl Ops {
 
     /// The same with another way to attend from new tokens. Caches made afterwards hold their rows for it.
     #[must_use]
+    #[doc(hidden)]
     pub fn with_decode(self, decode_with: DecodeWith) -> Self {
         Self { decode_with, ..self }
     }

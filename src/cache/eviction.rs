@@ -5,8 +5,8 @@
 //!
 //! Not for: telling which rows go (see [`Eviction`]).
 
-use super::LayerSummary;
 use super::growth::{grow, trim};
+use super::summary::LayerSummary;
 use crate::error::{Error, Result};
 use crate::kernels::vector::{self, instruction_set};
 use crate::policy::methods::StepAttention;

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::eviction::{HeadStep, LayerEviction};
 use super::growth::{grow, trim};
-use super::{HeadSummary, LayerSummary};
+use super::summary::{HeadSummary, LayerSummary};
 use crate::arch::HeadLayout;
 use crate::error::{Error, Result};
 use crate::policy::methods::StepAttention;

@@ -12,6 +12,7 @@ mod eviction;
 mod growth;
 mod layer;
 mod ledger;
+mod summary;
 
 use std::any::Any;
 use std::fmt;
@@ -19,8 +20,9 @@ use std::fmt;
 pub use dtype::KvDtype;
 pub use eviction::HeadStep;
 pub use growth::growth;
-pub use layer::{CacheLayer, HeadSummary, LayerSummary, Rows};
+pub use layer::{CacheLayer, Rows};
 pub use ledger::{HeadPlan, Ledger, Plan};
+pub use summary::{HeadSummary, LayerSummary};
 
 use crate::arch::HeadLayout;
 use crate::error::{Error, Result};

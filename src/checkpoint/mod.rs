@@ -12,6 +12,7 @@
 //!
 //! Not for: computing.
 
+mod caches;
 mod files;
 pub mod gguf;
 pub mod hf_config;

@@ -50,7 +50,7 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
         BatchPrompt { name, ids, options }
     };
     let prompts = prompts.into_iter().enumerate().map(to_batch).collect();
-    let retention = if args.cache.use_adakv { session.adaptive(config.clone()) } else { Retention::Full };
+    let retention = if args.cache.use_adakv { session.loaded.retention(&config) } else { Retention::Full };
     let limits = BatchLimits { sequences: args.batch.batch, kv_bytes: args.batch.kv_budget };
     let (model, tokenizer) = (&session.loaded.model, &session.loaded.tokenizer);
     let mut batch = Batch::new(model, tokenizer, session.kv_dtype, retention, prompts, &options, limits)?

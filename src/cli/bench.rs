@@ -62,7 +62,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
     }
     let settings = args.settings.iter().zip(configs).map(|(name, config)| Setting {
         name: name.clone(),
-        retention: config.map_or(Retention::Full, |config| session.adaptive(config)),
+        retention: config.map_or(Retention::Full, |config| session.loaded.retention(&config)),
     });
     let lengths = |given: &[u32], default: &[u32]| -> Vec<usize> {
         let is_default = args.contexts.is_empty() && args.prefill.is_empty();

@@ -93,7 +93,7 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
     let template = args.dialogue.template()?;
     listen()?;
     let session = Session::open(&args.model)?.with_chat_template(template);
-    let retention = if args.cache.use_adakv { session.adaptive(config.clone()) } else { Retention::Full };
+    let retention = if args.cache.use_adakv { session.loaded.retention(&config) } else { Retention::Full };
     // Before anything is typed.
     session.announce_chat_format()?;
     let loaded = &session.loaded;

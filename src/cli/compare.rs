@@ -56,7 +56,7 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<Outcome> {
     answer(&session, warm_up, Retention::Full, &few).map_err(in_full)?;
     let (full, _) = answer(&session, &prompt, Retention::Full, &options).map_err(in_full)?;
     session.kv_dtype = kv_dtype;
-    let adaptive = answer(&session, &prompt, session.adaptive(config.clone()), &options);
+    let adaptive = answer(&session, &prompt, session.loaded.retention(&config), &options);
     let (adaptive, mut fork) = adaptive.map_err(|error| error.in_place(|| ADAPTIVE.to_owned()))?;
     note_budget(&config, adaptive.kept.kept);
     // The adaptive cache reads the full run's text: what would it have said at each position?

@@ -174,7 +174,7 @@ fn variants(session: &Session, configs: &[Budgeted], kv_dtypes: &[KvDtype]) -> V
             config: name.clone(),
             budget: *budget,
             kv_dtype,
-            retention: config.clone().map_or(Retention::Full, |config| session.adaptive(config)),
+            retention: config.as_ref().map_or(Retention::Full, |config| session.loaded.retention(config)),
         })
         .collect()
 }

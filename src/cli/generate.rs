@@ -46,7 +46,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     let ids = session.encode(&args.run.prompt)?;
     let pictures =
         if args.save_image { Some(Pictures::new(&args.image_dir, config.clone(), model.config())?) } else { None };
-    let retention = if args.cache.use_adakv { session.adaptive(config.clone()) } else { Retention::Full };
+    let retention = if args.cache.use_adakv { session.loaded.retention(&config) } else { Retention::Full };
     let (mut cache, prefill, prefill_time) = session.prefill(&ids, retention, pictures.as_ref())?;
     log.check()?;
     if let Some(pictures) = &pictures {

@@ -3,21 +3,18 @@
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use adaptive_kvcache::attention::map::MapAccumulator;
 use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
 use adaptive_kvcache::checkpoint::{self, Loaded};
-use adaptive_kvcache::config::{AdaptiveConfig, Budget, TokenIds};
+use adaptive_kvcache::config::{AdaptiveConfig, Budget};
 use adaptive_kvcache::device::{self, DeviceMemory};
 use adaptive_kvcache::json::without_bom;
 use adaptive_kvcache::model::{Prefill, PrefillObserver, PrefillOptions};
-use adaptive_kvcache::profile::Profiler;
 use adaptive_kvcache::reading::{self, MAX_TEXT};
 use adaptive_kvcache::report::size;
-use adaptive_kvcache::tokenizer::{ChatFormat, ChatInput, ChatMessage, ChatTemplate, Tokenizer, messages_from_json};
-use adaptive_kvcache::tokens::TokenClassifier;
+use adaptive_kvcache::tokenizer::{ChatFormat, ChatInput, ChatMessage, ChatTemplate, messages_from_json};
 use adaptive_kvcache::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use tracing::subscriber::{DefaultGuard, NoSubscriber, set_default};
@@ -162,12 +159,6 @@ impl Session {
         }
     }
 
-    /// What an adaptive cache of this model keeps under a configuration.
-    pub fn adaptive(&self, config: AdaptiveConfig) -> Retention {
-        let classifier = classifier(&config, &self.loaded.tokenizer);
-        Retention::Adaptive { profiler: Profiler::new(Arc::new(config)), classifier }
-    }
-
     /// Processes a prompt into a new cache.
     pub fn prefill(
         &self,
@@ -295,18 +286,6 @@ pub fn read_text(path: &Path, action: &'static str) -> Result<String> {
             reading::text(path, action, MAX_TEXT)
         }
     })
-}
-
-fn classifier(config: &AdaptiveConfig, tokenizer: &Tokenizer) -> TokenClassifier {
-    let special = match &config.special_token_ids {
-        TokenIds::Auto => tokenizer.special_ids().to_vec(),
-        TokenIds::List(ids) => ids.clone(),
-    };
-    let punctuation = match &config.punctuation_token_ids {
-        TokenIds::Auto => tokenizer.punctuation_ids(&config.punctuation_list),
-        TokenIds::List(ids) => ids.clone(),
-    };
-    TokenClassifier::new(special, punctuation)
 }
 
 /// A bar on standard error if that is a terminal, else nothing.

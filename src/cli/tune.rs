@@ -207,7 +207,7 @@ impl Bench for Measured<'_, '_> {
             config: candidate.name.clone(),
             budget: config.method.map(|method| method.budget),
             kv_dtype: candidate.kv_dtype,
-            retention: self.session.adaptive(config.clone()),
+            retention: self.session.loaded.retention(config),
         };
         self.full.score(&variant, self.progress)
     }

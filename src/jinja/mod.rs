@@ -81,6 +81,7 @@ impl Template {
 
     /// Fixes the time that `strftime_now` tells, for comparisons; otherwise it is the local time.
     #[must_use]
+    #[doc(hidden)]
     pub fn with_now(mut self, now: NaiveDateTime) -> Self {
         self.now = Some(now);
         self

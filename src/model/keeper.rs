@@ -4,7 +4,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::prefill::{Model, PrefillObserver};
+use super::Model;
+use super::observer::PrefillObserver;
 use crate::attention::HeadLayout;
 use crate::attention::map::{HeadGrid, MapAccumulator};
 use crate::attention::prompt_rows::PromptRows;

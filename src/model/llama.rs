@@ -3,7 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::prefill::{Model, Prefill, PrefillObserver, PrefillOptions};
+use super::Model;
+use super::observer::PrefillObserver;
+use super::prefill::{Prefill, PrefillOptions};
 use crate::arch::{LlamaConfig, Rope};
 use crate::backend::{Backend, Weights, plain};
 use crate::cache::{AdaptiveKvCache, KvDtype, Retention};

@@ -1,10 +1,23 @@
-//! LLaMA: the forward pass of a prompt ([`prefill`]), and the model as others use it. Weights only: state lives in the
-//! cache that a call is given. What computes is a [backend](crate::backend).
+//! LLaMA: the forward pass of a prompt ([`Llama::prefill`]), and the model as others use it. Weights only: state lives in
+//! the cache that a call is given. What computes is a [backend](crate::backend); a token's plain forward pass is there, too.
 
 mod keeper;
 mod llama;
+mod observer;
 mod prefill;
 
 pub use crate::arch::{DynamicNtk, LlamaConfig, Rope, RopeLayout, RopeSettings};
 pub use llama::Llama;
-pub use prefill::{Prefill, PrefillObserver, PrefillOptions};
+pub use observer::PrefillObserver;
+pub use prefill::{Prefill, PrefillOptions};
+
+use crate::backend::{Backend, Weights};
+
+/// A model of some backend.
+#[derive(Debug)]
+struct Model<B: Backend> {
+    config: LlamaConfig,
+    rope: Rope,
+    backend: B,
+    weights: Weights<B>,
+}

@@ -1,25 +1,15 @@
 //! The forward pass of a prompt.
 
 use std::num::NonZeroUsize;
-use std::ops::ControlFlow;
 
+use super::Model;
 use super::keeper::{Brief, Keeper};
-use crate::arch::{LlamaConfig, Rope};
-use crate::attention::map::MapAccumulator;
-use crate::backend::{Backend, Weights};
+use super::observer::PrefillObserver;
+use crate::backend::Backend;
 use crate::cache::{AdaptiveKvCache, LayerSummary};
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::numbers::{all_finite, check_logits};
-
-/// A model of some backend.
-#[derive(Debug)]
-pub(super) struct Model<B: Backend> {
-    pub config: LlamaConfig,
-    pub rope: Rope,
-    pub backend: B,
-    pub weights: Weights<B>,
-}
 
 /// How a prompt is processed. Nothing here changes what is computed, only when, and so speed and scratch memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,33 +47,6 @@ pub struct Prefill {
     /// Time that choosing and storing took, apart from collecting statistics, which is part of attention.
     pub profile_time: std::time::Duration,
 }
-
-/// Watches a prefill: progress, choices, attention maps; can stop it.
-///
-/// Every method does nothing by default.
-pub trait PrefillObserver {
-    /// Called after each chunk of each layer; `done` goes up to `total` (prompt rows times layers). Breaking ends the
-    /// prefill with [`Error::Interrupted`].
-    fn progress(&mut self, _done: usize, _total: usize) -> ControlFlow<()> {
-        ControlFlow::Continue(())
-    }
-
-    /// The largest side, in cells, of the attention maps to collect; `None` for no maps.
-    fn map_side(&self) -> Option<usize> {
-        None
-    }
-
-    /// Called when a layer is stored, with its maps (one for each query head) if there are any.
-    ///
-    /// # Errors
-    /// Whatever the observer's own work fails with; it ends the prefill.
-    fn layer_done(&mut self, _summary: &LayerSummary, _maps: Option<&MapAccumulator>) -> Result<()> {
-        Ok(())
-    }
-}
-
-/// Watches nothing.
-impl PrefillObserver for () {}
 
 impl<B: Backend> Model<B> {
     /// See [`Llama::prefill_with`](super::Llama::prefill_with).

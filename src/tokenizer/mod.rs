@@ -11,6 +11,7 @@ mod added;
 mod bound;
 mod byte_level;
 mod chat;
+mod classes;
 mod ends;
 mod folder;
 mod json;

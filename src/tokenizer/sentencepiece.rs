@@ -27,6 +27,7 @@ const MAX_PIECES: usize = 1 << 20;
 /// # Errors
 /// [`Error::Io`] if it cannot be read; [`Error::BadFile`] if it is not a `SentencePiece` model;
 /// [`Error::Unsupported`] for anything but BPE with the identity normaliser.
+#[doc(hidden)]
 pub fn read_sentencepiece(path: &Path) -> Result<GgufVocab> {
     parse(&read_bounded(path)?, path)
 }

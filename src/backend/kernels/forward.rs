@@ -6,11 +6,10 @@ use std::sync::Arc;
 use candle_core::quantized::GgmlDType;
 use rayon::prelude::*;
 
+use super::Kernels;
 use super::linear::KernelLinear;
 use super::rows::KernelRows;
 use super::step;
-use crate::arch::{LlamaConfig, Rope};
-use crate::attention::HeadLayout;
 use crate::attention::decode::{decode, plain_row_weights};
 use crate::attention::map::HeadGrid;
 use crate::attention::prefill::{QueryBlock, largest_differences, prefill};
@@ -26,32 +25,6 @@ use crate::tokens::TokenClass;
 
 /// Numbers that one thread takes at a time in elementwise work.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;
-
-/// The CPU's own kernels.
-#[derive(Debug, Clone)]
-pub struct Kernels {
-    pub(super) layout: HeadLayout,
-    pub(super) hidden_size: usize,
-    pub(super) eps: f32,
-    pub(super) rope: Rope,
-    /// Numbers of a position's rotations.
-    half: usize,
-}
-
-impl Kernels {
-    /// Kernels for a model of some sizes.
-    #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "as it is computed with")]
-    pub fn new(config: &LlamaConfig) -> Self {
-        Self {
-            layout: config.heads,
-            hidden_size: config.hidden_size,
-            eps: config.rms_norm_eps as f32,
-            rope: Rope::new(&config.rope),
-            half: config.rope.dim / 2,
-        }
-    }
-}
 
 /// Queries, keys and values of some tokens, queries and keys rotated.
 #[derive(Debug)]

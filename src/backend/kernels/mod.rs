@@ -9,6 +9,33 @@ mod rows;
 mod step;
 mod storage;
 
-pub use forward::Kernels;
 pub use head::HeadCache;
 pub use rows::{KernelLayer, KernelRows};
+
+use crate::arch::{HeadLayout, LlamaConfig, Rope};
+
+/// The CPU's own kernels.
+#[derive(Debug, Clone)]
+pub struct Kernels {
+    layout: HeadLayout,
+    hidden_size: usize,
+    eps: f32,
+    rope: Rope,
+    /// Numbers of a position's rotations.
+    half: usize,
+}
+
+impl Kernels {
+    /// Kernels for a model of some sizes.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "as it is computed with")]
+    pub fn new(config: &LlamaConfig) -> Self {
+        Self {
+            layout: config.heads,
+            hidden_size: config.hidden_size,
+            eps: config.rms_norm_eps as f32,
+            rope: Rope::new(&config.rope),
+            half: config.rope.dim / 2,
+        }
+    }
+}

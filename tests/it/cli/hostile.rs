@@ -5,15 +5,12 @@ use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use adaptive_kvcache::Error;
-use adaptive_kvcache::cache::{KvDtype, Retention};
+use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::checkpoint::{WeightDtype, load};
 use adaptive_kvcache::config::AdaptiveConfig;
-use adaptive_kvcache::profile::Profiler;
-use adaptive_kvcache::tokens::TokenClassifier;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -251,9 +248,7 @@ fn damage(bytes: &mut Vec<u8>, header_len: usize, rng: &mut StdRng) {
 fn try_out(path: &Path) -> adaptive_kvcache::Result<()> {
     let loaded = load(path, WeightDtype::Auto, &mut |_, _| {})?;
     let ids = loaded.tokenizer.encode("ab ab c")?;
-    let classifier = TokenClassifier::new(loaded.tokenizer.special_ids().to_vec(), []);
-    let retention = Retention::Adaptive { profiler: Profiler::new(Arc::new(AdaptiveConfig::default())), classifier };
-    let mut cache = loaded.model.new_cache(KvDtype::F16, retention).unwrap();
+    let mut cache = loaded.cache(KvDtype::F16, &AdaptiveConfig::default()).unwrap();
     loaded.model.prefill(&ids, &mut cache, &mut ())?;
     loaded.model.decode(0, &mut cache)?;
     Ok(())

@@ -1,13 +1,10 @@
 //! Models with something wrong in them that still look like models: each is loaded and, if it can be, run for one token.
 
 use std::path::Path;
-use std::sync::Arc;
 
-use adaptive_kvcache::cache::{KvDtype, Retention};
+use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::checkpoint::{WeightDtype, load};
 use adaptive_kvcache::config::AdaptiveConfig;
-use adaptive_kvcache::profile::Profiler;
-use adaptive_kvcache::tokens::TokenClassifier;
 use rand::Rng;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
@@ -26,10 +23,9 @@ fn try_out(path: &Path, dtype: KvDtype, rng: &mut StdRng) -> adaptive_kvcache::R
         &mut |_, _| {},
     )?;
     let ids = loaded.tokenizer.encode("ab ab c")?;
-    let classifier = TokenClassifier::new(loaded.tokenizer.special_ids().to_vec(), []);
-    let adaptive = Retention::Adaptive { profiler: Profiler::new(Arc::new(AdaptiveConfig::default())), classifier };
-    let retention = if rng.random() { adaptive } else { Retention::Full };
-    let mut cache = loaded.model.new_cache(dtype, retention)?;
+    let is_adaptive = rng.random();
+    let mut cache =
+        if is_adaptive { loaded.cache(dtype, &AdaptiveConfig::default())? } else { loaded.full_cache(dtype)? };
     loaded.model.prefill(&ids, &mut cache, &mut ())?;
     loaded.model.decode(0, &mut cache)?;
     Ok(())

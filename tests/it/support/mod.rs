@@ -14,7 +14,6 @@ use adaptive_kvcache::config::AdaptiveConfig;
 use adaptive_kvcache::ops::{DecodeWith, Ops};
 use adaptive_kvcache::profile::Profiler;
 use adaptive_kvcache::tokenizer::Tokenizer;
-use adaptive_kvcache::tokens::TokenClassifier;
 use candle_core::Device;
 use serde_json::Value;
 
@@ -63,8 +62,7 @@ pub fn ragged_on_cpu() -> BackendKind {
 /// An adaptive cache's retention under a configuration in JSON.
 pub fn adaptive(tokenizer: &Tokenizer, config: &str) -> Retention {
     let config = AdaptiveConfig::parse(config, None).unwrap();
-    let punctuation = tokenizer.punctuation_ids(&config.punctuation_list);
-    let classifier = TokenClassifier::new(tokenizer.special_ids().to_vec(), punctuation);
+    let classifier = tokenizer.classifier(&config);
     Retention::Adaptive { profiler: Profiler::new(config.into()), classifier }
 }
 

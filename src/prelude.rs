@@ -1,0 +1,15 @@
+//! What most programs that use the library name: `use adaptive_kvcache::prelude::*;`.
+//!
+//! Its [`Result`] takes the place of the standard library's, which it equals where two types are given.
+
+pub use crate::cache::{AdaptiveKvCache, CacheBytes, HeadSummary, KvDtype, LayerSummary, Retention};
+pub use crate::checkpoint::{Loaded, WeightDtype, load, load_for};
+pub use crate::config::{AdaptiveConfig, Budget};
+pub use crate::error::{Error, Result};
+pub use crate::generate::{
+    Batch, BatchLimits, BatchPrompt, Conversation, FinishReason, Generation, GenerationOptions, SamplingOptions, Step,
+    Turn,
+};
+pub use crate::model::{Backend, Llama, Prefill, PrefillObserver, PrefillOptions};
+pub use crate::policy::{METHODS, Method, MethodFacts, MethodSettings, Needs, Policy, method_by_name};
+pub use crate::tokenizer::{ChatMessage, Tokenizer};
