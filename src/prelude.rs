@@ -2,6 +2,7 @@
 //!
 //! Its [`Result`] takes the place of the standard library's, which it equals where two types are given.
 
+pub use crate::backend::BackendKind;
 pub use crate::cache::{AdaptiveKvCache, CacheBytes, HeadSummary, KvDtype, LayerSummary, Retention};
 pub use crate::checkpoint::{Loaded, WeightDtype, load, load_for};
 pub use crate::config::{AdaptiveConfig, Budget};
@@ -10,6 +11,6 @@ pub use crate::generate::{
     Batch, BatchLimits, BatchPrompt, Conversation, FinishReason, Generation, GenerationOptions, SamplingOptions, Step,
     Turn,
 };
-pub use crate::model::{Backend, Llama, Prefill, PrefillObserver, PrefillOptions};
+pub use crate::model::{Llama, Prefill, PrefillObserver, PrefillOptions};
 pub use crate::policy::{METHODS, Method, MethodFacts, MethodSettings, Needs, Policy, method_by_name};
 pub use crate::tokenizer::{ChatMessage, Tokenizer};

@@ -499,7 +499,8 @@ fn a_configuration_that_is_not_computed_is_refused_by_name() {
     );
 
     for key in ["hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"] {
-        for (value, shown) in [(json!(0), "`0`"), (json!(-3), "`-3`"), (json!("7"), "`\"7\"`"), (json!(1e30), "1e+30")] {
+        for (value, shown) in [(json!(0), "`0`"), (json!(-3), "`-3`"), (json!("7"), "`\"7\"`"), (json!(1e30), "1e+30")]
+        {
             check(&|config| config[key] = value.clone(), &[key, "expected a whole number", shown]);
         }
         check(&|config| _ = config.as_object_mut().unwrap().remove(key), &[key, "got nothing"]);

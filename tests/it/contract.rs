@@ -150,7 +150,8 @@ impl Plain {
     }
 
     fn finish(&self, x: &[f32], attended: &[f64]) -> Vec<f64> {
-        let residual: Vec<f64> = product(&self.linears[3], attended).iter().zip(x).map(|(a, &b)| a + f64::from(b)).collect();
+        let residual: Vec<f64> =
+            product(&self.linears[3], attended).iter().zip(x).map(|(a, &b)| a + f64::from(b)).collect();
         let normed = self.normed(&residual, 1);
         let gate = product(&self.linears[4], &normed).into_iter().map(|gate| gate / (1.0 + (-gate).exp()));
         let activated: Vec<f64> = gate.zip(product(&self.linears[5], &normed)).map(|(gate, up)| gate * up).collect();
@@ -257,8 +258,9 @@ fn lines<B: Backend>(backend: &B, plain: &Plain, name: &str, len: usize, dtype: 
         .collect();
     check(&line("attend"), &attended, &causal, EXACT);
     let width = heads.query_width();
-    let expected: Vec<f64> =
-        (0..len).flat_map(|row| plain.finish(&hidden[row], &widen(&attended[row * width..(row + 1) * width]))).collect();
+    let expected: Vec<f64> = (0..len)
+        .flat_map(|row| plain.finish(&hidden[row], &widen(&attended[row * width..(row + 1) * width])))
+        .collect();
     check(&line("finish"), &finished, &expected, EXACT);
 
     // Heads keep different rows: the first all of them, the last none but one.
