@@ -32,6 +32,9 @@ fn main() -> anyhow::Result<()> {
 
 /// Reads a text, keeps a share of its keys and values, and writes 48 tokens more. Returns what was written, and the size
 /// of the cache.
+///
+/// # Errors
+/// Of the model, such as a text that its context has no room for.
 pub fn go_on(loaded: &Loaded, text: &str, kept_ratio: f64) -> Result<(String, CacheBytes)> {
     // What to keep. `AdaptiveConfig::from_file` reads the same from a file such as `configs/best.json`.
     let method = method_by_name("replay").ok_or_else(|| Error::input("this library has no method `replay`"))?;

@@ -60,6 +60,9 @@ pub struct CompressedText<'a> {
 
 impl<'a> CompressedText<'a> {
     /// Reads a text before any question about it is known.
+    ///
+    /// # Errors
+    /// Of the model, such as a text that its context has no room for.
     pub fn read(loaded: &'a Loaded, text: &str, kept_ratio: f64) -> Result<Self> {
         let method = method_by_name("replay").ok_or_else(|| Error::input("this library has no method `replay`"))?;
         let config = AdaptiveConfig::for_method(method).with_budget(Budget::KeptRatio(kept_ratio))?;
@@ -73,6 +76,9 @@ impl<'a> CompressedText<'a> {
     }
 
     /// Answers one question. The next one knows nothing of it.
+    ///
+    /// # Errors
+    /// Of the model, such as a text that its context has no room for.
     pub fn ask(&self, question: &str) -> Result<String> {
         let Loaded { model, tokenizer, .. } = self.loaded;
         let whole = message(self.loaded, &self.text, question)?;

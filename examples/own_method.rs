@@ -66,6 +66,9 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// Log-probabilities of the next token, one row behind each token that follows a prompt.
+///
+/// # Errors
+/// Of the model, such as a text that its context has no room for.
 pub fn predictions(
     loaded: &Loaded,
     mut cache: AdaptiveKvCache,

@@ -76,8 +76,13 @@ fn a_module_uses_only_those_behind_it() {
     files(&source(), &mut found);
     let mut against = BTreeSet::new();
     for path in &found {
-        let inside: Vec<_> =
-            path.strip_prefix(source()).unwrap().with_extension("").iter().map(|p| p.to_owned()).collect();
+        let inside: Vec<_> = path
+            .strip_prefix(source())
+            .unwrap()
+            .with_extension("")
+            .iter()
+            .map(std::borrow::ToOwned::to_owned)
+            .collect();
         let module = inside[0].to_str().unwrap();
         if matches!(module, "lib" | "main" | "cli" | "allocator") {
             continue;
