@@ -1,7 +1,8 @@
 //! Kernels on rows of f32: dot products, softmax, sums.
 
 use super::element::Element;
-use super::simd::{InstructionSet, fma, multiversion};
+pub use super::simd::instruction_set;
+use super::simd::{fma, multiversion};
 
 /// How many partial sums a reduction keeps: enough to fill the vector units and to hide their latency.
 const LANES: usize = 32;
@@ -336,11 +337,4 @@ pub fn merge_partial(a: &mut (f32, f32), a_out: &mut [f32], b: (f32, f32), b_out
     for (a, &b) in a_out.iter_mut().zip(b_out) {
         *a = *a * a_scale + b * b_scale;
     }
-}
-
-/// The instruction set of this processor, detected once.
-#[must_use]
-pub fn instruction_set() -> InstructionSet {
-    static SET: std::sync::OnceLock<InstructionSet> = std::sync::OnceLock::new();
-    *SET.get_or_init(InstructionSet::detect)
 }
