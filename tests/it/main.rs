@@ -17,6 +17,8 @@ mod conversation;
 mod device;
 mod device_attention;
 mod device_ragged;
+#[cfg(unix)]
+mod emulation;
 mod eviction;
 mod fuzz;
 mod golden;

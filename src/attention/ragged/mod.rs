@@ -9,10 +9,9 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
-#[cfg(all(test, unix))]
-mod emulated;
 mod host;
-mod launch;
+#[doc(hidden)]
+pub mod launch;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
