@@ -36,4 +36,5 @@ mod ragged;
 mod replay;
 mod shape_script;
 mod support;
+mod team_protocol;
 mod tokenizer;
