@@ -113,8 +113,12 @@ impl HeadNumbers {
 
 impl PromptRows {
     /// Room for a prompt of `capacity` tokens with nothing before it.
+    ///
+    /// # Panics
+    /// If the layout is none (see [`HeadLayout::check`]).
     #[must_use]
     pub fn with_capacity(layout: HeadLayout, capacity: usize) -> Self {
+        assert!(layout.check().is_ok(), "{layout:?}");
         let head = HeadNumbers::by_rows(Vec::new(), layout.head_dim, capacity);
         Self { heads: vec![head; layout.num_kv_heads], layout, capacity, len: 0 }
     }
@@ -126,6 +130,7 @@ impl PromptRows {
     /// # Errors
     /// [`Error::Shape`] for another number of heads, or heads of another dimension.
     pub fn after(layout: HeadLayout, capacity: usize, past: &[HeadRows<'_>]) -> Result<(Self, Self)> {
+        layout.check()?;
         if past.len() != layout.num_kv_heads {
             return Err(Error::shape("cached heads", layout.num_kv_heads, past.len()));
         }
@@ -154,14 +159,22 @@ impl PromptRows {
     /// # Errors
     /// [`Error::Shape`] if sizes do not fit.
     pub fn whole(layout: HeadLayout, heads: Vec<Vec<f32>>, past_lens: &[usize], len: usize) -> Result<Self> {
+        layout.check()?;
         let lens: Vec<usize> = heads.iter().map(Vec::len).collect();
-        let expected: Vec<usize> = past_lens.iter().map(|past_len| (past_len + len) * layout.head_dim).collect();
+        let expected: Vec<usize> =
+            past_lens.iter().map(|past_len| past_len.saturating_add(len).saturating_mul(layout.head_dim)).collect();
         if lens != expected || lens.len() != layout.num_kv_heads {
             return Err(Error::shape("a prompt's rows", expected, lens));
         }
         let head = |(numbers, &past_len)| HeadNumbers { numbers, order: Order::Rows, past_len };
         let heads = heads.into_iter().zip(past_lens).map(head).collect();
         Ok(Self { heads, layout, capacity: len, len })
+    }
+
+    /// Checks that these are the rows of such KV heads.
+    pub(super) fn expect_layout(&self, what: &'static str, layout: HeadLayout) -> Result<()> {
+        let sizes = |layout: HeadLayout| (layout.num_kv_heads, layout.head_dim);
+        if sizes(self.layout) == sizes(layout) { Ok(()) } else { Err(Error::shape(what, layout, self.layout)) }
     }
 
     /// Tokens of the prompt that are stored.
@@ -285,8 +298,11 @@ pub fn prefill(
     maps: Option<&mut [HeadGrid]>,
 ) -> Result<Vec<f32>> {
     let strips = Strips::new(layout, block, keys)?;
-    if values.len() != keys.len() {
-        return Err(Error::shape("prompt values", keys.len(), values.len()));
+    values.expect_layout("prompt values", layout)?;
+    let lens = |rows: &PromptRows| (0..layout.num_kv_heads).map(|head| rows.past_len(head) + rows.len()).collect();
+    let (key_lens, value_lens): (Vec<usize>, Vec<usize>) = (lens(keys), lens(values));
+    if values.len() != keys.len() || value_lens != key_lens {
+        return Err(Error::shape("prompt values", key_lens, value_lens));
     }
     for (what, heads) in [
         ("statistics of query heads", stats.as_ref().map(|stats| stats.heads.len())),
@@ -486,9 +502,11 @@ impl<'a> TileMap<'a> {
 
 impl<'a> Strips<'a> {
     fn new(layout: HeadLayout, block: QueryBlock<'a>, keys: &'a PromptRows) -> Result<Self> {
+        layout.check()?;
+        keys.expect_layout("prompt keys", layout)?;
         let seq_len = block.queries.len() / layout.query_width();
         expect_len("queries", block.queries, &[seq_len, layout.num_heads, layout.head_dim])?;
-        let prompt_keys = block.first_row + seq_len;
+        let prompt_keys = block.first_row.saturating_add(seq_len);
         if keys.len() < prompt_keys {
             return Err(Error::shape("prompt keys", format!("at least {prompt_keys}"), keys.len()));
         }

@@ -280,7 +280,7 @@ multiversion! {
     /// are scaled. Each sum is written once, whatever the number of rows.
     ///
     /// # Panics
-    /// If `rows` ends before the last row's last number.
+    /// If there are columns, and `rows` ends before the last row's last number.
     pub fn scaled_column_sums(rows: &[f32], stride: usize, scales: &[f32], out: &mut [f32]) = scaled_column_sums_body;
 }
 
@@ -299,10 +299,14 @@ fn scaled_column_sums_body<const SIMD: bool>(rows: &[f32], stride: usize, scales
         }
         *out = sums;
     }
+    if rest.is_empty() {
+        return;
+    }
     rest.fill(0.0);
+    let width = rest.len();
     for (row, &scale) in scales.iter().enumerate() {
         let start = row * stride + first_of_rest;
-        for (sum, &value) in rest.iter_mut().zip(&rows[start..]) {
+        for (sum, &value) in rest.iter_mut().zip(&rows[start..start + width]) {
             *sum = fma::<SIMD>(scale, value, *sum);
         }
     }

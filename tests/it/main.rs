@@ -17,6 +17,7 @@ mod conversation;
 mod device;
 mod device_attention;
 mod device_ragged;
+mod empty;
 #[cfg(unix)]
 mod emulation;
 mod eviction;

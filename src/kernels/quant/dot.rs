@@ -125,6 +125,9 @@ impl Activations {
         assert!(self.dtype == Some(dtype), "activations for {:?}, weights in {dtype:?}", self.dtype);
         let set = self.set;
         let rows = Rows { data, row_bytes, count: data.len() / row_bytes };
+        if rows.count == 0 {
+            return;
+        }
         match self.form {
             Form::Plain => {
                 for (x, out) in self.plain.chunks_exact(self.cols).zip(out.chunks_exact_mut(rows.count)) {
