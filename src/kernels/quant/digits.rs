@@ -296,8 +296,7 @@ unsafe fn add_group<B: GroupBlock, const N: usize, const WHOLE: bool>(
     let bytes = GROUP * B::BLOCK_BYTES / B::BLOCK_NUMBERS;
     let row = place.row.as_ptr();
     for line in (0..bytes).step_by(64) {
-        // May be outside of the matrix: it reads nothing that a program could notice.
-        _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(place.group * bytes + AHEAD + line).cast());
+        fetch(row.wrapping_add(place.group * bytes + AHEAD + line));
     }
     let parts = (B::BLOCK_NUMBERS / GROUP).max(1);
     let part = place.group % parts;
@@ -315,6 +314,13 @@ unsafe fn add_group<B: GroupBlock, const N: usize, const WHOLE: bool>(
         // SAFETY: this function is compiled for the same instructions.
         unsafe { group.add(digits, scale, x_sums, &mut sums[n], &mut offsets[n]) };
     }
+}
+
+/// Starts to fetch what is there, if anything is.
+#[inline(always)]
+fn fetch(place: *const u8) {
+    // SAFETY: every processor of this architecture has it, and it reads nothing that a program could notice.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
 }
 
 /// Sixteen numbers.
