@@ -18,16 +18,19 @@ unsafe impl GlobalAlloc for OrExit {
 
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as above.
         or_exit(unsafe { System.alloc_zeroed(layout) }, layout.size())
     }
 
     #[inline]
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: as above.
         or_exit(unsafe { System.realloc(block, layout, new_size) }, new_size)
     }
 
     #[inline]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: as above.
         unsafe { System.dealloc(block, layout) };
     }
 }

@@ -47,11 +47,11 @@ pub fn share_one_heap() {
     const TRIM_THRESHOLD: i32 = 64 << 20;
 
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: `mallopt` only sets parameters of the allocator.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-        libc::mallopt(libc::M_MMAP_THRESHOLD, MMAP_THRESHOLD);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, TRIM_THRESHOLD);
+    for (parameter, value) in
+        [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, MMAP_THRESHOLD), (libc::M_TRIM_THRESHOLD, TRIM_THRESHOLD)]
+    {
+        // SAFETY: `mallopt` only sets parameters of the allocator.
+        unsafe { libc::mallopt(parameter, value) };
     }
 }
 

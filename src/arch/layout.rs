@@ -1,5 +1,7 @@
 //! How attention heads share keys and values.
 
+use crate::error::{Error, Result};
+
 /// The heads of an attention layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadLayout {
@@ -12,10 +14,22 @@ pub struct HeadLayout {
 }
 
 impl HeadLayout {
-    /// Query heads that share a KV head.
+    /// Query heads that share a KV head; 0 if there is none.
     #[must_use]
     pub fn group_size(&self) -> usize {
-        self.num_heads / self.num_kv_heads
+        self.num_heads.checked_div(self.num_kv_heads).unwrap_or(0)
+    }
+
+    /// Checks that there are heads, that each query head has a KV head, and that their rows have numbers.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if not.
+    pub fn check(&self) -> Result<()> {
+        let Self { num_heads, num_kv_heads, head_dim } = *self;
+        if num_heads > 0 && head_dim > 0 && num_kv_heads > 0 && num_heads.is_multiple_of(num_kv_heads) {
+            return Ok(());
+        }
+        Err(Error::shape("an attention layer", "query heads that KV heads divide, of one number or more", self))
     }
 
     /// Numbers in all queries of one token.

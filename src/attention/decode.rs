@@ -39,6 +39,7 @@ struct Partial {
 /// # Errors
 /// [`Error::Shape`] if sizes do not fit, or a head keeps nothing.
 pub fn decode(layout: HeadLayout, queries: &[f32], heads: &[HeadRows<'_>]) -> Result<Vec<f32>> {
+    layout.check()?;
     let HeadLayout { num_heads, num_kv_heads, head_dim } = layout;
     let group_size = layout.group_size();
     expect_len("queries", queries, &[num_heads, head_dim])?;
@@ -107,8 +108,12 @@ pub fn decode(layout: HeadLayout, queries: &[f32], heads: &[HeadRows<'_>]) -> Re
 /// # Errors
 /// [`Error::Shape`] if sizes do not fit.
 pub fn plain_row_weights(layout: HeadLayout, queries: &[f32], rows: HeadRows<'_>) -> Result<Vec<f32>> {
+    layout.check()?;
     let head_dim = layout.head_dim;
     expect_len("queries of a KV head", queries, &[layout.group_size(), head_dim])?;
+    if rows.head_dim() != head_dim {
+        return Err(Error::shape("cached rows", head_dim, rows.head_dim()));
+    }
     let (mut keys, mut values) = (Vec::new(), Vec::new());
     rows.widen_to(&mut keys, &mut values);
     let mut weights = vec![0.0; rows.len()];

@@ -63,8 +63,11 @@ pub fn prefill(
     maps: Option<&mut [HeadGrid]>,
 ) -> Result<Vec<f32>> {
     let strips = Strips::new(layout, block, keys)?;
-    if values.len() != keys.len() {
-        return Err(Error::shape("prompt values", keys.len(), values.len()));
+    values.expect_layout("prompt values", layout)?;
+    let lens = |rows: &PromptRows| (0..layout.num_kv_heads).map(|head| rows.past_len(head) + rows.len()).collect();
+    let (key_lens, value_lens): (Vec<usize>, Vec<usize>) = (lens(keys), lens(values));
+    if values.len() != keys.len() || value_lens != key_lens {
+        return Err(Error::shape("prompt values", key_lens, value_lens));
     }
     for (what, heads) in [
         ("statistics of query heads", stats.as_ref().map(|stats| stats.heads.len())),
@@ -289,9 +292,11 @@ impl<'a> TileMap<'a> {
 
 impl<'a> Strips<'a> {
     fn new(layout: HeadLayout, block: QueryBlock<'a>, keys: &'a PromptRows) -> Result<Self> {
+        layout.check()?;
+        keys.expect_layout("prompt keys", layout)?;
         let seq_len = block.queries.len() / layout.query_width();
         expect_len("queries", block.queries, &[seq_len, layout.num_heads, layout.head_dim])?;
-        let prompt_keys = block.first_row + seq_len;
+        let prompt_keys = block.first_row.saturating_add(seq_len);
         if keys.len() < prompt_keys {
             return Err(Error::shape("prompt keys", format!("at least {prompt_keys}"), keys.len()));
         }

@@ -95,8 +95,12 @@ impl HeadNumbers {
 
 impl PromptRows {
     /// Room for a prompt of `capacity` tokens with nothing before it.
+    ///
+    /// # Panics
+    /// If the layout is none (see [`HeadLayout::check`]).
     #[must_use]
     pub fn with_capacity(layout: HeadLayout, capacity: usize) -> Self {
+        assert!(layout.check().is_ok(), "{layout:?}");
         let head = HeadNumbers::by_rows(Vec::new(), layout.head_dim, capacity);
         Self { heads: vec![head; layout.num_kv_heads], layout, capacity, len: 0 }
     }
@@ -108,6 +112,7 @@ impl PromptRows {
     /// # Errors
     /// [`Error::Shape`] for another number of heads, or heads of another dimension.
     pub fn after(layout: HeadLayout, capacity: usize, past: &[HeadRows<'_>]) -> Result<(Self, Self)> {
+        layout.check()?;
         if past.len() != layout.num_kv_heads {
             return Err(Error::shape("cached heads", layout.num_kv_heads, past.len()));
         }
@@ -136,14 +141,22 @@ impl PromptRows {
     /// # Errors
     /// [`Error::Shape`] if sizes do not fit.
     pub fn whole(layout: HeadLayout, heads: Vec<Vec<f32>>, past_lens: &[usize], len: usize) -> Result<Self> {
+        layout.check()?;
         let lens: Vec<usize> = heads.iter().map(Vec::len).collect();
-        let expected: Vec<usize> = past_lens.iter().map(|past_len| (past_len + len) * layout.head_dim).collect();
+        let expected: Vec<usize> =
+            past_lens.iter().map(|past_len| past_len.saturating_add(len).saturating_mul(layout.head_dim)).collect();
         if lens != expected || lens.len() != layout.num_kv_heads {
             return Err(Error::shape("a prompt's rows", expected, lens));
         }
         let head = |(numbers, &past_len)| HeadNumbers { numbers, order: Order::Rows, past_len };
         let heads = heads.into_iter().zip(past_lens).map(head).collect();
         Ok(Self { heads, layout, capacity: len, len })
+    }
+
+    /// Checks that these are the rows of such KV heads.
+    pub(super) fn expect_layout(&self, what: &'static str, layout: HeadLayout) -> Result<()> {
+        let sizes = |layout: HeadLayout| (layout.num_kv_heads, layout.head_dim);
+        if sizes(self.layout) == sizes(layout) { Ok(()) } else { Err(Error::shape(what, layout, self.layout)) }
     }
 
     /// Tokens of the prompt that are stored.

@@ -71,6 +71,8 @@ pub fn stride(prompt_len: usize) -> usize {
 /// [`Error::Shape`] if sizes do not fit; [`Error::Interrupted`] if a [stop] is requested.
 pub fn squared_attention(replay: Replay<'_>) -> Result<Vec<Vec<f32>>> {
     let Replay { layout, queries, keys, log_sums, .. } = replay;
+    layout.check()?;
+    keys.expect_layout("prompt keys", layout)?;
     let prompt_len = keys.len();
     expect_len("queries", queries, &[prompt_len, layout.num_heads, layout.head_dim])?;
     let group_size = layout.group_size();

@@ -8,6 +8,7 @@ use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::checkpoint::WeightDtype;
 use adaptive_kvcache::config::{Budget, FASTGEN, parse_size};
 use adaptive_kvcache::generate::{GenerationOptions, SamplingOptions};
+use adaptive_kvcache::kernels::simd::InstructionSet;
 use adaptive_kvcache::model::PrefillOptions;
 use adaptive_kvcache::policy::{METHODS, POLICIES};
 use adaptive_kvcache::tune::Limit;
@@ -110,6 +111,9 @@ pub struct DeviceArgs {
     /// second elsewhere
     #[arg(long, alias = "attention", value_enum, default_value_t = BackendChoice::Auto)]
     pub backend: BackendChoice,
+    /// Instructions that the kernels use: portable, avx2, avx512 or vnni; for tests and measurements
+    #[arg(long, value_name = "SET", hide = true)]
+    pub isa: Option<InstructionSet>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

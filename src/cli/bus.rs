@@ -23,6 +23,7 @@ mod system {
     /// Another thread is telling already.
     static IS_TOLD: AtomicBool = AtomicBool::new(false);
 
+    #[expect(clippy::multiple_unsafe_ops_per_block, reason = "calls of the system, all allowed for one reason")]
     pub fn install() {
         // SAFETY: both structures are complete; the handler does what a handler may (see there).
         unsafe {
@@ -44,6 +45,7 @@ mod system {
     ///
     /// # Safety
     /// `info` is what the system gives a handler.
+    #[expect(clippy::multiple_unsafe_ops_per_block, reason = "calls of the system, all allowed for one reason")]
     unsafe extern "C" fn handle(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
         // SAFETY: as this function's; a signal that somebody has sent (a code of 0 or below) has no address.
         let (is_fault, address) = unsafe { ((*info).si_code > 0, (*info).si_addr() as usize) };

@@ -9,12 +9,16 @@ use candle_core::Device;
 use super::args::{BackendChoice, DeviceArgs};
 use super::terminal::note;
 
-/// Opens what the user asks for. If a GPU was looked for in vain, one line on standard error says so.
+/// Opens what the user asks for, and has the kernels use the instructions that the user asks for. If a GPU was looked for
+/// in vain, one line on standard error says so.
 ///
 /// # Errors
-/// [`Error::Input`] for an unknown device; as [`DeviceChoice::open`]; [`Error::Unsupported`] for CPU kernels on another
-/// device than the CPU.
+/// [`Error::Input`] for an unknown device, or if a kernel has run already with other instructions; as
+/// [`DeviceChoice::open`]; [`Error::Unsupported`] for CPU kernels on another device than the CPU.
 pub fn backend(args: &DeviceArgs) -> Result<BackendKind> {
+    if let Some(set) = args.isa {
+        set.use_everywhere()?;
+    }
     let choice: DeviceChoice = args.device.parse()?;
     if args.backend == BackendChoice::Kernels {
         return match choice {

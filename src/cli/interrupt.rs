@@ -105,6 +105,7 @@ mod system {
     /// Whether standard error is a terminal, where a bar may stand.
     static SHOWS_BARS: OnceLock<bool> = OnceLock::new();
 
+    #[expect(clippy::multiple_unsafe_ops_per_block, reason = "calls of the system, all allowed for one reason")]
     pub fn install() {
         SHOWS_BARS.get_or_init(|| std::io::stderr().is_terminal());
         let mut settings = MaybeUninit::<libc::termios>::uninit();
@@ -151,6 +152,7 @@ mod system {
     }
 
     /// Takes a bar away and undoes what an editor of lines has set; async-signal-safe.
+    #[expect(clippy::multiple_unsafe_ops_per_block, reason = "calls of the system, all allowed for one reason")]
     pub fn tidy_terminal() {
         const ERASE_LINE: &[u8] = b"\r\x1b[2K";
         // What is pasted is no longer put in brackets.

@@ -159,17 +159,16 @@ mod own {
         if number < 0 {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         }
-        // SAFETY: two calls that only ask the system about a number; one that is not open is answered by an error.
-        let borrowed = unsafe {
-            let flags = libc::fcntl(number, libc::F_GETFL);
-            if flags < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            if flags & libc::O_ACCMODE == libc::O_RDONLY {
-                return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it is open for reading only"));
-            }
-            BorrowedFd::borrow_raw(number)
-        };
+        // SAFETY: it only asks the system about a number; one that is not open is answered by an error.
+        let flags = unsafe { libc::fcntl(number, libc::F_GETFL) };
+        if flags < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if flags & libc::O_ACCMODE == libc::O_RDONLY {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it is open for reading only"));
+        }
+        // SAFETY: it was open just now, and is only asked to be copied; one that is not open is answered by an error.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
         borrowed.try_clone_to_owned()
     }
 

@@ -51,14 +51,8 @@ impl Element for f16 {
     unsafe fn widen8<const SIMD: bool>(source: &[Self; 8]) -> [f32; 8] {
         #[cfg(target_arch = "x86_64")]
         if SIMD {
-            use std::arch::x86_64::{__m128i, __m256, _mm256_cvtph_ps};
-            // By value, not through memory: the compiler then keeps the numbers in registers.
-            // SAFETY: f16 is a transparent u16, and both pairs of types have one size and no invalid bits; the caller
-            // promises F16C with `SIMD`.
-            return unsafe {
-                let halves = std::mem::transmute::<[f16; 8], __m128i>(*source);
-                std::mem::transmute::<__m256, [f32; 8]>(_mm256_cvtph_ps(halves))
-            };
+            // SAFETY: the caller promises F16C with `SIMD`.
+            return unsafe { x86::widen_halves(*source) };
         }
         source.map(f16::to_f32)
     }
@@ -80,15 +74,38 @@ impl Element for bf16 {
     unsafe fn widen8<const SIMD: bool>(source: &[Self; 8]) -> [f32; 8] {
         #[cfg(target_arch = "x86_64")]
         if SIMD {
-            use std::arch::x86_64::{__m128i, __m256i, _mm256_cvtepu16_epi32, _mm256_slli_epi32};
-            // SAFETY: bf16 is a transparent u16, and both pairs of types have one size and no invalid bits; the caller
-            // promises AVX2 with `SIMD`.
-            return unsafe {
-                let brains = std::mem::transmute::<[bf16; 8], __m128i>(*source);
-                let bits = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(brains));
-                std::mem::transmute::<__m256i, [f32; 8]>(bits)
-            };
+            // SAFETY: the caller promises AVX2 with `SIMD`.
+            return unsafe { x86::widen_brains(*source) };
         }
         source.map(Self::widen)
+    }
+}
+
+/// Numbers come and go by value, not through memory: the compiler then keeps them in registers.
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::{__m128i, __m256, __m256i, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_slli_epi32};
+    use std::mem::transmute;
+
+    use super::{bf16, f16};
+
+    #[inline]
+    #[target_feature(enable = "avx,f16c")]
+    pub(super) fn widen_halves(source: [f16; 8]) -> [f32; 8] {
+        // SAFETY: f16 is a transparent u16: numbers of the same size in every pattern of bits.
+        let halves = unsafe { transmute::<[f16; 8], __m128i>(source) };
+        let wide = _mm256_cvtph_ps(halves);
+        // SAFETY: numbers of the same size in every pattern of bits.
+        unsafe { transmute::<__m256, [f32; 8]>(wide) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn widen_brains(source: [bf16; 8]) -> [f32; 8] {
+        // SAFETY: bf16 is a transparent u16: numbers of the same size in every pattern of bits.
+        let brains = unsafe { transmute::<[bf16; 8], __m128i>(source) };
+        let bits = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(brains));
+        // SAFETY: numbers of the same size in every pattern of bits.
+        unsafe { transmute::<__m256i, [f32; 8]>(bits) }
     }
 }

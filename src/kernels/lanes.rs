@@ -127,7 +127,9 @@ pub(super) fn run<W: LanesWork>(set: InstructionSet, work: W) {
         match set.level() {
             // SAFETY: the processor has the set, see `InstructionSet`, here and below.
             Level::Avx512Vnni if W::NEEDS_VNNI => return unsafe { vnni(work) },
+            // SAFETY: as above.
             Level::Avx512 | Level::Avx512Vnni if !W::NEEDS_VNNI => return unsafe { avx512(work) },
+            // SAFETY: as above.
             Level::Avx2 | Level::Avx512 | Level::Avx512Vnni => return unsafe { avx2(work) },
             Level::Portable => {}
         }

@@ -5,6 +5,11 @@
 //! and calls the best one that this processor has. With `SIMD = false` the body must use nothing that needs more than
 //! the target's baseline: it is the portable fallback, and the oracle of the others.
 
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+use crate::error::{Error, Result};
+
 /// A set of instructions that this processor has: nothing but detection makes one, so that safe code cannot run what the
 /// processor does not know. Sets compare from least to best.
 #[derive(Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,6 +28,31 @@ pub(crate) enum Level {
     Avx512,
     /// The above and AVX-512 VBMI and VNNI: bytes in any order, and sums of products of bytes.
     Avx512Vnni,
+}
+
+impl Level {
+    /// From least to best.
+    const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Vnni];
+
+    /// What users call it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Vnni => "vnni",
+        }
+    }
+}
+
+/// What all kernels of this program run on, once somebody has asked.
+static IN_USE: OnceLock<InstructionSet> = OnceLock::new();
+
+/// The instruction set that this program computes with: the best of this processor, or the one that
+/// [`InstructionSet::use_everywhere`] has chosen.
+#[must_use]
+pub fn instruction_set() -> InstructionSet {
+    *IN_USE.get_or_init(InstructionSet::detect)
 }
 
 impl std::fmt::Debug for InstructionSet {
@@ -56,14 +86,53 @@ impl InstructionSet {
     #[must_use]
     pub fn available() -> Vec<Self> {
         let best = Self::detect();
-        let all = [Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Vnni];
-        all.into_iter().map(Self).filter(|&set| set <= best).collect()
+        Level::ALL.into_iter().map(Self).filter(|&set| set <= best).collect()
+    }
+
+    /// Makes it the one that [`instruction_set`] returns: for tests and measurements of a lesser set than the processor's
+    /// best. Products of dense matrices (the `gemm` crate) and of some formats of 256 numbers (candle) still choose by
+    /// themselves.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if something was computed with another set before.
+    pub fn use_everywhere(self) -> Result<()> {
+        let in_use = *IN_USE.get_or_init(|| self);
+        if in_use == self {
+            return Ok(());
+        }
+        Err(Error::input(format!("instructions `{}` after `{}` were used", self.name(), in_use.name())))
+    }
+
+    /// What [`FromStr`] reads: `portable`, `avx2`, `avx512` or `vnni`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.0.name()
     }
 
     /// Which of the sets it is.
     #[inline(always)]
     pub(crate) fn level(self) -> Level {
         self.0
+    }
+}
+
+/// Reads the name of a set that this processor has.
+impl FromStr for InstructionSet {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let available = Self::available();
+        if let Some(&set) = available.iter().find(|set| set.name() == name) {
+            return Ok(set);
+        }
+        let names = |levels: &[&'static str]| levels.join(", ");
+        Err(if Level::ALL.iter().any(|level| level.name() == name) {
+            let has: Vec<_> = available.iter().map(|set| set.name()).collect();
+            Error::input(format!("this processor has no instructions `{name}` (it has {})", names(&has)))
+        } else {
+            let all = Level::ALL.map(Level::name);
+            Error::input(format!("expected one of {}", names(&all)))
+        })
     }
 }
 
@@ -89,12 +158,14 @@ macro_rules! multiversion {
                     $body::<true $(, $generic)?>($($arg),*)
                 }
                 match set.level() {
-                    // SAFETY: the processor has the set, see `InstructionSet`.
                     $crate::kernels::simd::Level::Avx512 | $crate::kernels::simd::Level::Avx512Vnni => {
+                        // SAFETY: the processor has the set, see `InstructionSet`.
                         return unsafe { avx512 $(::<$generic>)? ($($arg),*) };
                     }
-                    // SAFETY: as above.
-                    $crate::kernels::simd::Level::Avx2 => return unsafe { avx2 $(::<$generic>)? ($($arg),*) },
+                    $crate::kernels::simd::Level::Avx2 => {
+                        // SAFETY: as above.
+                        return unsafe { avx2 $(::<$generic>)? ($($arg),*) };
+                    }
                     $crate::kernels::simd::Level::Portable => {}
                 }
             }

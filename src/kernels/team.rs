@@ -8,10 +8,14 @@
 //!
 //! Not for: work in large pieces (prefill), which rayon spreads as well.
 
+mod protocol;
+
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{self, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+
+use protocol::{Gate, Progress};
 
 /// How often a waiting thread looks before it gives its core away: some tens of microseconds.
 const SPINS: usize = 1500;
@@ -37,44 +41,6 @@ struct Shared {
     job: Mutex<Option<JobPointer>>,
     wake: Condvar,
     progress: Progress,
-}
-
-/// Who uses the current job: [`OPEN`](Self::OPEN) while it may be entered, and twice the threads inside.
-#[derive(Default)]
-struct Gate(AtomicUsize);
-
-impl Gate {
-    const OPEN: usize = 1;
-    const ONE: usize = 2;
-
-    fn enter(&self) -> bool {
-        let enter = |state: usize| (state & Self::OPEN != 0).then_some(state + Self::ONE);
-        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, enter).is_ok()
-    }
-
-    fn leave(&self) {
-        self.0.fetch_sub(Self::ONE, Ordering::AcqRel);
-    }
-
-    fn open(&self) {
-        self.0.store(Self::OPEN, Ordering::Release);
-    }
-
-    /// Lets nobody in any more, and waits until all have left.
-    fn close(&self) {
-        self.0.fetch_and(!Self::OPEN, Ordering::AcqRel);
-        wait_until(|| self.0.load(Ordering::Acquire) == 0);
-    }
-}
-
-/// How far a job is.
-#[derive(Default)]
-struct Progress {
-    /// The current phase in the upper half, its next chunk in the lower.
-    claims: AtomicU64,
-    /// Chunks of the current phase that are done.
-    done: AtomicUsize,
-    broken: AtomicBool,
 }
 
 /// A job whose lifetime is not written down; [`Team::try_run`] returns only after every thread has left it.
@@ -118,38 +84,12 @@ impl Worker<'_> {
     ///
     /// # Panics
     /// If another thread of the team has panicked, or there are too many chunks, or 2^32 phases in one job.
-    pub fn phase(&mut self, count: usize, mut work: impl FnMut(usize)) {
-        let Self { progress, phase, .. } = *self;
-        if count == 0 {
-            return;
+    pub fn phase(&mut self, count: usize, work: impl FnMut(usize)) {
+        if count > 0 {
+            let phase = self.phase;
+            self.phase += 1;
+            self.progress.phase(phase, count, work);
         }
-        // Both share one number: a chunk must never be claimed twice, since unsafe code builds on that.
-        assert!(u32::try_from(count).is_ok() && phase < u64::from(u32::MAX), "phase {phase} of {count} chunks");
-        self.phase += 1;
-        loop {
-            let claims = progress.claims.load(Ordering::Acquire);
-            #[expect(clippy::cast_possible_truncation)]
-            let chunk = (claims & u64::from(u32::MAX)) as usize;
-            if claims >> 32 != phase {
-                return;
-            }
-            if chunk >= count {
-                break;
-            }
-            if progress.claims.compare_exchange_weak(claims, claims + 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-                continue;
-            }
-            work(chunk);
-            if progress.done.fetch_add(1, Ordering::AcqRel) + 1 == count {
-                progress.done.store(0, Ordering::Relaxed);
-                progress.claims.store((phase + 1) << 32, Ordering::Release);
-                return;
-            }
-        }
-        wait_until(|| {
-            assert!(!progress.broken.load(Ordering::Relaxed), "another thread of the team panicked");
-            progress.claims.load(Ordering::Acquire) >> 32 != phase
-        });
     }
 }
 
@@ -177,9 +117,9 @@ impl Shared {
         let mut seen = 0;
         loop {
             seen = self.wait_for_job(seen);
-            if !self.gate.enter() {
+            let Some(_inside) = self.gate.enter() else {
                 continue; // it was over sooner
-            }
+            };
             // Inside, the job stays.
             let job = {
                 let job = lock(&self.job);
@@ -190,11 +130,12 @@ impl Shared {
                 let mut worker = Worker { progress: &self.progress, phase: 0, size: self.size };
                 // SAFETY: `Team::try_run` closes the gate, and waits until everybody has left, before it lets the job go.
                 let job = unsafe { &*job.0 };
-                if catch_unwind(AssertUnwindSafe(|| job(&mut worker))).is_err() {
-                    self.progress.broken.store(true, Ordering::Relaxed);
+                // What was thrown is let go last: that may panic again.
+                let outcome = catch_unwind(AssertUnwindSafe(|| job(&mut worker)));
+                if outcome.is_err() {
+                    self.progress.set_broken();
                 }
             }
-            self.gate.leave();
         }
     }
 
@@ -282,9 +223,7 @@ impl Team {
         let shared = &*self.shared;
         let progress = &shared.progress;
         // The gate is closed: nobody looks at these.
-        progress.claims.store(0, Ordering::Relaxed);
-        progress.done.store(0, Ordering::Relaxed);
-        progress.broken.store(false, Ordering::Relaxed);
+        progress.reset();
         {
             // SAFETY: only the lifetime changes; the gate is closed below before this function returns.
             let job = unsafe { std::mem::transmute::<&Job<'_>, &'static Job<'static>>(job) };
@@ -299,14 +238,14 @@ impl Team {
         let mut worker = Worker { progress, phase: 0, size: shared.size };
         let own = catch_unwind(AssertUnwindSafe(|| job(&mut worker)));
         if own.is_err() {
-            progress.broken.store(true, Ordering::Relaxed);
+            progress.set_broken();
         }
         shared.gate.close();
         *lock(&shared.job) = None;
         if let Err(panic) = own {
             resume_unwind(panic);
         }
-        assert!(!progress.broken.load(Ordering::Relaxed), "a thread of the team panicked");
+        assert!(!progress.is_broken(), "a thread of the team panicked");
         true
     }
 }
@@ -354,8 +293,9 @@ impl<'a, T> SharedSlice<'a, T> {
     #[must_use]
     pub unsafe fn read(&self, range: Range<usize>) -> &[T] {
         assert!(range.start <= range.end && range.end <= self.len, "a part of a shared slice");
+        let first = self.data.wrapping_add(range.start);
         // SAFETY: inside, and not written to (the caller's promise).
-        unsafe { std::slice::from_raw_parts(self.data.add(range.start), range.len()) }
+        unsafe { std::slice::from_raw_parts(first, range.len()) }
     }
 
     /// A part to write.
@@ -369,13 +309,16 @@ impl<'a, T> SharedSlice<'a, T> {
     #[expect(clippy::mut_from_ref, reason = "that is what it is for; disjointness is the caller's promise")]
     pub unsafe fn write(&self, range: Range<usize>) -> &mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "a part of a shared slice");
+        let first = self.data.wrapping_add(range.start);
         // SAFETY: inside, and of this caller alone (its promise).
-        unsafe { std::slice::from_raw_parts_mut(self.data.add(range.start), range.len()) }
+        unsafe { std::slice::from_raw_parts_mut(first, range.len()) }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
 
     #[test]

@@ -1,7 +1,8 @@
 //! Kernels on rows of f32: dot products, softmax, sums.
 
 use super::element::Element;
-use super::simd::{InstructionSet, fma, multiversion};
+pub use super::simd::instruction_set;
+use super::simd::{fma, multiversion};
 
 /// How many partial sums a reduction keeps: enough to fill the vector units and to hide their latency.
 const LANES: usize = 32;
@@ -279,7 +280,7 @@ multiversion! {
     /// are scaled. Each sum is written once, whatever the number of rows.
     ///
     /// # Panics
-    /// If `rows` ends before the last row's last number.
+    /// If there are columns, and `rows` ends before the last row's last number.
     pub fn scaled_column_sums(rows: &[f32], stride: usize, scales: &[f32], out: &mut [f32]) = scaled_column_sums_body;
 }
 
@@ -298,10 +299,14 @@ fn scaled_column_sums_body<const SIMD: bool>(rows: &[f32], stride: usize, scales
         }
         *out = sums;
     }
+    if rest.is_empty() {
+        return;
+    }
     rest.fill(0.0);
+    let width = rest.len();
     for (row, &scale) in scales.iter().enumerate() {
         let start = row * stride + first_of_rest;
-        for (sum, &value) in rest.iter_mut().zip(&rows[start..]) {
+        for (sum, &value) in rest.iter_mut().zip(&rows[start..start + width]) {
             *sum = fma::<SIMD>(scale, value, *sum);
         }
     }
@@ -336,11 +341,4 @@ pub fn merge_partial(a: &mut (f32, f32), a_out: &mut [f32], b: (f32, f32), b_out
     for (a, &b) in a_out.iter_mut().zip(b_out) {
         *a = *a * a_scale + b * b_scale;
     }
-}
-
-/// The instruction set of this processor, detected once.
-#[must_use]
-pub fn instruction_set() -> InstructionSet {
-    static SET: std::sync::OnceLock<InstructionSet> = std::sync::OnceLock::new();
-    *SET.get_or_init(InstructionSet::detect)
 }

@@ -2,10 +2,14 @@
 //!
 //! `tests/data/smollm2_profile.json` was made with the weights widened to f32.
 
+use std::process::Command;
+
 use adaptive_kvcache::cache::{KvDtype, Retention};
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, load_for};
 use adaptive_kvcache::fidelity::top_logprobs;
 use adaptive_kvcache::generate::{Generation, GenerationOptions};
+use adaptive_kvcache::kernels::simd::InstructionSet;
+use adaptive_kvcache::kernels::vector::instruction_set;
 use serde_json::Value;
 
 use crate::support::{adaptive, candle_on_cpu, data, ids, json, smollm2_f32, smollm2_path};
@@ -23,6 +27,32 @@ fn golden() -> Value {
 #[test]
 fn ids_logprobs_and_greedy_tokens_are_equal() {
     assert_texts(smollm2_f32());
+}
+
+/// Each set in a process of its own, since a process computes with one.
+#[test]
+fn texts_and_choices_are_equal_on_every_instruction_set() {
+    const NAME: &str = "golden::texts_and_choices_are_equal_on_every_instruction_set";
+    const VARIABLE: &str = "GOLDEN_INSTRUCTIONS";
+    if let Ok(set) = std::env::var(VARIABLE) {
+        set.parse::<InstructionSet>().unwrap().use_everywhere().unwrap();
+        assert_eq!(instruction_set().name(), set);
+        assert_texts(smollm2_f32());
+        assert_choices(smollm2_f32());
+        return println!("checked on {set}");
+    }
+    let sets = InstructionSet::available();
+    for set in &sets {
+        let test = std::env::current_exe().unwrap();
+        let output =
+            Command::new(test).args(["--exact", NAME, "--nocapture"]).env(VARIABLE, set.name()).output().unwrap();
+        let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success() && out.contains(&format!("checked on {}", set.name())),
+            "{set:?}: {out}{error}"
+        );
+    }
+    assert_eq!(sets[0].name(), "portable");
 }
 
 #[test]

@@ -19,6 +19,9 @@ mod conversation;
 mod device;
 mod device_attention;
 mod device_ragged;
+mod empty;
+#[cfg(unix)]
+mod emulation;
 mod eviction;
 mod fuzz;
 mod golden;
@@ -40,4 +43,5 @@ mod ragged;
 mod replay;
 mod shape_script;
 mod support;
+mod team_protocol;
 mod tokenizer;

@@ -76,9 +76,10 @@ fn launch<T>(
     };
     let module = format!("adaptive-kvcache-ragged-decode-{}", op.work.format.name());
     let kernel = device.get_or_load_custom_func(&plan.kernel, &module, ptx)?;
-    // SAFETY: what the merging block reads of them has been written by the others.
-    let (mut partial_sums, mut partial_stats) =
-        unsafe { (device.alloc::<f32>(plan.partial_sums)?, device.alloc::<f32>(plan.partial_stats)?) };
+    // SAFETY: what the merging block reads of them has been written by the others, here and below.
+    let mut partial_sums = unsafe { device.alloc::<f32>(plan.partial_sums)? };
+    // SAFETY: as above.
+    let mut partial_stats = unsafe { device.alloc::<f32>(plan.partial_stats)? };
 
     let kept = op.rows.kept.as_ref();
     let kept_keys = kept.map(|(keys, _)| keys.storage_and_layout());

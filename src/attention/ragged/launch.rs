@@ -1,23 +1,20 @@
 //! What a launch of the kernels in `kernels/` needs: its name, its grid and its arguments.
 //!
-//! Knows nothing of a device, so that tests run the kernels on the host with the very numbers that a GPU would get. Not
-//! for: checking shapes (see [`super::RaggedRows`]).
-
-// Without a GPU only the tests need it.
-#![cfg_attr(not(feature = "cuda"), allow(dead_code))]
+//! Knows nothing of a device, and is public (hidden), so that tests run the kernels on the host with the very numbers that
+//! a GPU would get. Not for: users, or checking shapes (see [`super::RaggedRows`]).
 
 use candle_core::DType;
 
 use crate::error::{Error, Result};
 
 /// Threads of a block; as in `kernels/ragged_decode.cuh`.
-pub(super) const THREADS: u32 = 128;
+pub const THREADS: u32 = 128;
 
 /// Most ranges of a head, so that one block can merge them; as in `kernels/ragged_decode.cuh`.
 const MAX_RANGES: usize = 64;
 
 /// Most KV heads: places of a grid in its second dimension.
-pub(super) const MAX_KV_HEADS: usize = u16::MAX as usize;
+pub const MAX_KV_HEADS: usize = u16::MAX as usize;
 
 /// Ranges are whole multiples of this many rows: below it a block has too little to do.
 const RANGE_UNIT: usize = 64;
@@ -25,13 +22,17 @@ const RANGE_UNIT: usize = 64;
 /// A storage format of numbers, by its number in the kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub(super) enum Format {
+pub enum Format {
     F32 = 0,
     F16 = 1,
     BF16 = 2,
 }
 
 impl Format {
+    /// The format of tensors of a dtype.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if kernels do not read it.
     pub fn of(dtype: DType) -> Result<Self> {
         match dtype {
             DType::F32 => Ok(Self::F32),
@@ -43,6 +44,7 @@ impl Format {
     }
 
     /// The name in kernels and their files.
+    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -58,7 +60,7 @@ impl Format {
 
 /// The sizes of one launch.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Work {
+pub struct Work {
     pub num_kv_heads: usize,
     /// At most 16.
     pub group_size: usize,
@@ -78,7 +80,7 @@ pub(super) struct Work {
 
 /// How [`Work`] is cut into blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Plan {
+pub struct Plan {
     /// The kernel's name.
     pub kernel: String,
     /// Rows of a head that a block takes.
@@ -95,6 +97,7 @@ impl Plan {
     /// Cuts the rows into about as many ranges as there are places for blocks.
     ///
     /// * `wanted_blocks`: a few for each multiprocessor
+    #[must_use]
     pub fn new(work: &Work, wanted_blocks: usize) -> Self {
         let range_rows = work
             .total_rows
@@ -132,7 +135,7 @@ impl Plan {
 /// Addresses of the buffers, on the device where the kernel runs.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-pub(super) struct Buffers {
+pub struct Buffers {
     /// `[num_kv_heads, group_size, head_dim]`, in the heads' order
     pub queries: u64,
     /// `[rows, head_dim]`
@@ -158,7 +161,7 @@ pub(super) struct Buffers {
 /// The kernel's argument: `struct ragged_decode`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-pub(super) struct Arguments {
+pub struct Arguments {
     buffers: Buffers,
     group_size: u32,
     head_dim: u32,

@@ -9,10 +9,9 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
-#[cfg(all(test, unix))]
-mod emulated;
 mod host;
-mod launch;
+#[doc(hidden)]
+pub mod launch;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -97,11 +96,9 @@ impl RaggedRows {
         kept: Option<(Tensor, Tensor)>,
         slots: Vec<Slot>,
     ) -> Result<Self> {
-        let HeadLayout { num_heads, num_kv_heads, head_dim } = layout;
+        let HeadLayout { num_kv_heads, head_dim, .. } = layout;
         Format::of(dtype)?;
-        if num_kv_heads == 0 || num_heads == 0 || head_dim == 0 || !num_heads.is_multiple_of(num_kv_heads) {
-            return Err(Error::shape("an attention layer", "query heads that KV heads divide", layout));
-        }
+        layout.check()?;
         if head_dim > MAX_HEAD_DIM {
             return Err(Error::unsupported(format!("a head dimension of {head_dim} (the most is {MAX_HEAD_DIM})")));
         }

@@ -7,6 +7,11 @@
 //!
 //! The slow path, [`plain`](crate::backend::plain), is its oracle.
 
+#![expect(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "one claim of a chunk, or one phase before, gives all parts of shared slices that are taken together"
+)]
+
 mod own;
 mod work;
 

@@ -4,10 +4,10 @@
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{
-    __m256i, __m512i, _mm_loadl_epi64, _mm_loadu_si128, _mm256_and_si256, _mm256_cvtepi8_epi32, _mm256_cvtepu8_epi32,
-    _mm256_or_si256, _mm256_set1_epi32, _mm256_setr_epi32, _mm256_slli_epi32, _mm256_srli_epi32, _mm256_srlv_epi32,
-    _mm512_and_si512, _mm512_cvtepi8_epi32, _mm512_cvtepu8_epi32, _mm512_maskz_mov_epi32, _mm512_or_si512,
-    _mm512_set1_epi32, _mm512_srli_epi32,
+    __m128i, __m256i, __m512i, _mm_loadl_epi64, _mm_loadu_si128, _mm256_and_si256, _mm256_cvtepi8_epi32,
+    _mm256_cvtepu8_epi32, _mm256_or_si256, _mm256_set1_epi32, _mm256_setr_epi32, _mm256_slli_epi32, _mm256_srli_epi32,
+    _mm256_srlv_epi32, _mm512_and_si512, _mm512_cvtepi8_epi32, _mm512_cvtepu8_epi32, _mm512_maskz_mov_epi32,
+    _mm512_or_si512, _mm512_set1_epi32, _mm512_srli_epi32,
 };
 
 use half::f16;
@@ -36,14 +36,14 @@ pub(super) trait SmallBlock: 'static {
     /// The 32 quants, without the offset, eight in a register.
     ///
     /// # Safety
-    /// `block` points to [`BYTES`](Self::BYTES) readable bytes, and the caller is compiled for AVX2.
+    /// `block` points to [`BYTES`](Self::BYTES) readable bytes, and the processor has AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     unsafe fn quants8(block: *const u8) -> [__m256i; 4];
 
     /// The 32 quants, without the offset, sixteen in a register.
     ///
     /// # Safety
-    /// As [`quants8`](Self::quants8), with AVX-512 F.
+    /// As [`quants8`](Self::quants8), with AVX-512 F, BW, DQ and VL.
     #[cfg(target_arch = "x86_64")]
     unsafe fn quants16(block: *const u8) -> [__m512i; 2];
 }
@@ -63,11 +63,19 @@ unsafe fn half_at<const SIMD: bool>(bytes: &[u8], at: usize) -> f32 {
     let bits = u16::from_le_bytes([bytes[at], bytes[at + 1]]);
     #[cfg(target_arch = "x86_64")]
     if SIMD {
-        use std::arch::x86_64::{_mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32};
-        // SAFETY: register operations only; the caller promises F16C with `SIMD`.
-        return unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) };
+        // SAFETY: the caller promises F16C with `SIMD`.
+        return unsafe { widen_half(bits) };
     }
     f16::from_bits(bits).to_f32()
+}
+
+/// An f16, widened.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "f16c")]
+fn widen_half(bits: u16) -> f32 {
+    use std::arch::x86_64::{_mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32};
+    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))))
 }
 
 /// 16 bytes of nibbles: the low ones are quants 0..16, the high ones 16..32.
@@ -95,71 +103,95 @@ fn nibbles_and_bits(bytes: &[u8], bits: &[u8]) -> [i8; BLOCK] {
     quants
 }
 
+/// Eight bytes in the lower half of a register.
+///
+/// # Safety
+/// `bytes` points to so many readable bytes.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn load8(bytes: *const u8) -> __m128i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm_loadl_epi64(bytes.cast()) }
+}
+
+/// Sixteen bytes.
+///
+/// # Safety
+/// `bytes` points to so many readable bytes.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn load16(bytes: *const u8) -> __m128i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm_loadu_si128(bytes.cast()) }
+}
+
 /// [`nibbles`], eight in a register.
 ///
 /// # Safety
-/// `bytes` points to 16 readable bytes, and the caller is compiled for AVX2.
+/// `bytes` points to 16 readable bytes.
 #[cfg(target_arch = "x86_64")]
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn nibbles8(bytes: *const u8) -> [__m256i; 4] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let both = each!([0, 8], |at| _mm256_cvtepu8_epi32(_mm_loadl_epi64(bytes.add(at).cast())));
-        let [first, second] = each!(2 of both, |both| _mm256_and_si256(both, _mm256_set1_epi32(0x0f)));
-        let [third, fourth] = each!(2 of both, |both| _mm256_srli_epi32::<4>(both));
-        [first, second, third, fourth]
-    }
+    let both = each!([0, 8], |at| {
+        // SAFETY: the caller's promise.
+        _mm256_cvtepu8_epi32(unsafe { load8(bytes.wrapping_add(at)) })
+    });
+    let [first, second] = each!(2 of both, |both| _mm256_and_si256(both, _mm256_set1_epi32(0x0f)));
+    let [third, fourth] = each!(2 of both, |both| _mm256_srli_epi32::<4>(both));
+    [first, second, third, fourth]
 }
 
 /// [`nibbles`], sixteen in a register.
 ///
 /// # Safety
-/// `bytes` points to 16 readable bytes, and the caller is compiled for AVX-512 F.
+/// `bytes` points to 16 readable bytes.
 #[cfg(target_arch = "x86_64")]
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn nibbles16(bytes: *const u8) -> [__m512i; 2] {
     // SAFETY: the caller's promise.
-    unsafe {
-        let both = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.cast()));
-        [_mm512_and_si512(both, _mm512_set1_epi32(0x0f)), _mm512_srli_epi32::<4>(both)]
-    }
+    let both = _mm512_cvtepu8_epi32(unsafe { load16(bytes) });
+    [_mm512_and_si512(both, _mm512_set1_epi32(0x0f)), _mm512_srli_epi32::<4>(both)]
 }
 
 /// [`nibbles_and_bits`], eight in a register.
 ///
 /// # Safety
-/// As [`nibbles8`]; `bits` points to 4 readable bytes.
+/// `bytes` points to 16 readable bytes, and `bits` to 4.
 #[cfg(target_arch = "x86_64")]
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn nibbles_and_bits8(bytes: *const u8, bits: *const u8) -> [__m256i; 4] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let bits = bits.cast::<i32>().read_unaligned();
-        let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-        let nibbles = nibbles8(bytes);
-        each!([0, 1, 2, 3], |part| {
-            let bits = _mm256_srlv_epi32(_mm256_set1_epi32(bits >> (8 * part)), lanes);
-            let fifth = _mm256_slli_epi32::<4>(_mm256_and_si256(bits, _mm256_set1_epi32(1)));
-            _mm256_or_si256(nibbles[part], fifth)
-        })
-    }
+    // SAFETY: the caller's promise, here and below.
+    let bits = unsafe { bits.cast::<i32>().read_unaligned() };
+    // SAFETY: as above.
+    let nibbles = unsafe { nibbles8(bytes) };
+    let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    each!([0, 1, 2, 3], |part| {
+        let bits = _mm256_srlv_epi32(_mm256_set1_epi32(bits >> (8 * part)), lanes);
+        let fifth = _mm256_slli_epi32::<4>(_mm256_and_si256(bits, _mm256_set1_epi32(1)));
+        _mm256_or_si256(nibbles[part], fifth)
+    })
 }
 
 /// [`nibbles_and_bits`], sixteen in a register.
 ///
 /// # Safety
-/// As [`nibbles16`]; `bits` points to 4 readable bytes.
+/// As [`nibbles_and_bits8`].
 #[cfg(target_arch = "x86_64")]
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn nibbles_and_bits16(bytes: *const u8, bits: *const u8) -> [__m512i; 2] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let bits = bits.cast::<[u16; 2]>().read_unaligned();
-        let nibbles = nibbles16(bytes);
-        each!([0, 1], |part| {
-            _mm512_or_si512(nibbles[part], _mm512_maskz_mov_epi32(bits[part], _mm512_set1_epi32(0x10)))
-        })
-    }
+    // SAFETY: the caller's promise, here and below.
+    let bits = unsafe { bits.cast::<[u16; 2]>().read_unaligned() };
+    // SAFETY: as above.
+    let nibbles = unsafe { nibbles16(bytes) };
+    each!([0, 1], |part| {
+        _mm512_or_si512(nibbles[part], _mm512_maskz_mov_epi32(bits[part], _mm512_set1_epi32(0x10)))
+    })
 }
 
 impl SmallBlock for Q4_0 {
@@ -174,17 +206,19 @@ impl SmallBlock for Q4_0 {
     }
 
     #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn quants8(block: *const u8) -> [__m256i; 4] {
         // SAFETY: the caller's promise.
-        unsafe { nibbles8(block.add(2)) }
+        unsafe { nibbles8(block.wrapping_add(2)) }
     }
 
     #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
     unsafe fn quants16(block: *const u8) -> [__m512i; 2] {
         // SAFETY: the caller's promise.
-        unsafe { nibbles16(block.add(2)) }
+        unsafe { nibbles16(block.wrapping_add(2)) }
     }
 }
 
@@ -194,23 +228,27 @@ impl SmallBlock for Q4_1 {
 
     #[inline(always)]
     unsafe fn unpack<const SIMD: bool>(bytes: &[u8]) -> (f32, f32, [i8; BLOCK]) {
-        // SAFETY: the caller's promise.
-        let (scale, offset) = unsafe { (half_at::<SIMD>(bytes, 0), half_at::<SIMD>(bytes, 2)) };
+        // SAFETY: the caller's promise, here and below.
+        let scale = unsafe { half_at::<SIMD>(bytes, 0) };
+        // SAFETY: as above.
+        let offset = unsafe { half_at::<SIMD>(bytes, 2) };
         (scale, offset, nibbles(&bytes[4..20]))
     }
 
     #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn quants8(block: *const u8) -> [__m256i; 4] {
         // SAFETY: the caller's promise.
-        unsafe { nibbles8(block.add(4)) }
+        unsafe { nibbles8(block.wrapping_add(4)) }
     }
 
     #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
     unsafe fn quants16(block: *const u8) -> [__m512i; 2] {
         // SAFETY: the caller's promise.
-        unsafe { nibbles16(block.add(4)) }
+        unsafe { nibbles16(block.wrapping_add(4)) }
     }
 }
 
@@ -226,17 +264,19 @@ impl SmallBlock for Q5_0 {
     }
 
     #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn quants8(block: *const u8) -> [__m256i; 4] {
         // SAFETY: the caller's promise.
-        unsafe { nibbles_and_bits8(block.add(6), block.add(2)) }
+        unsafe { nibbles_and_bits8(block.wrapping_add(6), block.wrapping_add(2)) }
     }
 
     #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
     unsafe fn quants16(block: *const u8) -> [__m512i; 2] {
         // SAFETY: the caller's promise.
-        unsafe { nibbles_and_bits16(block.add(6), block.add(2)) }
+        unsafe { nibbles_and_bits16(block.wrapping_add(6), block.wrapping_add(2)) }
     }
 }
 
@@ -246,23 +286,27 @@ impl SmallBlock for Q5_1 {
 
     #[inline(always)]
     unsafe fn unpack<const SIMD: bool>(bytes: &[u8]) -> (f32, f32, [i8; BLOCK]) {
-        // SAFETY: the caller's promise.
-        let (scale, offset) = unsafe { (half_at::<SIMD>(bytes, 0), half_at::<SIMD>(bytes, 2)) };
+        // SAFETY: the caller's promise, here and below.
+        let scale = unsafe { half_at::<SIMD>(bytes, 0) };
+        // SAFETY: as above.
+        let offset = unsafe { half_at::<SIMD>(bytes, 2) };
         (scale, offset, nibbles_and_bits(&bytes[8..24], &bytes[4..8]))
     }
 
     #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn quants8(block: *const u8) -> [__m256i; 4] {
         // SAFETY: the caller's promise.
-        unsafe { nibbles_and_bits8(block.add(8), block.add(4)) }
+        unsafe { nibbles_and_bits8(block.wrapping_add(8), block.wrapping_add(4)) }
     }
 
     #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
     unsafe fn quants16(block: *const u8) -> [__m512i; 2] {
         // SAFETY: the caller's promise.
-        unsafe { nibbles_and_bits16(block.add(8), block.add(4)) }
+        unsafe { nibbles_and_bits16(block.wrapping_add(8), block.wrapping_add(4)) }
     }
 }
 
@@ -281,17 +325,23 @@ impl SmallBlock for Q8_0 {
     }
 
     #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn quants8(block: *const u8) -> [__m256i; 4] {
-        // SAFETY: the caller's promise.
-        unsafe { each!([2, 10, 18, 26], |at| _mm256_cvtepi8_epi32(_mm_loadl_epi64(block.add(at).cast()))) }
+        each!([2, 10, 18, 26], |at| {
+            // SAFETY: the caller's promise.
+            _mm256_cvtepi8_epi32(unsafe { load8(block.wrapping_add(at)) })
+        })
     }
 
     #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
     unsafe fn quants16(block: *const u8) -> [__m512i; 2] {
-        // SAFETY: the caller's promise.
-        unsafe { each!([2, 18], |at| _mm512_cvtepi8_epi32(_mm_loadu_si128(block.add(at).cast()))) }
+        each!([2, 18], |at| {
+            // SAFETY: the caller's promise.
+            _mm512_cvtepi8_epi32(unsafe { load16(block.wrapping_add(at)) })
+        })
     }
 }
 

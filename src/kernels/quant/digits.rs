@@ -15,17 +15,20 @@ mod large;
 mod small;
 
 use std::arch::x86_64::{
-    __m128, __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm_setzero_ps, _mm_storeu_si128, _mm512_add_epi32,
-    _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_cvtps_epi32,
-    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_load_si512, _mm512_loadu_ps, _mm512_max_epu32, _mm512_mul_ps,
-    _mm512_reduce_add_ps, _mm512_reduce_max_epu32, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srai_epi32, _mm512_sub_epi32,
-    _mm512_zextps128_ps512,
+    __m128, __m128i, __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm_setzero_ps, _mm512_add_epi32, _mm512_add_ps,
+    _mm512_and_si512, _mm512_castps_si512, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_cvtps_epi32,
+    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_max_epu32, _mm512_mul_ps, _mm512_reduce_add_ps,
+    _mm512_reduce_max_epu32, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srai_epi32, _mm512_sub_epi32, _mm512_zextps128_ps512,
 };
+use std::mem::transmute;
 
-use super::blocks::BLOCK;
+use candle_core::quantized::GgmlDType;
+
+use super::super::simd::each;
+use super::blocks::{BLOCK, Q4_0, Q4_1, Q8_0};
 use super::dot::Rows;
-pub(super) use large::{Q4K, Q5K, Q6K};
+use large::{Q4K, Q5K, Q6K};
 
 /// Numbers that are unpacked at a time, and whose activations share a scale.
 const GROUP: usize = 128;
@@ -58,6 +61,9 @@ const SMALLEST: f32 = 1e-30;
 /// How far ahead weights are fetched, in bytes: a row or two.
 const AHEAD: usize = 2048;
 
+/// Sums of a group's activations, one a block, times what offsets are in scales.
+type BlockSums = [f32; GROUP_BLOCKS];
+
 /// A group's activations, digit by digit, the highest first.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
@@ -70,8 +76,8 @@ pub(super) struct DigitRows {
     digits: Vec<Digits>,
     /// `[count, groups]` what a digit of the lowest place stands for.
     scales: Vec<f32>,
-    /// `[count, groups, 4]` sums of the activations of each block, times what offsets are in scales.
-    sums: Vec<f32>,
+    /// `[count, groups]`
+    sums: Vec<BlockSums>,
     /// Groups of a row, the last of which may have fewer blocks.
     groups: usize,
 }
@@ -90,13 +96,14 @@ pub(super) trait Group: Copy {
     /// Adds the products with one row's activations to `sums` and `offsets`.
     ///
     /// # Safety
-    /// As for [`GroupBlock`]; `x_sums` points to four readable numbers.
-    unsafe fn add(self, digits: &Digits, scale: f32, x_sums: *const f32, sums: &mut __m512, offsets: &mut __m128);
+    /// The processor has all that [`GroupBlock`] names.
+    unsafe fn add(self, digits: &Digits, scale: f32, x_sums: &BlockSums, sums: &mut __m512, offsets: &mut __m128);
 }
 
 /// A format whose groups can be unpacked to bytes.
 ///
-/// Its functions may be called only where AVX-512 F, BW, VL, VBMI and VNNI, FMA and F16C are enabled.
+/// Its functions are compiled for AVX-512 F, BW, DQ, VL, VBMI and VNNI, FMA and F16C: the only reason, beside the pointers
+/// of [`load`](Self::load), why calling them is unsafe.
 pub(super) trait GroupBlock {
     type Group: Group;
 
@@ -113,26 +120,52 @@ pub(super) trait GroupBlock {
     /// * `blocks`: if not `WHOLE`, how many of the four blocks there are; the others are then 0
     ///
     /// # Safety
-    /// These blocks are readable.
+    /// These blocks are readable, and the processor has the instructions.
     unsafe fn load<const WHOLE: bool>(bytes: *const u8, part: usize, blocks: usize) -> Self::Group;
 }
 
 impl DigitRows {
+    /// [`prepare`](Self::prepare), for weights of a format; of those that have no kernel here, as for `Q4_0`.
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+    pub(super) fn prepare_for(&mut self, dtype: GgmlDType, x: &[f32], cols: usize, offset_factor: f32) {
+        match dtype {
+            GgmlDType::Q4_1 => self.prepare::<Q4_1>(x, cols, offset_factor),
+            GgmlDType::Q8_0 => self.prepare::<Q8_0>(x, cols, offset_factor),
+            GgmlDType::Q4K => self.prepare::<Q4K>(x, cols, offset_factor),
+            GgmlDType::Q5K => self.prepare::<Q5K>(x, cols, offset_factor),
+            GgmlDType::Q6K => self.prepare::<Q6K>(x, cols, offset_factor),
+            _ => self.prepare::<Q4_0>(x, cols, offset_factor),
+        }
+    }
+
+    /// [`dot_rows`](Self::dot_rows), for weights of the format that they were prepared for.
+    ///
+    /// # Panics
+    /// If a size does not fit what was prepared.
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+    pub(super) fn dot_rows_of(&self, dtype: GgmlDType, rows: Rows<'_>, out: &mut [f32]) {
+        match dtype {
+            GgmlDType::Q4_1 => self.dot_rows::<Q4_1>(rows, out),
+            GgmlDType::Q8_0 => self.dot_rows::<Q8_0>(rows, out),
+            GgmlDType::Q4K => self.dot_rows::<Q4K>(rows, out),
+            GgmlDType::Q5K => self.dot_rows::<Q5K>(rows, out),
+            GgmlDType::Q6K => self.dot_rows::<Q6K>(rows, out),
+            _ => self.dot_rows::<Q4_0>(rows, out),
+        }
+    }
+
     /// Prepares rows of activations; what was prepared before is overwritten.
     ///
     /// * `x`: `[count, cols]`
     /// * `offset_factor`: what sums of blocks are multiplied by
-    ///
-    /// # Safety
-    /// The processor has all that [`GroupBlock`] names.
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
-    pub(super) unsafe fn prepare<B: GroupBlock>(&mut self, x: &[f32], cols: usize, offset_factor: f32) {
+    fn prepare<B: GroupBlock>(&mut self, x: &[f32], cols: usize, offset_factor: f32) {
         self.groups = cols.div_ceil(GROUP);
         let groups = x.len() / cols * self.groups;
         self.digits.resize(groups, Digits([[0; GROUP]; 3]));
         self.scales.resize(groups, 0.0);
-        self.sums.resize(groups * GROUP_BLOCKS, 0.0);
-        let mut targets = self.digits.iter_mut().zip(&mut self.scales).zip(self.sums.as_chunks_mut::<GROUP_BLOCKS>().0);
+        self.sums.resize(groups, [0.0; GROUP_BLOCKS]);
+        let mut targets = self.digits.iter_mut().zip(&mut self.scales).zip(&mut self.sums);
         for numbers in x.chunks_exact(cols).flat_map(|row| row.chunks(GROUP)) {
             let Some(((digits, scale), sums)) = targets.next() else { break };
             let mut padded = [0.0; GROUP];
@@ -140,36 +173,35 @@ impl DigitRows {
             for (sum, block) in sums.iter_mut().zip(padded.as_chunks::<BLOCK>().0) {
                 *sum = offset_factor * block.iter().sum::<f32>();
             }
-            // SAFETY: the caller's promise; 16 numbers are read and 16 bytes written at a time, all within `padded` and
-            // `digits`.
-            unsafe {
-                let part = |index: usize| _mm512_loadu_ps(padded.as_ptr().add(LANES * index));
-                let mut largest = _mm512_setzero_si512();
-                for index in 0..GROUP / LANES {
-                    let bits = _mm512_castps_si512(part(index));
-                    largest = _mm512_max_epu32(largest, _mm512_and_si512(bits, _mm512_set1_epi32(i32::MAX)));
+            let parts: &[[f32; LANES]; GROUP / LANES] = &padded.as_chunks().0.as_chunks().0[0];
+            let mut largest = _mm512_setzero_si512();
+            for part in parts {
+                let bits = _mm512_castps_si512(load_floats(part));
+                largest = _mm512_max_epu32(largest, _mm512_and_si512(bits, _mm512_set1_epi32(i32::MAX)));
+            }
+            // As whole numbers, infinity and what is not a number are the largest: they come out in the scale.
+            let largest = f32::from_bits(_mm512_reduce_max_epu32(largest));
+            let most = const { largest_whole(B::Group::DIGITS, B::Group::SIGNED) };
+            let factor = if largest < SMALLEST { 0.0 } else { most / largest };
+            *scale = largest / most;
+            if !largest.is_finite() {
+                *scale = f32::NAN;
+            }
+            for (part, place) in parts.iter().zip(B::Group::PLACES) {
+                let scaled = _mm512_mul_ps(load_floats(part), _mm512_set1_ps(factor));
+                let mut whole = _mm512_cvtps_epi32(scaled);
+                // A digit with a sign carries into the next one.
+                let carry = if B::Group::SIGNED { _mm512_setzero_si512() } else { _mm512_set1_epi32(128) };
+                if B::Group::SIGNED {
+                    let bias = const { (unsigned_bias(B::Group::DIGITS) as i32) << (8 * (B::Group::DIGITS - 1)) };
+                    whole = _mm512_add_epi32(whole, _mm512_set1_epi32(bias));
                 }
-                // As whole numbers, infinity and what is not a number are the largest: they come out in the scale.
-                let largest = f32::from_bits(_mm512_reduce_max_epu32(largest));
-                let most = const { largest_whole(B::Group::DIGITS, B::Group::SIGNED) };
-                let factor = if largest < SMALLEST { 0.0 } else { most / largest };
-                *scale = largest / most;
-                if !largest.is_finite() {
-                    *scale = f32::NAN;
-                }
-                for (index, place) in B::Group::PLACES.into_iter().enumerate() {
-                    let scaled = _mm512_mul_ps(part(index), _mm512_set1_ps(factor));
-                    let mut whole = _mm512_cvtps_epi32(scaled);
-                    // A digit with a sign carries into the next one.
-                    let carry = if B::Group::SIGNED { _mm512_setzero_si512() } else { _mm512_set1_epi32(128) };
-                    if B::Group::SIGNED {
-                        let bias = const { (unsigned_bias(B::Group::DIGITS) as i32) << (8 * (B::Group::DIGITS - 1)) };
-                        whole = _mm512_add_epi32(whole, _mm512_set1_epi32(bias));
-                    }
-                    for digit in digits.0[..B::Group::DIGITS].iter_mut().rev() {
-                        _mm_storeu_si128(digit.as_mut_ptr().add(place).cast(), _mm512_cvtepi32_epi8(whole));
-                        whole = _mm512_srai_epi32::<8>(_mm512_add_epi32(whole, carry));
-                    }
+                for digit in digits.0[..B::Group::DIGITS].iter_mut().rev() {
+                    let target: &mut [u8; LANES] = &mut digit.as_chunks_mut().0[place / LANES];
+                    let bytes = _mm512_cvtepi32_epi8(whole);
+                    // SAFETY: plain numbers of the same size.
+                    *target = unsafe { transmute::<__m128i, [u8; LANES]>(bytes) };
+                    whole = _mm512_srai_epi32::<8>(_mm512_add_epi32(whole, carry));
                 }
             }
         }
@@ -179,115 +211,140 @@ impl DigitRows {
     ///
     /// * `out`: `[count, rows]`
     ///
-    /// # Safety
-    /// The processor has all that [`GroupBlock`] names.
-    ///
     /// # Panics
     /// If a size does not fit what was prepared.
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
-    pub(super) unsafe fn dot_rows<B: GroupBlock>(&self, rows: Rows<'_>, out: &mut [f32]) {
+    fn dot_rows<B: GroupBlock>(&self, rows: Rows<'_>, out: &mut [f32]) {
         let count = self.scales.len() / self.groups;
         for (index, out) in out.chunks_mut(4 * rows.count).enumerate() {
             let first = 4 * index * self.groups;
-            // SAFETY: the caller's promise.
-            unsafe {
-                match (count - 4 * index).min(4) {
-                    1 => self.some_rows::<B, 1>(first, rows, out),
-                    2 => self.some_rows::<B, 2>(first, rows, out),
-                    3 => self.some_rows::<B, 3>(first, rows, out),
-                    _ => self.some_rows::<B, 4>(first, rows, out),
-                }
+            match (count - 4 * index).min(4) {
+                1 => self.some_rows::<B, 1>(first, rows, out),
+                2 => self.some_rows::<B, 2>(first, rows, out),
+                3 => self.some_rows::<B, 3>(first, rows, out),
+                _ => self.some_rows::<B, 4>(first, rows, out),
             }
         }
     }
 
     /// `N` rows of activations at a time, the first at group `first`, so that each group of weights is unpacked once for
     /// all of them. The result for each does not depend on `N`.
-    ///
-    /// # Safety
-    /// As [`dot_rows`](Self::dot_rows), where this is inlined.
-    #[inline(always)]
-    unsafe fn some_rows<B: GroupBlock, const N: usize>(&self, first: usize, rows: Rows<'_>, out: &mut [f32]) {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+    fn some_rows<B: GroupBlock, const N: usize>(&self, first: usize, rows: Rows<'_>, out: &mut [f32]) {
         let groups = self.groups;
         let numbers = rows.row_bytes / B::BLOCK_BYTES * B::BLOCK_NUMBERS;
         let (digits, scales) = (&self.digits[first..first + N * groups], &self.scales[first..first + N * groups]);
-        let x_sums = &self.sums[first * GROUP_BLOCKS..(first + N * groups) * GROUP_BLOCKS];
+        let x_sums = &self.sums[first..first + N * groups];
         assert!(numbers.div_ceil(GROUP) == groups && out.len() == N * rows.count, "sizes of products with rows");
         let whole = numbers / GROUP;
         for (index, row) in rows.iter().enumerate() {
-            // SAFETY: sizes were checked above: `group` stays below `groups`, and its blocks lie inside of `row`. Fetching
-            // ahead may leave the matrix, which a prefetch allows.
-            unsafe {
-                // Two sets of sums hide the latency of the multiply-add.
-                let mut sums = [[_mm512_setzero_ps(); N]; 2];
-                let mut offsets = [_mm_setzero_ps(); N];
-                let [even, odd] = &mut sums;
-                let place = |group: usize| Place {
-                    row: row.as_ptr(),
-                    group,
-                    digits: digits.as_ptr().add(group),
-                    scale: scales.as_ptr().add(group),
-                    x_sums: x_sums.as_ptr().add(GROUP_BLOCKS * group),
-                };
-                for pair in 0..whole / 2 {
-                    add_group::<B, N, true>(place(2 * pair), groups, 0, even, &mut offsets);
-                    add_group::<B, N, true>(place(2 * pair + 1), groups, 0, odd, &mut offsets);
-                }
-                if whole % 2 == 1 {
-                    add_group::<B, N, true>(place(whole - 1), groups, 0, even, &mut offsets);
-                }
-                if whole < groups {
-                    add_group::<B, N, false>(place(whole), groups, numbers % GROUP / BLOCK, odd, &mut offsets);
-                }
-                for n in 0..N {
-                    let offsets = _mm512_zextps128_ps512(offsets[n]);
-                    let total = _mm512_add_ps(_mm512_add_ps(even[n], odd[n]), offsets);
-                    out[n * rows.count + index] = _mm512_reduce_add_ps(total);
-                }
+            // Two sets of sums hide the latency of the multiply-add.
+            let mut sums = [[_mm512_setzero_ps(); N]; 2];
+            let mut offsets = [_mm_setzero_ps(); N];
+            let [even, odd] = &mut sums;
+            let place = |group: usize| Place { row, group, groups, digits, scales, x_sums };
+            for pair in 0..whole / 2 {
+                // SAFETY: sizes were checked above: groups up to `whole` are below `groups` and inside of `row`; here and
+                // below.
+                unsafe { add_group::<B, N, true>(place(2 * pair), 0, even, &mut offsets) };
+                // SAFETY: as above.
+                unsafe { add_group::<B, N, true>(place(2 * pair + 1), 0, odd, &mut offsets) };
+            }
+            if whole % 2 == 1 {
+                // SAFETY: as above.
+                unsafe { add_group::<B, N, true>(place(whole - 1), 0, even, &mut offsets) };
+            }
+            if whole < groups {
+                // SAFETY: as above; of the last group only the blocks that are there are read.
+                unsafe { add_group::<B, N, false>(place(whole), numbers % GROUP / BLOCK, odd, &mut offsets) };
+            }
+            for n in 0..N {
+                let offsets = _mm512_zextps128_ps512(offsets[n]);
+                let total = _mm512_add_ps(_mm512_add_ps(even[n], odd[n]), offsets);
+                out[n * rows.count + index] = _mm512_reduce_add_ps(total);
             }
         }
     }
 }
 
-/// A group of weights, and the first row's digits, scale and sums for it.
+/// A group of weights, and the activations of `N` rows, each of `groups` groups.
 #[derive(Clone, Copy)]
-struct Place {
+struct Place<'a> {
     /// The row of weights.
-    row: *const u8,
+    row: &'a [u8],
     group: usize,
-    digits: *const Digits,
-    scale: *const f32,
-    x_sums: *const f32,
+    groups: usize,
+    digits: &'a [Digits],
+    scales: &'a [f32],
+    x_sums: &'a [BlockSums],
 }
 
 /// Adds a group's products. A function of its own, and no closure, so that it is compiled with its surroundings.
 ///
 /// # Safety
-/// As [`DigitRows::some_rows`]: all of `place` lies inside of the weights and activations, whose next row is `groups`
-/// further.
-#[inline(always)]
+/// The group, or its first `blocks` blocks if it is not `WHOLE`, lies inside of the row, and is below `groups`; there are
+/// activations for `N * groups` of them.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
 unsafe fn add_group<B: GroupBlock, const N: usize, const WHOLE: bool>(
-    place: Place,
-    groups: usize,
+    place: Place<'_>,
     blocks: usize,
     sums: &mut [__m512; N],
     offsets: &mut [__m128; N],
 ) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let bytes = GROUP * B::BLOCK_BYTES / B::BLOCK_NUMBERS;
-        for line in (0..bytes).step_by(64) {
-            _mm_prefetch::<_MM_HINT_T0>(place.row.wrapping_add(place.group * bytes + AHEAD + line).cast());
-        }
-        let parts = (B::BLOCK_NUMBERS / GROUP).max(1);
-        let part = place.group % parts;
-        let group = B::load::<WHOLE>(place.row.add((place.group - part) * bytes), part, blocks);
-        for n in 0..N {
-            let at = n * groups;
-            let (digits, x_sums) = (&*place.digits.add(at), place.x_sums.add(GROUP_BLOCKS * at));
-            group.add(digits, *place.scale.add(at), x_sums, &mut sums[n], &mut offsets[n]);
-        }
+    let bytes = GROUP * B::BLOCK_BYTES / B::BLOCK_NUMBERS;
+    let row = place.row.as_ptr();
+    for line in (0..bytes).step_by(64) {
+        fetch(row.wrapping_add(place.group * bytes + AHEAD + line));
     }
+    let parts = (B::BLOCK_NUMBERS / GROUP).max(1);
+    let part = place.group % parts;
+    let block = row.wrapping_add((place.group - part) * bytes);
+    // SAFETY: the caller's promise.
+    let group = unsafe { B::load::<WHOLE>(block, part, blocks) };
+    for n in 0..N {
+        let at = n * place.groups + place.group;
+        // SAFETY: the caller's promise, here and below.
+        let digits = unsafe { place.digits.get_unchecked(at) };
+        // SAFETY: as above.
+        let scale = unsafe { *place.scales.get_unchecked(at) };
+        // SAFETY: as above.
+        let x_sums = unsafe { place.x_sums.get_unchecked(at) };
+        // SAFETY: this function is compiled for the same instructions.
+        unsafe { group.add(digits, scale, x_sums, &mut sums[n], &mut offsets[n]) };
+    }
+}
+
+/// Starts to fetch what is there, if anything is.
+#[inline(always)]
+fn fetch(place: *const u8) {
+    // SAFETY: every processor of this architecture has it, and it reads nothing that a program could notice.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
+}
+
+/// Sixteen numbers.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+fn load_floats(numbers: &[f32; LANES]) -> __m512 {
+    // SAFETY: plain numbers of the same size.
+    unsafe { transmute::<[f32; LANES], __m512>(*numbers) }
+}
+
+/// Four numbers.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+fn load_sums(sums: &BlockSums) -> __m128 {
+    // SAFETY: plain numbers of the same size.
+    unsafe { transmute::<BlockSums, __m128>(*sums) }
+}
+
+/// The first or the second half of a digit of all activations.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+fn load_half(digit: &[u8; GROUP], half: usize) -> __m512i {
+    // SAFETY: plain numbers of the same size.
+    unsafe { transmute::<[u8; GROUP / 2], __m512i>(digit.as_chunks().0[half]) }
 }
 
 /// A group of signed bytes in the order of its numbers, half of them in a register; for activations of so many digits.
@@ -301,17 +358,12 @@ pub(super) struct ByteGroup<const DIGITS: usize> {
 
 impl<const DIGITS: usize> ByteGroup<DIGITS> {
     /// * `scales`: for each lane of four quants
-    ///
-    /// # Safety
-    /// The caller is compiled for all that [`GroupBlock`] names.
-    #[inline(always)]
-    unsafe fn new(quants: [__m512i; 2], scales: [__m512; 2]) -> Self {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let x = _mm512_set1_epi8(const { unsigned_bias(DIGITS) }.cast_signed());
-            let bias = |quants| _mm512_dpbusd_epi32(_mm512_setzero_si512(), x, quants);
-            Self { quants, bias: [bias(quants[0]), bias(quants[1])], scales }
-        }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+    fn new(quants: [__m512i; 2], scales: [__m512; 2]) -> Self {
+        let x = _mm512_set1_epi8(const { unsigned_bias(DIGITS) }.cast_signed());
+        let bias = each!(2 of quants, |quants| _mm512_dpbusd_epi32(_mm512_setzero_si512(), x, quants));
+        Self { quants, bias, scales }
     }
 }
 
@@ -320,22 +372,20 @@ impl<const DIGITS: usize> Group for ByteGroup<DIGITS> {
     const SIGNED: bool = true;
     const PLACES: [usize; GROUP / LANES] = [0, 16, 32, 48, 64, 80, 96, 112];
 
-    #[inline(always)]
-    unsafe fn add(self, digits: &Digits, scale: f32, _x_sums: *const f32, sums: &mut __m512, _offsets: &mut __m128) {
-        // SAFETY: the caller's promise; digits are aligned.
-        unsafe {
-            for half in 0..2 {
-                let mut products = _mm512_setzero_si512();
-                for (place, digit) in digits.0[..DIGITS].iter().enumerate() {
-                    let x = _mm512_load_si512(digit.as_ptr().add(64 * half).cast());
-                    products = _mm512_dpbusd_epi32(_mm512_slli_epi32::<8>(products), x, self.quants[half]);
-                    if place == 0 {
-                        products = _mm512_sub_epi32(products, self.bias[half]);
-                    }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+    unsafe fn add(self, digits: &Digits, scale: f32, _: &BlockSums, sums: &mut __m512, _: &mut __m128) {
+        for half in 0..2 {
+            let mut products = _mm512_setzero_si512();
+            for (place, digit) in digits.0[..DIGITS].iter().enumerate() {
+                let moved = _mm512_slli_epi32::<8>(products);
+                products = _mm512_dpbusd_epi32(moved, load_half(digit, half), self.quants[half]);
+                if place == 0 {
+                    products = _mm512_sub_epi32(products, self.bias[half]);
                 }
-                let scales = _mm512_mul_ps(self.scales[half], _mm512_set1_ps(scale));
-                *sums = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scales, *sums);
             }
+            let scales = _mm512_mul_ps(self.scales[half], _mm512_set1_ps(scale));
+            *sums = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scales, *sums);
         }
     }
 }

@@ -21,7 +21,7 @@ use super::super::simd::{InstructionSet, Level};
 use super::super::vector;
 use super::blocks::{BLOCK, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, SmallBlock};
 #[cfg(target_arch = "x86_64")]
-use super::digits::{self, DigitRows};
+use super::digits::DigitRows;
 use super::{Stored, blocks_of, dequantize};
 
 /// Rows of activations, prepared for products with the rows of a matrix of one format. Buffers are kept for reuse.
@@ -96,18 +96,8 @@ impl Activations {
             }
             #[cfg(target_arch = "x86_64")]
             Form::Digits => {
-                let factor = offset_factor(dtype);
                 // SAFETY: the processor has the set, see `InstructionSet`.
-                unsafe {
-                    match dtype {
-                        GgmlDType::Q4_1 => self.digits.prepare::<Q4_1>(x, cols, factor),
-                        GgmlDType::Q8_0 => self.digits.prepare::<Q8_0>(x, cols, factor),
-                        GgmlDType::Q4K => self.digits.prepare::<digits::Q4K>(x, cols, factor),
-                        GgmlDType::Q5K => self.digits.prepare::<digits::Q5K>(x, cols, factor),
-                        GgmlDType::Q6K => self.digits.prepare::<digits::Q6K>(x, cols, factor),
-                        _ => self.digits.prepare::<Q4_0>(x, cols, factor),
-                    }
-                }
+                unsafe { self.digits.prepare_for(dtype, x, cols, offset_factor(dtype)) };
             }
         }
     }
@@ -135,6 +125,9 @@ impl Activations {
         assert!(self.dtype == Some(dtype), "activations for {:?}, weights in {dtype:?}", self.dtype);
         let set = self.set;
         let rows = Rows { data, row_bytes, count: data.len() / row_bytes };
+        if rows.count == 0 {
+            return;
+        }
         match self.form {
             Form::Plain => {
                 for (x, out) in self.plain.chunks_exact(self.cols).zip(out.chunks_exact_mut(rows.count)) {
@@ -158,16 +151,7 @@ impl Activations {
             }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the processor has the set, see `InstructionSet`.
-            Form::Digits => unsafe {
-                match dtype {
-                    GgmlDType::Q4_1 => self.digits.dot_rows::<Q4_1>(rows, out),
-                    GgmlDType::Q8_0 => self.digits.dot_rows::<Q8_0>(rows, out),
-                    GgmlDType::Q4K => self.digits.dot_rows::<digits::Q4K>(rows, out),
-                    GgmlDType::Q5K => self.digits.dot_rows::<digits::Q5K>(rows, out),
-                    GgmlDType::Q6K => self.digits.dot_rows::<digits::Q6K>(rows, out),
-                    _ => self.digits.dot_rows::<Q4_0>(rows, out),
-                }
-            },
+            Form::Digits => unsafe { self.digits.dot_rows_of(dtype, rows, out) },
             Form::Rounded => {
                 let x = self.large.chunks_exact(self.cols / BlockQ8K::BLCK_SIZE);
                 for (x, out) in x.zip(out.chunks_exact_mut(rows.count)) {

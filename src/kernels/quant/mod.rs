@@ -129,7 +129,10 @@ impl WeightMatrix {
         &(*self.owner).as_ref()[self.range.clone()]
     }
 
+    /// # Panics
+    /// If there are no such rows.
     fn row_data(&self, rows: Range<usize>) -> &[u8] {
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
         let row_bytes = self.row_bytes();
         &self.data()[rows.start * row_bytes..rows.end * row_bytes]
     }
@@ -139,8 +142,9 @@ impl WeightMatrix {
     /// # Panics
     /// If `rows` is out of range or `out` has another size.
     pub fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+        let data = self.row_data(rows.clone());
         assert_eq!(out.len(), rows.len() * self.cols, "size of the dequantised rows");
-        dequantize(self.dtype, self.row_data(rows), out);
+        dequantize(self.dtype, data, out);
     }
 
     /// Products of some rows with activations that were [prepared](Activations::prepare) for this matrix's format, on the
@@ -149,10 +153,18 @@ impl WeightMatrix {
     /// * `out`: `[x.count(), rows.len()]`
     ///
     /// # Panics
-    /// If a size does not fit, or the activations are prepared for another format.
+    /// If there are no such rows, a size does not fit, or the activations are prepared for another format.
     pub fn dot_rows(&self, rows: Range<usize>, x: &Activations, out: &mut [f32]) {
-        assert_eq!((x.cols(), out.len()), (self.cols, x.count() * rows.len()), "sizes of products with rows");
-        x.dot_rows(self.dtype, self.row_data(rows), self.row_bytes(), out);
+        let data = self.row_data(rows.clone());
+        assert!(
+            x.cols() == self.cols && x.count().checked_mul(rows.len()) == Some(out.len()),
+            "sizes of products with rows: {} rows of {} activations, {} weights, {} results",
+            x.count(),
+            x.cols(),
+            self.cols,
+            out.len()
+        );
+        x.dot_rows(self.dtype, data, self.row_bytes(), out);
     }
 
     /// `out = W x`, over threads.
@@ -190,7 +202,8 @@ impl WeightMatrix {
     /// # Panics
     /// If a size does not fit.
     pub fn matmul(&self, x: &[f32], seq_len: usize, out: &mut [f32]) {
-        assert_eq!((x.len(), out.len()), (seq_len * self.cols, seq_len * self.rows), "sizes of a matrix product");
+        let sizes = (seq_len.checked_mul(self.cols), seq_len.checked_mul(self.rows));
+        assert_eq!((Some(x.len()), Some(out.len())), sizes, "sizes of a matrix product");
         match seq_len {
             0 => {}
             1 => self.matvec(x, out),

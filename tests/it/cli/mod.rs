@@ -12,6 +12,7 @@ mod errors;
 mod eval;
 mod eval_table;
 mod hostile;
+mod isa;
 mod logging;
 mod mishaps;
 mod model_files;

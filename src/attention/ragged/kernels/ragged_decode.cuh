@@ -6,8 +6,8 @@
 // range's result goes to memory, and the block that finishes last for a head merges those of all its ranges, so that no
 // second launch is needed.
 //
-// The common subset of CUDA and C: the tests compile the same file for the host (see ../emulation). Memory is therefore
-// only read and written through the functions below.
+// The common subset of CUDA and C: the tests compile the same file for the host, with a `cuda.h` of their own (see
+// tests/it/emulation). Memory is therefore only read and written through the functions below.
 //
 // Not for: choosing the grid (see ../launch.rs).
 
@@ -21,7 +21,7 @@
 #define INLINE static __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
 #else
-#include "../emulation/cuda.h"
+#include "cuda.h"
 #endif
 
 #define THREADS 128 // of a block; as in ../launch.rs

@@ -4,15 +4,17 @@
 
 use std::arch::x86_64::{
     __m128, __m512, __m512i, _mm_broadcastss_ps, _mm_cvtepi32_ps, _mm_cvtepu8_epi32, _mm_cvtph_ps, _mm_cvtsi32_si128,
-    _mm_fmadd_ps, _mm_loadl_epi64, _mm_loadu_ps, _mm_mul_ps, _mm_permute_ps, _mm256_broadcastss_ps,
-    _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_loadu_si256, _mm256_mul_ps, _mm256_set1_epi16, _mm512_and_si512,
-    _mm512_broadcast_i64x4, _mm512_castsi256_si512, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps,
-    _mm512_inserti64x4, _mm512_load_si512, _mm512_loadu_si512, _mm512_mul_ps, _mm512_or_si512, _mm512_permutexvar_ps,
-    _mm512_set1_epi8, _mm512_set1_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_sllv_epi16, _mm512_srli_epi16,
-    _mm512_srlv_epi16, _mm512_sub_epi8, _mm512_zextps128_ps512, _mm512_zextps256_ps512,
+    _mm_fmadd_ps, _mm_loadl_epi64, _mm_mul_ps, _mm_permute_ps, _mm256_broadcastss_ps, _mm256_cvtepi8_epi32,
+    _mm256_cvtepi32_ps, _mm256_loadu_si256, _mm256_mul_ps, _mm256_set1_epi16, _mm512_and_si512, _mm512_broadcast_i64x4,
+    _mm512_castsi256_si512, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_inserti64x4,
+    _mm512_loadu_si512, _mm512_mul_ps, _mm512_or_si512, _mm512_permutexvar_ps, _mm512_set1_epi8, _mm512_set1_ps,
+    _mm512_setzero_si512, _mm512_slli_epi32, _mm512_sllv_epi16, _mm512_srli_epi16, _mm512_srlv_epi16, _mm512_sub_epi8,
+    _mm512_zextps128_ps512, _mm512_zextps256_ps512,
 };
+use std::mem::transmute;
 
-use super::{ByteGroup, Digits, GROUP, Group, GroupBlock, LANES};
+use super::super::super::simd::each;
+use super::{BlockSums, ByteGroup, Digits, GROUP, Group, GroupBlock, LANES, load_half, load_sums};
 
 /// Numbers of a block.
 const NUMBERS: usize = 256;
@@ -72,64 +74,70 @@ static SIXTEENTHS: [Indices; 2] = {
 };
 
 /// Two registers' worth of lanes, picked from `numbers`.
-///
-/// # Safety
-/// The caller is compiled for AVX-512 F.
-#[inline(always)]
-unsafe fn pick(numbers: __m512, indices: &[Indices; 2]) -> [__m512; 2] {
-    // SAFETY: the caller's promise; indices are aligned.
-    unsafe {
-        let load = |half: usize| _mm512_load_si512(indices[half].0.as_ptr().cast());
-        [_mm512_permutexvar_ps(load(0), numbers), _mm512_permutexvar_ps(load(1), numbers)]
-    }
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+fn pick(numbers: __m512, indices: &[Indices; 2]) -> [__m512; 2] {
+    each!(2 of indices, |indices| {
+        // SAFETY: plain numbers of the same size.
+        let indices = unsafe { transmute::<[u32; LANES], __m512i>(indices.0) };
+        _mm512_permutexvar_ps(indices, numbers)
+    })
 }
 
 /// 64 bytes of nibbles: the low ones and the high ones.
 ///
 /// # Safety
-/// `bytes` points to so many readable bytes, and the caller is compiled for AVX-512 BW.
-#[inline(always)]
+/// `bytes` points to so many readable bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
 unsafe fn nibbles(bytes: *const u8) -> [__m512i; 2] {
     // SAFETY: the caller's promise.
-    unsafe {
-        let (both, low) = (_mm512_loadu_si512(bytes.cast()), _mm512_set1_epi8(0x0f));
-        [_mm512_and_si512(both, low), _mm512_and_si512(_mm512_srli_epi16::<4>(both), low)]
-    }
+    let both = unsafe { _mm512_loadu_si512(bytes.cast()) };
+    let low = _mm512_set1_epi8(0x0f);
+    [_mm512_and_si512(both, low), _mm512_and_si512(_mm512_srli_epi16::<4>(both), low)]
+}
+
+/// 32 bytes, in both halves of a register.
+///
+/// # Safety
+/// `bytes` points to so many readable bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+unsafe fn twice(bytes: *const u8) -> __m512i {
+    // SAFETY: the caller's promise.
+    _mm512_broadcast_i64x4(unsafe { _mm256_loadu_si256(bytes.cast()) })
 }
 
 /// 16-bit words, `low` in the lower half of a register and `high` in the upper one.
-///
-/// # Safety
-/// The caller is compiled for AVX-512 F.
-#[inline(always)]
-unsafe fn halves(low: i16, high: i16) -> __m512i {
-    // SAFETY: the caller's promise.
-    unsafe { _mm512_inserti64x4::<1>(_mm512_castsi256_si512(_mm256_set1_epi16(low)), _mm256_set1_epi16(high)) }
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+fn halves(low: i16, high: i16) -> __m512i {
+    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(_mm256_set1_epi16(low)), _mm256_set1_epi16(high))
 }
 
 /// [`PairGroup`] of part `part` of a block with its quants.
 ///
 /// # Safety
 /// As [`GroupBlock::load`]; the block begins as those of `Q4_K` and `Q5_K` do.
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
 unsafe fn pair_group(block: *const u8, part: usize, quants: [__m512i; 2]) -> PairGroup {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let [a, b, c] = block.add(4).cast::<[u32; 3]>().read_unaligned();
-        // The last four scales and minima have four bits in one place and two in another.
-        let (scales, minima) = if part == 0 {
-            (a & 0x3f3f_3f3f, b & 0x3f3f_3f3f)
-        } else {
-            (c & 0x0f0f_0f0f | a >> 2 & 0x3030_3030, c >> 4 & 0x0f0f_0f0f | b >> 2 & 0x3030_3030)
-        };
-        let widen = |bytes: u32| _mm_cvtepi32_ps(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(bytes.cast_signed())));
-        let stored = _mm_cvtph_ps(_mm_cvtsi32_si128(block.cast::<i32>().read_unaligned()));
-        let scales = _mm_mul_ps(widen(scales), _mm_broadcastss_ps(stored));
-        PairGroup {
-            quants,
-            scales: pick(_mm512_zextps128_ps512(scales), &PAIR_BLOCKS),
-            minima: _mm_mul_ps(widen(minima), _mm_permute_ps::<0b01_01_01_01>(stored)),
-        }
+    // SAFETY: the caller's promise: 16 bytes, the scales of scales first.
+    let [stored, a, b, c] = unsafe { block.cast::<[u32; 4]>().read_unaligned() };
+    // The last four scales and minima have four bits in one place and two in another.
+    let (scales, minima) = if part == 0 {
+        (a & 0x3f3f_3f3f, b & 0x3f3f_3f3f)
+    } else {
+        (c & 0x0f0f_0f0f | a >> 2 & 0x3030_3030, c >> 4 & 0x0f0f_0f0f | b >> 2 & 0x3030_3030)
+    };
+    let [scales, minima] =
+        each!([scales, minima], |bytes| _mm_cvtepi32_ps(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(bytes.cast_signed()))));
+    let stored = _mm_cvtph_ps(_mm_cvtsi32_si128(stored.cast_signed()));
+    let scales = _mm_mul_ps(scales, _mm_broadcastss_ps(stored));
+    PairGroup {
+        quants,
+        scales: pick(_mm512_zextps128_ps512(scales), &PAIR_BLOCKS),
+        minima: _mm_mul_ps(minima, _mm_permute_ps::<0b01_01_01_01>(stored)),
     }
 }
 
@@ -140,74 +148,95 @@ impl Group for PairGroup {
     const PLACES: [usize; GROUP / LANES] = [0, 16, 64, 80, 32, 48, 96, 112];
 
     /// `x_sums` are negative.
-    #[inline(always)]
-    unsafe fn add(self, digits: &Digits, scale: f32, x_sums: *const f32, sums: &mut __m512, offsets: &mut __m128) {
-        // SAFETY: the caller's promise; digits are aligned.
-        unsafe {
-            for half in 0..2 {
-                let mut products = _mm512_setzero_si512();
-                for digit in &digits.0[..DIGITS] {
-                    let x = _mm512_load_si512(digit.as_ptr().add(64 * half).cast());
-                    products = _mm512_dpbusd_epi32(_mm512_slli_epi32::<8>(products), self.quants[half], x);
-                }
-                let scales = _mm512_mul_ps(self.scales[half], _mm512_set1_ps(scale));
-                *sums = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scales, *sums);
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+    unsafe fn add(self, digits: &Digits, scale: f32, x_sums: &BlockSums, sums: &mut __m512, offsets: &mut __m128) {
+        for half in 0..2 {
+            let mut products = _mm512_setzero_si512();
+            for digit in &digits.0[..DIGITS] {
+                let moved = _mm512_slli_epi32::<8>(products);
+                products = _mm512_dpbusd_epi32(moved, self.quants[half], load_half(digit, half));
             }
-            *offsets = _mm_fmadd_ps(self.minima, _mm_loadu_ps(x_sums), *offsets);
+            let scales = _mm512_mul_ps(self.scales[half], _mm512_set1_ps(scale));
+            *sums = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scales, *sums);
         }
+        *offsets = _mm_fmadd_ps(self.minima, load_sums(x_sums), *offsets);
     }
 }
 
 macro_rules! pair_format {
-    ($format:ident, $bytes:literal bytes, |$block:ident, $part:ident| $quants:expr) => {
+    ($format:ident, $bytes:literal bytes, $quants:ident) => {
         impl GroupBlock for $format {
             type Group = PairGroup;
             const BLOCK_BYTES: usize = $bytes;
             const BLOCK_NUMBERS: usize = NUMBERS;
 
-            #[inline(always)]
-            unsafe fn load<const WHOLE: bool>($block: *const u8, $part: usize, _blocks: usize) -> PairGroup {
+            #[inline]
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+            unsafe fn load<const WHOLE: bool>(block: *const u8, part: usize, _blocks: usize) -> PairGroup {
                 // SAFETY: the caller's promise.
-                unsafe { pair_group($block, $part, $quants) }
+                let quants = unsafe { $quants(block, part) };
+                // SAFETY: the caller's promise.
+                unsafe { pair_group(block, part, quants) }
             }
         }
     };
 }
-pair_format!(Q4K, 144 bytes, |block, part| nibbles(block.add(16 + 64 * part)));
-pair_format!(Q5K, 176 bytes, |block, part| {
-    let [even, odd] = nibbles(block.add(48 + 64 * part));
+pair_format!(Q4K, 144 bytes, quants_of_q4k);
+pair_format!(Q5K, 176 bytes, quants_of_q5k);
+
+/// # Safety
+/// As [`GroupBlock::load`].
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+unsafe fn quants_of_q4k(block: *const u8, part: usize) -> [__m512i; 2] {
+    // SAFETY: the caller's promise.
+    unsafe { nibbles(block.wrapping_add(16 + 64 * part)) }
+}
+
+/// # Safety
+/// As [`GroupBlock::load`].
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+unsafe fn quants_of_q5k(block: *const u8, part: usize) -> [__m512i; 2] {
+    // SAFETY: the caller's promise.
+    let [even, odd] = unsafe { nibbles(block.wrapping_add(48 + 64 * part)) };
     // Bit `b` of byte `i` belongs to number `i` of block `b`. Shifts are of 16 bits; what crosses a byte is masked.
-    let bits = _mm512_broadcast_i64x4(_mm256_loadu_si256(block.add(16).cast()));
+    // SAFETY: the caller's promise.
+    let bits = unsafe { twice(block.wrapping_add(16)) };
     let bits = if part == 0 { bits } else { _mm512_srli_epi16::<4>(bits) };
     let fifth = _mm512_set1_epi8(0x10);
     [
         _mm512_or_si512(even, _mm512_and_si512(_mm512_sllv_epi16(bits, halves(4, 2)), fifth)),
         _mm512_or_si512(odd, _mm512_and_si512(_mm512_sllv_epi16(bits, halves(3, 1)), fifth)),
     ]
-});
+}
 
 impl GroupBlock for Q6K {
     type Group = ByteGroup<DIGITS>;
     const BLOCK_BYTES: usize = 210;
     const BLOCK_NUMBERS: usize = NUMBERS;
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
     unsafe fn load<const WHOLE: bool>(block: *const u8, part: usize, _blocks: usize) -> ByteGroup<DIGITS> {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let [first, second] = nibbles(block.add(64 * part));
-            // Bits `2q` and `2q + 1` of byte `i` belong to number `32 q + i`; shifts as for `Q5K`.
-            let bits = _mm512_broadcast_i64x4(_mm256_loadu_si256(block.add(128 + 32 * part).cast()));
-            let (pair, offset) = (_mm512_set1_epi8(0x30), _mm512_set1_epi8(32));
-            let first = _mm512_or_si512(first, _mm512_and_si512(_mm512_sllv_epi16(bits, halves(4, 2)), pair));
-            let second = _mm512_or_si512(second, _mm512_and_si512(_mm512_srlv_epi16(bits, halves(0, 2)), pair));
-            let quants = [_mm512_sub_epi8(first, offset), _mm512_sub_epi8(second, offset)];
+        // SAFETY: the caller's promise, here and below.
+        let [first, second] = unsafe { nibbles(block.wrapping_add(64 * part)) };
+        // Bits `2q` and `2q + 1` of byte `i` belong to number `32 q + i`; shifts as for `Q5K`.
+        // SAFETY: as above.
+        let bits = unsafe { twice(block.wrapping_add(128 + 32 * part)) };
+        let (pair, offset) = (_mm512_set1_epi8(0x30), _mm512_set1_epi8(32));
+        let first = _mm512_or_si512(first, _mm512_and_si512(_mm512_sllv_epi16(bits, halves(4, 2)), pair));
+        let second = _mm512_or_si512(second, _mm512_and_si512(_mm512_srlv_epi16(bits, halves(0, 2)), pair));
+        let quants = [_mm512_sub_epi8(first, offset), _mm512_sub_epi8(second, offset)];
 
-            let stored = block.add(208).cast::<u16>().read_unaligned();
-            let stored = _mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(stored)));
-            let scales = _mm256_cvtepi8_epi32(_mm_loadl_epi64(block.add(192 + 8 * part).cast()));
-            let scales = _mm256_mul_ps(_mm256_cvtepi32_ps(scales), _mm256_broadcastss_ps(stored));
-            ByteGroup::new(quants, pick(_mm512_zextps256_ps512(scales), &SIXTEENTHS))
-        }
+        // SAFETY: as above.
+        let stored = unsafe { block.wrapping_add(208).cast::<u16>().read_unaligned() };
+        let stored = _mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(stored)));
+        // SAFETY: as above.
+        let scales = unsafe { _mm_loadl_epi64(block.wrapping_add(192 + 8 * part).cast()) };
+        let scales = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(scales));
+        let scales = _mm256_mul_ps(scales, _mm256_broadcastss_ps(stored));
+        ByteGroup::new(quants, pick(_mm512_zextps256_ps512(scales), &SIXTEENTHS))
     }
 }

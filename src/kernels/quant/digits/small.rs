@@ -1,16 +1,16 @@
 //! Groups of the formats of 32 numbers: four blocks each.
 
 use std::arch::x86_64::{
-    __m128, __m512, __m512i, _mm_cvtph_ps, _mm_fmadd_ps, _mm_loadu_ps, _mm256_loadu_si256, _mm256_maskz_loadu_epi8,
-    _mm512_and_si512, _mm512_castsi256_si512, _mm512_castsi512_si256, _mm512_cvtepi32_ps, _mm512_cvtph_ps,
-    _mm512_dpbusd_epi32, _mm512_extracti32x4_epi32, _mm512_fmadd_ps, _mm512_inserti64x4, _mm512_load_si512,
-    _mm512_loadu_si512, _mm512_maskz_loadu_epi8, _mm512_mul_ps, _mm512_permutex2var_epi8, _mm512_permutexvar_epi16,
-    _mm512_set1_epi8, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srli_epi16,
-    _mm512_zextsi256_si512,
+    __m128, __m512, __m512i, _mm_cvtph_ps, _mm_fmadd_ps, _mm256_loadu_si256, _mm256_maskz_loadu_epi8, _mm512_and_si512,
+    _mm512_castsi256_si512, _mm512_castsi512_si256, _mm512_cvtepi32_ps, _mm512_cvtph_ps, _mm512_dpbusd_epi32,
+    _mm512_extracti32x4_epi32, _mm512_fmadd_ps, _mm512_inserti64x4, _mm512_loadu_si512, _mm512_maskz_loadu_epi8,
+    _mm512_mul_ps, _mm512_permutex2var_epi8, _mm512_permutexvar_epi16, _mm512_set1_epi8, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srli_epi16, _mm512_zextsi256_si512,
 };
+use std::mem::transmute;
 
 use super::super::blocks::{BLOCK, Q4_0, Q4_1, Q8_0, SmallBlock};
-use super::{ByteGroup, Digits, GROUP, GROUP_BLOCKS, Group, GroupBlock, LANES};
+use super::{BlockSums, ByteGroup, Digits, GROUP, GROUP_BLOCKS, Group, GroupBlock, LANES, load_half, load_sums};
 
 /// A group of nibbles.
 #[derive(Clone, Copy)]
@@ -59,33 +59,50 @@ const fn scale_table(block_bytes: usize, offset_at: usize) -> Scales {
     Scales(table)
 }
 
+/// A table in a register.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+fn load_table(table: &Quants) -> __m512i {
+    // SAFETY: plain numbers of the same size.
+    unsafe { transmute::<[u8; 64], __m512i>(table.0) }
+}
+
+/// A table in a register.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+fn load_words(table: &Scales) -> __m512i {
+    // SAFETY: plain numbers of the same size.
+    unsafe { transmute::<[u16; 32], __m512i>(table.0) }
+}
+
 /// # Safety
 /// As [`GroupBlock::load`].
-#[inline(always)]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
 unsafe fn load_nibbles<B: SmallBlock, const WHOLE: bool>(
     bytes: *const u8,
     blocks: usize,
     quants: &Quants,
     scales: &Scales,
 ) -> NibbleGroup {
-    // SAFETY: the caller's promise; masked loads touch only the bytes of their mask.
-    unsafe {
-        let first_bytes = |count: usize| u64::MAX >> (64 - count);
-        let (first, behind) = if WHOLE {
-            #[expect(clippy::cast_possible_truncation)] // at most 16 bytes
-            let behind = first_bytes(GROUP_BLOCKS * B::BYTES - 64) as u32;
-            let behind = _mm256_maskz_loadu_epi8(behind, bytes.add(64).cast());
-            (_mm512_loadu_si512(bytes.cast()), _mm512_castsi256_si512(behind))
-        } else {
-            // Three blocks are less than 64 bytes.
-            (_mm512_maskz_loadu_epi8(first_bytes(blocks * B::BYTES), bytes.cast()), _mm512_setzero_si512())
-        };
-        let quants = _mm512_permutex2var_epi8(first, _mm512_load_si512(quants.0.as_ptr().cast()), behind);
-        let low = _mm512_set1_epi8(0x0f);
-        NibbleGroup {
-            quants: [_mm512_and_si512(quants, low), _mm512_and_si512(_mm512_srli_epi16::<4>(quants), low)],
-            scales: _mm512_permutexvar_epi16(_mm512_load_si512(scales.0.as_ptr().cast()), first),
-        }
+    let first_bytes = |count: usize| u64::MAX >> (64 - count);
+    let (first, behind) = if WHOLE {
+        #[expect(clippy::cast_possible_truncation)] // at most 16 bytes
+        let mask = first_bytes(GROUP_BLOCKS * B::BYTES - 64) as u32;
+        // SAFETY: the caller's promise: four blocks, and of what is behind 64 bytes only those of the mask are read.
+        let behind = unsafe { _mm256_maskz_loadu_epi8(mask, bytes.wrapping_add(64).cast()) };
+        // SAFETY: four blocks are more than 64 bytes.
+        (unsafe { _mm512_loadu_si512(bytes.cast()) }, _mm512_castsi256_si512(behind))
+    } else {
+        let mask = first_bytes(blocks * B::BYTES); // three blocks are less than 64 bytes
+        // SAFETY: only the bytes of the mask are read, those of the blocks that are there.
+        (unsafe { _mm512_maskz_loadu_epi8(mask, bytes.cast()) }, _mm512_setzero_si512())
+    };
+    let quants = _mm512_permutex2var_epi8(first, load_table(quants), behind);
+    let low = _mm512_set1_epi8(0x0f);
+    NibbleGroup {
+        quants: [_mm512_and_si512(quants, low), _mm512_and_si512(_mm512_srli_epi16::<4>(quants), low)],
+        scales: _mm512_permutexvar_epi16(load_words(scales), first),
     }
 }
 
@@ -94,23 +111,20 @@ impl Group for NibbleGroup {
     const SIGNED: bool = false;
     const PLACES: [usize; GROUP / LANES] = NIBBLE_PLACES;
 
-    #[inline(always)]
-    unsafe fn add(self, digits: &Digits, scale: f32, x_sums: *const f32, sums: &mut __m512, offsets: &mut __m128) {
-        // SAFETY: the caller's promise; digits are aligned.
-        unsafe {
-            let mut products = _mm512_setzero_si512();
-            for digit in &digits.0[..Self::DIGITS] {
-                products = _mm512_slli_epi32::<8>(products);
-                for half in 0..2 {
-                    let x = _mm512_load_si512(digit.as_ptr().add(64 * half).cast());
-                    products = _mm512_dpbusd_epi32(products, self.quants[half], x);
-                }
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+    unsafe fn add(self, digits: &Digits, scale: f32, x_sums: &BlockSums, sums: &mut __m512, offsets: &mut __m128) {
+        let mut products = _mm512_setzero_si512();
+        for digit in &digits.0[..Self::DIGITS] {
+            products = _mm512_slli_epi32::<8>(products);
+            for half in 0..2 {
+                products = _mm512_dpbusd_epi32(products, self.quants[half], load_half(digit, half));
             }
-            let scales = _mm512_cvtph_ps(_mm512_castsi512_si256(self.scales));
-            *sums = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), _mm512_mul_ps(scales, _mm512_set1_ps(scale)), *sums);
-            let stored = _mm_cvtph_ps(_mm512_extracti32x4_epi32::<2>(self.scales));
-            *offsets = _mm_fmadd_ps(stored, _mm_loadu_ps(x_sums), *offsets);
         }
+        let scales = _mm512_cvtph_ps(_mm512_castsi512_si256(self.scales));
+        *sums = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), _mm512_mul_ps(scales, _mm512_set1_ps(scale)), *sums);
+        let stored = _mm_cvtph_ps(_mm512_extracti32x4_epi32::<2>(self.scales));
+        *offsets = _mm_fmadd_ps(stored, load_sums(x_sums), *offsets);
     }
 }
 
@@ -121,7 +135,8 @@ macro_rules! nibble_format {
             const BLOCK_BYTES: usize = $format::BYTES;
             const BLOCK_NUMBERS: usize = BLOCK;
 
-            #[inline(always)]
+            #[inline]
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
             unsafe fn load<const WHOLE: bool>(bytes: *const u8, _part: usize, blocks: usize) -> NibbleGroup {
                 static QUANTS: Quants = nibble_table($format::BYTES, $quants_at);
                 static SCALES: Scales = scale_table($format::BYTES, $offset_at);
@@ -151,29 +166,34 @@ impl GroupBlock for Q8_0 {
     const BLOCK_BYTES: usize = Self::BYTES;
     const BLOCK_NUMBERS: usize = BLOCK;
 
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
     unsafe fn load<const WHOLE: bool>(bytes: *const u8, _part: usize, blocks: usize) -> ByteGroup<3> {
-        // SAFETY: the caller's promise; masked loads touch only the bytes of their mask.
-        unsafe {
-            let mut quants = [_mm512_setzero_si512(); 2];
-            let mut scales = [_mm512_setzero_ps(); 2];
-            for pair in 0..2 {
-                let bytes = bytes.wrapping_add(pair * 2 * Self::BYTES);
-                let second = bytes.wrapping_add(Self::BYTES);
-                let first_bytes = if WHOLE || blocks >= 2 * pair + 2 {
-                    let first = _mm512_castsi256_si512(_mm256_loadu_si256(bytes.add(2).cast()));
-                    quants[pair] = _mm512_inserti64x4::<1>(first, _mm256_loadu_si256(second.add(2).cast()));
-                    _mm512_loadu_si512(bytes.cast())
-                } else if blocks > 2 * pair {
-                    quants[pair] = _mm512_zextsi256_si512(_mm256_loadu_si256(bytes.add(2).cast()));
-                    _mm512_maskz_loadu_epi8((1 << Self::BYTES) - 1, bytes.cast())
-                } else {
-                    break;
-                };
-                let words = _mm512_permutexvar_epi16(_mm512_load_si512(PAIR_SCALES.0.as_ptr().cast()), first_bytes);
-                scales[pair] = _mm512_cvtph_ps(_mm512_castsi512_si256(words));
+        let mut quants = [_mm512_setzero_si512(); 2];
+        let mut scales = [_mm512_setzero_ps(); 2];
+        for pair in 0..2 {
+            let bytes = bytes.wrapping_add(pair * 2 * Self::BYTES);
+            let second = bytes.wrapping_add(Self::BYTES);
+            let has_second = WHOLE || blocks >= 2 * pair + 2;
+            if !has_second && blocks <= 2 * pair {
+                break;
             }
-            ByteGroup::new(quants, scales)
+            // SAFETY: the caller's promise: there is the first block of the pair.
+            let first_quants = unsafe { _mm256_loadu_si256(bytes.wrapping_add(2).cast()) };
+            let first_bytes = if has_second {
+                // SAFETY: there is the second block, too.
+                let second_quants = unsafe { _mm256_loadu_si256(second.wrapping_add(2).cast()) };
+                quants[pair] = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first_quants), second_quants);
+                // SAFETY: two blocks are more than 64 bytes.
+                unsafe { _mm512_loadu_si512(bytes.cast()) }
+            } else {
+                quants[pair] = _mm512_zextsi256_si512(first_quants);
+                // SAFETY: only the bytes of the mask are read, one block.
+                unsafe { _mm512_maskz_loadu_epi8((1 << Self::BYTES) - 1, bytes.cast()) }
+            };
+            let words = _mm512_permutexvar_epi16(load_words(&PAIR_SCALES), first_bytes);
+            scales[pair] = _mm512_cvtph_ps(_mm512_castsi512_si256(words));
         }
+        ByteGroup::new(quants, scales)
     }
 }

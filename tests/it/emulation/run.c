@@ -1,4 +1,4 @@
-// Runs a grid of the kernels of ../kernels on the host, one block after the other; a shared library that the tests load.
+// Runs a grid of the kernels for ragged heads on the host, one block after the other; a shared library that the tests load.
 
 #define _XOPEN_SOURCE 700
 #define _DEFAULT_SOURCE
@@ -8,9 +8,9 @@
 #include <stdlib.h>
 #include <ucontext.h>
 
-#include "../kernels/ragged_decode_bf16.cu"
-#include "../kernels/ragged_decode_f16.cu"
-#include "../kernels/ragged_decode_f32.cu"
+#include "ragged_decode_bf16.cu"
+#include "ragged_decode_f16.cu"
+#include "ragged_decode_f32.cu"
 
 #define STACK_BYTES 65536
 

@@ -1,5 +1,4 @@
-// The part of CUDA that ../kernels/ragged_decode.cuh uses, for a C compiler, so that tests can run the same file on the
-// host. Every thread of a block is a coroutine that runs until it waits for others: what a thread would read too early or
+// The part of CUDA that `ragged_decode.cuh` uses, for a C compiler, so that tests can run the same file on the host. Every thread of a block is a coroutine that runs until it waits for others: what a thread would read too early or
 // too late, because a barrier is missing, differs between the orders in which threads take turns. Reads and writes are
 // only allowed within the regions that the test names.
 //

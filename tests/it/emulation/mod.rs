@@ -4,23 +4,20 @@
 //! the launch may use, and threads and blocks take turns in several orders, which must not change a bit of the result. Not
 //! for: showing that a GPU's compiler or memory behaves as the emulation does.
 
-#![allow(clippy::cast_possible_truncation, reason = "sizes of tests are small")]
-
 use std::ffi::{CString, c_char, c_uint, c_void};
 use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 
+use adaptive_kvcache::attention::HeadLayout;
+use adaptive_kvcache::attention::ragged::launch::{Arguments, Buffers, Format, Plan, THREADS, Work};
+use adaptive_kvcache::attention::ragged::{RaggedRows, Slot};
+use adaptive_kvcache::kernels::element::Element;
 use candle_core::{DType, Device, Tensor, WithDType};
 use half::{bf16, f16};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
-
-use super::launch::{Arguments, Buffers, Format, Plan, THREADS, Work};
-use super::{RaggedRows, Slot};
-use crate::attention::HeadLayout;
-use crate::kernels::element::Element;
 
 /// Numbers of a guard zone, before and after each buffer; a multiple of 16 bytes.
 const GUARD: usize = 64;
@@ -59,7 +56,8 @@ impl Emulation {
     ///
     /// * `options`: of the compiler, besides the usual ones
     fn new(options: &[&str]) -> Self {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/attention/ragged/emulation/run.c");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let (own, kernels) = (root.join("tests/it/emulation"), root.join("src/attention/ragged/kernels"));
         let folder = tempfile::tempdir().expect("temporary folder");
         let library = folder.path().join("emulation.so");
         let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_owned());
@@ -68,22 +66,22 @@ impl Emulation {
             .args(["-Wall", "-Wextra", "-Werror", "-Wno-sign-compare"])
             // Its check of `longjmp` knows of one stack only.
             .args(["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=0", "-o"])
-            .args([&library, &source])
+            .args([&library, &own.join("run.c")])
+            .args([Path::new("-I"), own.as_path(), Path::new("-I"), kernels.as_path()])
             .args(options)
             .arg("-lm")
             .output()
             .unwrap_or_else(|error| panic!("failed to run the C compiler `{compiler}`: {error}"));
         assert!(output.status.success(), "{compiler}: {}", String::from_utf8_lossy(&output.stderr));
         let path = CString::new(library.to_str().expect("path in UTF-8")).expect("no NUL");
-        // SAFETY: the library was just made of a source that runs nothing when it is loaded, and the function has the type
-        // that the source gives it.
-        let run = unsafe {
-            let handle = libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);
-            assert!(!handle.is_null(), "failed to load `{}`", library.display());
-            let function = libc::dlsym(handle, c"emulate".as_ptr());
-            assert!(!function.is_null(), "no `emulate` in `{}`", library.display());
-            std::mem::transmute::<*mut c_void, Emulate>(function)
-        };
+        // SAFETY: the library was just made of a source that runs nothing when it is loaded.
+        let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+        assert!(!handle.is_null(), "failed to load `{}`", library.display());
+        // SAFETY: it stays loaded, and the name ends in NUL.
+        let function = unsafe { libc::dlsym(handle, c"emulate".as_ptr()) };
+        assert!(!function.is_null(), "no `emulate` in `{}`", library.display());
+        // SAFETY: the function has the type that the source gives it.
+        let run = unsafe { std::mem::transmute::<*mut c_void, Emulate>(function) };
         Self { run }
     }
 }
