@@ -11,7 +11,11 @@ mod fetch;
 #[cfg(feature = "hub")]
 mod http;
 mod id;
+#[cfg(feature = "hub")]
+mod settings;
 
 #[cfg(feature = "hub")]
-pub use fetch::{HubSettings, Progress, fetch};
+pub use fetch::fetch;
 pub use id::is_hub_id;
+#[cfg(feature = "hub")]
+pub use settings::{HubSettings, Progress};

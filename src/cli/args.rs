@@ -62,7 +62,9 @@ fn policies_help() -> String {
         METHODS.iter().map(|method| format!("  {:<18} {}", method.name(), method.summary())).collect();
     format!(
         "Policies, in their default search order (key `policies` of the configuration):\n{}\n\n\
-         Methods (key `method`):\n  {FASTGEN:<18} for each head the first union of policies that recovers it; the default\n{}",
+         Methods (key `method`):\n  {FASTGEN:<18} for each head the first union of policies that recovers it; the default\n{}\n\n\
+         The variable RUST_LOG shows on standard error what heads and layers keep, with every command:\n  \
+         RUST_LOG=adaptive_kvcache::head=info",
         lines.join("\n"),
         methods.join("\n")
     )

@@ -15,7 +15,7 @@ use ureq::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, ETAG, LOC
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use ureq::{Agent, Body};
 
-use super::fetch::{HubSettings, Observer, Progress};
+use super::settings::{HubSettings, Observer, Progress};
 use crate::error::{Error, Result};
 
 /// Longest answer to a question about a repository.
