@@ -33,7 +33,7 @@
 //! | [`tune`] | the configuration that a limit allows |
 //! | [`bench`](mod@bench) | speed and memory, measured case by case |
 //! | [`eval`] | what a smaller cache costs, on text and in tasks |
-//! | [`report`], [`plot`], [`fidelity`] | tables, JSON; pictures; agreement of two runs |
+//! | [`report`], [`plot`] | tables, JSON; pictures |
 //! | [`generate`] | the loop: sampling, stop rules, streaming |
 //! | [`hub`] | models by their id on a hub, fetched into a cache |
 //! | [`checkpoint`], [`tokenizer`] | model files; text to tokens and back, chat templates |
@@ -47,7 +47,7 @@
 //! | [`policy`] | one file for each policy and method |
 //! | [`jinja`] | chat templates of strangers, run within bounds |
 //! | [`arch`] | sizes, heads and rotary positions of a model |
-//! | `kernels`, [`ops`], [`device`], [`files`], [`fidelity`], `foreign`, `numbers`, `reading`, `json`, [`stop`], [`error`], `guard`, [`memory`], `side_files`, `sizes`, [`tokens`] | leaves |
+//! | `kernels`, [`ops`], [`device`], `side_files`, [`files`], [`fidelity`], `foreign`, `numbers`, `reading`, `json`, [`stop`], [`error`], `guard`, [`memory`], `sizes`, [`tokens`] | leaves |
 //!
 //! Modules without a link are not for other programs: they are private, or public for the binary, tests and benchmarks.
 //!

@@ -9,7 +9,6 @@
 //! Not for: settings from the environment (the caller's), uploads, data sets, reading the files.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
