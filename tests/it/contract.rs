@@ -275,8 +275,8 @@ fn lines<B: Backend>(backend: &B, plain: &Plain, name: &str, len: usize, dtype: 
     });
     layer.store_prompt(B::stored_prompt(&prompt), Some(choices.collect())).unwrap();
     drop(prompt);
-    for row in len..total {
-        let stream = backend.hidden(hidden[row].clone()).unwrap();
+    for (row, stream) in hidden.into_iter().enumerate().skip(len) {
+        let stream = backend.hidden(stream).unwrap();
         let rotations = backend.rotations(of_row(row).to_vec()).unwrap();
         let chunk = backend.project(block, &stream, &rotations, 0, false).unwrap();
         backend.append(layer, &chunk, row, TokenClass::default()).unwrap();
