@@ -64,6 +64,10 @@ pub trait Backend: fmt::Debug + Clone + Send + Sync + 'static {
     /// The name in reports.
     const NAME: &'static str;
 
+    /// How tokens are decoded, in reports: `team`, a team of threads; `ragged`, a layer in one launch; `groups`, groups of
+    /// heads of about the same length.
+    fn decoding(&self) -> &'static str;
+
     /// What candle operations run on; `None` if there are none.
     fn ops(&self) -> Option<&Ops> {
         None

@@ -92,6 +92,7 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
             model: ModelReport::new(&args.run.model.model, &session.loaded),
             device,
             attention,
+            decoding: session.loaded.model.decoding(),
             threads: session.threads,
             kv_dtype: session.kv_dtype.name(),
             adaptive: args.cache.use_adakv,

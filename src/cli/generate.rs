@@ -129,6 +129,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
             model: ModelReport::new(&args.run.model.model, &session.loaded),
             device,
             attention,
+            decoding: session.loaded.model.decoding(),
             threads: session.threads,
             prefill_chunk: session.prefill_options.chunk.get(),
             kv_dtype: session.kv_dtype.name(),

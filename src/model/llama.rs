@@ -24,6 +24,8 @@ pub struct Llama {
 trait Forward: fmt::Debug + Send + Sync {
     fn name(&self) -> &'static str;
 
+    fn decoding(&self) -> &'static str;
+
     fn ops(&self) -> Option<&Ops>;
 
     fn new_cache(&self, dtype: KvDtype, retention: Retention) -> Result<AdaptiveKvCache>;
@@ -51,6 +53,10 @@ trait Forward: fmt::Debug + Send + Sync {
 impl<B: Backend> Forward for Model<B> {
     fn name(&self) -> &'static str {
         B::NAME
+    }
+
+    fn decoding(&self) -> &'static str {
+        self.backend.decoding()
     }
 
     fn ops(&self) -> Option<&Ops> {
@@ -106,6 +112,12 @@ impl Llama {
     #[must_use]
     pub fn backend(&self) -> &'static str {
         self.model.name()
+    }
+
+    /// How it decodes tokens, in reports: see [`Backend::decoding`].
+    #[must_use]
+    pub fn decoding(&self) -> &'static str {
+        self.model.decoding()
     }
 
     /// What its candle operations run on, and how many there were; `None` if there are none.

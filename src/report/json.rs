@@ -19,6 +19,8 @@ pub struct Report {
     pub device: String,
     /// What computed: `cpu` for the CPU kernels, `candle` for candle operations.
     pub attention: &'static str,
+    /// How tokens were decoded: `team`, `ragged` or `groups`, see [`Backend::decoding`](crate::backend::Backend::decoding).
+    pub decoding: &'static str,
     pub threads: usize,
     /// The most prompt rows that went through a layer at a time.
     pub prefill_chunk: usize,
@@ -182,6 +184,8 @@ pub struct BatchReport {
     pub device: String,
     /// What computed: `cpu` for the CPU kernels, `candle` for candle operations.
     pub attention: &'static str,
+    /// How tokens were decoded: `team`, `ragged` or `groups`, see [`Backend::decoding`](crate::backend::Backend::decoding).
+    pub decoding: &'static str,
     pub threads: usize,
     pub kv_dtype: &'static str,
     pub adaptive: bool,

@@ -10,7 +10,7 @@ use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Tensor};
 
 use super::linear::CandleLinear;
-use super::rows::CandleRows;
+use super::rows::{CandleRows, decode_with};
 use crate::arch::{LlamaConfig, RopeLayout};
 use crate::attention::HeadLayout;
 use crate::attention::device::{self, DeviceStats, PromptBlock, PromptTensors};
@@ -21,7 +21,7 @@ use crate::cache::{CacheLayer, KvDtype};
 use crate::device::float_dtype;
 use crate::error::Result;
 use crate::kernels::quant::WeightMatrix;
-use crate::ops::Ops;
+use crate::ops::{DecodeWith, Ops};
 use crate::profile::stats::LayerStats;
 use crate::tokens::TokenClass;
 
@@ -124,6 +124,13 @@ impl Backend for Candle {
     type Rows = CandleRows;
 
     const NAME: &'static str = "candle";
+
+    fn decoding(&self) -> &'static str {
+        match decode_with(self.layout, &self.ops) {
+            DecodeWith::Groups => "groups",
+            DecodeWith::Ragged => "ragged",
+        }
+    }
 
     fn ops(&self) -> Option<&Ops> {
         Some(&self.ops)

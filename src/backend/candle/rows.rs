@@ -103,7 +103,7 @@ impl CandleRows {
     /// What attends from new tokens to this layer.
     #[must_use]
     pub fn decode_with(&self) -> DecodeWith {
-        if ragged::fits(self.layout) { self.ops.decode_with() } else { DecodeWith::Groups }
+        decode_with(self.layout, &self.ops)
     }
 
     /// Room for the keys and values of a prompt of `capacity` tokens, behind copies of what every head holds now.
@@ -385,6 +385,11 @@ impl CacheLayer<CandleRows> {
         ledger.advance(class);
         Ok(())
     }
+}
+
+/// What attends from new tokens to layers of such heads.
+pub(super) fn decode_with(layout: HeadLayout, ops: &Ops) -> DecodeWith {
+    if ragged::fits(layout) { ops.decode_with() } else { DecodeWith::Groups }
 }
 
 fn as_indices(rows: &[usize]) -> Result<Vec<u32>> {

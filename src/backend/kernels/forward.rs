@@ -59,6 +59,10 @@ impl Backend for Kernels {
 
     const NAME: &'static str = "cpu";
 
+    fn decoding(&self) -> &'static str {
+        "team"
+    }
+
     fn dtype(&self, stored: GgmlDType) -> Result<GgmlDType> {
         Ok(stored)
     }

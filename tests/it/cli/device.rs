@@ -38,6 +38,7 @@ fn texts_reports_and_pictures_are_those_of_the_kernels() {
     }
     let [kernels, candle] = &reports[..] else { unreachable!() };
     assert_eq!((&kernels["attention"], &candle["attention"]), (&"cpu".into(), &"candle".into()));
+    assert_eq!((&kernels["decoding"], &candle["decoding"]), (&"team".into(), &"groups".into()));
     for key in ["device", "text", "generated_tokens", "finish_reason", "config"] {
         assert_eq!(kernels[key], candle[key], "{key}");
     }
