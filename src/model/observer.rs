@@ -11,7 +11,7 @@ use crate::error::Result;
 /// Every method does nothing by default.
 pub trait PrefillObserver {
     /// Called after each chunk of each layer; `done` goes up to `total` (prompt rows times layers). Breaking ends the
-    /// prefill with [`Error::Interrupted`].
+    /// prefill with [`Error::Interrupted`](crate::Error::Interrupted).
     fn progress(&mut self, _done: usize, _total: usize) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }

@@ -3,7 +3,7 @@
 //! Heads are put in order of how many rows they keep, and cut into groups. Within a group all are padded to the longest,
 //! so that one product serves the group. The fewest groups are taken whose padding stays within a share of the kept rows.
 //!
-//! Not for: moving rows (see [`crate::cache::DeviceLayer`]).
+//! Not for: moving rows (see [`crate::backend::CandleRows`]).
 
 /// Padding rows of a layer are at most this share of its kept rows, as a divisor.
 pub const PADDING_SHARE: usize = 40;
