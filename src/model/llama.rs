@@ -16,12 +16,13 @@ use crate::ops::Ops;
 /// A LLaMA model's weights. It holds no state: every call is given the cache that it reads and writes.
 #[derive(Debug, Clone)]
 pub struct Llama {
-    config: LlamaConfig,
     model: Arc<dyn Forward>,
 }
 
 /// A model of some backend: what is done with it, once it is known to fit.
 trait Forward: fmt::Debug + Send + Sync {
+    fn config(&self) -> &LlamaConfig;
+
     fn name(&self) -> &'static str;
 
     fn decoding(&self) -> &'static str;
@@ -51,6 +52,10 @@ trait Forward: fmt::Debug + Send + Sync {
 }
 
 impl<B: Backend> Forward for Model<B> {
+    fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
     fn name(&self) -> &'static str {
         B::NAME
     }
@@ -105,7 +110,7 @@ impl Llama {
     pub fn new<B: Backend>(config: LlamaConfig, backend: B, weights: Weights<B>) -> Result<Self> {
         weights.expect_sizes(&config)?;
         let rope = Rope::new(&config.rope);
-        Ok(Self { config: config.clone(), model: Arc::new(Model { config, rope, backend, weights }) })
+        Ok(Self { model: Arc::new(Model { config, rope, backend, weights }) })
     }
 
     /// What computes it, in reports: see [`Backend::NAME`].
@@ -129,7 +134,7 @@ impl Llama {
     /// Sizes of the model.
     #[must_use]
     pub fn config(&self) -> &LlamaConfig {
-        &self.config
+        self.model.config()
     }
 
     /// An empty cache for one sequence.
@@ -216,7 +221,7 @@ impl Llama {
     /// numbers; [`Error::Interrupted`] as of [`decode`](Self::decode).
     pub fn decode_batch(&self, ids: &[u32], caches: &mut [&mut AdaptiveKvCache], logits: &mut Vec<f32>) -> Result<()> {
         self.decode_unchecked(ids, caches, logits)?;
-        for (cache, logits) in caches.iter().zip(logits.chunks_exact(self.config.vocab_size)) {
+        for (cache, logits) in caches.iter().zip(logits.chunks_exact(self.config().vocab_size)) {
             check_logits(logits, cache.seen())?;
         }
         Ok(())
@@ -286,7 +291,7 @@ impl Llama {
     }
 
     fn check_room(&self, seen: usize, new: usize) -> Result<()> {
-        let context = self.config.context_length;
+        let context = self.config().context_length;
         if new == 0 {
             return Err(Error::input("the prompt is empty").with_hint("give at least one token"));
         }

@@ -75,10 +75,15 @@ impl Rows for KernelRows {
     }
 
     fn carry_out(&mut self, _: &Ledger, plan: &Plan, prompt: Option<&PromptKv>) -> Result<()> {
-        if let Some(PromptKv { keys, values }) = prompt
-            && values.len() != keys.len()
-        {
-            return Err(Error::shape("a prompt's values", keys.len(), values.len()));
+        // Checked before anything changes: a refused prompt leaves the rows as they were.
+        match prompt {
+            Some(PromptKv { keys, values }) if values.len() != keys.len() => {
+                return Err(Error::shape("a prompt's values", keys.len(), values.len()));
+            }
+            None if plan.heads.iter().any(|head| !head.prompt.is_empty()) => {
+                return Err(Error::shape("a prompt's rows", "some", "none"));
+            }
+            _ => {}
         }
         let mut key = vec![0.0; self.layout.head_dim];
         let mut value = vec![0.0; self.layout.head_dim];
@@ -86,12 +91,12 @@ impl Rows for KernelRows {
             let past = head.len();
             head.keep_rows(&plan.stay);
             head.reserve_exact(plan.prompt.len());
-            for row in &plan.prompt {
-                let PromptKv { keys, values } =
-                    prompt.ok_or_else(|| Error::shape("a prompt's rows", "some", "none"))?;
-                keys.copy_row(kv_head, past + row, &mut key);
-                values.copy_row(kv_head, past + row, &mut value);
-                head.push(&key, &value)?;
+            if let Some(PromptKv { keys, values }) = prompt {
+                for row in &plan.prompt {
+                    keys.copy_row(kv_head, past + row, &mut key);
+                    values.copy_row(kv_head, past + row, &mut value);
+                    head.push(&key, &value)?;
+                }
             }
             head.shrink_to_fit();
         }
