@@ -13,7 +13,7 @@
 use tracing::{Level, enabled, info};
 
 use crate::cache::LayerSummary;
-use crate::config::AdaptiveConfig;
+use crate::compress::AdaptiveConfig;
 
 /// Target of the event of one head's choice.
 pub const HEAD: &str = "adaptive_kvcache::head";

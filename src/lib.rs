@@ -42,9 +42,7 @@
 //! | [`backend`] | what computes: the CPU kernels, or candle operations; one slice each, from weights to cached rows |
 //! | [`cache`] | what is kept: a layer's books, which no backend has a say in |
 //! | [`attention`] | prefill with statistics, decoding over ragged heads |
-//! | [`profile`] | the search, and what goes while tokens are generated |
-//! | [`config`] | configurations of the adaptive cache |
-//! | [`policy`] | one file for each policy and method |
+//! | [`compress`] | configurations; what each head keeps, one file for each policy and method |
 //! | [`jinja`] | chat templates of strangers, run within bounds |
 //! | [`arch`] | sizes, heads and rotary positions of a model |
 //! | `kernels`, [`ops`], [`device`], `side_files`, [`files`], [`fidelity`], `foreign`, `numbers`, `reading`, `json`, [`stop`], [`error`], `guard`, [`memory`], `sizes`, [`tokens`] | leaves |
@@ -59,7 +57,7 @@ pub mod backend;
 pub mod bench;
 pub mod cache;
 pub mod checkpoint;
-pub mod config;
+pub mod compress;
 pub mod device;
 pub mod error;
 pub mod eval;
@@ -83,9 +81,7 @@ pub mod model;
 pub mod numbers;
 pub mod ops;
 pub mod plot;
-pub mod policy;
 pub mod prelude;
-pub mod profile;
 #[doc(hidden)]
 pub mod reading;
 pub mod report;

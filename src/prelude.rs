@@ -5,12 +5,13 @@
 pub use crate::backend::BackendKind;
 pub use crate::cache::{AdaptiveKvCache, CacheBytes, HeadSummary, KvDtype, LayerSummary, Retention};
 pub use crate::checkpoint::{Loaded, WeightDtype, load, load_for};
-pub use crate::config::{AdaptiveConfig, Budget};
+pub use crate::compress::{
+    AdaptiveConfig, Budget, FastGen, METHODS, Method, MethodFacts, Needs, Policy, method_by_name,
+};
 pub use crate::error::{Error, Result};
 pub use crate::generate::{
     Batch, BatchLimits, BatchPrompt, Conversation, FinishReason, Generation, GenerationOptions, SamplingOptions, Step,
     Turn,
 };
 pub use crate::model::{Llama, Prefill, PrefillObserver, PrefillOptions};
-pub use crate::policy::{METHODS, Method, MethodFacts, MethodSettings, Needs, Policy, method_by_name};
 pub use crate::tokenizer::{ChatMessage, Tokenizer};

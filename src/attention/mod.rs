@@ -4,7 +4,7 @@
 //! same pass; [`replay`] asks a prompt's queries again, as if they came after it; [`decode`] attends from one new token over heads that each keep their own rows. Grouped-query attention is
 //! native: keys and values are read once for all query heads that share them, and never repeated.
 //!
-//! Not for: deciding what is kept ([`crate::profile`]), or owning it ([`crate::cache`]).
+//! Not for: deciding what is kept ([`crate::compress`]), or owning it ([`crate::cache`]).
 
 pub mod decode;
 pub mod device;

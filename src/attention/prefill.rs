@@ -17,10 +17,10 @@ use rayon::prelude::*;
 use super::prompt_rows::PromptRows;
 use super::{HeadLayout, expect_len};
 use crate::attention::map::HeadGrid;
+use crate::compress::stats::{HeadStats, LayerStats, StatsRequest, UnscaledRows, unscaled_row_difference};
 use crate::error::{Error, Result};
 use crate::kernels::gemm::{Matrix, MatrixMut};
 use crate::kernels::vector::{self, instruction_set};
-use crate::profile::stats::{HeadStats, LayerStats, StatsRequest, UnscaledRows, unscaled_row_difference};
 use crate::stop;
 
 /// Scores that a tile may hold: they should stay in a core's cache between the two products.

@@ -9,7 +9,7 @@
 //! Rows that are far apart are enough to see what a head looks at in general. What a row of the repetition finds in the
 //! prompt by its own place, the tokens around its original, is different for every row, and is computed for all of them.
 //!
-//! Scratch is O(n) for each head and thread; no map is stored. Not for: judging keys by it ([`crate::policy::methods`]).
+//! Scratch is O(n) for each head and thread; no map is stored. Not for: judging keys by it ([`crate::compress::budget::methods`]).
 
 use std::ops::{Range, RangeInclusive};
 

@@ -22,10 +22,10 @@ use crate::arch::LlamaConfig;
 use crate::attention::map::HeadGrid;
 use crate::attention::prompt_rows::PromptKv;
 use crate::cache::{AdaptiveKvCache, CacheLayer, KvDtype, Rows};
+use crate::compress::stats::{LayerStats, StatsRequest};
 use crate::error::{Error, Result};
 use crate::kernels::quant::WeightMatrix;
 use crate::ops::Ops;
-use crate::profile::stats::{LayerStats, StatsRequest};
 use crate::tokens::TokenClass;
 
 /// What is to compute a model, and so where its weights are: the choice of a backend.

@@ -7,10 +7,10 @@
 
 use super::growth::{grow, trim};
 use super::summary::LayerSummary;
+use crate::compress::budget::methods::StepAttention;
+use crate::compress::{Eviction, HeldRows, Segment};
 use crate::error::{Error, Result};
 use crate::kernels::vector::{self, instruction_set};
-use crate::policy::methods::StepAttention;
-use crate::profile::{Eviction, HeldRows, Segment};
 use crate::tokens::TokenClass;
 
 /// One head's part in a decoding step. Buffers are kept from step to step.

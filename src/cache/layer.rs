@@ -7,8 +7,8 @@ use super::ledger::{Ledger, Plan};
 use super::summary::LayerSummary;
 use super::{CacheBytes, KvDtype};
 use crate::arch::HeadLayout;
+use crate::compress::{Eviction, HeadChoice, Segment};
 use crate::error::{Error, Result};
-use crate::profile::{Eviction, HeadChoice, Segment};
 
 /// Keys and values of one layer, as a backend holds them: what carries out the plans of a [`Ledger`].
 pub trait Rows: fmt::Debug + Clone + Send + Sync + 'static {

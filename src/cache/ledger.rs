@@ -4,7 +4,7 @@
 //! in a [step](HeadStep); a backend's [`Rows`](super::Rows) carry that out; then the ledger takes it down. So the rules of
 //! what is kept are written once, whatever holds the rows.
 //!
-//! Not for: choosing (see [`crate::profile`]).
+//! Not for: choosing (see [`crate::compress`]).
 
 use std::ops::Range;
 
@@ -12,9 +12,9 @@ use super::eviction::{HeadStep, LayerEviction};
 use super::growth::{grow, trim};
 use super::summary::{HeadSummary, LayerSummary};
 use crate::arch::HeadLayout;
+use crate::compress::budget::methods::StepAttention;
+use crate::compress::{Eviction, HeadChoice, Segment};
 use crate::error::{Error, Result};
-use crate::policy::methods::StepAttention;
-use crate::profile::{Eviction, HeadChoice, Segment};
 use crate::tokens::TokenClass;
 
 /// What is known of one layer's rows without looking at them.

@@ -4,7 +4,7 @@
 //! and the [`Rows`] that a backend keeps by them. What is not kept is not allocated: the full keys and values of a layer
 //! exist only while that layer processes the prompt.
 //!
-//! Not for: choosing (see [`crate::profile`]), attending (see [`crate::attention`]), or holding keys and values (see
+//! Not for: choosing (see [`crate::compress`]), attending (see [`crate::attention`]), or holding keys and values (see
 //! [`crate::backend`]).
 
 mod dtype;
@@ -16,6 +16,7 @@ mod summary;
 
 use std::any::Any;
 use std::fmt;
+use std::sync::Arc;
 
 pub use dtype::KvDtype;
 pub use eviction::HeadStep;
@@ -25,8 +26,8 @@ pub use ledger::{HeadPlan, Ledger, Plan};
 pub use summary::{HeadSummary, LayerSummary};
 
 use crate::arch::HeadLayout;
+use crate::compress::{AdaptiveConfig, Eviction};
 use crate::error::{Error, Result};
-use crate::profile::{Eviction, Profiler};
 use crate::tokens::{TokenClass, TokenClassifier};
 
 /// What a cache keeps of the prompt.
@@ -36,8 +37,8 @@ pub enum Retention {
     Full,
     /// What the profile of each head asks for.
     Adaptive {
-        /// The search.
-        profiler: Profiler,
+        /// What says what that is.
+        config: Arc<AdaptiveConfig>,
         /// Which tokens are special, and which are punctuation.
         classifier: TokenClassifier,
     },
@@ -49,7 +50,7 @@ impl Retention {
     pub fn eviction(&self) -> Option<Eviction> {
         match self {
             Self::Full => None,
-            Self::Adaptive { profiler, .. } => profiler.eviction(),
+            Self::Adaptive { config, .. } => Eviction::new(config),
         }
     }
 

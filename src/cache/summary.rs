@@ -1,7 +1,7 @@
 //! What a layer keeps, right after a prompt.
 
 use super::CacheBytes;
-use crate::profile::HeadChoice;
+use crate::compress::HeadChoice;
 
 /// What one KV head got, right after a prompt.
 #[derive(Debug, Clone, PartialEq)]

@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use super::Loaded;
 use crate::cache::{AdaptiveKvCache, KvDtype, Retention};
-use crate::config::AdaptiveConfig;
+use crate::compress::AdaptiveConfig;
 use crate::error::Result;
-use crate::profile::Profiler;
 
 impl Loaded {
     /// An empty cache that keeps of each prompt what a configuration says, for one sequence.
@@ -41,6 +40,6 @@ impl Loaded {
     #[must_use]
     pub fn retention(&self, config: &AdaptiveConfig) -> Retention {
         let classifier = self.tokenizer.classifier(config);
-        Retention::Adaptive { profiler: Profiler::new(Arc::new(config.clone())), classifier }
+        Retention::Adaptive { config: Arc::new(config.clone()), classifier }
     }
 }

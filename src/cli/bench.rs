@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use adaptive_kvcache::bench::{self, Observer, Plan, Row, Setting, Subject, SystemClock, Work, write_rows};
 use adaptive_kvcache::cache::Retention;
-use adaptive_kvcache::config::{AdaptiveConfig, Budget};
+use adaptive_kvcache::compress::{AdaptiveConfig, Budget};
 use adaptive_kvcache::plot::{SpeedLine, speed};
 use adaptive_kvcache::reading::{self, MAX_TEXT};
 use adaptive_kvcache::report::megabytes;
@@ -131,7 +131,7 @@ fn configuration(name: &str) -> Result<Option<AdaptiveConfig>> {
 /// As [`AdaptiveConfig::with_budget`], if none has.
 fn set_budget(configs: &mut [Option<AdaptiveConfig>], budget: Budget) -> Result<()> {
     let mut has_effect = false;
-    for config in configs.iter_mut().flatten().filter(|config| config.method.is_some()) {
+    for config in configs.iter_mut().flatten().filter(|config| config.budgeted().is_some()) {
         *config = config.clone().with_budget(budget)?;
         has_effect = true;
     }

@@ -5,7 +5,7 @@ mod picture;
 mod table;
 
 use adaptive_kvcache::cache::{KvDtype, Retention};
-use adaptive_kvcache::config::{AdaptiveConfig, Budget, DecodeMode};
+use adaptive_kvcache::compress::{AdaptiveConfig, Budget, DecodeMode};
 use adaptive_kvcache::eval::{self, AnswerPlan, AnswerPrompt, FidelityPlan, Subject, Task, TaskPlan, Variant};
 use adaptive_kvcache::tokenizer::ChatTemplate;
 use adaptive_kvcache::{Error, Result};
@@ -151,7 +151,7 @@ fn budgeted(args: &EvalArgs) -> Result<Vec<Budgeted>> {
         let once = all.len();
         for &budget in &budgets {
             // FastGen's search takes none: it keeps what recovers a head, however much that is.
-            if let Some(config) = config.as_ref().filter(|config| config.method.is_some()) {
+            if let Some(config) = config.as_ref().filter(|config| config.budgeted().is_some()) {
                 let config = Some(config.clone().with_budget(budget)?);
                 all.push(Budgeted { name: name.clone(), budget: Some(budget), config });
             }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use adaptive_kvcache::Error;
 use adaptive_kvcache::cache::{CacheBytes, LayerSummary, Retention};
-use adaptive_kvcache::config::Budget;
+use adaptive_kvcache::compress::Budget;
 use adaptive_kvcache::fidelity::top_logprobs;
 use adaptive_kvcache::files::check_folder;
 use adaptive_kvcache::generate::{FinishReason, Generation};

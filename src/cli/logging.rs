@@ -215,8 +215,8 @@ impl Visit for Fields {
 #[cfg(test)]
 mod tests {
     use adaptive_kvcache::cache::{HeadSummary, LayerSummary};
-    use adaptive_kvcache::config::AdaptiveConfig;
-    use adaptive_kvcache::policy::methods::SnapKv;
+    use adaptive_kvcache::compress::AdaptiveConfig;
+    use adaptive_kvcache::compress::budget::methods::SnapKv;
 
     use super::*;
 
@@ -275,7 +275,7 @@ saving:
     fn a_method_stands_in_place_of_policies() {
         let head = HeadSummary { kv_head: 1, level: Some(0), recovered: Vec::new(), positions: (0..1024).collect() };
         let summary = LayerSummary { layer: 3, prompt_len: 2048, heads: vec![head], bytes: CacheBytes::default() };
-        let text = logged(&summary, &AdaptiveConfig::for_method(&SnapKv));
+        let text = logged(&summary, &AdaptiveConfig::for_method(&SnapKv::DEFAULT));
         assert!(text.starts_with(" - INFO - layer_id:3(heads:1)->['snapkv']-> kv cache len:2048->1024\n"), "{text}");
     }
 }

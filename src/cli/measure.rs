@@ -6,7 +6,7 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use adaptive_kvcache::cache::KvDtype;
-use adaptive_kvcache::config::AdaptiveConfig;
+use adaptive_kvcache::compress::AdaptiveConfig;
 use adaptive_kvcache::eval::{FidelityPlan, Subject};
 use adaptive_kvcache::reading::{self, MAX_TEXT};
 use adaptive_kvcache::report::{is_small, megabytes};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use adaptive_kvcache::attention::HeadLayout;
 use adaptive_kvcache::attention::map::MapAccumulator;
 use adaptive_kvcache::cache::LayerSummary;
-use adaptive_kvcache::config::AdaptiveConfig;
+use adaptive_kvcache::compress::AdaptiveConfig;
 use adaptive_kvcache::model::LlamaConfig;
 use adaptive_kvcache::plot::{self, HeadMap, PolicyGrid};
 use adaptive_kvcache::report::head_policies;
@@ -77,7 +77,7 @@ impl Pictures {
             (0..self.config.num_levels()).map(|level| self.config.level_names(level).join("+")).collect();
         // Of a full cache, nothing chose.
         let method = heads().any(|(_, head)| head.level.is_some()).then_some(&self.config);
-        let method = method.filter(|config| config.method.is_some()).map(AdaptiveConfig::method_name);
+        let method = method.filter(|config| config.budgeted().is_some()).map(AdaptiveConfig::method_name);
         let grid = PolicyGrid {
             num_layers: layers.len(),
             num_kv_heads: self.layout.num_kv_heads,

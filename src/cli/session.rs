@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use adaptive_kvcache::attention::map::MapAccumulator;
 use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
 use adaptive_kvcache::checkpoint::{self, Loaded};
-use adaptive_kvcache::config::{AdaptiveConfig, Budget};
+use adaptive_kvcache::compress::{AdaptiveConfig, Budget};
 use adaptive_kvcache::device::{self, DeviceMemory};
 use adaptive_kvcache::json::without_bom;
 use adaptive_kvcache::model::{Prefill, PrefillObserver, PrefillOptions};
@@ -226,7 +226,7 @@ pub fn opening(args: &DialogueArgs) -> Result<ChatInput> {
 pub fn config(path: Option<&Path>, budget: Option<Budget>) -> Result<AdaptiveConfig> {
     let config = path.map_or_else(|| Ok(AdaptiveConfig::default()), AdaptiveConfig::from_file)?;
     let Some(budget) = budget else { return Ok(config) };
-    if config.method.is_some() {
+    if config.budgeted().is_some() {
         return config.with_budget(budget);
     }
     let option = format!("--{}", budget.key().replace('_', "-"));
@@ -252,7 +252,7 @@ pub fn config(path: Option<&Path>, budget: Option<Budget>) -> Result<AdaptiveCon
 ///
 /// * `kept_bytes`: what is kept of the prompt
 pub fn note_budget(config: &AdaptiveConfig, kept_bytes: usize) {
-    if let Some(Budget::Bytes(budget)) = config.method.map(|method| method.budget)
+    if let Some(Budget::Bytes(budget)) = config.budget()
         && kept_bytes > budget
     {
         let (kept, budget) = (size(kept_bytes), size(budget));

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use adaptive_kvcache::cache::KvDtype;
-use adaptive_kvcache::config::{AdaptiveConfig, Budget, DecodeMode};
+use adaptive_kvcache::compress::{AdaptiveConfig, Budget, DecodeMode};
 use adaptive_kvcache::eval::{FidelityRow, FullScores, Progress, Row, Variant};
 use adaptive_kvcache::plot::{TradeoffLimit, TradeoffPanel, TradeoffPoint};
 use adaptive_kvcache::report::size;
@@ -205,7 +205,7 @@ impl Bench for Measured<'_, '_> {
     fn measure(&mut self, candidate: &Candidate, config: &AdaptiveConfig) -> Result<FidelityRow> {
         let variant = Variant {
             config: candidate.name.clone(),
-            budget: config.method.map(|method| method.budget),
+            budget: config.budget(),
             kv_dtype: candidate.kv_dtype,
             retention: self.session.loaded.retention(config),
         };

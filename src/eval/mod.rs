@@ -19,7 +19,7 @@ pub use rows::{AnswerRow, FidelityRow, Row, TaskRow, write_csv, write_json};
 pub use tasks::{Task, TaskPlan, tasks};
 
 use crate::cache::{AdaptiveKvCache, KvDtype, Retention};
-use crate::config::Budget;
+use crate::compress::Budget;
 use crate::error::{Error, Result};
 use crate::model::{Llama, PrefillObserver, PrefillOptions};
 use crate::tokenizer::Tokenizer;

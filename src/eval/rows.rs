@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::config::Budget;
+use crate::compress::Budget;
 use crate::error::{Error, Result};
 use crate::generate::FinishReason;
 

@@ -1,6 +1,6 @@
 //! Deciding what the heads of a model keep of a prompt, layer by layer, while it is processed.
 //!
-//! Not for: how a head's choice is made (see [`crate::profile`]), or what is computed (see [`crate::backend`]).
+//! Not for: how a head's choice is made (see [`crate::compress`]), or what is computed (see [`crate::backend`]).
 
 use std::time::{Duration, Instant};
 
@@ -12,15 +12,15 @@ use crate::attention::prompt_rows::PromptRows;
 use crate::attention::replay::{Replay, squared_attention, squared_outputs};
 use crate::backend::{Backend, Block, PromptRequest, Shown, Wanted};
 use crate::cache::{AdaptiveKvCache, CacheLayer, LayerSummary, Retention};
-use crate::config::BudgetScale;
+use crate::compress::budget::methods::FutureQueries;
+use crate::compress::{
+    AdaptiveConfig, BudgetScale, BudgetedMethod, Compression, HeadChoice, LayerFacts, LayerPlace, LayerReplay,
+    LayerStats, Needs, Pool, QueryStats, Segment,
+};
 use crate::error::Result;
 use crate::events;
 use crate::kernels::vector::{self, instruction_set};
 use crate::memory;
-use crate::policy::methods::FutureQueries;
-use crate::profile::{
-    Budgeted, HeadChoice, LayerFacts, LayerPlace, LayerReplay, LayerStats, Pool, Profiler, QueryStats, Segment,
-};
 use crate::tokens::TokenClass;
 
 /// What is known of a prompt before it is processed.
@@ -51,10 +51,10 @@ impl Brief {
         Segment { first_position: self.seen - recent, classes: &self.classes, recent }
     }
 
-    fn profiler(&self) -> Option<&Profiler> {
+    fn config(&self) -> Option<&AdaptiveConfig> {
         match &self.retention {
             Retention::Full => None,
-            Retention::Adaptive { profiler, .. } => Some(profiler),
+            Retention::Adaptive { config, .. } => Some(config),
         }
     }
 
@@ -73,7 +73,9 @@ impl Brief {
         let held = layer.positions();
         let num_keys = (0..layout.num_heads).map(|head| held[head / layout.group_size()].len() + self.prompt_len);
         LayerWatch {
-            profile: self.profiler().map(|profiler| Profile::new(layout, (profiler, self.segment()), place, num_keys)),
+            profile: self
+                .config()
+                .map(|config| Profile::new(layout, (&config.method, self.segment()), place, num_keys)),
             maps: self.map_side.map(|side| MapAccumulator::new(layout.num_heads, self.prompt_len, side)),
             prompt_len: self.prompt_len,
             hidden_size: model.config.hidden_size,
@@ -169,9 +171,8 @@ impl<'a> Keeper<'a> {
         let choices = match choice {
             Choice::Everything => None,
             Choice::Heads(choices) => Some(choices),
-            Choice::Scores(scores) => {
+            Choice::Pooled { room, scores } => {
                 let num_kv_heads = model.config.heads.num_kv_heads;
-                let room = watch.profile.as_ref().map_or(0, Profile::room);
                 let (pool, _) = self.pooled.get_or_insert_with(|| (Pool::new(room, num_kv_heads), Vec::new()));
                 pool.add_layer(scores);
                 Some(pool.choices(index, segment.first_position))
@@ -206,8 +207,8 @@ impl<'a> Keeper<'a> {
         maps: Option<&MapAccumulator>,
         observer: &mut dyn PrefillObserver,
     ) -> Result<()> {
-        if let Some(profiler) = self.brief.profiler() {
-            events::layer_decided(summary, profiler.config());
+        if let Some(config) = self.brief.config() {
+            events::layer_decided(summary, config);
         }
         observer.layer_done(summary, maps)
     }
@@ -249,19 +250,22 @@ enum Choice {
     Everything,
     /// What is chosen.
     Heads(Vec<HeadChoice>),
-    /// What the best scores of all layers together say: `[num_kv_heads]` of `[segment_len]`.
-    Scores(Vec<Vec<f32>>),
+    /// What the best scores of all layers together say.
+    Pooled {
+        /// How much all layers together keep.
+        room: usize,
+        /// `[num_kv_heads]` of `[segment_len]`
+        scores: Vec<Vec<f32>>,
+    },
 }
 
 /// What a layer's heads are profiled by.
 struct Profile<'a> {
-    profiler: &'a Profiler,
+    method: &'a Compression,
     segment: Segment<'a>,
     stats: LayerStats,
     /// Where the layer stands, for methods with a budget.
     place: LayerPlace,
-    /// Present if a method with a budget chooses, and not the search.
-    budgeted: Option<Budgeted>,
     /// Present if that method reads queries.
     query_stats: Option<(FutureQueries, QueryStats)>,
     /// Queries of the whole prompt, `[prompt_len, num_heads, head_dim]`, kept only if a method asks them again.
@@ -274,48 +278,38 @@ impl<'a> Profile<'a> {
     /// * `num_keys`: `[num_heads]` the keys that each query head will see
     fn new(
         layout: HeadLayout,
-        (profiler, segment): (&'a Profiler, Segment<'a>),
+        (method, segment): (&'a Compression, Segment<'a>),
         place: LayerPlace,
         num_keys: impl Iterator<Item = usize>,
     ) -> Self {
-        let budgeted = profiler.budgeted();
-        let request = budgeted.as_ref().map_or_else(|| profiler.request(segment), |budgeted| budgeted.request(segment));
-        let query_stats = budgeted.as_ref().and_then(|budgeted| budgeted.needs().future_queries).map(|future| {
+        let (request, needs) = match method {
+            Compression::FastGen(search) => (search.request(segment), Needs::default()),
+            Compression::Budgeted(method) => (method.request(segment), method.needs()),
+        };
+        let query_stats = needs.future_queries.map(|future| {
             let first_row = segment.first_position + segment.recent;
             (future, QueryStats::new(layout, future.skip_positions.saturating_sub(first_row)))
         });
-        let replay = budgeted.as_ref().is_some_and(|budgeted| budgeted.needs().replay);
         let prompt_len = segment.num_rows();
         Self {
-            profiler,
+            method,
             segment,
             stats: LayerStats::new(request, num_keys),
             place,
-            budgeted,
             query_stats,
-            replayed_queries: replay.then(|| Vec::with_capacity(prompt_len * layout.query_width())),
-            squared_residuals: replay.then(|| Vec::with_capacity(prompt_len)),
+            replayed_queries: needs.replay.then(|| Vec::with_capacity(prompt_len * layout.query_width())),
+            squared_residuals: needs.replay.then(|| Vec::with_capacity(prompt_len)),
         }
-    }
-
-    /// How much all layers together keep, if they share a budget.
-    fn room(&self) -> usize {
-        self.budgeted.as_ref().map_or(0, |budgeted| budgeted.total(self.segment.len(), self.place))
     }
 
     /// Whether queries may be asked again, with keep-sets that are known only then.
     fn may_need_second_pass(&self) -> bool {
-        self.budgeted.is_none() && self.profiler.may_need_second_pass()
+        matches!(self.method, Compression::FastGen(search) if search.may_need_second_pass())
     }
 
     /// Which numbers of the prompt are to be [added](Self::add).
     fn wanted(&self) -> Wanted {
         Wanted { replay: self.replayed_queries.is_some(), unrotated: self.query_stats.is_some() }
-    }
-
-    /// Whether [`choose`](Self::choose) reads keys and values.
-    fn reads_rows(&self) -> bool {
-        self.budgeted.as_ref().is_some_and(|budgeted| budgeted.needs().keys_and_values || budgeted.needs().replay)
     }
 
     /// Takes in rows of the prompt, as far as they are wanted.
@@ -335,12 +329,24 @@ impl<'a> Profile<'a> {
 
     /// What each head keeps, or what decides about it.
     fn choose<B: Backend>(&self, model: &Model<B>, block: &Block<B>, prompt: &B::Prompt) -> Result<Choice> {
+        match self.method {
+            Compression::FastGen(search) => {
+                let again = |pending: &[_]| model.backend.ask_again(prompt, pending);
+                search.choose(self.segment, model.config.heads.num_kv_heads, &self.stats, again).map(Choice::Heads)
+            }
+            Compression::Budgeted(method) => self.choose_by_budget(method, model, block, prompt),
+        }
+    }
+
+    fn choose_by_budget<B: Backend>(
+        &self,
+        method: &BudgetedMethod,
+        model: &Model<B>,
+        block: &Block<B>,
+        prompt: &B::Prompt,
+    ) -> Result<Choice> {
         let (backend, layout, rope) = (&model.backend, model.config.heads, &model.rope);
-        let Self { profiler, segment, stats, place, budgeted, query_stats, replayed_queries, .. } = self;
-        let Some(budgeted) = budgeted else {
-            let again = |pending: &[_]| backend.ask_again(prompt, pending);
-            return Ok(Choice::Heads(profiler.choose(*segment, layout.num_kv_heads, stats, again)?));
-        };
+        let Self { segment, stats, place, query_stats, replayed_queries, .. } = self;
         let moments = query_stats.as_ref().map_or_else(Vec::new, |(future, stats)| {
             let angles = rope.mean_angles(segment.first_position + segment.len(), future.positions);
             let mut moments = stats.moments();
@@ -349,7 +355,8 @@ impl<'a> Profile<'a> {
             }
             moments
         });
-        let kv = self.reads_rows().then(|| backend.prompt_kv(prompt)).transpose()?;
+        let needs = method.needs();
+        let kv = (needs.keys_and_values || needs.replay).then(|| backend.prompt_kv(prompt)).transpose()?;
         let segment_rows = |rows: &PromptRows, kv_head: usize| {
             let end = rows.past_len(kv_head) + rows.len();
             rows.rows(kv_head, end - segment.len()..end)
@@ -377,11 +384,11 @@ impl<'a> Profile<'a> {
             _ => None,
         };
         let facts = LayerFacts { stats, queries: &moments, rows: &head_rows, replay };
-        let scores = budgeted.scores(*segment, *place, &facts)?;
-        Ok(if budgeted.is_pooled() {
-            Choice::Scores(scores)
+        let scores = method.scores(*segment, *place, &facts)?;
+        Ok(if method.is_pooled() {
+            Choice::Pooled { room: method.total(segment.len(), *place), scores }
         } else {
-            Choice::Heads(budgeted.select(*segment, *place, &scores))
+            Choice::Heads(method.select(*segment, *place, &scores))
         })
     }
 }

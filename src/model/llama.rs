@@ -169,7 +169,7 @@ impl Llama {
     /// attend to all that each head keeps, and to each other. Each head is then profiled again, for the prompt and what
     /// was decoded since the one before; what it kept earlier stays. A budget is for these tokens alone, so that what is
     /// kept of a conversation grows with it: a share of it, or so many bytes more with each prompt. Where heads go on
-    /// evicting while tokens are generated ([`Eviction`](crate::profile::Eviction)), what they hold when the prompt comes
+    /// evicting while tokens are generated ([`Eviction`](crate::compress::Eviction)), what they hold when the prompt comes
     /// stays, and only the prompt is decided about.
     ///
     /// * `ids`: at least one token; with what the cache has seen at most the context length

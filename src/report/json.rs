@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::cache::{CacheBytes, LayerSummary};
 use crate::checkpoint::Loaded;
-use crate::config::AdaptiveConfig;
+use crate::compress::AdaptiveConfig;
 use crate::error::{Error, Result};
 use crate::generate::{FinishReason, FinishedText, GenerationOptions};
 

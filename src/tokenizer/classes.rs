@@ -1,10 +1,12 @@
 //! Which tokens are special and which are punctuation: what a configuration says, and where it leaves it open, the
 //! vocabulary.
 //!
-//! Not for: what follows from a token's class (see [`crate::policy`]).
+//! Not for: what follows from a token's class (see [`crate::compress`]).
 
 use super::Tokenizer;
-use crate::config::{AdaptiveConfig, TokenIds};
+use std::borrow::Cow;
+
+use crate::compress::{AdaptiveConfig, FastGen, TokenIds};
 use crate::tokens::TokenClassifier;
 
 impl Tokenizer {
@@ -13,12 +15,14 @@ impl Tokenizer {
     /// `punctuation_list` [only](Self::punctuation_ids).
     #[must_use]
     pub fn classifier(&self, config: &AdaptiveConfig) -> TokenClassifier {
-        let special = match &config.special_token_ids {
+        // Methods with a budget list none.
+        let search = config.fastgen().map_or_else(|| Cow::Owned(FastGen::default()), Cow::Borrowed);
+        let special = match &search.special_token_ids {
             TokenIds::Auto => self.special_ids().to_vec(),
             TokenIds::List(ids) => ids.clone(),
         };
-        let punctuation = match &config.punctuation_token_ids {
-            TokenIds::Auto => self.punctuation_ids(&config.punctuation_list),
+        let punctuation = match &search.punctuation_token_ids {
+            TokenIds::Auto => self.punctuation_ids(&search.punctuation_list),
             TokenIds::List(ids) => ids.clone(),
         };
         TokenClassifier::new(special, punctuation)

@@ -1,6 +1,6 @@
 //! The one setting of a configuration that says how much is kept, in steps.
 
-use crate::config::{AdaptiveConfig, Budget};
+use crate::compress::{AdaptiveConfig, Budget, Compression};
 
 /// What is searched: the higher, the more is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,10 +15,9 @@ impl Knob {
     /// The knob of a configuration; `None` if it keeps everything, whatever its settings.
     #[must_use]
     pub fn of(config: &AdaptiveConfig) -> Option<Self> {
-        match config.method {
-            Some(_) => Some(Self::KeptRatio),
-            None if config.policies.num_levels() > 1 => Some(Self::RecoveryThreshold),
-            None => None,
+        match &config.method {
+            Compression::Budgeted(_) => Some(Self::KeptRatio),
+            Compression::FastGen(search) => (search.policies.num_levels() > 1).then_some(Self::RecoveryThreshold),
         }
     }
 
@@ -42,13 +41,9 @@ impl Knob {
     #[must_use]
     pub fn turned(self, config: &AdaptiveConfig, step: usize) -> AdaptiveConfig {
         let mut config = config.clone();
-        match self {
-            Self::KeptRatio => {
-                if let Some(method) = &mut config.method {
-                    method.budget = Budget::KeptRatio(self.value(step));
-                }
-            }
-            Self::RecoveryThreshold => config.recovery_threshold = self.value(step),
+        match &mut config.method {
+            Compression::Budgeted(method) => method.budget = Budget::KeptRatio(self.value(step)),
+            Compression::FastGen(search) => search.recovery_threshold = self.value(step),
         }
         config
     }

@@ -18,7 +18,7 @@ pub use knob::Knob;
 use serde::Serialize;
 
 use crate::cache::KvDtype;
-use crate::config::AdaptiveConfig;
+use crate::compress::AdaptiveConfig;
 use crate::error::Result;
 use crate::eval::{FidelityRow, write_csv};
 use search::bisect;
@@ -47,7 +47,7 @@ impl Point {
     /// The recovery threshold, if that was searched.
     #[must_use]
     pub fn recovery_threshold(&self) -> Option<f64> {
-        (Knob::of(&self.config) == Some(Knob::RecoveryThreshold)).then_some(self.config.recovery_threshold)
+        self.config.fastgen().filter(|_| Knob::of(&self.config).is_some()).map(|search| search.recovery_threshold)
     }
 }
 

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::*;
-use crate::config::Budget;
-use crate::policy::method_by_name;
+use crate::compress::Budget;
+use crate::compress::method_by_name;
 
 /// Bytes of all keys and values in f16; half as many in `q8_0`.
 const FULL_BYTES: f64 = 2000.0;
@@ -54,11 +54,11 @@ fn row(candidate: &Candidate, budget: Option<Budget>, (kept_ratio, kl): (f64, f6
 
 impl Bench for MadeUp {
     fn measure(&mut self, candidate: &Candidate, config: &AdaptiveConfig) -> Result<FidelityRow> {
-        let budget = config.method.map(|method| method.budget);
+        let budget = config.budget();
         let value = match budget {
             Some(Budget::KeptRatio(ratio)) => ratio,
             Some(Budget::Bytes(_)) => panic!("a budget in bytes was left"),
-            None => config.recovery_threshold,
+            None => config.fastgen().unwrap().recovery_threshold,
         };
         Ok(row(candidate, budget, (self.model)(candidate, value)))
     }

@@ -10,8 +10,8 @@ use adaptive_kvcache::attention::prefill::{QueryBlock, largest_differences, pref
 use adaptive_kvcache::attention::prompt_rows::PromptRows;
 use adaptive_kvcache::backend::HeadCache;
 use adaptive_kvcache::cache::KvDtype;
-use adaptive_kvcache::profile::stats::MassRequest;
-use adaptive_kvcache::profile::{LayerStats, StatsRequest};
+use adaptive_kvcache::compress::stats::MassRequest;
+use adaptive_kvcache::compress::{LayerStats, StatsRequest};
 use half::f16;
 use rand::Rng;
 use rayon::ThreadPoolBuilder;

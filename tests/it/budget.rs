@@ -4,9 +4,8 @@
 
 use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype};
-use adaptive_kvcache::config::{AdaptiveConfig, Budget};
-use adaptive_kvcache::policy::{METHODS, ratio_count};
-use adaptive_kvcache::profile::Profiler;
+use adaptive_kvcache::compress::{AdaptiveConfig, Budget};
+use adaptive_kvcache::compress::{METHODS, ratio_count};
 use adaptive_kvcache::tokens::TokenClassifier;
 use candle_core::quantized::GgmlDType;
 
@@ -21,7 +20,7 @@ fn gqa_tied() -> Loaded {
 }
 
 fn retention(config: AdaptiveConfig) -> Retention {
-    Retention::Adaptive { profiler: Profiler::new(config.into()), classifier: TokenClassifier::default() }
+    Retention::Adaptive { config: config.into(), classifier: TokenClassifier::default() }
 }
 
 /// Processes a prompt; what the layers kept.

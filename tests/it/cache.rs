@@ -7,7 +7,7 @@ use adaptive_kvcache::attention::HeadLayout;
 use adaptive_kvcache::attention::prompt_rows::{PromptKv, PromptRows};
 use adaptive_kvcache::backend::{CandleRows, HeadCache, KernelLayer, KernelRows};
 use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, Retention};
-use adaptive_kvcache::profile::HeadChoice;
+use adaptive_kvcache::compress::HeadChoice;
 use adaptive_kvcache::tokens::TokenClass;
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};

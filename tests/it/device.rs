@@ -8,10 +8,10 @@ use adaptive_kvcache::attention::HeadLayout;
 use adaptive_kvcache::backend::{BackendKind, CandleLayer, CandleRows};
 use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, load, load_for};
+use adaptive_kvcache::compress::HeadChoice;
 use adaptive_kvcache::memory;
 use adaptive_kvcache::model::PrefillOptions;
 use adaptive_kvcache::ops::Ops;
-use adaptive_kvcache::profile::HeadChoice;
 use candle_core::quantized::GgmlDType;
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 

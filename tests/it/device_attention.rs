@@ -4,9 +4,9 @@ use adaptive_kvcache::attention::HeadLayout;
 use adaptive_kvcache::attention::device::{self, DeviceStats, PromptBlock, PromptTensors};
 use adaptive_kvcache::attention::prefill::{QueryBlock, largest_differences, prefill};
 use adaptive_kvcache::attention::prompt_rows::PromptRows;
+use adaptive_kvcache::compress::stats::MassRequest;
+use adaptive_kvcache::compress::{LayerStats, StatsRequest};
 use adaptive_kvcache::ops::Ops;
-use adaptive_kvcache::profile::stats::MassRequest;
-use adaptive_kvcache::profile::{LayerStats, StatsRequest};
 use candle_core::{Device, Tensor};
 
 use crate::support::max_difference;

@@ -6,7 +6,7 @@ use std::ops::Range;
 use adaptive_kvcache::backend::KernelRows;
 use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Ledger, Retention};
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype};
-use adaptive_kvcache::config::AdaptiveConfig;
+use adaptive_kvcache::compress::AdaptiveConfig;
 use adaptive_kvcache::model::Llama;
 use adaptive_kvcache::tokens::TokenClass;
 use candle_core::IndexOp;
@@ -60,16 +60,17 @@ fn still_kept(
     mut rows: Vec<Row>,
 ) -> Vec<usize> {
     let count = |ratio: f64| usize::try_from((ratio * (seen - first) as f64 + 1e-9).floor() as i64).unwrap();
-    let Some(method) = config.method else {
+    let Some(method) = config.budgeted() else {
+        let search = config.fastgen().unwrap();
         rows.sort_by(|a, b| b.received.total_cmp(&a.received).then(a.position.cmp(&b.position)));
         let names = config.level_names(level);
         let kept = |(rank, row): (usize, &Row)| {
             let class = classes[row.position];
             names.iter().any(|&name| match name {
-                "special" => class.special || row.position < config.sink_tokens,
+                "special" => class.special || row.position < search.sink_tokens,
                 "punctuation" => class.punctuation,
-                "frequency" => rank < count(config.frequency_ratio),
-                "locality" => row.position + count(config.locality_ratio) >= seen,
+                "frequency" => rank < count(search.frequency_ratio),
+                "locality" => row.position + count(search.locality_ratio) >= seen,
                 "full" => true,
                 _ => panic!("{name}"),
             })
@@ -77,8 +78,10 @@ fn still_kept(
         return rows.iter().enumerate().filter(|&(rank, row)| kept((rank, row))).map(|(_, row)| row.position).collect();
     };
     let first_recent = seen - budget.div_ceil(2).min(seen);
+    let settings = method.method.settings().unwrap();
+    let is_sink = |row: &Row| (row.position as u64) < settings["sink_tokens"].as_u64().unwrap();
     let worth = |row: &Row| match method.method.name() {
-        "streaming_llm" if row.position < config.sink_tokens => f32::INFINITY,
+        "streaming_llm" if is_sink(row) => f32::INFINITY,
         "streaming_llm" => row.position as f32,
         "h2o" if row.position >= first_recent => f32::INFINITY,
         "h2o" => row.received,
@@ -171,8 +174,8 @@ fn positions(cache: &AdaptiveKvCache) -> Vec<Vec<Vec<usize>>> {
 /// token, logits after each token that has some.
 fn check(fixture: &Fixture, loaded: &Loaded, config: &str, prompts: &[Vec<u32>], decoded: usize, plain: bool) {
     let parsed = AdaptiveConfig::parse(config, None).unwrap();
-    let Retention::Adaptive { profiler, classifier } = adaptive(&loaded.tokenizer, config) else { unreachable!() };
-    let retention = Retention::Adaptive { profiler, classifier: classifier.clone() };
+    let classifier = loaded.tokenizer.classifier(&parsed);
+    let retention = adaptive(&loaded.tokenizer, config);
     let mut cache = loaded.model.new_cache(KvDtype::F32, retention).unwrap();
     let (mut all, mut turns): (Vec<u32>, Vec<Turn>) = (Vec::new(), Vec::new());
     // Rows, what is held after them, and their logits.

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use adaptive_kvcache::Result;
 use adaptive_kvcache::attention::HeadLayout;
 use adaptive_kvcache::cache::{AdaptiveKvCache, CacheLayer, HeadStep, KvDtype, Ledger, Plan, Retention, Rows};
-use adaptive_kvcache::profile::HeadChoice;
+use adaptive_kvcache::compress::HeadChoice;
 use adaptive_kvcache::tokens::TokenClass;
 use proptest::prelude::*;
 

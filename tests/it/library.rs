@@ -1,7 +1,7 @@
 //! The library as a program uses it: through the prelude, and as the examples do.
 
-use adaptive_kvcache::config::TokenIds;
-use adaptive_kvcache::policy::methods::ALWAYS;
+use adaptive_kvcache::compress::TokenIds;
+use adaptive_kvcache::compress::budget::methods::ALWAYS;
 use adaptive_kvcache::prelude::*;
 
 use crate::support::{data, smollm2};
@@ -29,16 +29,16 @@ fn classes_of_tokens_are_the_configurations_or_else_the_tokenizers() {
         let classifier = tokenizer.classifier(config);
         [comma, word, end].map(|id| (classifier.classify(id).special, classifier.classify(id).punctuation))
     };
-    let auto = AdaptiveConfig::default();
-    assert_eq!(classes(&auto), [(false, true), (false, false), (true, false)]);
-    let no_comma = AdaptiveConfig { punctuation_list: vec![".".to_owned()], ..auto.clone() };
-    assert_eq!(classes(&no_comma), [(false, false), (false, false), (true, false)]);
-    let listed = AdaptiveConfig {
+    let auto = FastGen::default();
+    assert_eq!(classes(&AdaptiveConfig::default()), [(false, true), (false, false), (true, false)]);
+    let no_comma = FastGen { punctuation_list: vec![".".to_owned()], ..auto.clone() };
+    assert_eq!(classes(&no_comma.into()), [(false, false), (false, false), (true, false)]);
+    let listed = FastGen {
         special_token_ids: TokenIds::List(vec![word]),
         punctuation_token_ids: TokenIds::List(vec![word, end]),
         ..auto
     };
-    assert_eq!(classes(&listed), [(false, false), (true, true), (false, true)]);
+    assert_eq!(classes(&listed.into()), [(false, false), (true, true), (false, true)]);
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn the_example_of_many_questions_answers_each_as_if_it_were_the_only_one() {
 
 #[test]
 fn the_example_of_a_method_of_ones_own_chooses_what_is_kept() {
-    let method: &'static dyn Method = &own_method::ValueWeighted;
+    let method = own_method::ValueWeighted { sink_tokens: 1 };
     assert!(method_by_name(method.name()).is_none(), "it is to be one from outside");
     let facts = MethodFacts {
         first_position: 0,
@@ -100,17 +100,21 @@ fn the_example_of_a_method_of_ones_own_chooses_what_is_kept() {
         keys: &[],
         values: &[1.0, 0.0, 3.0, 4.0, 0.0, 0.5, 0.0, 10.0],
         queries: &[],
-        replay: adaptive_kvcache::policy::methods::ReplayFacts::default(),
+        replay: adaptive_kvcache::compress::budget::methods::ReplayFacts::default(),
     };
-    let settings = MethodSettings { sink_tokens: 1, ..MethodSettings::DEFAULT };
-    assert_eq!(method.scores(&facts, &settings), [ALWAYS, 2.5, 0.2, 1.0]);
+    assert_eq!(method.scores(&facts), [ALWAYS, 2.5, 0.2, 1.0]);
 
     let loaded = smollm2();
     let ids = loaded.tokenizer.encode(&novel(2000)).unwrap();
-    let config = AdaptiveConfig::for_method(method).with_budget(Budget::KeptRatio(0.25)).unwrap();
+    let methods = [METHODS, &[&method]].concat();
+    let text = r#"{"method": "value_weighted", "kept_ratio": 0.25, "sink_tokens": 3}"#;
+    let config = AdaptiveConfig::parse_with(text, None, &methods).unwrap();
+    assert!(AdaptiveConfig::parse(text, None).is_err());
+    let misspelt = AdaptiveConfig::parse_with(&text.replace("sink_tokens", "sink_token"), None, &methods).unwrap_err();
+    assert_eq!(misspelt.hint(), Some("did you mean `sink_tokens`?"));
     let mut cache = loaded.cache(KvDtype::F16, &config).unwrap();
     let prefill = loaded.model.prefill(&ids, &mut cache, &mut ()).unwrap();
     let kept = ids.len() / 4;
     assert!(prefill.layers.iter().flat_map(|layer| &layer.heads).all(|head| head.positions.len() == kept));
-    assert!(prefill.layers.iter().flat_map(|layer| &layer.heads).all(|head| head.positions[..4] == [0, 1, 2, 3]));
+    assert!(prefill.layers.iter().flat_map(|layer| &layer.heads).all(|head| head.positions[..3] == [0, 1, 2]));
 }

@@ -3,12 +3,13 @@
 #![allow(clippy::cast_precision_loss)] // prompt lengths of tests fit any float
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use adaptive_kvcache::policy::allocation::top_positions;
-use adaptive_kvcache::policy::methods::{AttentionRows, QueryMoments, ReplayFacts};
-use adaptive_kvcache::policy::{
-    Allocation, HeadFacts, METHODS, Method, MethodFacts, MethodSettings, POLICIES, Policy, PolicySettings, by_name,
-    method_by_name, ratio_count,
+use adaptive_kvcache::compress::budget::allocation::top_positions;
+use adaptive_kvcache::compress::budget::methods::{AttentionRows, QueryMoments, ReplayFacts};
+use adaptive_kvcache::compress::fastgen::policies::{HeadFacts, by_name};
+use adaptive_kvcache::compress::{
+    AdaptiveConfig, Allocation, FastGen, METHODS, Method, MethodFacts, POLICIES, Policy, method_by_name, ratio_count,
 };
 use adaptive_kvcache::tokens::TokenClass;
 use proptest::prelude::*;
@@ -19,7 +20,7 @@ struct Case {
     positions: Vec<u32>,
     classes: Vec<TokenClass>,
     column_sums: Vec<f32>,
-    settings: PolicySettings,
+    settings: FastGen,
     /// What earlier policies kept.
     keep: Vec<bool>,
 }
@@ -30,7 +31,7 @@ impl Case {
             positions: Vec::new(),
             classes: Vec::new(),
             column_sums: Vec::new(),
-            settings: PolicySettings { frequency_ratio: 0.5, locality_ratio: 0.5, sink_tokens: 1 },
+            settings: FastGen { frequency_ratio: 0.5, locality_ratio: 0.5, ..FastGen::default() },
             keep: Vec::new(),
         }
     }
@@ -78,7 +79,7 @@ prop_compose! {
             positions: (0..special.len() as u32).collect(),
             classes: classes.map(|(&special, &punctuation)| TokenClass { special, punctuation }).collect(),
             column_sums: sums.into_iter().map(f32::from).collect(),
-            settings: PolicySettings { frequency_ratio, locality_ratio, sink_tokens },
+            settings: FastGen { frequency_ratio, locality_ratio, sink_tokens, ..FastGen::default() },
             keep,
         }
     }
@@ -112,7 +113,8 @@ struct MethodCase {
     first_position: usize,
     budget: usize,
     heads: Vec<HeadNumbers>,
-    settings: MethodSettings,
+    /// Values for keys that methods may have.
+    settings: Vec<(&'static str, u64)>,
 }
 
 #[derive(Debug, Clone)]
@@ -151,20 +153,38 @@ prop_compose! {
         first_position in prop_oneof![Just(0_usize), 0_usize..20],
         budget in 1..=len,
         heads in proptest::collection::vec(head_numbers(len), METHOD_HEADS),
-        sink_tokens in 0_usize..8,
-        observation_window in 1_usize..20,
-        half_kernel in 0_usize..4,
+        sink_tokens in 0_u64..8,
+        observation_window in 1_u64..20,
+        half_kernel in 0_u64..4,
         seed in any::<u64>(),
     ) -> MethodCase {
-        let settings = MethodSettings { sink_tokens, observation_window, pool_kernel: 2 * half_kernel + 1, seed };
+        let settings = vec![
+            ("sink_tokens", sink_tokens),
+            ("observation_window", observation_window),
+            ("pool_kernel", 2 * half_kernel + 1),
+            ("seed", seed),
+        ];
         MethodCase { len, num_rows, first_position, budget, heads, settings }
     }
 }
 
 impl MethodCase {
+    /// Every method of the registry, with these settings.
+    fn methods(&self) -> Vec<Arc<dyn Method>> {
+        METHODS.iter().map(|method| self.with_settings(*method)).collect()
+    }
+
+    fn with_settings(&self, method: &dyn Method) -> Arc<dyn Method> {
+        let own = self.settings.iter().filter(|(key, _)| method.keys().contains(key));
+        let mut config: serde_json::Map<_, _> = own.map(|&(key, value)| (key.to_owned(), value.into())).collect();
+        config.insert("method".to_owned(), method.name().into());
+        let config = AdaptiveConfig::parse(&serde_json::Value::from(config).to_string(), None).unwrap();
+        Arc::clone(&config.budgeted().unwrap().method)
+    }
+
     /// Scores of every head; what the method does not ask for is not given.
     fn scores(&self, method: &dyn Method) -> Vec<Vec<f32>> {
-        let needs = method.needs(&self.settings);
+        let needs = method.needs();
         let score = |(head_idx, head): (usize, &HeadNumbers)| {
             let rows = |rows: &'static str| match rows {
                 _ if !needs.keys_and_values => &[][..],
@@ -187,13 +207,13 @@ impl MethodCase {
                 queries: if needs.future_queries.is_none() { &[] } else { &head.queries },
                 replay: if needs.replay { replay } else { ReplayFacts::default() },
             };
-            method.scores(&facts, &self.settings)
+            method.scores(&facts)
         };
         self.heads.iter().enumerate().map(score).collect()
     }
 
     fn kept(&self, method: &dyn Method) -> Vec<Vec<usize>> {
-        method.allocation(&self.settings).select(&self.scores(method), self.budget)
+        method.allocation().select(&self.scores(method), self.budget)
     }
 }
 
@@ -211,8 +231,8 @@ proptest! {
 
     #[test]
     fn methods_score_every_position_and_keep_exactly_their_budget(case in method_case()) {
-        for &method in METHODS {
-            let (scores, kept) = (case.scores(method), case.kept(method));
+        for method in case.methods() {
+            let (scores, kept) = (case.scores(&*method), case.kept(&*method));
             for (scores, kept) in scores.iter().zip(&kept) {
                 prop_assert_eq!(scores.len(), case.len, "{}", method.name());
                 prop_assert!(scores.iter().all(|score| !score.is_nan()), "{}", method.name());
@@ -226,13 +246,13 @@ proptest! {
 
     #[test]
     fn methods_keep_the_best_scores_and_the_lower_position_of_ties(case in method_case()) {
-        for &method in METHODS {
-            let (scores, kept) = (case.scores(method), case.kept(method));
+        for method in case.methods() {
+            let (scores, kept) = (case.scores(&*method), case.kept(&*method));
             for (scores, kept) in scores.iter().zip(&kept) {
                 prop_assert_eq!(kept, &best(scores, kept.len()), "{}", method.name());
                 prop_assert_eq!(kept, &top_positions(scores, kept.len()), "{}", method.name());
             }
-            if !matches!(method.allocation(&case.settings), Allocation::Adaptive { .. } | Allocation::Pooled) {
+            if !matches!(method.allocation(), Allocation::Adaptive { .. } | Allocation::Pooled) {
                 prop_assert!(kept.iter().all(|kept| kept.len() == case.budget), "{}", method.name());
             }
         }
@@ -240,8 +260,8 @@ proptest! {
 
     #[test]
     fn a_safeguard_is_kept_and_the_rest_goes_to_the_best_of_all(case in method_case()) {
-        let method = method_by_name("adakv").unwrap();
-        let (scores, kept) = (case.scores(method), case.kept(method));
+        let method = case.with_settings(method_by_name("adakv").unwrap());
+        let (scores, kept) = (case.scores(&*method), case.kept(&*method));
         let safe = ratio_count(0.2, case.budget);
         prop_assert!(kept.iter().all(|kept| kept.len() >= safe));
         let kept_at = |head: usize, position: usize| kept[head].binary_search(&position).is_ok();
@@ -361,7 +381,7 @@ fn of_equal_sums_the_lower_positions_are_kept() {
         positions: (0..8).collect(),
         classes: vec![TokenClass::default(); 8],
         column_sums: vec![1.0, 2.0, 1.0, 3.0, 1.0, 2.0, 2.0, 1.0],
-        settings: PolicySettings { frequency_ratio: 0.375, locality_ratio: 0.0, sink_tokens: 0 },
+        settings: FastGen { frequency_ratio: 0.375, ..FastGen::default() },
         keep: Vec::new(),
     };
     assert_eq!(case.alone(policy("frequency")), [false, true, false, true, false, true, false, false]);
@@ -369,7 +389,7 @@ fn of_equal_sums_the_lower_positions_are_kept() {
 
 #[test]
 fn an_empty_prompt_is_no_trouble() {
-    let settings = PolicySettings { frequency_ratio: 1.0, locality_ratio: 1.0, sink_tokens: 4 };
+    let settings = FastGen { frequency_ratio: 1.0, locality_ratio: 1.0, ..FastGen::default() };
     for policy in POLICIES {
         policy.mark(&Case::empty().facts(), &settings, &mut []);
         assert!(policy.window(0, &settings).is_none_or(|width| width == 0), "{}", policy.name());
@@ -396,6 +416,12 @@ fn the_registry_of_methods_has_names_of_its_own() {
     for method in METHODS {
         assert_eq!(method_by_name(method.name()).unwrap().name(), method.name());
         assert!(!method.summary().is_empty() && !method.summary().contains('\n'), "{}", method.name());
+        // The registry's settings are those of a file that names the method only.
+        let by_default = AdaptiveConfig::parse(&format!(r#"{{"method": "{}"}}"#, method.name()), None).unwrap();
+        assert_eq!(by_default, AdaptiveConfig::for_method(*method));
+        // Every key has a value that is not ignored.
+        let settings = method.settings().unwrap();
+        assert_eq!(settings.as_object().map_or(0, serde_json::Map::len), method.keys().len(), "{}", method.name());
     }
     assert!(method_by_name("SnapKV").is_none());
 }

@@ -2,13 +2,11 @@
 
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // sizes of tests fit any float
 
-use std::sync::Arc;
-
 use adaptive_kvcache::Error;
-use adaptive_kvcache::config::{AdaptiveConfig, Criterion, GroupReduction, ProfileRows};
-use adaptive_kvcache::policy::ratio_count;
-use adaptive_kvcache::profile::stats::{HeadStats, MassRequest, UnscaledRows, row_difference};
-use adaptive_kvcache::profile::{HeadChoice, LayerStats, Profiler, Segment, StatsRequest};
+use adaptive_kvcache::compress::ratio_count;
+use adaptive_kvcache::compress::stats::{HeadStats, MassRequest, UnscaledRows, row_difference};
+use adaptive_kvcache::compress::{AdaptiveConfig, Criterion, GroupReduction, ProfileRows};
+use adaptive_kvcache::compress::{FastGen, HeadChoice, LayerStats, Segment, StatsRequest};
 use adaptive_kvcache::tokens::TokenClass;
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -57,7 +55,7 @@ fn random_classes(rng: &mut StdRng, len: usize) -> Vec<TokenClass> {
 
 /// The search as SPEC writes it, on the maps themselves.
 struct Naive<'a> {
-    config: &'a AdaptiveConfig,
+    config: &'a FastGen,
     segment: Segment<'a>,
     /// Keys before the segment's, all of them kept.
     settled: usize,
@@ -187,14 +185,8 @@ impl Naive<'_> {
 }
 
 /// What the library chooses, its statistics fed from the maps; the second pass is naive too.
-fn choose(
-    config: &Arc<AdaptiveConfig>,
-    segment: Segment<'_>,
-    maps: &[Vec<Vec<f64>>],
-    group_size: usize,
-) -> Vec<HeadChoice> {
-    let profiler = Profiler::new(Arc::clone(config));
-    let request = profiler.request(segment);
+fn choose(config: &FastGen, segment: Segment<'_>, maps: &[Vec<Vec<f64>>], group_size: usize) -> Vec<HeadChoice> {
+    let request = config.request(segment);
     let num_keys: Vec<usize> = maps.iter().map(|map| map.last().unwrap().len()).collect();
     let mut stats = LayerStats::new(request.clone(), num_keys.iter().copied());
     for (stats, map) in stats.heads.iter_mut().zip(maps) {
@@ -220,8 +212,8 @@ fn choose(
         assert!(!pending.is_empty());
         Ok(pending.iter().map(of_head).collect())
     };
-    let choices = profiler.choose(segment, maps.len() / group_size, &stats, second_pass).unwrap();
-    assert!(passes <= usize::from(profiler.may_need_second_pass()), "{passes} second passes");
+    let choices = config.choose(segment, maps.len() / group_size, &stats, second_pass).unwrap();
+    assert!(passes <= usize::from(config.may_need_second_pass()), "{passes} second passes");
     choices
 }
 
@@ -231,13 +223,7 @@ type Past = ([usize; NUM_KV_HEADS], usize);
 const NOTHING: Past = ([0; NUM_KV_HEADS], 0);
 
 /// Compares one random layer, and adds the levels of the heads that were compared to `levels`.
-fn check_layer(
-    config: &Arc<AdaptiveConfig>,
-    (len, past): (usize, Past),
-    group_size: usize,
-    seed: u64,
-    levels: &mut Vec<usize>,
-) {
+fn check_layer(config: &FastGen, (len, past): (usize, Past), group_size: usize, seed: u64, levels: &mut Vec<usize>) {
     let mut rng = seeded(seed);
     let (settled, recent) = past;
     let classes = random_classes(&mut rng, recent + len);
@@ -269,16 +255,19 @@ fn check_layer(
     }
 }
 
+fn search(json: &str) -> FastGen {
+    AdaptiveConfig::parse(json, None).unwrap().fastgen().unwrap().clone()
+}
+
 /// Compares many layers of one configuration; every level must occur, or the comparison means little.
 fn check(json: &str, lens: &[usize], wanted_levels: &[usize]) {
     let mut levels = Vec::new();
     let mut possible = 0;
     for (frequency_ratio, locality_ratio) in [(0.3, 0.3), (0.8, 0.8), (0.1, 0.5), (0.5, 0.1)] {
         for threshold in [0.5, 0.8, 0.95] {
-            let mut config = AdaptiveConfig::parse(json, None).unwrap();
+            let mut config = search(json);
             (config.frequency_ratio, config.locality_ratio) = (frequency_ratio, locality_ratio);
             config.recovery_threshold = threshold;
-            let config = Arc::new(config);
             for &len in lens {
                 for group_size in [1, 3] {
                     let later = [([2, 0, 9], 0), ([0, 0, 0], 4), ([11, 30, 1], 6)];
@@ -359,7 +348,7 @@ fn locality_slides_only_for_the_recovered_mass() {
     let classes = vec![TokenClass::default(); 10];
     let config = |criterion: &str| {
         let json = r#"{"locality_ratio": 0.1, "policies": ["locality", "special", "full"], "criterion": "#;
-        Arc::new(AdaptiveConfig::parse(&format!("{json}\"{criterion}\"}}"), None).unwrap())
+        search(&format!("{json}\"{criterion}\"}}"))
     };
     let mass = &choose(&config("mass"), Segment::prompt(&classes), &maps, 1)[0];
     assert_eq!((mass.level, &mass.recovered[..], &mass.positions[..]), (0, &[1.0][..], &[9][..]));
@@ -371,7 +360,7 @@ fn locality_slides_only_for_the_recovered_mass() {
 #[test]
 fn a_threshold_that_nothing_reaches_keeps_everything() {
     let json = r#"{"recovery_threshold": 1, "frequency_ratio": 0.5, "locality_ratio": 0.5}"#;
-    let config = Arc::new(AdaptiveConfig::parse(json, None).unwrap());
+    let config = search(json);
     let mut rng = seeded(2);
     let classes = random_classes(&mut rng, 30);
     let maps = vec![random_map(&mut rng, &classes)];
@@ -447,11 +436,11 @@ fn statistics_of_several_rows_are_those_of_each() {
 
 #[test]
 fn query_heads_that_cannot_be_shared_out_are_refused() {
-    let profiler = Profiler::new(Arc::new(AdaptiveConfig::default()));
+    let config = FastGen::default();
     let classes = vec![TokenClass::default(); 4];
-    let stats = LayerStats::new(profiler.request(Segment::prompt(&classes)), [4; 5]);
+    let stats = LayerStats::new(config.request(Segment::prompt(&classes)), [4; 5]);
     for num_kv_heads in [0, 2, 3, 6] {
-        let result = profiler
+        let result = config
             .choose(Segment::prompt(&classes), num_kv_heads, &stats, |pending| Ok(vec![Vec::new(); pending.len()]));
         assert!(result.is_err(), "5 query heads over {num_kv_heads} KV heads");
     }
@@ -468,9 +457,9 @@ fn statistics_that_are_not_numbers_choose_nothing() {
         r#"{"criterion": "mass", "frequency_ratio": 0.3, "locality_ratio": 0.3, "profile_rows": 2}"#,
         r#"{"criterion": "max_abs"}"#,
     ] {
-        let profiler = Profiler::new(Arc::new(AdaptiveConfig::parse(config, None).unwrap()));
-        let whole = LayerStats::new(profiler.request(segment), [6; 4]);
-        assert!(profiler.choose(segment, 2, &whole, |pending| Ok(vec![vec![0.0; 9]; pending.len()])).is_ok());
+        let config = search(config);
+        let whole = LayerStats::new(config.request(segment), [6; 4]);
+        assert!(config.choose(segment, 2, &whole, |pending| Ok(vec![vec![0.0; 9]; pending.len()])).is_ok());
         let mut spoilt = 0;
         for which in 0..4 {
             let mut stats = whole.clone();
@@ -480,7 +469,7 @@ fn statistics_that_are_not_numbers_choose_nothing() {
             let Some(number) = numbers.into_iter().nth(which).unwrap().last_mut() else { continue };
             *number = f32::NAN;
             spoilt += 1;
-            let refused = profiler.choose(segment, 2, &stats, |pending| Ok(vec![vec![0.0; 9]; pending.len()]));
+            let refused = config.choose(segment, 2, &stats, |pending| Ok(vec![vec![0.0; 9]; pending.len()]));
             let error = refused.unwrap_err();
             assert!(matches!(error, Error::NotANumber { .. }) && !error.is_usage(), "{error}");
             assert!(error.to_string().contains("query head 3"), "{error}");

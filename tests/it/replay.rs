@@ -8,7 +8,7 @@ use adaptive_kvcache::attention::prompt_rows::PromptRows;
 use adaptive_kvcache::attention::replay::{Replay, squared_attention, squared_outputs, stride};
 use adaptive_kvcache::backend::HeadCache;
 use adaptive_kvcache::cache::KvDtype;
-use adaptive_kvcache::profile::{LayerStats, StatsRequest};
+use adaptive_kvcache::compress::{LayerStats, StatsRequest};
 
 use crate::numbers::{dot, seeded, softmax, uniform};
 

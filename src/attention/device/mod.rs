@@ -6,7 +6,7 @@
 //! whatever the cache is stored in. Query heads that share a KV head are rows of one product: keys and values are never
 //! repeated.
 //!
-//! Not for: holding rows (see [`crate::cache`]), or deciding which (see [`crate::profile`]).
+//! Not for: holding rows (see [`crate::cache`]), or deciding which (see [`crate::compress`]).
 
 pub mod decode;
 pub mod groups;

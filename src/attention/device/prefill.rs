@@ -15,9 +15,9 @@ use candle_core::{DType, Tensor};
 use super::super::HeadLayout;
 use crate::attention::map::HeadGrid;
 use crate::attention::prompt_rows::PromptRows;
+use crate::compress::stats::{LayerStats, StatsRequest};
 use crate::error::{Error, Result};
 use crate::ops::{MASKED, Ops};
-use crate::profile::stats::{LayerStats, StatsRequest};
 use crate::stop;
 
 /// Weights that a block may hold, over all heads.
@@ -234,7 +234,7 @@ impl DeviceStats {
         let first_key = |head: usize| prompt.past - prompt.past_lens[head / group_size];
         let download = |sums: &Option<Tensor>| sums.as_ref().map(|sums| ops.download(sums)).transpose();
         for (sums, of_head) in [
-            (&self.column_sums, (|head| &mut head.column_sums) as fn(&mut crate::profile::HeadStats) -> &mut Vec<f32>),
+            (&self.column_sums, (|head| &mut head.column_sums) as fn(&mut crate::compress::HeadStats) -> &mut Vec<f32>),
             (&self.profiled_sums, |head| &mut head.profiled_sums),
             (&self.window_sums, |head| &mut head.window_sums),
         ] {
@@ -286,7 +286,7 @@ fn column_sums(ops: &Ops, weights: &Tensor, num_keys: usize) -> Result<Tensor> {
     ops.cat(&[sums, ops.zeros((kv_heads, group_size, num_keys - seen), DType::F32)?], 2)
 }
 
-/// Largest differences over the rows of weights, see [`row_difference`](crate::profile::stats::row_difference):
+/// Largest differences over the rows of weights, see [`row_difference`](crate::compress::stats::row_difference):
 /// `[kv_heads, group_size, levels]`.
 ///
 /// * `masks`: for each level, of a shape that stretches to `[kv_heads, 1, 1, num_keys]`

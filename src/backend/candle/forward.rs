@@ -18,11 +18,11 @@ use crate::attention::map::HeadGrid;
 use crate::attention::prompt_rows::PromptKv;
 use crate::backend::{Backend, Block, PromptRequest, Shown, Wanted, Weights};
 use crate::cache::{CacheLayer, KvDtype};
+use crate::compress::stats::LayerStats;
 use crate::device::float_dtype;
 use crate::error::Result;
 use crate::kernels::quant::WeightMatrix;
 use crate::ops::{DecodeWith, Ops};
-use crate::profile::stats::LayerStats;
 use crate::tokens::TokenClass;
 
 /// Candle operations on a device.

@@ -16,11 +16,11 @@ use crate::attention::prefill::{QueryBlock, largest_differences, prefill};
 use crate::attention::prompt_rows::PromptKv;
 use crate::backend::{Backend, Block, PromptRequest, Shown, Wanted, Weights};
 use crate::cache::{AdaptiveKvCache, CacheLayer, KvDtype};
+use crate::compress::stats::LayerStats;
 use crate::error::{Error, Result};
 use crate::kernels::quant::WeightMatrix;
 use crate::kernels::vector::{self, instruction_set};
 use crate::numbers::all_finite;
-use crate::profile::stats::LayerStats;
 use crate::tokens::TokenClass;
 
 /// Numbers that one thread takes at a time in elementwise work.

@@ -1,7 +1,7 @@
 //! The table and the files of an evaluation, as its rows come.
 
 use adaptive_kvcache::Result;
-use adaptive_kvcache::config::Budget;
+use adaptive_kvcache::compress::Budget;
 use adaptive_kvcache::eval::{FidelityRow, Observer, Progress, Row, TaskRow, write_csv, write_json};
 use adaptive_kvcache::report::short_size;
 

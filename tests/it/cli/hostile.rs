@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use adaptive_kvcache::Error;
 use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::checkpoint::{WeightDtype, load};
-use adaptive_kvcache::config::AdaptiveConfig;
+use adaptive_kvcache::compress::AdaptiveConfig;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 

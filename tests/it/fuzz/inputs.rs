@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
-use adaptive_kvcache::config::{AdaptiveConfig, parse_size};
+use adaptive_kvcache::compress::{AdaptiveConfig, parse_size};
 use adaptive_kvcache::tokenizer::{ChatInput, GgufVocab, ModelIds, Tokenizer};
 use rand::Rng;
 use serde_json::{Value, json};
@@ -141,7 +141,6 @@ fn fuzz_configurations() {
             damage(&mut bytes, rng);
         }
         if let Ok(config) = AdaptiveConfig::parse(&String::from_utf8_lossy(&bytes), Some(Path::new("config.json"))) {
-            let _ = config.policy_settings();
             let _ = serde_json::to_string(&config).unwrap();
         }
         let _ = parse_size(&change_text(pick(rng, &["64MB", "1.5 GB", "7", "1e3kb"]), rng));

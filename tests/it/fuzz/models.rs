@@ -4,7 +4,7 @@ use std::path::Path;
 
 use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::checkpoint::{WeightDtype, load};
-use adaptive_kvcache::config::AdaptiveConfig;
+use adaptive_kvcache::compress::AdaptiveConfig;
 use rand::Rng;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};

@@ -10,9 +10,8 @@ use std::sync::OnceLock;
 use adaptive_kvcache::backend::BackendKind;
 use adaptive_kvcache::cache::Retention;
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, load};
-use adaptive_kvcache::config::AdaptiveConfig;
+use adaptive_kvcache::compress::AdaptiveConfig;
 use adaptive_kvcache::ops::{DecodeWith, Ops};
-use adaptive_kvcache::profile::Profiler;
 use adaptive_kvcache::tokenizer::Tokenizer;
 use candle_core::Device;
 use serde_json::Value;
@@ -63,7 +62,7 @@ pub fn ragged_on_cpu() -> BackendKind {
 pub fn adaptive(tokenizer: &Tokenizer, config: &str) -> Retention {
     let config = AdaptiveConfig::parse(config, None).unwrap();
     let classifier = tokenizer.classifier(&config);
-    Retention::Adaptive { profiler: Profiler::new(config.into()), classifier }
+    Retention::Adaptive { config: config.into(), classifier }
 }
 
 /// The largest difference of two vectors.

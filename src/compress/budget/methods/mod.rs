@@ -1,0 +1,311 @@
+//! Compression methods with a budget: each says what every position of a KV head is worth, the best are kept.
+//!
+//! A method is a pure function on the host from one KV head's facts to a score for each position; it never sees a
+//! tensor, a layer or a file, and does not choose: [`Allocation`] shares the budget out over layers and heads. Its settings
+//! are its fields, and so keys of the configuration. A new method is one new file here and one line in [`METHODS`]: the
+//! configuration, `--help` and the contract tests take it from the registry.
+//!
+//! Some methods also say which row goes for each token that is generated ([`EvictRows`]).
+//!
+//! Not for: the search of `fastgen`, which has a threshold and no budget (see [`crate::compress::fastgen`]).
+
+mod adakv;
+mod expected_attention;
+mod h2o;
+mod key_norm;
+mod pyramidkv;
+mod random;
+mod replay;
+mod snapkv;
+mod streaming_llm;
+mod tova;
+
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::allocation::Allocation;
+use crate::compress::section::{Section, keys};
+use crate::compress::values;
+
+pub use adakv::AdaKv;
+pub use expected_attention::ExpectedAttention;
+pub use h2o::H2o;
+pub use key_norm::KeyNorm;
+pub use pyramidkv::PyramidKv;
+pub use random::Random;
+pub use replay::Replay;
+pub use snapkv::SnapKv;
+pub use streaming_llm::StreamingLlm;
+pub use tova::Tova;
+
+/// Every method with a budget that a configuration can name, with its default settings.
+pub static METHODS: &[&dyn Method] = &[
+    &StreamingLlm(Sinks::DEFAULT),
+    &H2o,
+    &Tova,
+    &SnapKv::DEFAULT,
+    &PyramidKv(SnapKv::DEFAULT),
+    &AdaKv(SnapKv::DEFAULT),
+    &ExpectedAttention(Sinks::DEFAULT),
+    &KeyNorm,
+    &Random { seed: 0 },
+    &Replay(Sinks::DEFAULT),
+];
+
+/// The score of a position that is kept before all others.
+pub const ALWAYS: f32 = f32::INFINITY;
+
+/// Rows of the attention maps whose sums a method reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AttentionRows {
+    /// None: the method does not look at attention.
+    #[default]
+    None,
+    /// All rows of the prompt.
+    All,
+    /// The last rows of the prompt: an observation window; at least 1.
+    Last(usize),
+}
+
+/// What a method reads of each KV head. What is not asked for is not collected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Needs {
+    /// Which rows [`MethodFacts::attention`] sums up.
+    pub attention: AttentionRows,
+    /// Whether [`MethodFacts::attention`] is summed up over all query heads of the layer, and not of the KV head only.
+    pub whole_layer: bool,
+    /// Whether [`MethodFacts::keys`] and [`MethodFacts::values`] are read.
+    pub keys_and_values: bool,
+    /// Whether [`MethodFacts::queries`] are read, and for how many positions to come.
+    pub future_queries: Option<FutureQueries>,
+    /// Whether [`MethodFacts::replay`] is read.
+    pub replay: bool,
+}
+
+/// Which queries are summarised, and for which positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FutureQueries {
+    /// Queries of the first positions of a sequence are left out: those of attention sinks are unlike all others.
+    pub skip_positions: usize,
+    /// How many positions behind the prompt the rotation is averaged over; at least 1.
+    pub positions: usize,
+}
+
+/// What the prompt's queries see when they are asked again from behind the prompt, and what it weighs in the layer's output.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ReplayFacts<'a> {
+    /// `[group_size]` of `[n]`: squared attention weights of the replayed rows, summed up
+    /// ([`squared_attention`](crate::attention::replay::squared_attention)).
+    pub squared_attention: &'a [Vec<f32>],
+    /// `[group_size]` of `[n]`: squared length of each value behind the query head's part of the output projection.
+    pub squared_outputs: &'a [Vec<f32>],
+    /// Median squared length of the residual stream that enters the layer.
+    pub squared_residual: f32,
+}
+
+/// Mean and covariance of one query head's queries over a prompt, turned to the positions behind it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QueryMoments {
+    /// `[head_dim]`
+    pub mean: Vec<f32>,
+    /// `[head_dim, head_dim]`, symmetric.
+    pub covariance: Vec<f32>,
+}
+
+/// What a method may know of one KV head after a prompt, or after a segment of a longer sequence (then positions settled
+/// earlier are no part of it).
+#[derive(Debug, Clone, Copy)]
+pub struct MethodFacts<'a> {
+    /// Position of the first token of the segment: 0 for a prompt.
+    pub first_position: usize,
+    /// `n`: tokens of the segment.
+    pub len: usize,
+    /// Query rows: the tokens of the prompt, the last of the segment; those before were appended by decoding.
+    pub num_rows: usize,
+    /// How many positions a head of this layer keeps on average; in `1..=len`, or 0 for an empty segment.
+    pub budget: usize,
+    /// Index of the KV head in the whole model, so that random numbers differ from head to head.
+    pub head_idx: usize,
+    /// Numbers of a key, value or query.
+    pub head_dim: usize,
+    /// `[n]` attention that each position received, summed up over the rows and heads that [`Needs`] says; else empty.
+    pub attention: &'a [f32],
+    /// `[n, head_dim]` rotated keys, if asked for, else empty.
+    pub keys: &'a [f32],
+    /// `[n, head_dim]` values, if asked for, else empty.
+    pub values: &'a [f32],
+    /// `[group_size]` of the query heads of this KV head, if asked for, else empty.
+    pub queries: &'a [QueryMoments],
+    /// What replayed queries see, if asked for, else empty.
+    pub replay: ReplayFacts<'a>,
+}
+
+impl MethodFacts<'_> {
+    /// How many positions of the segment are among the first `sink_tokens` of the sequence.
+    #[must_use]
+    pub fn num_sinks(&self, sink_tokens: usize) -> usize {
+        sink_tokens.saturating_sub(self.first_position).min(self.len)
+    }
+}
+
+/// The setting of methods that always keep attention sinks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sinks {
+    /// How many leading positions of the sequence are always kept; default 4.
+    #[serde(deserialize_with = "values::whole")]
+    pub sink_tokens: usize,
+}
+
+impl Sinks {
+    /// As many as `StreamingLLM` keeps.
+    pub const DEFAULT: Self = Self { sink_tokens: 4 };
+}
+
+impl Default for Sinks {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+/// What tells which row goes while tokens are generated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StepAttention {
+    /// No attention.
+    None,
+    /// What each row has received since the prompt began, summed up over the query heads of the KV head.
+    Received,
+    /// What each row receives from the newest token, summed up over all query heads of the layer.
+    Newest,
+}
+
+/// What a method may know of the rows that one KV head holds after a decoding step, the newest token's included; rows that
+/// were settled before the last prompt are no part of it.
+#[derive(Debug, Clone, Copy)]
+pub struct StepFacts<'a> {
+    /// `[n]` position of each row, in any order.
+    pub positions: &'a [u32],
+    /// Tokens given so far: one more than the newest token's position.
+    pub seen: usize,
+    /// How many of the rows stay: as many as the head kept of the prompt.
+    pub budget: usize,
+    /// `[n]` attention as [`StepAttention`] says; else empty.
+    pub attention: &'a [f32],
+}
+
+/// How a method goes on evicting while tokens are generated. The number of rows stays that of the prompt; positions are
+/// never renumbered.
+pub trait EvictRows: Send + Sync + std::fmt::Debug {
+    /// What it reads.
+    fn attention(&self) -> StepAttention;
+
+    /// The score of every row after a decoding step, `[n]`: the lowest go; of equal scores the higher position.
+    fn scores(&self, facts: &StepFacts<'_>) -> Vec<f32>;
+}
+
+/// What configurations do with a method: every method that `serde` can write and read has it.
+///
+/// A method without settings is a unit struct; one with settings is a struct whose fields are keys of the configuration:
+/// `#[serde(default, deny_unknown_fields)]` makes them optional, and unknown ones an error.
+pub trait Settings {
+    /// The keys that change what it keeps, besides the budget.
+    fn keys(&self) -> &'static [&'static str];
+
+    /// The same method with the settings of a configuration, and its defaults for those that are left out.
+    ///
+    /// # Errors
+    /// Whatever the method's type has against a value.
+    fn read(&self, settings: &Section<'_>) -> serde_json::Result<Arc<dyn Method>>;
+
+    /// Its settings as a JSON object; `null` for a method without any.
+    ///
+    /// # Errors
+    /// Whatever the method's type fails with.
+    fn settings(&self) -> serde_json::Result<Value>;
+
+    /// A copy, to be shared.
+    fn to_arc(&self) -> Arc<dyn Method>;
+}
+
+impl<M: Method + Clone + Serialize + DeserializeOwned + 'static> Settings for M {
+    fn keys(&self) -> &'static [&'static str] {
+        keys::<M>()
+    }
+
+    fn read(&self, settings: &Section<'_>) -> serde_json::Result<Arc<dyn Method>> {
+        Ok(Arc::new(M::deserialize(settings)?))
+    }
+
+    fn settings(&self) -> serde_json::Result<Value> {
+        serde_json::to_value(self)
+    }
+
+    fn to_arc(&self) -> Arc<dyn Method> {
+        Arc::new(self.clone())
+    }
+}
+
+/// One way to tell what a position is worth.
+pub trait Method: Settings + Send + Sync + std::fmt::Debug {
+    /// The name in configurations and logs.
+    fn name(&self) -> &'static str;
+
+    /// What it keeps, in one line for `--help`.
+    fn summary(&self) -> &'static str;
+
+    /// What it reads.
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
+    /// How its budget is shared out.
+    fn allocation(&self) -> Allocation {
+        Allocation::Uniform
+    }
+
+    /// The score of every position of the segment, `[n]`: the higher, the sooner it is kept; [`ALWAYS`] before all
+    /// others. Of equal scores the lower position is kept. No score is NaN unless a fact is.
+    fn scores(&self, facts: &MethodFacts<'_>) -> Vec<f32>;
+
+    /// How it goes on while tokens are generated; `None` if it says nothing about that.
+    fn eviction(&self) -> Option<&dyn EvictRows> {
+        None
+    }
+}
+
+/// Finds a method by its name in configurations.
+#[must_use]
+pub fn method_by_name(name: &str) -> Option<&'static dyn Method> {
+    METHODS.iter().copied().find(|method| method.name() == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compress::budget::allocation::top_positions;
+
+    /// Facts of a prompt of `len` tokens, without numbers.
+    pub(super) fn facts(len: usize, budget: usize) -> MethodFacts<'static> {
+        MethodFacts {
+            first_position: 0,
+            len,
+            num_rows: len,
+            budget,
+            head_idx: 0,
+            head_dim: 1,
+            attention: &[],
+            keys: &[],
+            values: &[],
+            queries: &[],
+            replay: ReplayFacts::default(),
+        }
+    }
+
+    /// What a head keeps that has its own budget.
+    pub(super) fn kept(method: &dyn Method, facts: &MethodFacts<'_>) -> Vec<usize> {
+        top_positions(&method.scores(facts), facts.budget)
+    }
+}

@@ -1,0 +1,70 @@
+//! `streaming_llm`: attention sinks and the most recent positions (Xiao et al., arXiv 2309.17453).
+
+use serde::{Deserialize, Serialize};
+
+use super::{ALWAYS, EvictRows, Method, MethodFacts, Sinks, StepAttention, StepFacts};
+
+/// Keeps the first `sink_tokens` positions of the sequence, and of the others the last.
+///
+/// Positions are never renumbered here; the paper's own code numbers what is kept anew.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StreamingLlm(pub Sinks);
+
+impl Method for StreamingLlm {
+    fn name(&self) -> &'static str {
+        "streaming_llm"
+    }
+
+    fn summary(&self) -> &'static str {
+        "the first `sink_tokens` positions, and the last"
+    }
+
+    fn scores(&self, facts: &MethodFacts<'_>) -> Vec<f32> {
+        let sinks = facts.num_sinks(self.0.sink_tokens);
+        #[expect(clippy::cast_precision_loss)] // a segment of 2^24 tokens is far beyond any context
+        (0..facts.len).map(|index| if index < sinks { ALWAYS } else { index as f32 }).collect()
+    }
+
+    fn eviction(&self) -> Option<&dyn EvictRows> {
+        Some(self)
+    }
+}
+
+impl EvictRows for StreamingLlm {
+    fn attention(&self) -> StepAttention {
+        StepAttention::None
+    }
+
+    fn scores(&self, facts: &StepFacts<'_>) -> Vec<f32> {
+        let score = |position: u32| {
+            #[expect(clippy::cast_precision_loss)] // 2^24 tokens are far beyond any context
+            if (position as usize) < self.0.sink_tokens { ALWAYS } else { position as f32 }
+        };
+        facts.positions.iter().copied().map(score).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{facts, kept};
+    use super::*;
+
+    #[test]
+    fn sinks_and_the_last_positions_are_kept() {
+        assert_eq!(kept(&StreamingLlm(Sinks::DEFAULT), &facts(10, 6)), [0, 1, 2, 3, 8, 9]);
+    }
+
+    #[test]
+    fn sinks_are_those_of_the_sequence_and_not_of_a_later_segment() {
+        let later = MethodFacts { first_position: 3, ..facts(10, 3) };
+        assert_eq!(kept(&StreamingLlm(Sinks::DEFAULT), &later), [0, 8, 9]);
+        let later = MethodFacts { first_position: 50, ..facts(10, 3) };
+        assert_eq!(kept(&StreamingLlm(Sinks::DEFAULT), &later), [7, 8, 9]);
+    }
+
+    #[test]
+    fn a_budget_below_the_number_of_sinks_keeps_the_first_of_them() {
+        assert_eq!(kept(&StreamingLlm(Sinks::DEFAULT), &facts(10, 2)), [0, 1]);
+    }
+}

@@ -1,0 +1,110 @@
+//! Methods that keep as much as a budget says: each position gets a score, the best are kept.
+//!
+//! [`methods`] has one file for each way to score; [`allocation`] shares a budget out over layers and heads, [`pool`] one
+//! over all of them; [`select`] puts it together, for which [`queries`] sums up queries. How large a budget is, is here.
+//!
+//! Not for: FastGen, which has a threshold and no budget (see [`super::fastgen`]).
+
+pub mod allocation;
+pub mod methods;
+pub mod pool;
+pub mod queries;
+pub mod select;
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{ratio_count, values};
+use methods::Method;
+
+/// How much a method keeps of each segment that it decides about: of a prompt, or of a further prompt together with what
+/// was generated since the one before.
+///
+/// In a configuration each is a key; reports call the bytes `bytes`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Budget {
+    /// This share of the segment, in 0..=1, for every head on average.
+    KeptRatio(#[serde(deserialize_with = "values::ratio")] f64),
+    /// Bytes of kept keys and values of the segment, all layers together, in the cache's own format; at least 1.
+    #[serde(rename(deserialize = "kv_budget"))]
+    Bytes(#[serde(deserialize_with = "values::size")] usize),
+}
+
+/// The cache that a [`Budget`] is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BudgetScale {
+    /// Layers of the model.
+    pub num_layers: usize,
+    /// KV heads of a layer.
+    pub num_kv_heads: usize,
+    /// Bytes of one stored key and its value.
+    pub token_bytes: usize,
+}
+
+impl Budget {
+    /// How many of `len` positions a head keeps on average: the share of them, not rounded; or the whole positions that
+    /// the head's equal part of the layer's equal part of the bytes has room for. At least 1, whatever the budget, unless
+    /// `len` is 0: a head that keeps nothing has nothing to attend to.
+    ///
+    /// Where all heads keep the same, that is this number rounded down, as [`ratio_count`]
+    /// does.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss)] // counts of tokens
+    pub fn average(self, len: usize, scale: BudgetScale) -> f64 {
+        let average = match self {
+            Self::KeptRatio(ratio) => ratio * len as f64,
+            Self::Bytes(bytes) => {
+                let layer_bytes = bytes / scale.num_layers.max(1);
+                (layer_bytes / (scale.num_kv_heads * scale.token_bytes).max(1)) as f64
+            }
+        };
+        average.clamp(1.min(len) as f64, len as f64)
+    }
+
+    /// How many positions all heads of all layers keep together, where one list decides about all: the share of all of
+    /// them, or what the bytes have room for, rounded down; at least one for each head.
+    #[must_use]
+    pub fn total(self, len: usize, scale: BudgetScale) -> usize {
+        let heads = scale.num_layers * scale.num_kv_heads;
+        let total = match self {
+            Self::KeptRatio(ratio) => ratio_count(ratio, len * heads),
+            Self::Bytes(bytes) => bytes / scale.token_bytes.max(1),
+        };
+        total.clamp(heads.min(len * heads), len * heads)
+    }
+
+    /// The key that sets it.
+    #[must_use]
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::KeptRatio(_) => "kept_ratio",
+            Self::Bytes(_) => "kv_budget",
+        }
+    }
+}
+
+impl Default for Budget {
+    /// Half of everything.
+    fn default() -> Self {
+        Self::KeptRatio(0.5)
+    }
+}
+
+/// A method with a budget, and how large that is.
+#[derive(Debug, Clone)]
+pub struct BudgetedMethod {
+    /// One of [`METHODS`](methods::METHODS), or a program's own, with its settings.
+    pub method: Arc<dyn Method>,
+    /// How much it keeps.
+    pub budget: Budget,
+}
+
+/// By the method's name and settings.
+impl PartialEq for BudgetedMethod {
+    fn eq(&self, other: &Self) -> bool {
+        let settings = |method: &Self| method.method.settings().ok();
+        self.method.name() == other.method.name() && self.budget == other.budget && settings(self) == settings(other)
+    }
+}
