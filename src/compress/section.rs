@@ -103,14 +103,22 @@ impl<'a> Section<'a> {
     }
 
     /// What `read` makes of it.
-    pub(super) fn read<T>(&self, read: impl FnOnce(&Self) -> serde_json::Result<T>) -> Result<T, Reject> {
+    pub(super) fn read<T>(&self, read: impl Fn(&Self) -> serde_json::Result<T>) -> Result<T, Reject> {
         read(self).map_err(|error| {
             let (key, reason) = (self.current.get().unwrap_or_default(), error.to_string());
-            if reason.starts_with("duplicate field") {
-                // The same name twice is no JSON that is read here.
-                return Reject::new(key, "given twice, once by its other name").with_hint("keep one of them");
+            let is_repetition = |reason: &str| reason.starts_with("duplicate field");
+            if !is_repetition(&reason) {
+                return Reject::new(key, reason);
             }
-            Reject::new(key, reason)
+            // Two names of one field: nothing but reading both tells which.
+            let both = |other: &str| {
+                let pairs = self.pairs.iter().copied().filter(|(own, _)| [key, other].contains(own));
+                read(&Self { pairs: pairs.collect(), current: Cell::new(None) })
+            };
+            let mut others = self.keys().filter(|other| *other != key);
+            let other = others.find(|other| both(other).is_err_and(|error| is_repetition(&error.to_string())));
+            let other = other.unwrap_or_default();
+            Reject::new(key, format!("given twice, as `{other}` and as `{key}`")).with_hint("keep one of them")
         })
     }
 
