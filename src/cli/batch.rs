@@ -9,7 +9,7 @@ use adaptive_kvcache::Error;
 use adaptive_kvcache::cache::{CacheBytes, Retention};
 use adaptive_kvcache::generate::{Batch, BatchLimits, BatchPrompt, BatchSummary, FinishReason};
 use adaptive_kvcache::memory::process_memory;
-use adaptive_kvcache::report::{BatchReport, BatchTextReport, ModelReport, megabytes, size};
+use adaptive_kvcache::report::{BatchReport, BatchTextReport, megabytes, size};
 use anyhow::Context;
 
 use super::args::{DEFAULT_NEW_TOKENS, GenerateArgs, PromptArgs, drawn_seed};
@@ -86,18 +86,8 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     }
     let ended = texts.iter().filter(|text| text.finish_reason != FinishReason::Interrupted).count();
     if let Some(path) = &args.report {
-        let (device, attention) = session.device();
         let report = BatchReport {
-            version: env!("CARGO_PKG_VERSION"),
-            model: ModelReport::new(&args.run.model.model, &session.loaded),
-            device,
-            attention,
-            decoding: session.loaded.model.decoding(),
-            threads: session.threads,
-            kv_dtype: session.kv_dtype.name(),
-            adaptive: args.cache.use_adakv,
-            config: args.cache.use_adakv.then_some(config),
-            generation: options,
+            run: session.report(&args.run.model.model, args.cache.use_adakv.then_some(config), options),
             batch: args.batch.batch,
             kv_budget_bytes: args.batch.kv_budget,
             most_sequences: summary.most_sequences,

@@ -12,7 +12,7 @@ use adaptive_kvcache::fidelity::top_logprobs;
 use adaptive_kvcache::files::check_folder;
 use adaptive_kvcache::generate::{FinishReason, Generation};
 use adaptive_kvcache::memory::process_memory;
-use adaptive_kvcache::report::{LayerReport, MemoryReport, ModelReport, Report, Timings, megabytes, memory_table};
+use adaptive_kvcache::report::{LayerReport, MemoryReport, Report, Timings, megabytes, memory_table};
 
 use anyhow::Context;
 
@@ -122,21 +122,11 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
         let _ = figures.print(&prefill.layers);
     }
     if let Some(path) = &args.report {
-        let (device, attention) = session.device();
         let heads = prefill.layers.iter().map(|layer| LayerReport::new(layer, &config, args.report_positions));
         let report = Report {
-            version: env!("CARGO_PKG_VERSION"),
-            model: ModelReport::new(&args.run.model.model, &session.loaded),
-            device,
-            attention,
-            decoding: session.loaded.model.decoding(),
-            threads: session.threads,
-            prefill_chunk: session.prefill_options.chunk.get(),
-            kv_dtype: session.kv_dtype.name(),
-            adaptive: args.cache.use_adakv,
             layers: heads.collect(),
-            config: args.cache.use_adakv.then_some(config),
-            generation: options,
+            run: session.report(&args.run.model.model, args.cache.use_adakv.then_some(config), options),
+            prefill_chunk: session.prefill_options.chunk.get(),
             prompt_tokens: ids,
             next_token_logprobs: logprobs,
             generated_tokens: generated,

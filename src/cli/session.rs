@@ -10,10 +10,11 @@ use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention}
 use adaptive_kvcache::checkpoint::{self, Loaded};
 use adaptive_kvcache::compress::{AdaptiveConfig, Budget};
 use adaptive_kvcache::device::{self, DeviceMemory};
+use adaptive_kvcache::generate::GenerationOptions;
 use adaptive_kvcache::json::without_bom;
 use adaptive_kvcache::model::{Prefill, PrefillObserver, PrefillOptions};
 use adaptive_kvcache::reading::{self, MAX_TEXT};
-use adaptive_kvcache::report::size;
+use adaptive_kvcache::report::{ModelReport, RunReport, size};
 use adaptive_kvcache::tokenizer::{ChatFormat, ChatInput, ChatMessage, ChatTemplate, messages_from_json};
 use adaptive_kvcache::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -94,6 +95,25 @@ impl Session {
     pub fn device(&self) -> (String, &'static str) {
         let model = &self.loaded.model;
         (model.ops().map_or_else(|| "cpu".to_owned(), |ops| device::name(ops.device())), model.backend())
+    }
+
+    /// How texts are generated: with a configuration, or with a full cache.
+    ///
+    /// * `model`: as it was named
+    pub fn report(&self, model: &Path, config: Option<AdaptiveConfig>, generation: GenerationOptions) -> RunReport {
+        let (device, attention) = self.device();
+        RunReport {
+            version: env!("CARGO_PKG_VERSION"),
+            model: ModelReport::new(model, &self.loaded),
+            device,
+            attention,
+            decoding: self.loaded.model.decoding(),
+            threads: self.threads,
+            kv_dtype: self.kv_dtype.name(),
+            adaptive: config.is_some(),
+            config,
+            generation,
+        }
     }
 
     /// The device's memory, if it has its own and its driver tells.

@@ -46,6 +46,71 @@ pub(super) fn value_ticks(max: f64) -> (Vec<f64>, usize) {
     ((0..=count).map(|index| f64::from(index) * step).collect(), (-exponent).max(0.0) as usize)
 }
 
+/// A vertical axis.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Axis {
+    /// Heights in 0..=1 and labels, from below.
+    pub ticks: Vec<(f64, String)>,
+    scale: Scale,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Scale {
+    /// From 0 to this.
+    Linear(f64),
+    /// Between these powers of ten; what has no logarithm lies at the foot.
+    Logarithmic(f64, f64),
+}
+
+/// The most decades of a logarithmic axis; what is smaller lies at its foot.
+const MAX_DECADES: i32 = 12;
+
+impl Axis {
+    /// From 0 to a round number that is not below `max`.
+    pub fn linear(max: f64) -> Self {
+        let (ticks, decimals) = value_ticks(max);
+        let full_scale = ticks.last().copied().unwrap_or(1.0);
+        let ticks = ticks.into_iter().map(|tick| (tick / full_scale, format!("{tick:.decimals$}")));
+        Self { ticks: ticks.collect(), scale: Scale::Linear(full_scale) }
+    }
+
+    /// Powers of ten; if there are values that have no logarithm, one more decade, below the others, for them.
+    ///
+    /// * `highest`: what it has room for beside the values
+    pub fn logarithmic(values: impl Iterator<Item = f64> + Clone, highest: impl Iterator<Item = f64>) -> Self {
+        let is_positive = |value: &f64| value.is_finite() && *value > 0.0;
+        let has_zero = values.clone().any(|value| !is_positive(&value));
+        let lowest = values.filter(is_positive).fold(f64::INFINITY, f64::min);
+        let (mut low, mut high) = (-1, 0);
+        if lowest.is_finite() {
+            high = highest.filter(is_positive).fold(f64::MIN_POSITIVE, f64::max).log10().ceil() as i32;
+            low = (lowest.log10().floor() as i32).min(high - 1).max(high - MAX_DECADES);
+        }
+        let foot = f64::from(low) - f64::from(u8::from(has_zero));
+        let mut axis = Self { ticks: Vec::new(), scale: Scale::Logarithmic(foot, f64::from(high)) };
+        let zero = has_zero.then(|| (0.0, "0".to_owned()));
+        let powers = (low..=high).map(|power| (axis.height(10_f64.powi(power)), decimal(power)));
+        axis.ticks = zero.into_iter().chain(powers).collect();
+        axis
+    }
+
+    /// Where a value lies, from 0 at the foot to 1 at the top.
+    pub fn height(&self, value: f64) -> f64 {
+        let height = match self.scale {
+            Scale::Linear(full_scale) => value / full_scale,
+            Scale::Logarithmic(low, high) if value > 0.0 => (value.log10() - low) / (high - low),
+            Scale::Logarithmic(..) => 0.0,
+        };
+        if height.is_finite() { height.clamp(0.0, 1.0) } else { 0.0 }
+    }
+}
+
+/// A power of ten, as people write it.
+fn decimal(power: i32) -> String {
+    let decimals = (-power).clamp(0, 4) as usize;
+    if (-4..=4).contains(&power) { format!("{:.decimals$}", 10_f64.powi(power)) } else { format!("1e{power}") }
+}
+
 /// A number of bytes in MB with about three significant digits, such as `12.3 MB` or `0.00309 MB`.
 pub(super) fn megabytes(bytes: f64) -> String {
     let value = bytes / MB;

@@ -2,21 +2,11 @@
 
 use std::path::Path;
 
-use super::axis::{MB, counted, value_ticks};
-use super::canvas::{Align, Canvas, check_count};
-use super::color::{FAINT, INK, MUTED, Rgb, level};
-use super::legend::{SAMPLE, flow};
-use super::text::{self, Size};
+use super::axis::{Axis, MB, counted};
+use super::canvas::check_count;
+use super::color::{Rgb, level};
+use super::panels::{Panel, Point, Style, draw};
 use crate::error::{Error, Result};
-
-const MARGIN: i32 = 24;
-const PANEL_WIDTH: i32 = 380;
-const PANEL_HEIGHT: i32 = 280;
-/// Between a panel and the labels of the one on its right.
-const PANEL_GAP: i32 = 40;
-const LINE_WIDTH: f64 = 2.0;
-/// Diameter of a measured point.
-const DOT: f64 = 7.0;
 
 /// Dashes and the gaps between them, in pixels, by which numbers of threads are told apart; after these they repeat.
 const DASHES: [Option<(f64, f64)>; 4] = [None, Some((8.0, 6.0)), Some((1.0, 6.0)), Some((16.0, 6.0))];
@@ -36,19 +26,6 @@ pub struct SpeedLine {
     pub prefill: Vec<(usize, f64)>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Style {
-    color: Rgb,
-    dash: Option<(f64, f64)>,
-}
-
-/// One quantity.
-struct Panel {
-    title: &'static str,
-    /// Points by ascending prompt length.
-    lines: Vec<(Style, Vec<(usize, f64)>)>,
-}
-
 /// Draws panels for decoding speed, KV memory and prefill speed, each if some line has points for it.
 ///
 /// * `title`: what was measured; shortened if it is long
@@ -59,14 +36,22 @@ struct Panel {
 pub fn speed(path: &Path, title: &str, lines: &[SpeedLine]) -> Result<()> {
     check_count(lines.len(), "lines")?;
     let styles = styles(lines);
+    let longest = lines.iter().flat_map(|line| [&line.decode, &line.kv_bytes, &line.prefill]).flatten();
+    // The same axis below all panels.
+    let longest = longest.map(|&(length, _)| length).max().unwrap_or(1) as f64;
     let panel = |title, points: fn(&SpeedLine) -> &[(usize, f64)], scale: f64| {
         let drawn = lines.iter().zip(&styles).filter(|(line, _)| !points(line).is_empty());
-        let lines = drawn.map(|(line, &style)| {
-            let mut points: Vec<_> = points(line).iter().map(|&(length, value)| (length, value * scale)).collect();
-            points.sort_by_key(|&(length, _)| length);
-            (style, points)
-        });
-        Panel { title, lines: lines.collect() }
+        let lines: Vec<_> = drawn
+            .map(|(line, &style)| {
+                let point = |&(length, value): &(usize, f64)| Point { x: length as f64, y: value * scale, error: 0.0 };
+                let mut points: Vec<_> = points(line).iter().map(point).collect();
+                points.sort_by(|a, b| a.x.total_cmp(&b.x));
+                (style, points)
+            })
+            .collect();
+        let largest = lines.iter().flat_map(|(_, points)| points).map(|point| point.y).fold(0.0, f64::max);
+        let vertical = Axis::linear(largest);
+        Panel { title, vertical, horizontal: "prompt, tokens", largest_x: longest, lines, limit: None, marked: None }
     };
     let mut panels = vec![
         panel("decoding, tokens/s", |line| &line.decode, 1.0),
@@ -85,7 +70,12 @@ pub fn speed(path: &Path, title: &str, lines: &[SpeedLine]) -> Result<()> {
     if panels.is_empty() {
         return Err(Error::shape("the measurements to draw", "at least one point", 0));
     }
-    draw(title, lines, &styles, &panels)?.save(path)
+    let same_threads = lines.iter().all(|line| line.threads == lines[0].threads);
+    let threads = |line: &SpeedLine| format!(", {}", counted(line.threads, "thread"));
+    let entry = |line: &SpeedLine| line.name.clone() + if same_threads { "" } else { &*threads(line) };
+    let legend: Vec<_> = lines.iter().map(entry).zip(styles).collect();
+    let title = title.to_owned() + if same_threads { &*threads(&lines[0]) } else { "" };
+    draw(&title, &legend, &panels)?.save(path)
 }
 
 /// A colour for each name, dashes for each number of threads.
@@ -107,140 +97,6 @@ fn index_of<T: Copy + PartialEq>(list: &mut Vec<T>, value: &T) -> usize {
         list.push(*value);
         list.len() - 1
     })
-}
-
-fn draw(title: &str, lines: &[SpeedLine], styles: &[Style], panels: &[Panel]) -> Result<Canvas> {
-    // Room for the labels of each panel's vertical axis.
-    let label_widths: Vec<i32> = panels
-        .iter()
-        .map(|panel| {
-            let (ticks, decimals) = value_ticks(panel.largest());
-            ticks.iter().map(|tick| text::width(&format!("{tick:.decimals$}"), Size::Normal)).max().unwrap_or(0) + 8
-        })
-        .collect();
-    let num_panels = panels.len() as i32;
-    let content_width = label_widths.iter().sum::<i32>() + num_panels * PANEL_WIDTH + (num_panels - 1) * PANEL_GAP;
-
-    let same_threads = lines.iter().all(|line| line.threads == lines[0].threads);
-    let entries: Vec<String> = lines
-        .iter()
-        .map(|line| {
-            let threads = if same_threads { String::new() } else { format!(", {}", counted(line.threads, "thread")) };
-            text::shorten(&format!("{}{threads}", line.name), Size::Normal, content_width - SAMPLE - 8)
-        })
-        .collect();
-    let (places, legend_height) = flow(&entries, content_width);
-    let legend_top = MARGIN + Size::Title.line() + 10;
-    let top = legend_top + legend_height + 14 + Size::Normal.line() + 12;
-    let bottom = top + PANEL_HEIGHT;
-    let mut canvas = Canvas::new(MARGIN + content_width + MARGIN, bottom + 48 + MARGIN)?;
-
-    let threads = if same_threads { format!(", {}", counted(lines[0].threads, "thread")) } else { String::new() };
-    let title = text::shorten(&format!("{title}{threads}"), Size::Title, content_width);
-    canvas.text(&title, (MARGIN, MARGIN + Size::Title.digit()), Align::Left, Size::Title, INK);
-    for ((entry, style), (x, y)) in entries.iter().zip(styles).zip(places) {
-        let (x, baseline) = (MARGIN + x, legend_top + y + 15);
-        let middle = f64::from(baseline) - f64::from(Size::Normal.digit()) / 2.0;
-        let (start, end) = (f64::from(x), f64::from(x + SAMPLE));
-        style.path(&mut canvas, &[(start, middle), (end, middle)]);
-        style.dot(&mut canvas, (f64::midpoint(start, end), middle));
-        canvas.text(entry, (x + SAMPLE + 8, baseline), Align::Left, Size::Normal, INK);
-    }
-    // The same axis below all panels.
-    let longest = panels.iter().flat_map(Panel::points).map(|&(length, _)| length).max().unwrap_or(1);
-    let mut left = MARGIN;
-    for (panel, label_width) in panels.iter().zip(label_widths) {
-        left += label_width;
-        panel.draw(&mut canvas, (left, top), longest);
-        left += PANEL_WIDTH + PANEL_GAP;
-    }
-    Ok(canvas)
-}
-
-impl Style {
-    fn path(self, canvas: &mut Canvas, points: &[(f64, f64)]) {
-        for (from, to) in dashes(points, self.dash) {
-            canvas.line(from, to, LINE_WIDTH, self.color);
-        }
-    }
-
-    fn dot(self, canvas: &mut Canvas, at: (f64, f64)) {
-        canvas.line(at, at, DOT, self.color);
-    }
-}
-
-/// The pieces of a path through `points` that are drawn; dashes go on around corners.
-fn dashes(points: &[(f64, f64)], dash: Option<(f64, f64)>) -> Vec<((f64, f64), (f64, f64))> {
-    let mut pieces = Vec::new();
-    let mut done = 0.0;
-    for pair in points.windows(2) {
-        let [(x, y), to] = [pair[0], pair[1]];
-        let Some((on, off)) = dash else {
-            pieces.push((pair[0], to));
-            continue;
-        };
-        let (dx, dy) = (to.0 - x, to.1 - y);
-        let length = dx.hypot(dy);
-        let at = |along: f64| {
-            let share = if length > 0.0 { ((along - done) / length).clamp(0.0, 1.0) } else { 0.0 };
-            (x + share * dx, y + share * dy)
-        };
-        let (first, last) = ((done / (on + off)).floor() as i64, ((done + length) / (on + off)).floor() as i64);
-        for period in first..=last {
-            let start = (period as f64 * (on + off)).max(done);
-            let end = (period as f64 * (on + off) + on).min(done + length);
-            if start < end {
-                pieces.push((at(start), at(end)));
-            }
-        }
-        done += length;
-    }
-    pieces
-}
-
-impl Panel {
-    fn points(&self) -> impl Iterator<Item = &(usize, f64)> {
-        self.lines.iter().flat_map(|(_, points)| points)
-    }
-
-    fn largest(&self) -> f64 {
-        self.points().map(|&(_, value)| value).fold(0.0, f64::max)
-    }
-
-    /// * `longest`: prompt that the horizontal axis has room for
-    fn draw(&self, canvas: &mut Canvas, (left, top): (i32, i32), longest: usize) {
-        let bottom = top + PANEL_HEIGHT;
-        canvas.text(self.title, (left, top - 12), Align::Left, Size::Normal, INK);
-        let (ticks, decimals) = value_ticks(self.largest());
-        let full_scale = ticks.last().copied().unwrap_or(1.0);
-        let y_of = |value: f64| f64::from(bottom) - value / full_scale * f64::from(PANEL_HEIGHT);
-        for tick in ticks {
-            let y = y_of(tick).round() as i32;
-            canvas.fill((left, y), (PANEL_WIDTH, 1), FAINT);
-            let baseline = (left - 8, y + Size::Normal.digit() / 2);
-            canvas.text(&format!("{tick:.decimals$}"), baseline, Align::Right, Size::Normal, MUTED);
-        }
-        let full_scale = longest.max(1) as f64 * 1.03; // dots stay clear of the edge
-        let (ticks, decimals) = value_ticks(longest as f64);
-        let x_of = |length: f64| f64::from(left) + length / full_scale * f64::from(PANEL_WIDTH);
-        canvas.fill((left, bottom), (PANEL_WIDTH, 1), INK);
-        for tick in ticks.into_iter().filter(|&tick| tick <= full_scale) {
-            let x = x_of(tick).round() as i32;
-            canvas.fill((x, bottom + 1), (1, 4), INK);
-            let baseline = (x, bottom + 10 + Size::Normal.digit());
-            canvas.text(&format!("{tick:.decimals$}"), baseline, Align::Center, Size::Normal, MUTED);
-        }
-        let middle = (left + PANEL_WIDTH / 2, bottom + 44);
-        canvas.text("prompt, tokens", middle, Align::Center, Size::Normal, INK);
-
-        for (style, points) in &self.lines {
-            let points: Vec<_> = points.iter().map(|&(length, value)| (x_of(length as f64), y_of(value))).collect();
-            style.path(canvas, &points);
-            for point in points {
-                style.dot(canvas, point);
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -284,13 +140,5 @@ mod tests {
         assert_eq!((styles[0].color, styles[2].color), (styles[1].color, styles[3].color));
         assert_eq!((styles[0].dash, styles[1].dash), (styles[2].dash, styles[3].dash));
         assert!(styles[0].color != styles[2].color && styles[0].dash != styles[1].dash);
-    }
-
-    #[test]
-    fn dashes_go_on_around_a_corner() {
-        let points = [(0.0, 0.0), (5.0, 0.0), (5.0, 9.0)];
-        assert_eq!(dashes(&points, None), [(points[0], points[1]), (points[1], points[2])]);
-        let expected = [((0.0, 0.0), (4.0, 0.0)), ((5.0, 1.0), (5.0, 5.0)), ((5.0, 7.0), (5.0, 9.0))];
-        assert_eq!(dashes(&points, Some((4.0, 2.0))), expected);
     }
 }

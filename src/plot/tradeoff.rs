@@ -3,28 +3,11 @@
 
 use std::path::Path;
 
-use super::axis::{MB, value_ticks};
-use super::canvas::{Align, Canvas, check_count};
-use super::color::{FAINT, INK, MUTED, Rgb, WHITE, level};
-use super::legend::{SAMPLE, flow};
-use super::text::{self, Size};
+use super::axis::{Axis, MB};
+use super::canvas::check_count;
+use super::color::level;
+use super::panels::{Limit, Panel, Point, Style, draw};
 use crate::error::{Error, Result};
-
-const MARGIN: i32 = 24;
-const PANEL_WIDTH: i32 = 420;
-const PANEL_HEIGHT: i32 = 300;
-/// Between a panel and the labels of the one on its right.
-const PANEL_GAP: i32 = 40;
-const LINE_WIDTH: f64 = 2.0;
-/// Diameter of a measured point.
-const DOT: f64 = 9.0;
-/// Half the width of an error bar's ends.
-const CAP: f64 = 5.0;
-/// Diameter of the ring around a marked point, and of the gap within it.
-const RING: f64 = 17.0;
-const RING_GAP: f64 = 13.0;
-/// The most decades of a logarithmic axis; what is smaller lies at its foot.
-const MAX_DECADES: i32 = 12;
 
 /// A measured point.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -90,109 +73,16 @@ pub fn tradeoff(path: &Path, title: &str, panels: &[TradeoffPanel]) -> Result<()
             names.push(&line.name);
         }
     }
-    draw(title, panels, &names)?.save(path)
+    let styles: Vec<_> = (0..names.len()).map(|index| Style { color: level(index), dash: None }).collect();
+    let panels: Vec<_> = panels.iter().map(|panel| panel.drawn(&names, &styles)).collect();
+    let legend: Vec<_> = names.into_iter().map(str::to_owned).zip(styles).collect();
+    draw(title, &legend, &panels)?.save(path)
 }
 
-fn draw(title: &str, panels: &[TradeoffPanel], names: &[&str]) -> Result<Canvas> {
-    let axes: Vec<Axis> = panels.iter().map(Axis::of).collect();
-    let label_widths: Vec<i32> = axes
-        .iter()
-        .map(|axis| axis.ticks.iter().map(|(_, label)| text::width(label, Size::Normal)).max().unwrap_or(0) + 8)
-        .collect();
-    let num_panels = panels.len() as i32;
-    let content_width = label_widths.iter().sum::<i32>() + num_panels * PANEL_WIDTH + (num_panels - 1) * PANEL_GAP;
-    let entries: Vec<String> =
-        names.iter().map(|name| text::shorten(name, Size::Normal, content_width - SAMPLE - 8)).collect();
-    let (places, legend_height) = flow(&entries, content_width);
-    let legend_top = MARGIN + Size::Title.line() + 10;
-    let top = legend_top + legend_height + 14 + Size::Normal.line() + 12;
-    let bottom = top + PANEL_HEIGHT;
-    let mut canvas = Canvas::new(MARGIN + content_width + MARGIN, bottom + 48 + MARGIN)?;
-
-    let title = text::shorten(title, Size::Title, content_width);
-    canvas.text(&title, (MARGIN, MARGIN + Size::Title.digit()), Align::Left, Size::Title, INK);
-    for (index, (entry, (x, y))) in entries.iter().zip(places).enumerate() {
-        let (x, baseline) = (MARGIN + x, legend_top + y + 15);
-        let middle = f64::from(baseline) - f64::from(Size::Normal.digit()) / 2.0;
-        let (start, end) = (f64::from(x), f64::from(x + SAMPLE));
-        canvas.line((start, middle), (end, middle), LINE_WIDTH, level(index));
-        let center = (f64::midpoint(start, end), middle);
-        canvas.line(center, center, DOT, level(index));
-        canvas.text(entry, (x + SAMPLE + 8, baseline), Align::Left, Size::Normal, INK);
+impl TradeoffPoint {
+    fn drawn(&self) -> Point {
+        Point { x: self.kv_bytes / MB, y: self.value, error: self.error }
     }
-    let mut left = MARGIN;
-    for ((panel, axis), label_width) in panels.iter().zip(&axes).zip(label_widths) {
-        left += label_width;
-        let color = |name: &str| level(names.iter().position(|known| *known == name).unwrap_or(0));
-        panel.draw(&mut canvas, (left, top), axis, color);
-        left += PANEL_WIDTH + PANEL_GAP;
-    }
-    Ok(canvas)
-}
-
-/// A vertical axis.
-struct Axis {
-    scale: TradeoffScale,
-    /// Exponents of the lowest and the highest power of ten.
-    decades: (i32, i32),
-    /// There are values that have no logarithm.
-    has_zero: bool,
-    /// Heights in 0..=1 and labels, from below.
-    ticks: Vec<(f64, String)>,
-}
-
-impl Axis {
-    fn of(panel: &TradeoffPanel) -> Self {
-        let scale = panel.scale;
-        let (mut decades, mut has_zero) = ((-1, 0), false);
-        if scale == TradeoffScale::Log {
-            let is_positive = |value: &f64| value.is_finite() && *value > 0.0;
-            let limit = match panel.limit {
-                Some(TradeoffLimit::Value(limit)) => Some(limit),
-                _ => None,
-            };
-            let positive = || panel.points().map(|point| point.value).chain(limit).filter(is_positive);
-            has_zero = panel.points().any(|point| !is_positive(&point.value));
-            if positive().next().is_some() {
-                // An error bar is part of what the axis has room for.
-                let highest = panel.points().map(|point| point.value + point.error).chain(limit).filter(is_positive);
-                let high = highest.fold(f64::MIN_POSITIVE, f64::max).log10().ceil() as i32;
-                let low = positive().fold(f64::INFINITY, f64::min).log10().floor() as i32;
-                decades = (low.min(high - 1).max(high - MAX_DECADES), high);
-            }
-        }
-        let mut axis = Self { scale, decades, has_zero, ticks: Vec::new() };
-        axis.ticks = match scale {
-            TradeoffScale::Share => {
-                (0..=5).map(|step| f64::from(step) / 5.0).map(|value| (value, format!("{value:.1}"))).collect()
-            }
-            TradeoffScale::Log => {
-                let zero = has_zero.then(|| (0.0, "0".to_owned()));
-                let powers = (decades.0..=decades.1).map(|power| (axis.height(10_f64.powi(power)), decimal(power)));
-                zero.into_iter().chain(powers).collect()
-            }
-        };
-        axis
-    }
-
-    /// Where a value lies, from 0 at the foot to 1 at the top.
-    fn height(&self, value: f64) -> f64 {
-        if self.scale == TradeoffScale::Share {
-            return value.clamp(0.0, 1.0);
-        }
-        if !(value.is_finite() && value > 0.0) {
-            return 0.0;
-        }
-        // One more decade, below the others, for what is 0.
-        let low = f64::from(self.decades.0) - f64::from(u8::from(self.has_zero));
-        ((value.log10() - low) / (f64::from(self.decades.1) - low)).clamp(0.0, 1.0)
-    }
-}
-
-/// A power of ten, as people write it.
-fn decimal(power: i32) -> String {
-    let decimals = (-power).clamp(0, 4) as usize;
-    if (-4..=4).contains(&power) { format!("{:.decimals$}", 10_f64.powi(power)) } else { format!("1e{power}") }
 }
 
 impl TradeoffPanel {
@@ -200,67 +90,42 @@ impl TradeoffPanel {
         self.lines.iter().flat_map(|line| &line.points)
     }
 
-    fn draw(&self, canvas: &mut Canvas, (left, top): (i32, i32), axis: &Axis, color: impl Fn(&str) -> Rgb) {
-        let bottom = top + PANEL_HEIGHT;
-        canvas.text(&self.title, (left, top - 12), Align::Left, Size::Normal, INK);
-        let y_of = |value: f64| f64::from(bottom) - axis.height(value) * f64::from(PANEL_HEIGHT);
-        for (height, label) in &axis.ticks {
-            let y = (f64::from(bottom) - height * f64::from(PANEL_HEIGHT)).round() as i32;
-            canvas.fill((left, y), (PANEL_WIDTH, 1), FAINT);
-            canvas.text(label, (left - 8, y + Size::Normal.digit() / 2), Align::Right, Size::Normal, MUTED);
-        }
-        let limit_bytes = match self.limit {
-            Some(TradeoffLimit::KvBytes(limit)) => Some(limit),
+    fn axis(&self) -> Axis {
+        let limit = match self.limit {
+            Some(TradeoffLimit::Value(limit)) => Some(limit),
             _ => None,
         };
-        let largest = self.points().map(|point| point.kv_bytes).chain(limit_bytes).fold(0.0, f64::max) / MB;
-        let (ticks, decimals) = value_ticks(largest);
-        let full_scale = if largest > 0.0 { largest * 1.04 } else { 1.0 }; // dots stay clear of the edge
-        let x_of = |bytes: f64| f64::from(left) + bytes / MB / full_scale * f64::from(PANEL_WIDTH);
-        canvas.fill((left, bottom), (PANEL_WIDTH, 1), INK);
-        for tick in ticks.into_iter().filter(|&tick| tick <= full_scale) {
-            let x = x_of(tick * MB).round() as i32;
-            canvas.fill((x, bottom + 1), (1, 4), INK);
-            let baseline = (x, bottom + 10 + Size::Normal.digit());
-            canvas.text(&format!("{tick:.decimals$}"), baseline, Align::Center, Size::Normal, MUTED);
+        match self.scale {
+            TradeoffScale::Share => Axis::linear(1.0),
+            // An error bar is part of what the axis has room for.
+            TradeoffScale::Log => Axis::logarithmic(
+                self.points().map(|point| point.value).chain(limit),
+                self.points().map(|point| point.value + point.error).chain(limit),
+            ),
         }
-        let middle = (left + PANEL_WIDTH / 2, bottom + 44);
-        canvas.text("kept keys and values, MB (1 MB = 1024 × 1024 bytes)", middle, Align::Center, Size::Normal, INK);
+    }
 
-        let right = f64::from(left + PANEL_WIDTH);
-        match self.limit {
-            Some(TradeoffLimit::Value(limit)) => {
-                canvas.line((f64::from(left), y_of(limit)), (right, y_of(limit)), LINE_WIDTH / 2.0, INK);
-            }
-            Some(TradeoffLimit::KvBytes(limit)) => {
-                canvas.line((x_of(limit), f64::from(top)), (x_of(limit), f64::from(bottom)), LINE_WIDTH / 2.0, INK);
-            }
-            None => {}
-        }
-        if let Some(point) = &self.marked {
-            let center = (x_of(point.kv_bytes), y_of(point.value));
-            canvas.line(center, center, RING, INK);
-            canvas.line(center, center, RING_GAP, WHITE);
-        }
-        for line in &self.lines {
-            let color = color(&line.name);
-            let mut points = line.points.clone();
-            points.sort_by(|a, b| a.kv_bytes.total_cmp(&b.kv_bytes));
-            let at = |point: &TradeoffPoint| (x_of(point.kv_bytes), y_of(point.value));
-            for pair in points.windows(2) {
-                canvas.line(at(&pair[0]), at(&pair[1]), LINE_WIDTH, color);
-            }
-            for point in &points {
-                let (x, y) = at(point);
-                canvas.line((x, y), (x, y), DOT, color);
-                if point.error > 0.0 {
-                    let (high, low) = (y_of(point.value + point.error), y_of(point.value - point.error));
-                    canvas.line((x, high), (x, low), LINE_WIDTH / 2.0, color);
-                    for y in [high, low] {
-                        canvas.line((x - CAP, y), (x + CAP, y), LINE_WIDTH / 2.0, color);
-                    }
-                }
-            }
+    /// * `names`, `styles`: of lines
+    fn drawn(&self, names: &[&str], styles: &[Style]) -> Panel<'_> {
+        let limit = self.limit.map(|limit| match limit {
+            TradeoffLimit::Value(value) => Limit::Y(value),
+            TradeoffLimit::KvBytes(bytes) => Limit::X(bytes / MB),
+        });
+        let limit_x = limit.and_then(|limit| if let Limit::X(x) = limit { Some(x) } else { None });
+        let largest_x = self.points().map(|point| point.kv_bytes / MB).chain(limit_x).fold(0.0, f64::max);
+        let drawn = |line: &TradeoffLine| {
+            let mut points: Vec<_> = line.points.iter().map(TradeoffPoint::drawn).collect();
+            points.sort_by(|a, b| a.x.total_cmp(&b.x));
+            (styles[names.iter().position(|name| *name == line.name).unwrap_or(0)], points)
+        };
+        Panel {
+            title: &self.title,
+            vertical: self.axis(),
+            horizontal: "kept keys and values, MB (1 MB = 1024 × 1024 bytes)",
+            largest_x,
+            lines: self.lines.iter().map(drawn).collect(),
+            limit,
+            marked: self.marked.as_ref().map(TradeoffPoint::drawn),
         }
     }
 }
@@ -294,7 +159,7 @@ mod tests {
             let (narrow, _) = test_png::size(&path).unwrap();
             tradeoff(&path, &"a long title ".repeat(50), &panels).unwrap();
             let (wide, height) = test_png::size(&path).unwrap();
-            assert!(wide > narrow + PANEL_WIDTH as u32 && wide < 1500 && height > 400);
+            assert!(wide > narrow + super::super::panels::PANEL_WIDTH as u32 && wide < 1500 && height > 400);
         }
         assert_eq!(test_png::names(folder.path()), ["a.png"]);
     }
@@ -316,7 +181,7 @@ mod tests {
         for limit in [None, Some(TradeoffLimit::Value(1e-4)), Some(TradeoffLimit::KvBytes(7e6))] {
             panel.limit = limit;
             panel.marked = limit.map(|_| panel.lines[0].points[0]);
-            let axis = Axis::of(&panel);
+            let axis = panel.axis();
             assert_eq!(axis.ticks[0].1, if limit == Some(TradeoffLimit::Value(1e-4)) { "0.0001" } else { "0.01" });
             tradeoff(&path, "model", std::slice::from_ref(&panel)).unwrap();
             sizes.push(std::fs::read(&path).unwrap());
@@ -327,11 +192,11 @@ mod tests {
     #[test]
     fn a_logarithmic_axis_holds_all_values_and_zero_below_them() {
         let points = [(1.0, 0.03, 0.0), (1.0, 2.0, 0.0), (1.0, 0.0, 0.0)];
-        let axis = Axis::of(&panel(TradeoffScale::Log, vec![line("one", &points)]));
+        let axis = panel(TradeoffScale::Log, vec![line("one", &points)]).axis();
         let labels: Vec<_> = axis.ticks.iter().map(|(_, label)| label.as_str()).collect();
         assert_eq!(labels, ["0", "0.01", "0.1", "1", "10"]);
         assert!((axis.height(0.1) - 0.5).abs() < 1e-9 && axis.height(0.0) == 0.0 && axis.height(10.0) == 1.0);
-        let axis = Axis::of(&panel(TradeoffScale::Log, vec![line("one", &points[..1])]));
+        let axis = panel(TradeoffScale::Log, vec![line("one", &points[..1])]).axis();
         assert_eq!((axis.ticks[0].1.as_str(), axis.height(0.01)), ("0.01", 0.0));
     }
 }

@@ -11,9 +11,9 @@ use crate::compress::AdaptiveConfig;
 use crate::error::{Error, Result};
 use crate::generate::{FinishReason, FinishedText, GenerationOptions};
 
-/// Everything about one `generate` run.
+/// How texts were generated, one or many.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct RunReport {
     pub version: &'static str,
     pub model: ModelReport,
     pub device: String,
@@ -22,13 +22,20 @@ pub struct Report {
     /// How tokens were decoded: `team`, `ragged` or `groups`, see [`Backend::decoding`](crate::backend::Backend::decoding).
     pub decoding: &'static str,
     pub threads: usize,
-    /// The most prompt rows that went through a layer at a time.
-    pub prefill_chunk: usize,
     pub kv_dtype: &'static str,
     pub adaptive: bool,
     /// The configuration as used, every default spelt out; `null` for a full cache.
     pub config: Option<AdaptiveConfig>,
     pub generation: GenerationOptions,
+}
+
+/// Everything about one `generate` run.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    #[serde(flatten)]
+    pub run: RunReport,
+    /// The most prompt rows that went through a layer at a time.
+    pub prefill_chunk: usize,
     pub prompt_tokens: Vec<u32>,
     /// The ten most probable next tokens after the prompt.
     pub next_token_logprobs: Vec<(u32, f32)>,
@@ -179,19 +186,8 @@ impl LayerReport {
 /// Everything about a `generate --prompts` run.
 #[derive(Debug, Serialize)]
 pub struct BatchReport {
-    pub version: &'static str,
-    pub model: ModelReport,
-    pub device: String,
-    /// What computed: `cpu` for the CPU kernels, `candle` for candle operations.
-    pub attention: &'static str,
-    /// How tokens were decoded: `team`, `ragged` or `groups`, see [`Backend::decoding`](crate::backend::Backend::decoding).
-    pub decoding: &'static str,
-    pub threads: usize,
-    pub kv_dtype: &'static str,
-    pub adaptive: bool,
-    /// The configuration as used, every default spelt out; `null` for a full cache.
-    pub config: Option<AdaptiveConfig>,
-    pub generation: GenerationOptions,
+    #[serde(flatten)]
+    pub run: RunReport,
     /// The most sequences that were allowed at a time.
     pub batch: usize,
     pub kv_budget_bytes: Option<usize>,
