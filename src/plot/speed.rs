@@ -72,9 +72,11 @@ pub fn speed(path: &Path, title: &str, lines: &[SpeedLine]) -> Result<()> {
     }
     let same_threads = lines.iter().all(|line| line.threads == lines[0].threads);
     let threads = |line: &SpeedLine| format!(", {}", counted(line.threads, "thread"));
-    let entry = |line: &SpeedLine| line.name.clone() + if same_threads { "" } else { &*threads(line) };
+    // In the title what is the same for all lines, else in the legend.
+    let of_title = if same_threads { threads(&lines[0]) } else { String::new() };
+    let entry = |line: &SpeedLine| line.name.clone() + &if same_threads { String::new() } else { threads(line) };
     let legend: Vec<_> = lines.iter().map(entry).zip(styles).collect();
-    let title = title.to_owned() + if same_threads { &*threads(&lines[0]) } else { "" };
+    let title = format!("{title}{of_title}");
     draw(&title, &legend, &panels)?.save(path)
 }
 

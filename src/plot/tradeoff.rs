@@ -86,7 +86,7 @@ impl TradeoffPoint {
 }
 
 impl TradeoffPanel {
-    fn points(&self) -> impl Iterator<Item = &TradeoffPoint> {
+    fn points(&self) -> impl Iterator<Item = &TradeoffPoint> + Clone {
         self.lines.iter().flat_map(|line| &line.points)
     }
 
