@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use adaptive_kvcache::bench::{self, Observer, Plan, Row, Setting, Subject, SystemClock, Work, write_rows};
+use adaptive_kvcache::bench::{self, Observer, Plan, Row, Setting, Subject, Work, write_rows};
 use adaptive_kvcache::cache::Retention;
+use adaptive_kvcache::clock::SystemClock;
 use adaptive_kvcache::config::{AdaptiveConfig, Budget};
 use adaptive_kvcache::plot::{SpeedLine, speed};
 use adaptive_kvcache::reading::{self, MAX_TEXT};
