@@ -19,9 +19,9 @@ use adaptive_kvcache::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::{DEFAULT_PROMPT, DialogueArgs, ModelArgs, PromptArgs};
+use super::configurations::configuration;
 use super::device::backend;
 use super::interrupt::{interrupted, while_waiting};
-use super::measure::configuration;
 use super::pictures::{MAP_SIDE, Pictures};
 use super::terminal::note;
 use super::threads;
