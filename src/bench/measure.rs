@@ -2,11 +2,12 @@
 
 use std::ops::ControlFlow;
 
-use super::clock::{Clock, Spread, timed};
 use super::read_loop::read_rate;
 use super::row::{Reading, Row, Work};
 use super::threads::with_threads;
+use super::times::{Spread, timed};
 use crate::cache::{AdaptiveKvCache, KvDtype, Retention};
+use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::generate::{Sampler, SamplingOptions};
 use crate::memory;

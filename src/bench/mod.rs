@@ -5,14 +5,14 @@
 //! so that what drifts on the machine (heat, neighbours) hits all of them alike. Not for: what the model answers
 //! ([`crate::fidelity`]), or single kernels (`benches/`).
 
-mod clock;
 mod measure;
 mod read_loop;
 mod row;
 mod threads;
+mod times;
 
-pub use clock::{Clock, Spread, SystemClock};
 pub use measure::{Observer, Plan, Setting, Subject, run};
 pub use read_loop::read_rate;
 pub use row::{Reading, Row, Work, write_rows};
 pub use threads::with_threads;
+pub use times::Spread;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::clock::Spread;
+use super::times::Spread;
 use crate::error::Result;
 
 /// What was timed.

@@ -55,7 +55,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
     }
     if name.ends_with(".safetensors.index.json") {
         open_hugging_face(path, folder, path)
-    } else if is_mistrals(&name) {
+    } else if safetensors::is_mistrals(&name) {
         Err(mistrals(path))
     } else if name.ends_with(".safetensors") {
         // A part of a model means the model.
@@ -91,7 +91,9 @@ fn open_folder(folder: &Path) -> Result<Checkpoint> {
         }
         return Ok(checkpoint);
     }
-    if let Some(weights) = files::with_suffix(folder, ".safetensors")?.iter().find(|path| is_mistrals(&name_of(path))) {
+    if let Some(weights) =
+        files::with_suffix(folder, ".safetensors")?.iter().find(|path| safetensors::is_mistrals(&name_of(path)))
+    {
         return Err(mistrals(weights));
     }
     if is_file("params.json") {
@@ -187,11 +189,6 @@ fn open_meta(folder: &Path) -> Result<Checkpoint> {
 
 fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// Whether a file of this name is of Mistral's own layout.
-pub(super) fn is_mistrals(name: &str) -> bool {
-    name.starts_with("consolidated") && name.ends_with(".safetensors")
 }
 
 fn mistrals(path: &Path) -> Error {

@@ -17,7 +17,6 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::files::{map_file, read_json};
-use super::open::is_mistrals;
 use super::tensors::{StoredDtype, StoredTensor, TensorData, Tensors};
 use super::weights::Naming;
 use crate::error::{Error, Result};
@@ -212,6 +211,11 @@ fn entries(path: &Path, header: &[u8]) -> Result<Vec<(String, TensorInfo)>> {
         Ok((name, tensor))
     };
     tensors.map(entry).collect()
+}
+
+/// Whether a file of this name is of Mistral's own layout.
+pub(super) fn is_mistrals(name: &str) -> bool {
+    name.starts_with("consolidated") && name.ends_with(".safetensors")
 }
 
 /// The safetensors file or index of a folder, if it has one: `model.safetensors`, as transformers prefers it, the index, or

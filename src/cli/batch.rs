@@ -58,14 +58,9 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
 
     let mut output = InOrder { next: 0, ended: BTreeMap::new(), written: Ok(()) };
     let mut texts: Vec<BatchTextReport> = Vec::with_capacity(count);
-    let mut read = vec![false; count];
     let stop = std::cell::Cell::new(false);
     let summary = batch.run(
-        |index| {
-            // A prompt that is read again chooses as before.
-            let first_time = !std::mem::replace(&mut read[index], true);
-            if first_time { Observer::new(None) } else { Observer::of_repetition() }
-        },
+        |_| Observer::new(None),
         || if interrupted() || stop.get() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) },
         |text| {
             let (line, custom_id) = lines[text.index].clone();

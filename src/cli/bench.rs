@@ -1,10 +1,10 @@
 //! `bench`: speed and memory of a model, as a table while it is measured, as JSON and as a picture.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use adaptive_kvcache::bench::{self, Observer, Plan, Row, Setting, Subject, SystemClock, Work, write_rows};
+use adaptive_kvcache::bench::{self, Observer, Plan, Row, Setting, Subject, Work, write_rows};
 use adaptive_kvcache::cache::Retention;
+use adaptive_kvcache::clock::SystemClock;
 use adaptive_kvcache::compress::{AdaptiveConfig, Budget};
 use adaptive_kvcache::plot::{SpeedLine, speed};
 use adaptive_kvcache::reading::{self, MAX_TEXT};
@@ -14,24 +14,16 @@ use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
 
 use super::args::{BenchArgs, ModelArgs};
+use super::configurations::FULL;
 use super::interrupt::{interrupted, listen, while_waiting, while_writing};
-use super::measure::{self, Lines, Names, kv_dtypes, mb_cell};
+use super::measure::{self, Lines, Names, TEXT, distinct, kv_dtypes, mb_cell};
 use super::places::Places;
 use super::session::Session;
 use super::{Outcome, STDOUT_FAILED, plain, threads};
 
-/// The prompts' text if the user gives none: in the public domain, some 9,700 tokens.
-pub const TEXT: &str = include_str!("../../tests/data/text/eighty_days_ch1-5.txt");
-
 /// What is measured if the user names no length.
 const CONTEXTS: [u32; 2] = [32, 2048];
 const PREFILL: [u32; 1] = [512];
-
-/// The setting that is no configuration.
-pub const FULL: &str = "full";
-
-/// How often the line that says what is being measured is drawn anew.
-pub const TICK: Duration = Duration::from_millis(200);
 
 pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
     let mut configs = args.settings.iter().map(|name| configuration(name)).collect::<Result<Vec<_>>>()?;
@@ -101,17 +93,6 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
     }
     output.lines.into_printed().context(STDOUT_FAILED)?;
     Ok(if interrupted() { Outcome::Interrupted } else { Outcome::Done })
-}
-
-/// The values without those that were there before, in order.
-pub fn distinct<T: Copy + PartialEq>(values: &[T]) -> Vec<T> {
-    let mut distinct = Vec::new();
-    for value in values {
-        if !distinct.contains(value) {
-            distinct.push(*value);
-        }
-    }
-    distinct
 }
 
 /// The configuration of a setting; `None` for the full cache.

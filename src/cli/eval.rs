@@ -1,6 +1,7 @@
 //! `eval`: what a smaller cache costs, as a table while it is measured, as JSON, as CSV and as a picture.
 
 mod answers;
+mod cells;
 mod picture;
 mod table;
 
@@ -12,9 +13,9 @@ use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
 
 use super::args::EvalArgs;
-use super::bench::distinct;
+use super::configurations::configuration;
 use super::interrupt::{interrupted, listen, while_writing};
-use super::measure::{Names, configuration, ids_without_bos, kv_dtypes};
+use super::measure::{Names, distinct, ids_without_bos, kv_dtypes};
 use super::prompts::Prompts;
 use super::session::Session;
 use super::{Outcome, STDOUT_FAILED};

@@ -62,39 +62,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
 
     let mut generation =
         Generation::new(model, &session.loaded.tokenizer, &mut cache, &ids, prefill.logits, options.clone());
-    let started = Instant::now();
-    let mut text = String::new();
-    let mut stdout = std::io::stdout().lock();
-    let mut written = Ok(());
-    while !interrupted() {
-        let Some(step) = generation.next() else { break };
-        let step = match step {
-            Ok(step) => step,
-            Err(Error::Interrupted) => break,
-            Err(error) => {
-                // What came before the failure is written, whole; the failure is what the run ends with.
-                let rest = generation.held_back();
-                text += &rest;
-                let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
-                let _ = write!(stdout, "{rest}{end}").and_then(|()| stdout.flush());
-                return Err(error.into());
-            }
-        };
-        text += &step.text;
-        written = stdout.write_all(step.text.as_bytes()).and_then(|()| stdout.flush());
-        if written.is_err() {
-            break;
-        }
-    }
-    let decode_time = started.elapsed();
-    if interrupted() {
-        let rest = generation.held_back();
-        text += &rest;
-        written = written.and_then(|()| stdout.write_all(rest.as_bytes()));
-    }
-    if written.is_ok() && !text.is_empty() && !text.ends_with('\n') {
-        written = writeln!(stdout);
-    }
+    let Written { text, time: decode_time, result: written } = write_text(&mut generation)?;
     let generated = generation.ids().to_vec();
     let finish_reason = generation.finish_reason();
 
@@ -140,6 +108,53 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     }
     written.context(STDOUT_FAILED)?;
     Ok(if finish_reason == FinishReason::Interrupted { Outcome::Interrupted } else { Outcome::Done })
+}
+
+/// A text that was generated, and whether all of it could be written.
+struct Written {
+    text: String,
+    time: Duration,
+    result: std::io::Result<()>,
+}
+
+/// Writes the text as it is generated, until it ends, the run is interrupted, or nobody reads it.
+///
+/// # Errors
+/// What generation fails with, once all that came before is written.
+fn write_text(generation: &mut Generation<'_>) -> anyhow::Result<Written> {
+    let started = Instant::now();
+    let mut text = String::new();
+    let mut stdout = std::io::stdout().lock();
+    let mut result = Ok(());
+    while !interrupted() {
+        let Some(step) = generation.next() else { break };
+        let step = match step {
+            Ok(step) => step,
+            Err(Error::Interrupted) => break,
+            Err(error) => {
+                let rest = generation.held_back();
+                text += &rest;
+                let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+                let _ = write!(stdout, "{rest}{end}").and_then(|()| stdout.flush());
+                return Err(error.into());
+            }
+        };
+        text += &step.text;
+        result = stdout.write_all(step.text.as_bytes()).and_then(|()| stdout.flush());
+        if result.is_err() {
+            break;
+        }
+    }
+    let time = started.elapsed();
+    if interrupted() {
+        let rest = generation.held_back();
+        text += &rest;
+        result = result.and_then(|()| stdout.write_all(rest.as_bytes()));
+    }
+    if result.is_ok() && !text.is_empty() && !text.ends_with('\n') {
+        result = writeln!(stdout);
+    }
+    Ok(Written { text, time, result })
 }
 
 /// Refuses files that a picture of this run would replace.

@@ -1,46 +1,41 @@
-//! What the commands share that measure caches on text: the text, the model, configurations by name, the files, and a
+//! What the commands share that measure caches on text: the text, the model, names of configurations, the files, and a
 //! table that is printed line by line below a spinner.
 
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use adaptive_kvcache::cache::KvDtype;
-use adaptive_kvcache::compress::AdaptiveConfig;
 use adaptive_kvcache::eval::{FidelityPlan, Subject};
 use adaptive_kvcache::reading::{self, MAX_TEXT};
 use adaptive_kvcache::report::{is_small, megabytes};
 use adaptive_kvcache::tokenizer::Tokenizer;
-use adaptive_kvcache::{Error, Result, files};
+use adaptive_kvcache::{Result, files};
 use indicatif::ProgressBar;
 
 use super::args::{CacheDtype, FileArgs, MeasureArgs, ModelArgs};
-use super::bench::{FULL, TEXT, TICK, distinct};
+use super::configurations::{FULL, is_built_in};
 use super::interrupt::{while_waiting, while_writing};
 use super::places::Places;
 use super::plain;
 use super::session::Session;
 
-/// The configurations that are built in, by name.
-const BUILT_IN: [(&str, &str); 2] =
-    [("fastgen", include_str!("../../configs/fastgen.json")), ("replay", include_str!("../../configs/best.json"))];
+/// The prompts' text if the user gives none: in the public domain, some 9,700 tokens.
+pub const TEXT: &str = include_str!("../../tests/data/text/eighty_days_ch1-5.txt");
 
-/// A configuration that is built in, or a file's; `None` for the full cache.
-pub fn configuration(name: &str) -> Result<Option<AdaptiveConfig>> {
-    if name == FULL {
-        return Ok(None);
-    }
-    if let Some((_, json)) = BUILT_IN.iter().find(|(known, _)| *known == name) {
-        return AdaptiveConfig::parse(json, None).map(Some);
-    }
-    AdaptiveConfig::from_file(name).map(Some).map_err(|error| match error {
-        Error::Io { .. } => {
-            let known: Vec<_> = BUILT_IN.iter().map(|(known, _)| format!("`{known}`")).collect();
-            let known = known.join(", ");
-            error.with_hint(format!("a configuration is `{FULL}`, {known}, or the path of a JSON file"))
+/// How often the line that says what is being measured is drawn anew.
+pub const TICK: Duration = Duration::from_millis(200);
+
+/// The values without those that were there before, in order.
+pub fn distinct<T: Copy + PartialEq>(values: &[T]) -> Vec<T> {
+    let mut distinct = Vec::new();
+    for value in values {
+        if !distinct.contains(value) {
+            distinct.push(*value);
         }
-        other => other,
-    })
+    }
+    distinct
 }
 
 impl FileArgs {
@@ -70,7 +65,7 @@ impl MeasureArgs {
     /// What is read and written.
     pub fn places<'a>(&'a self, configs: &'a [String]) -> Places<'a> {
         let places = Places::of(&self.model).reads("--text", self.text.as_ref());
-        let is_file = |name: &&String| *name != FULL && BUILT_IN.iter().all(|(known, _)| known != name);
+        let is_file = |name: &&String| *name != FULL && !is_built_in(name);
         configs.iter().filter(is_file).fold(places, |places, config| places.reads("--configs", Some(config)))
     }
 
@@ -187,7 +182,7 @@ impl Names {
 /// From the shortest to the whole: a file's name without extension and with it, then with one folder more each.
 fn forms(given: &str) -> Vec<String> {
     let path = Path::new(given);
-    let is_built_in = given == FULL || BUILT_IN.iter().any(|(known, _)| *known == given);
+    let is_built_in = given == FULL || is_built_in(given);
     let (false, Some(stem), Some(name)) = (is_built_in, path.file_stem(), path.file_name()) else {
         return vec![given.to_owned()];
     };

@@ -9,6 +9,7 @@ mod bench;
 mod bus;
 mod chat;
 mod compare;
+mod configurations;
 mod device;
 mod eval;
 mod generate;

@@ -18,12 +18,11 @@ use adaptive_kvcache::report::{ModelReport, RunReport, size};
 use adaptive_kvcache::tokenizer::{ChatFormat, ChatInput, ChatMessage, ChatTemplate, messages_from_json};
 use adaptive_kvcache::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use tracing::subscriber::{DefaultGuard, NoSubscriber, set_default};
 
 use super::args::{DEFAULT_PROMPT, DialogueArgs, ModelArgs, PromptArgs};
+use super::configurations::configuration;
 use super::device::backend;
 use super::interrupt::{interrupted, while_waiting};
-use super::measure::configuration;
 use super::pictures::{MAP_SIDE, Pictures};
 use super::terminal::note;
 use super::threads;
@@ -326,18 +325,11 @@ pub struct Observer<'a> {
     bar: Option<ProgressBar>,
     started: Instant,
     pictures: Option<&'a Pictures>,
-    /// Present if this thread's events are not wanted.
-    _silence: Option<DefaultGuard>,
 }
 
 impl<'a> Observer<'a> {
     pub fn new(pictures: Option<&'a Pictures>) -> Self {
-        Self { bar: None, started: Instant::now(), pictures, _silence: None }
-    }
-
-    /// One of a prefill that was watched before: its choices are the same, and are not logged again.
-    pub fn of_repetition() -> Self {
-        Self { _silence: Some(set_default(NoSubscriber::new())), ..Self::new(None) }
+        Self { bar: None, started: Instant::now(), pictures }
     }
 
     /// Takes the bar away.

@@ -12,9 +12,10 @@ use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
 
 use super::args::{CacheDtype, FileArgs, TuneArgs};
+use super::configurations::configuration;
 use super::eval::{draw, fidelity_heading, fidelity_line, panels};
 use super::interrupt::{interrupted, listen, while_writing};
-use super::measure::{Lines, Names, configuration, ids_without_bos, kv_dtypes, write_rows};
+use super::measure::{Lines, Names, ids_without_bos, kv_dtypes, write_rows};
 use super::session::Session;
 use super::{Outcome, STDOUT_FAILED, plain};
 

@@ -1,18 +1,23 @@
 //! Many prompts, several at a time: sequences decode together, so that weights are read once for all of them, while each
 //! has a ragged cache of its own.
 //!
-//! Prompts wait in order. One is taken in as soon as a place is free and its cache fits into the budget: it is prefilled,
-//! and joins the others at the next step. What a sequence generates does not depend on the others.
+//! Prompts wait in order. One is read as soon as a place is free and its cache is expected to fit into the budget, and
+//! joins the others when it does fit. Those under way go on while it is read: see [`reading`]. What a sequence generates
+//! does not depend on the others.
 //!
 //! Not for: reading prompts from a file or writing results; the caller does both.
 
+mod reading;
+
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use self::reading::{LastStep, Reading};
 use super::sequence::Sequence;
 use super::{FinishReason, GenerationOptions, Sampler};
 use crate::cache::{AdaptiveKvCache, CacheBytes, KvDtype, Retention};
+use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 use crate::model::{Llama, PrefillObserver, PrefillOptions};
 use crate::numbers::check_logits;
@@ -37,6 +42,10 @@ pub struct BatchLimits {
     pub sequences: usize,
     /// Bytes that the kept keys and values of all sequences under way may come to, with all tokens that they may still
     /// generate; `None` for any.
+    ///
+    /// What a prompt keeps is known when it was read; before, as large a share is expected of it as the prompts so far
+    /// kept together. If it keeps more, so that it does not fit beside the others, it is held until enough of them have
+    /// ended, and no further prompt is read. The cache of this one prompt is all that may go beyond the budget.
     pub kv_bytes: Option<usize>,
 }
 
@@ -65,9 +74,9 @@ pub struct FinishedText {
 pub struct BatchSummary {
     /// Texts that were generated to their end.
     pub finished: usize,
-    /// Tokens of prompts, those counted again that had to be read again.
+    /// Tokens of the prompts that were read.
     pub prompt_tokens: usize,
-    /// Time that reading prompts took, profiling included.
+    /// Time that reading prompts took, profiling included, without the decoding steps that others took meanwhile.
     pub prefill_time: Duration,
     /// Tokens that came out of decoding steps; the first of each text comes from its prompt.
     pub decoded_tokens: usize,
@@ -75,7 +84,8 @@ pub struct BatchSummary {
     pub decode_time: Duration,
     /// The most sequences that were under way at a time.
     pub most_sequences: usize,
-    /// The most bytes that all kept keys and values came to.
+    /// The most bytes that all kept keys and values came to: of the sequences under way, and of a prompt that was read and
+    /// does not fit beside them yet. A prompt counts from when it was read.
     pub most_kv_bytes: usize,
 }
 
@@ -88,21 +98,27 @@ pub struct Batch<'a> {
     retention: Retention,
     limits: BatchLimits,
     prefill_options: PrefillOptions,
+    clock: Box<dyn Clock>,
     waiting: VecDeque<Waiting>,
+    /// The prompt that was read last, as long as it has not joined the others, and its logits, `[vocab_size]`.
+    held: Option<(Active<'a>, Vec<f32>)>,
     active: Vec<Active<'a>>,
+    last_step: LastStep,
+    /// `[active, vocab_size]` of the last step; its memory is used again.
+    logits: Vec<f32>,
     /// Sum over the caches of all prompts so far: the share that they keep is expected of the next.
     prompts_kv: CacheBytes,
     summary: BatchSummary,
 }
 
-/// A prompt that is not under way yet.
+/// A prompt that was not read yet.
 #[derive(Debug)]
 struct Waiting {
     index: usize,
     name: String,
     ids: Vec<u32>,
     options: GenerationOptions,
-    /// Bytes that it needs; known for a full cache, and once it was read.
+    /// Bytes that it needs, which are known of a full cache.
     needed: Option<usize>,
 }
 
@@ -119,6 +135,20 @@ struct Active<'a> {
     text: String,
     /// Bytes that are put aside for it.
     reserved: usize,
+}
+
+/// What the caller of a batch is asked and told.
+struct Caller<'c> {
+    go_on: &'c mut dyn FnMut() -> ControlFlow<()>,
+    done: &'c mut dyn FnMut(FinishedText),
+}
+
+impl Caller<'_> {
+    /// # Errors
+    /// [`Error::Interrupted`] if it wants no more.
+    fn ask(&mut self) -> Result<()> {
+        if (self.go_on)().is_break() { Err(Error::Interrupted) } else { Ok(()) }
+    }
 }
 
 impl<'a> Batch<'a> {
@@ -149,8 +179,12 @@ impl<'a> Batch<'a> {
             retention,
             limits,
             prefill_options: PrefillOptions::default(),
+            clock: Box::new(SystemClock::start()),
             waiting: VecDeque::with_capacity(prompts.len()),
+            held: None,
             active: Vec::new(),
+            last_step: LastStep::default(),
+            logits: Vec::new(),
             prompts_kv: CacheBytes::default(),
             summary: BatchSummary::default(),
         };
@@ -192,11 +226,20 @@ impl<'a> Batch<'a> {
         self
     }
 
+    /// Sets by which clock time is measured and shared; the system's by default.
+    #[must_use]
+    pub fn with_clock(mut self, clock: Box<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
     /// Generates all texts.
     ///
-    /// * `observe`: makes the observer of a prompt's prefill; breaking ends all texts that are under way
+    /// * `observe`: makes the observer of a prompt's prefill, called once for each prompt; breaking ends all texts that are
+    ///   under way
     /// * `go_on`: asked before every step and prompt; breaking ends all texts that are under way
-    /// * `done`: gets each text as it ends, in whatever order; after an error, those under way as far as they are
+    /// * `done`: gets each text as it ends, in whatever order, also while a prompt is read; after an error, those under way
+    ///   as far as they are
     ///
     /// # Errors
     /// [`Error::Input`] if what a prompt keeps does not fit into the budget alone; [`Error::NotANumber`] at the first text
@@ -208,7 +251,7 @@ impl<'a> Batch<'a> {
         mut go_on: impl FnMut() -> ControlFlow<()>,
         mut done: impl FnMut(FinishedText),
     ) -> Result<BatchSummary> {
-        let result = self.run_to_end(&mut observe, &mut go_on, &mut done);
+        let result = self.run_to_end(&mut observe, &mut Caller { go_on: &mut go_on, done: &mut done });
         for index in (0..self.active.len()).rev() {
             done(self.finish(index).unwrap_or_else(|| self.break_off(index)));
         }
@@ -222,28 +265,18 @@ impl<'a> Batch<'a> {
     fn run_to_end<O: PrefillObserver>(
         &mut self,
         observe: &mut impl FnMut(usize) -> O,
-        go_on: &mut impl FnMut() -> ControlFlow<()>,
-        done: &mut impl FnMut(FinishedText),
+        caller: &mut Caller<'_>,
     ) -> Result<()> {
-        let mut logits = Vec::new();
         loop {
-            while self.has_room() {
-                if go_on().is_break() {
-                    return Err(Error::Interrupted);
-                }
-                if let Some(logits) = self.admit(observe)? {
-                    let last = self.active.len() - 1;
-                    self.accept(last, &logits)?;
-                    self.finish(last).into_iter().for_each(&mut *done);
-                }
-            }
-            if self.active.is_empty() {
+            if let Some((read, logits)) = self.take_held()? {
+                self.join(read, &logits, caller)?;
+            } else if self.has_room() {
+                self.read(observe, caller)?;
+            } else if self.active.is_empty() {
                 return Ok(());
+            } else {
+                self.step(caller)?;
             }
-            if go_on().is_break() {
-                return Err(Error::Interrupted);
-            }
-            self.step(&mut logits)?.into_iter().for_each(&mut *done);
         }
     }
 
@@ -275,8 +308,11 @@ impl<'a> Batch<'a> {
         self.limits.kv_bytes.is_none_or(|budget| reserved <= budget)
     }
 
-    /// Whether the next prompt may be taken in.
+    /// Whether the next prompt may be read.
     fn has_room(&self) -> bool {
+        if self.held.is_some() {
+            return false;
+        }
         let Some(Waiting { ids, options, needed, .. }) = self.waiting.front() else { return false };
         // What is expected is only what others kept: alone, each prompt gets its try.
         self.active.is_empty()
@@ -294,37 +330,56 @@ impl<'a> Batch<'a> {
         .with_hint("raise the budget, generate fewer tokens, or keep less"))
     }
 
-    /// Prefills the next prompt; its logits, or `None` if it has to wait after all.
-    fn admit<O: PrefillObserver>(&mut self, observe: &mut impl FnMut(usize) -> O) -> Result<Option<Vec<f32>>> {
-        let Some(Waiting { index, name, ids, options, needed }) = self.waiting.pop_front() else { return Ok(None) };
-        if let Some(needed) = needed {
-            self.expect_fit(&name, needed)?;
-        }
-        let prompt_tokens = ids.len();
-        let mut cache = self.model.new_cache(self.kv_dtype, self.retention.clone())?;
-        let started = Instant::now();
-        let prefill = self.model.prefill_with(&ids, &mut cache, self.prefill_options, &mut observe(index));
-        let prefill = prefill.map_err(|error| error.in_place(|| name.clone()))?;
-        self.summary.prefill_time += started.elapsed();
+    /// Reads the next prompt, which is held then.
+    fn read<O: PrefillObserver>(
+        &mut self,
+        observe: &mut impl FnMut(usize) -> O,
+        caller: &mut Caller<'_>,
+    ) -> Result<()> {
+        caller.ask()?;
+        let Some(Waiting { index, name, ids, options, .. }) = self.waiting.pop_front() else { return Ok(()) };
+        let (model, prefill_options) = (self.model, self.prefill_options);
+        let mut cache = model.new_cache(self.kv_dtype, self.retention.clone())?;
+        let started = self.clock.now();
+        let mut reading = Reading::new(self, caller, observe(index));
+        let prefill = model.prefill_with(&ids, &mut cache, prefill_options, &mut reading);
+        let lent = reading.end()?;
+        let logits = prefill.map_err(|error| error.in_place(|| name.clone()))?.logits;
+        self.summary.prefill_time += self.clock.now().saturating_sub(started + lent);
+        let (prompt_tokens, kv) = (ids.len(), cache.bytes());
         self.summary.prompt_tokens += prompt_tokens;
-        let kv = cache.bytes();
-        if needed.is_none() {
-            self.prompts_kv = [self.prompts_kv, kv].into_iter().sum();
-        }
+        self.prompts_kv = [self.prompts_kv, kv].into_iter().sum();
         let reserved = kv.kept.saturating_add(self.text_bytes(prompt_tokens, &options));
-        if !self.fits(reserved) {
-            if self.active.is_empty() {
-                self.expect_fit(&name, reserved)?;
-            }
-            // It keeps more than was expected: it is read again when others have ended.
-            self.waiting.push_front(Waiting { index, name, ids, options, needed: Some(reserved) });
-            return Ok(None);
-        }
         let sequence = Sequence::new(self.tokenizer, Sampler::new(options.sampling, &ids), options);
-        self.active.push(Active { index, name, prompt_tokens, cache, kv, sequence, text: String::new(), reserved });
-        self.summary.most_sequences = self.summary.most_sequences.max(self.active.len());
+        let read = Active { index, name, prompt_tokens, cache, kv, sequence, text: String::new(), reserved };
+        self.held = Some((read, logits));
         self.note_bytes();
-        Ok(Some(prefill.logits))
+        Ok(())
+    }
+
+    /// The prompt that was read, if it fits beside the others.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if it does not even fit alone.
+    fn take_held(&mut self) -> Result<Option<(Active<'a>, Vec<f32>)>> {
+        let Some((read, _)) = &self.held else { return Ok(None) };
+        if self.fits(read.reserved) {
+            return Ok(self.held.take());
+        }
+        if self.active.is_empty() {
+            self.expect_fit(&read.name, read.reserved)?;
+        }
+        Ok(None)
+    }
+
+    /// Puts a prompt under way and draws its first token.
+    fn join(&mut self, read: Active<'a>, logits: &[f32], caller: &mut Caller<'_>) -> Result<()> {
+        let index = self.active.len();
+        self.active.push(read);
+        self.summary.most_sequences = self.summary.most_sequences.max(self.active.len());
+        self.accept(index, logits)?;
+        self.finish(index).into_iter().for_each(&mut *caller.done);
+        Ok(())
     }
 
     /// Draws a sequence's next token.
@@ -338,29 +393,36 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    /// Gives every sequence its pending token and draws the next; the texts that end with it.
-    fn step(&mut self, logits: &mut Vec<f32>) -> Result<Vec<FinishedText>> {
-        let started = Instant::now();
+    /// Gives every sequence its pending token and draws the next; tells of the texts that end with it.
+    fn step(&mut self, caller: &mut Caller<'_>) -> Result<()> {
+        caller.ask()?;
+        let started = self.clock.now();
         let mut ids = Vec::with_capacity(self.active.len());
         let mut caches = Vec::with_capacity(self.active.len());
         for active in &mut self.active {
             ids.extend(active.sequence.take_pending());
             caches.push(&mut active.cache);
         }
-        self.model.decode_unchecked(&ids, &mut caches, logits)?;
+        let mut logits = std::mem::take(&mut self.logits);
+        self.model.decode_unchecked(&ids, &mut caches, &mut logits)?;
         self.note_bytes();
         let vocab_size = logits.len() / ids.len();
         for (index, logits) in logits.chunks_exact(vocab_size).enumerate() {
             self.accept(index, logits)?;
         }
-        let finished = (0..ids.len()).rev().filter_map(|index| self.finish(index)).collect();
-        self.summary.decode_time += started.elapsed();
+        self.logits = logits;
+        let finished: Vec<_> = (0..ids.len()).rev().filter_map(|index| self.finish(index)).collect();
+        let ended = self.clock.now();
+        self.last_step = LastStep { ended, took: ended.saturating_sub(started) };
+        self.summary.decode_time += self.last_step.took;
         self.summary.decoded_tokens += ids.len();
-        Ok(finished)
+        finished.into_iter().for_each(&mut *caller.done);
+        Ok(())
     }
 
     fn note_bytes(&mut self) {
-        let kept = self.active.iter().map(|active| active.cache.bytes().kept).sum();
+        let sequences = self.active.iter().chain(self.held.iter().map(|(read, _)| read));
+        let kept = sequences.map(|sequence| sequence.cache.bytes().kept).sum();
         self.summary.most_kv_bytes = self.summary.most_kv_bytes.max(kept);
     }
 

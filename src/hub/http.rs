@@ -56,6 +56,14 @@ pub(super) struct Metadata {
     pub size: u64,
 }
 
+/// What is missing of a file, as storage sends it.
+struct Rest {
+    origin: Origin,
+    answer: Response<Body>,
+    /// Where it begins: 0 if storage sends the whole file, whatever it was asked for.
+    from: u64,
+}
+
 /// How far redirects are followed.
 #[derive(Clone, Copy)]
 enum Reach {
@@ -155,17 +163,7 @@ impl<'a> Client<'a> {
         };
         let options = File::options().read(true).write(true).create(true).truncate(false).open(&part_path);
         let mut part = options.map_err(failed("create"))?;
-        loop {
-            match part.try_lock() {
-                // Some network drives know no locks.
-                Ok(()) | Err(std::fs::TryLockError::Error(_)) => break,
-                Err(std::fs::TryLockError::WouldBlock) => {
-                    // Another process fetches the same file.
-                    tell(observer, Progress::Asking { what: name })?;
-                    std::thread::sleep(LOCK_INTERVAL);
-                }
-            }
-        }
+        lock(&part, name, observer)?;
         if is_whole(blob, metadata)? {
             // Another process has made it since; what was opened is its file, or a new one that nobody needs.
             let _ = std::fs::remove_file(&part_path);
@@ -178,19 +176,9 @@ impl<'a> Client<'a> {
         }
         let mut response = None;
         if done < size {
-            let (origin, answer) = self.follow(&Method::GET, url, Reach::Storage { from: done }, |_| true)?;
-            let length = answer.body().content_length();
-            if answer.status() != StatusCode::PARTIAL_CONTENT {
-                done = 0;
-            } else if text(answer.headers(), &CONTENT_RANGE) != Some(format!("bytes {done}-{}/{size}", size - 1)) {
-                let reason = format!("`{}` answers with another part of `{name}` than it was asked for", show(&origin));
-                return Err(Error::hub(reason).into());
-            }
-            if length.is_some_and(|length| length != size - done) {
-                let length = length.unwrap_or_default();
-                return Err(wrong_length(name, size, done + length).into());
-            }
-            response = Some((origin, answer));
+            let rest = self.rest(name, url, size, done)?;
+            done = rest.from;
+            response = Some(rest);
         }
 
         let mut hash = Digests::of(&metadata.etag, size);
@@ -206,8 +194,8 @@ impl<'a> Client<'a> {
             }
         }
         part.set_len(done).and_then(|()| part.seek(SeekFrom::Start(done))).map_err(failed("write"))?;
-        if let Some((origin, mut response)) = response {
-            let mut body = response.body_mut().as_reader();
+        if let Some(Rest { origin, mut answer, .. }) = response {
+            let mut body = answer.body_mut().as_reader();
             loop {
                 tell(observer, Progress::File { name, done, size })?;
                 let cut = |reason: &str| Failure::Network {
@@ -245,6 +233,24 @@ impl<'a> Client<'a> {
                 .into());
         }
         std::fs::rename(&part_path, blob).map_err(failed("rename"))
+    }
+
+    /// Asks for what is missing of a file.
+    ///
+    /// * `size`: bytes of the whole file
+    /// * `done`: those that are there, fewer
+    fn rest(&self, name: &str, url: &str, size: u64, done: u64) -> Result<Rest, Failure> {
+        let (origin, answer) = self.follow(&Method::GET, url, Reach::Storage { from: done }, |_| true)?;
+        let is_part = answer.status() == StatusCode::PARTIAL_CONTENT;
+        if is_part && text(answer.headers(), &CONTENT_RANGE) != Some(format!("bytes {done}-{}/{size}", size - 1)) {
+            let reason = format!("`{}` answers with another part of `{name}` than it was asked for", show(&origin));
+            return Err(Error::hub(reason).into());
+        }
+        let from = if is_part { done } else { 0 };
+        match answer.body().content_length() {
+            Some(length) if length != size - from => Err(wrong_length(name, size, from + length).into()),
+            _ => Ok(Rest { origin, answer, from }),
+        }
     }
 
     /// Sends a request and follows redirects as far as `reach`, as long as `go_on` says so of the headers.
@@ -357,6 +363,23 @@ pub(super) fn damage(path: &Path, metadata: &Metadata) -> Result<Option<String>>
         None => return Ok(None),
     };
     Ok((!digest.eq_ignore_ascii_case(&metadata.etag)).then(|| "its content is not what the hub gives".to_owned()))
+}
+
+/// Waits until no other process fetches the same file.
+///
+/// * `part`: what is there of it so far
+/// * `name`: what the observer is told
+fn lock(part: &File, name: &str, observer: &mut Observer<'_>) -> Result<(), Failure> {
+    loop {
+        match part.try_lock() {
+            // Some network drives know no locks.
+            Ok(()) | Err(std::fs::TryLockError::Error(_)) => return Ok(()),
+            Err(std::fs::TryLockError::WouldBlock) => {
+                tell(observer, Progress::Asking { what: name })?;
+                std::thread::sleep(LOCK_INTERVAL);
+            }
+        }
+    }
 }
 
 /// The sum that an etag is of a file's content: SHA-256 of large files, git's SHA-1 of others.

@@ -245,12 +245,10 @@ impl<'t> Vm<'t> {
             }
             StmtKind::SetBlock { frame, target, ops, body, top } => {
                 self.enter(frame, env)?;
-                let mut inner = self.buf();
-                let flow = self.body(body, env, &mut inner)?;
-                if flow != Flow::Next {
-                    return Ok(flow);
-                }
-                let value = self.apply_all(Value::Str(inner.finish()), ops, env)?;
+                let value = match self.captured(body, ops, env)? {
+                    Ok(value) => value,
+                    Err(flow) => return Ok(flow),
+                };
                 self.assign(target, value, env)?;
                 self.export(target, *top, env);
                 Self::leave(frame, env);
@@ -294,12 +292,10 @@ impl<'t> Vm<'t> {
             }
             StmtKind::FilterBlock { frame, ops, body } => {
                 self.enter(frame, env)?;
-                let mut inner = self.buf();
-                let flow = self.body(body, env, &mut inner)?;
-                if flow != Flow::Next {
-                    return Ok(flow);
-                }
-                let value = self.apply_all(Value::Str(inner.finish()), ops, env)?;
+                let value = match self.captured(body, ops, env)? {
+                    Ok(value) => value,
+                    Err(flow) => return Ok(flow),
+                };
                 self.write(&value, out)?;
                 Self::leave(frame, env);
             }
@@ -734,6 +730,15 @@ impl<'t> Vm<'t> {
             }
         }
         Ok(value)
+    }
+
+    /// What statements print, taken through filters; or how they broke off.
+    fn captured(&self, body: &[Stmt], ops: &[Op], env: &Rc<Env>) -> Res<Result<Value, Flow>> {
+        let mut out = self.buf();
+        Ok(match self.body(body, env, &mut out)? {
+            Flow::Next => Ok(self.apply_all(Value::Str(out.finish()), ops, env)?),
+            flow => Err(flow),
+        })
     }
 
     fn apply_all(&self, mut value: Value, ops: &[Op], env: &Rc<Env>) -> Res<Value> {

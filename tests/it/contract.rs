@@ -181,28 +181,90 @@ fn check(line: &str, got: &[f32], expected: &[f64], tolerance: f64) {
     assert!(error <= tolerance, "{line}: {error:e}, at most {tolerance:e}");
 }
 
+/// A prompt and a few tokens on top, as the plain path projects them.
+struct Expected<'a> {
+    plain: &'a Plain,
+    /// Begins every line.
+    name: String,
+    dtype: KvDtype,
+    /// Rows of the prompt.
+    len: usize,
+    /// `[len + more]` of `[HIDDEN]`.
+    hidden: Vec<Vec<f32>>,
+    /// `[len + more, head_dim / 2]`.
+    angles: Vec<(f32, f32)>,
+    /// Of each row, unrotated queries, queries, keys and values.
+    projected: Vec<[Vec<f64>; 4]>,
+}
+
+impl<'a> Expected<'a> {
+    fn new(plain: &'a Plain, name: &str, (len, more): (usize, usize), dtype: KvDtype, rng: &mut StdRng) -> Self {
+        let half = plain.config.heads.head_dim / 2;
+        let hidden: Vec<Vec<f32>> = (0..len + more).map(|_| uniform(rng, HIDDEN, 1.0)).collect();
+        let angles = Rope::new(&plain.config.rope).angles(0, len + more);
+        let rows = hidden.iter().zip(angles.chunks_exact(half));
+        let projected = rows.map(|(row, angles)| plain.project(row, angles)).collect();
+        Self { plain, name: name.to_owned(), dtype, len, hidden, angles, projected }
+    }
+
+    fn line(&self, operation: &str) -> String {
+        let HeadLayout { num_heads, num_kv_heads, head_dim } = self.plain.config.heads;
+        let Self { name, len, .. } = self;
+        format!("{name} {operation}, {num_heads}/{num_kv_heads} x {head_dim}, {len} rows, {}", self.dtype.name())
+    }
+
+    fn part(&self, kind: usize, row: usize, head: usize) -> &[f64] {
+        let head_dim = self.plain.config.heads.head_dim;
+        &self.projected[row][kind][head * head_dim..(head + 1) * head_dim]
+    }
+
+    /// Weights and output of a query head over some rows.
+    fn over(&self, row: usize, rows: &[usize], head: usize) -> (Vec<f64>, Vec<f64>) {
+        let kv_head = head / self.plain.config.heads.group_size();
+        let of = |kind| rows.iter().map(|&row| self.part(kind, row, kv_head)).collect::<Vec<_>>();
+        self.plain.attend(self.part(1, row, head), &of(2), &of(3))
+    }
+}
+
 /// One backend at one shape: a prompt of `len` rows in two chunks, of which heads keep different rows; a token on top;
 /// rows that go; another token.
 fn lines<B: Backend>(backend: &B, plain: &Plain, name: &str, len: usize, dtype: KvDtype, rng: &mut StdRng) {
-    let heads = plain.config.heads;
-    let HeadLayout { num_kv_heads, head_dim, .. } = heads;
-    let line = |operation: &str| {
-        let HeadLayout { num_heads, .. } = heads;
-        format!("{name} {operation}, {num_heads}/{num_kv_heads} x {head_dim}, {len} rows, {}", dtype.name())
-    };
     let weights = plain.weights(backend);
     weights.expect_sizes(&plain.config).unwrap();
-    let rope = Rope::new(&plain.config.rope);
-    let total = len + 2;
-    let hidden: Vec<Vec<f32>> = (0..total).map(|_| uniform(rng, HIDDEN, 1.0)).collect();
-    let angles = rope.angles(0, total);
-    let of_row = |row: usize| &angles[row * head_dim / 2..(row + 1) * head_dim / 2];
-    let projected: Vec<[Vec<f64>; 4]> = (0..total).map(|row| plain.project(&hidden[row], of_row(row))).collect();
-    let part = |kind: usize, row: usize, head: usize| &projected[row][kind][head * head_dim..(head + 1) * head_dim];
-
+    let expected = Expected::new(plain, name, (len, 2), dtype, rng);
     let mut cache = AdaptiveKvCache::new(1, &backend.empty_rows(dtype).unwrap(), Retention::Full);
     let layer = &mut cache.layers_mut::<B::Rows>().unwrap()[0];
-    let rotations = backend.rotations(angles[..len * head_dim / 2].to_vec()).unwrap();
+    let prompt = prompt_lines(backend, &weights, layer, &expected);
+    // Heads keep different rows: the first all of them, the last none but one.
+    let num_kv_heads = plain.config.heads.num_kv_heads;
+    let kept = |head: usize| -> Vec<usize> {
+        if head + 1 == num_kv_heads && head > 0 { vec![len - 1] } else { (0..len).step_by(head + 1).collect() }
+    };
+    let choices = (0..num_kv_heads).map(|kv_head| HeadChoice {
+        kv_head,
+        level: 0,
+        recovered: Vec::new(),
+        positions: kept(kv_head).into_iter().map(|row| row as u32).collect(),
+    });
+    layer.store_prompt(B::stored_prompt(&prompt), Some(choices.collect())).unwrap();
+    drop(prompt);
+    for row in len..expected.hidden.len() {
+        token_lines(backend, &weights, layer, &expected, row);
+        lose_rows(layer);
+    }
+    assert!(layer.bytes().kept <= layer.bytes().allocated);
+}
+
+/// What a prompt goes through, operation by operation.
+fn prompt_lines<B: Backend>(
+    backend: &B,
+    weights: &Weights<B>,
+    layer: &CacheLayer<B::Rows>,
+    expected: &Expected<'_>,
+) -> B::Prompt {
+    let Expected { plain, len, hidden, angles, projected, .. } = expected;
+    let (len, heads) = (*len, plain.config.heads);
+    let rotations = backend.rotations(angles[..len * heads.head_dim / 2].to_vec()).unwrap();
     let asks = PromptRequest { prompt_len: len, stats: None, again: false };
     let mut prompt = backend.prompt(layer.rows(), asks).unwrap();
     let block = &weights.blocks[0];
@@ -233,70 +295,60 @@ fn lines<B: Backend>(backend: &B, plain: &Plain, name: &str, len: usize, dtype: 
         backend.show(&chunk, &after, wanted, show).unwrap();
         if first + rows.len() == len {
             let last = &finished[(len - 1) * HIDDEN..];
-            let expected = product(&plain.head, &plain.normed(&widen(last), 2));
-            check(&line("logits"), &backend.logits(&weights, &after).unwrap(), &expected, EXACT);
+            let logits = product(&plain.head, &plain.normed(&widen(last), 2));
+            check(&expected.line("logits"), &backend.logits(weights, &after).unwrap(), &logits, EXACT);
         }
     }
     let all = |kind: usize| -> Vec<f64> { projected[..len].iter().flat_map(|row| row[kind].clone()).collect() };
-    check(&line("project, unrotated queries"), &unrotated, &all(0), EXACT);
-    check(&line("project, queries"), &queries, &all(1), EXACT);
+    check(&expected.line("project, unrotated queries"), &unrotated, &all(0), EXACT);
+    check(&expected.line("project, queries"), &queries, &all(1), EXACT);
     let kv = backend.prompt_kv(&prompt).unwrap();
     for (what, kind, rows) in [("keys", 2, &kv.keys), ("values", 3, &kv.values)] {
-        for head in 0..num_kv_heads {
-            let expected: Vec<f64> = (0..len).flat_map(|row| part(kind, row, head).to_vec()).collect();
-            check(&line(&format!("project, {what}")), &rows.rows(head, 0..len), &expected, EXACT);
+        for head in 0..heads.num_kv_heads {
+            let wanted: Vec<f64> = (0..len).flat_map(|row| expected.part(kind, row, head).to_vec()).collect();
+            check(&expected.line(&format!("project, {what}")), &rows.rows(head, 0..len), &wanted, EXACT);
         }
     }
-    let over = |row: usize, rows: &[usize], head: usize| {
-        let kv_head = head / heads.group_size();
-        let of = |kind| rows.iter().map(|&row| part(kind, row, kv_head)).collect::<Vec<_>>();
-        plain.attend(part(1, row, head), &of(2), &of(3))
-    };
     let causal: Vec<f64> = (0..len)
         .flat_map(|row| (0..heads.num_heads).map(move |head| (row, head)))
-        .flat_map(|(row, head)| over(row, &(0..=row).collect::<Vec<_>>(), head).1)
+        .flat_map(|(row, head)| expected.over(row, &(0..=row).collect::<Vec<_>>(), head).1)
         .collect();
-    check(&line("attend"), &attended, &causal, EXACT);
+    check(&expected.line("attend"), &attended, &causal, EXACT);
     let width = heads.query_width();
-    let expected: Vec<f64> = (0..len)
+    let after: Vec<f64> = (0..len)
         .flat_map(|row| plain.finish(&hidden[row], &widen(&attended[row * width..(row + 1) * width])))
         .collect();
-    check(&line("finish"), &finished, &expected, EXACT);
+    check(&expected.line("finish"), &finished, &after, EXACT);
+    prompt
+}
 
-    // Heads keep different rows: the first all of them, the last none but one.
-    let kept = |head: usize| -> Vec<usize> {
-        if head + 1 == num_kv_heads && head > 0 { vec![len - 1] } else { (0..len).step_by(head + 1).collect() }
-    };
-    let choices = (0..num_kv_heads).map(|kv_head| HeadChoice {
-        kv_head,
-        level: 0,
-        recovered: Vec::new(),
-        positions: kept(kv_head).into_iter().map(|row| row as u32).collect(),
-    });
-    layer.store_prompt(B::stored_prompt(&prompt), Some(choices.collect())).unwrap();
-    drop(prompt);
-    for (row, stream) in hidden.into_iter().enumerate().skip(len) {
-        let stream = backend.hidden(stream).unwrap();
-        let rotations = backend.rotations(of_row(row).to_vec()).unwrap();
-        let chunk = backend.project(block, &stream, &rotations, 0, false).unwrap();
-        backend.append(layer, &chunk, row, TokenClass::default()).unwrap();
-        let held: Vec<Vec<usize>> =
-            layer.positions().iter().map(|head| head.iter().map(|&position| position as usize).collect()).collect();
-        let out = backend.attended(&backend.attend_rows(layer.rows(), &chunk).unwrap()).unwrap();
-        let of_heads: Vec<_> =
-            (0..heads.num_heads).map(|head| over(row, &held[head / heads.group_size()], head)).collect();
-        let expected: Vec<f64> = of_heads.iter().flat_map(|(_, out)| out.clone()).collect();
-        check(&line("attend to kept rows"), &out, &expected, tolerance(dtype));
-        for kv_head in 0..num_kv_heads {
-            let group = &of_heads[kv_head * heads.group_size()..(kv_head + 1) * heads.group_size()];
-            let expected: Vec<f64> =
-                (0..held[kv_head].len()).map(|at| group.iter().map(|(weights, _)| weights[at]).sum()).collect();
-            let weights = backend.row_weights(layer.rows(), &chunk, kv_head).unwrap();
-            check(&line("weights of kept rows"), &weights, &expected, tolerance(dtype));
-        }
-        lose_rows(layer);
+/// What one more token goes through, over the rows that heads have kept.
+fn token_lines<B: Backend>(
+    backend: &B,
+    weights: &Weights<B>,
+    layer: &mut CacheLayer<B::Rows>,
+    expected: &Expected<'_>,
+    row: usize,
+) {
+    let heads = expected.plain.config.heads;
+    let (half, group_size, tolerance) = (heads.head_dim / 2, heads.group_size(), tolerance(expected.dtype));
+    let stream = backend.hidden(expected.hidden[row].clone()).unwrap();
+    let rotations = backend.rotations(expected.angles[row * half..(row + 1) * half].to_vec()).unwrap();
+    let chunk = backend.project(&weights.blocks[0], &stream, &rotations, 0, false).unwrap();
+    backend.append(layer, &chunk, row, TokenClass::default()).unwrap();
+    let held: Vec<Vec<usize>> =
+        layer.positions().iter().map(|head| head.iter().map(|&position| position as usize).collect()).collect();
+    let out = backend.attended(&backend.attend_rows(layer.rows(), &chunk).unwrap()).unwrap();
+    let of_heads: Vec<_> =
+        (0..heads.num_heads).map(|head| expected.over(row, &held[head / group_size], head)).collect();
+    let outputs: Vec<f64> = of_heads.iter().flat_map(|(_, out)| out.clone()).collect();
+    check(&expected.line("attend to kept rows"), &out, &outputs, tolerance);
+    for (kv_head, group) in of_heads.chunks_exact(group_size).enumerate() {
+        let sums: Vec<f64> =
+            (0..held[kv_head].len()).map(|at| group.iter().map(|(weights, _)| weights[at]).sum()).collect();
+        let weights = backend.row_weights(layer.rows(), &chunk, kv_head).unwrap();
+        check(&expected.line("weights of kept rows"), &weights, &sums, tolerance);
     }
-    assert!(layer.bytes().kept <= layer.bytes().allocated);
 }
 
 /// Lets the first row of every head go that holds more than one.

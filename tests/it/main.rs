@@ -8,6 +8,7 @@
 mod attend;
 mod attention;
 mod batch;
+mod batch_turns;
 mod budget;
 mod cache;
 mod checkpoint;

@@ -3,7 +3,7 @@
 use adaptive_kvcache::eval::{AnswerRow, Row, mean};
 use adaptive_kvcache::report::megabytes;
 
-use super::table::{budget_text, evicted_cell};
+use super::cells::{budget_text, evicted_cell};
 use crate::cli::measure::Names;
 use crate::cli::plain;
 

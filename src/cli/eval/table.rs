@@ -1,23 +1,13 @@
 //! The table and the files of an evaluation, as its rows come.
 
 use adaptive_kvcache::Result;
-use adaptive_kvcache::compress::Budget;
 use adaptive_kvcache::eval::{FidelityRow, Observer, Progress, Row, TaskRow, write_csv, write_json};
-use adaptive_kvcache::report::short_size;
 
 use super::answers;
+use super::cells::{budget_text, evicted_cell};
 use crate::cli::args::{EvalArgs, FileArgs};
 use crate::cli::interrupt::interrupted;
 use crate::cli::measure::{Lines, Names, mb_cell, write_rows};
-
-/// A budget in a table: the share, or the size.
-pub fn budget_text(budget: Option<Budget>) -> String {
-    match budget {
-        None => "-".to_owned(),
-        Some(Budget::KeptRatio(ratio)) => format!("{}%", (ratio * 1e4).round() / 100.0),
-        Some(Budget::Bytes(bytes)) => short_size(bytes),
-    }
-}
 
 /// Prints rows as they are complete, and writes them to files.
 pub struct Table<'a> {
@@ -151,11 +141,6 @@ pub fn fidelity_line(row: &FidelityRow, setting: &str, names: &Names, evicts: bo
         row.equal_tokens.map_or("-".to_owned(), |equal| format!("{equal:.1}/{}", row.greedy_tokens)),
         if evicts { end() } else { String::new() },
     )
-}
-
-/// Rows that a head evicted, in a column; those of configurations that keep all new tokens are not told.
-pub fn evicted_cell(rows: Option<f64>) -> String {
-    format!("{:>9}", rows.map_or("-".to_owned(), |rows| format!("{rows:.1}")))
 }
 
 fn task_heading(names: &Names) -> String {

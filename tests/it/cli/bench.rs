@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use adaptive_kvcache::Result;
-use adaptive_kvcache::bench::{Clock, Observer, Plan, Row, Setting, Subject, run};
+use adaptive_kvcache::bench::{Observer, Plan, Row, Setting, Subject, run};
 use adaptive_kvcache::cache::{KvDtype, Retention};
 use adaptive_kvcache::checkpoint::{WeightDtype, load};
+use adaptive_kvcache::clock::Clock;
 use adaptive_kvcache::model::PrefillOptions;
 use serde_json::Value;
 
@@ -180,7 +181,7 @@ fn an_interrupt_leaves_the_rows_that_are_complete() {
 }
 
 /// A clock on which everything takes two milliseconds.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Steps(AtomicU64);
 
 impl Clock for Steps {

@@ -1,32 +1,8 @@
-//! Time, and what several times of the same work come to.
-
-use std::time::{Duration, Instant};
+//! What several times of the same work come to.
 
 use serde::Serialize;
 
-/// Tells the time; a test's clock goes as the test likes.
-pub trait Clock: Sync {
-    /// Time since some fixed moment.
-    fn now(&self) -> Duration;
-}
-
-/// The system's monotonic clock.
-#[derive(Debug, Clone, Copy)]
-pub struct SystemClock(Instant);
-
-impl SystemClock {
-    /// A clock that starts now.
-    #[must_use]
-    pub fn start() -> Self {
-        Self(Instant::now())
-    }
-}
-
-impl Clock for SystemClock {
-    fn now(&self) -> Duration {
-        self.0.elapsed()
-    }
-}
+use crate::clock::Clock;
 
 /// Runs `work`; its result, and how long it took in milliseconds.
 pub(super) fn timed<T>(clock: &dyn Clock, work: impl FnOnce() -> T) -> (T, f64) {
@@ -59,6 +35,7 @@ impl Spread {
 #[cfg(test)]
 pub(super) mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
 
     use super::*;
 
