@@ -37,6 +37,9 @@ const NEAR: RangeInclusive<isize> = -2..=7;
 /// Parts of a head's chunks that threads take; a fixed number, so that sums do not depend on how many there are.
 const SECTIONS: usize = 4;
 
+/// Numbers of a projection's rows that are widened at a time: they stay in a core's cache.
+const PANEL_NUMBERS: usize = 256 * 1024;
+
 /// A prompt whose queries are asked again.
 #[derive(Clone, Copy)]
 pub struct Replay<'a> {
@@ -222,6 +225,9 @@ impl<'a> Chunk<'a> {
     }
 }
 
+/// Gives rows of a matrix as f32: overwrites a buffer with `[rows, cols]`.
+pub type WidenedRows<'a> = dyn Fn(Range<usize>, &mut Vec<f32>) + Sync + 'a;
+
 /// The squared length, behind the output projection, of each value as each query head of its group would write it if it
 /// attended to nothing else: `[num_heads]` of `[len]`.
 ///
@@ -230,32 +236,71 @@ impl<'a> Chunk<'a> {
 ///
 /// # Errors
 /// [`Error::Shape`] if the projection is of other heads.
-pub fn squared_outputs(layout: HeadLayout, weights: &[f32], values: &[Vec<f32>]) -> Result<Vec<Vec<f32>>> {
-    let (head_dim, width) = (layout.head_dim, layout.query_width());
-    if !weights.len().is_multiple_of(width) || values.len() != layout.num_kv_heads {
-        return Err(Error::shape("an output projection", format!("rows of {width}"), weights.len()));
+pub fn squared_outputs(
+    layout: HeadLayout,
+    hidden_size: usize,
+    weights: &WidenedRows<'_>,
+    values: &[Vec<f32>],
+) -> Result<Vec<Vec<f32>>> {
+    layout.check()?;
+    if values.len() != layout.num_kv_heads {
+        return Err(Error::shape("values", layout.num_kv_heads, values.len()));
     }
-    let hidden_size = weights.len() / width;
+    let panel = |first: usize, rows: usize, weights_of: &mut Vec<f32>| {
+        let rows = first..(first + rows).min(hidden_size);
+        weights(rows.clone(), weights_of);
+        expect_len("an output projection", weights_of, &[rows.len(), layout.query_width()])
+    };
+    // Few values are multiplied as they are; for many there is a small matrix in between, the same for all.
+    if values.iter().all(|values| values.len() / layout.head_dim < layout.head_dim) {
+        let panel_rows = (PANEL_NUMBERS / layout.query_width()).max(1);
+        let panels = (0..hidden_size).into_par_iter().step_by(panel_rows).map_init(Vec::new, |buffer, first| {
+            panel(first, panel_rows, buffer)?;
+            Ok(squared_products(layout, buffer, values))
+        });
+        let mut heads: Vec<Vec<f32>> = (0..layout.num_heads)
+            .map(|head| vec![0.0; values[head / layout.group_size()].len() / layout.head_dim])
+            .collect();
+        for panel in panels.collect::<Result<Vec<_>>>()? {
+            for (sums, panel) in heads.iter_mut().zip(panel) {
+                vector::add_assign(instruction_set(), sums, &panel);
+            }
+        }
+        return Ok(heads);
+    }
+    let mut weights = Vec::new();
+    panel(0, hidden_size, &mut weights)?;
+    Ok((0..layout.num_heads).into_par_iter().map(|head| squared_by_gram(layout, &weights, values, head)).collect())
+}
+
+/// [`squared_outputs`] over some rows of the projection, each value multiplied with them.
+fn squared_products(layout: HeadLayout, weights: &[f32], values: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    let (head_dim, width, set) = (layout.head_dim, layout.query_width(), instruction_set());
+    let num_rows = weights.len() / width;
     let of_head = |head: usize| {
-        let own = Matrix::new(&weights[head * head_dim..], hidden_size, head_dim, width);
+        let own = Matrix::new(&weights[head * head_dim..], num_rows, head_dim, width);
         let values = &values[head / layout.group_size()];
         let len = values.len() / head_dim;
+        let mut outputs = vec![0.0; len * num_rows];
         let rows = Matrix::new(values, len, head_dim, head_dim);
-        let set = instruction_set();
-        if len < head_dim {
-            // Few values are multiplied as they are.
-            let mut outputs = vec![0.0; len * hidden_size];
-            MatrixMut::new(&mut outputs, len, hidden_size, hidden_size).set_product(rows, own.transposed(), 1.0);
-            return outputs.chunks_exact(hidden_size.max(1)).map(|output| vector::dot(set, output, output)).collect();
-        }
-        // v^T (W^T W) v: the small matrix in between is the same for all values.
-        let mut gram = vec![0.0; head_dim * head_dim];
-        MatrixMut::new(&mut gram, head_dim, head_dim, head_dim).set_product(own.transposed(), own, 1.0);
-        let gram = Matrix::new(&gram, head_dim, head_dim, head_dim);
-        let mut products = vec![0.0; values.len()];
-        MatrixMut::new(&mut products, len, head_dim, head_dim).set_product(rows, gram, 1.0);
-        let pairs = products.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
-        pairs.map(|(product, value)| vector::dot(set, product, value).max(0.0)).collect()
+        MatrixMut::new(&mut outputs, len, num_rows, num_rows).set_product(rows, own.transposed(), 1.0);
+        outputs.chunks_exact(num_rows).map(|output| vector::dot(set, output, output)).collect()
     };
-    Ok((0..layout.num_heads).into_par_iter().map(of_head).collect())
+    (0..layout.num_heads).map(of_head).collect()
+}
+
+/// [`squared_outputs`] of one head as `v^T (W^T W) v`.
+fn squared_by_gram(layout: HeadLayout, weights: &[f32], values: &[Vec<f32>], head: usize) -> Vec<f32> {
+    let (head_dim, width) = (layout.head_dim, layout.query_width());
+    let own = Matrix::new(&weights[head * head_dim..], weights.len() / width, head_dim, width);
+    let values = &values[head / layout.group_size()];
+    let len = values.len() / head_dim;
+    let mut gram = vec![0.0; head_dim * head_dim];
+    MatrixMut::new(&mut gram, head_dim, head_dim, head_dim).set_product(own.transposed(), own, 1.0);
+    let gram = Matrix::new(&gram, head_dim, head_dim, head_dim);
+    let mut products = vec![0.0; values.len()];
+    let rows = Matrix::new(values, len, head_dim, head_dim);
+    MatrixMut::new(&mut products, len, head_dim, head_dim).set_product(rows, gram, 1.0);
+    let pairs = products.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
+    pairs.map(|(product, value)| vector::dot(instruction_set(), product, value).max(0.0)).collect()
 }

@@ -21,6 +21,7 @@ pub use kernels::{HeadCache, KernelLayer, KernelRows, Kernels};
 use crate::arch::LlamaConfig;
 use crate::attention::map::HeadGrid;
 use crate::attention::prompt_rows::PromptKv;
+use crate::attention::replay::WidenedRows;
 use crate::cache::{AdaptiveKvCache, CacheLayer, KvDtype, Rows};
 use crate::compress::stats::{LayerStats, StatsRequest};
 use crate::error::{Error, Result};
@@ -103,11 +104,11 @@ pub trait Backend: fmt::Debug + Clone + Send + Sync + 'static {
     /// Numbers of a vector.
     fn len(vector: &Self::Vector) -> usize;
 
-    /// A linear layer's weights as f32, `[out_features, in_features]`.
+    /// A linear layer's weights as f32, rows of `[out_features, in_features]`.
     ///
     /// # Errors
     /// [`Error::Tensor`] if a device does not hand them out.
-    fn widened(&self, linear: &Self::Linear) -> Result<Vec<f32>>;
+    fn widened<'a>(&self, linear: &'a Self::Linear) -> Result<Box<WidenedRows<'a>>>;
 
     /// The rows of an empty layer.
     ///

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::threads::with_threads;
 use crate::error::Result;
-use crate::kernels::simd::multiversion;
+use crate::kernels::simd::{Lanes, multiversion};
 use crate::kernels::vector::instruction_set;
 
 /// Bytes of the buffer: much more than the caches of any processor of today hold.
@@ -23,7 +23,7 @@ multiversion! {
 }
 
 #[inline(always)]
-fn sum_body<const SIMD: bool>(numbers: &[u64]) -> u64 {
+fn sum_body<L: Lanes>(numbers: &[u64]) -> u64 {
     let mut sums = [0_u64; LANES];
     let (blocks, rest) = numbers.as_chunks::<LANES>();
     for block in blocks {

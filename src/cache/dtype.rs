@@ -1,7 +1,6 @@
 //! The formats in which keys and values are stored.
 
 use candle_core::DType;
-use half::f16;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
@@ -32,8 +31,8 @@ impl KvDtype {
         match self {
             Self::F32 => 4 * head_dim,
             Self::F16 => 2 * head_dim,
-            Self::Q8_0 => head_dim / BLOCK * (Q8_0::BYTES + size_of::<f16>()),
-            Self::Q4_0 => head_dim / BLOCK * (Q4_0::BYTES + size_of::<f16>()),
+            Self::Q8_0 => head_dim / BLOCK * Q8_0::BYTES,
+            Self::Q4_0 => head_dim / BLOCK * Q4_0::BYTES,
         }
     }
 

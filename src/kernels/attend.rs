@@ -15,8 +15,7 @@ use std::ops::Range;
 use half::f16;
 
 use super::blocks::{Q4_0, Q8_0};
-use super::lanes::{self, LANES, Lanes, LanesWork};
-use super::simd::InstructionSet;
+use super::simd::{self, InstructionSet, LANES, Lanes, dispatch};
 use super::vector::{self, MAX_HEAD_DIM};
 pub(crate) use floats::FloatRows;
 pub(crate) use quants::{BlockRows, FOUR};
@@ -163,10 +162,10 @@ fn score_groups<R: Rows>(set: InstructionSet, rows: R, head_dim: usize, queries:
     let parts = queries.chunks(MAX_GROUP * head_dim).zip(scores.chunks_mut((MAX_GROUP * rows.len()).max(1)));
     for (queries, scores) in parts {
         match queries.len() / head_dim {
-            1 => lanes::run(set, Score::<R, 1> { rows: &rows, queries, scores }),
-            2 => lanes::run(set, Score::<R, 2> { rows: &rows, queries, scores }),
-            3 => lanes::run(set, Score::<R, 3> { rows: &rows, queries, scores }),
-            _ => lanes::run(set, Score::<R, MAX_GROUP> { rows: &rows, queries, scores }),
+            1 => dispatch(set, Score::<R, 1> { rows: &rows, queries, scores }),
+            2 => dispatch(set, Score::<R, 2> { rows: &rows, queries, scores }),
+            3 => dispatch(set, Score::<R, 3> { rows: &rows, queries, scores }),
+            _ => dispatch(set, Score::<R, MAX_GROUP> { rows: &rows, queries, scores }),
         }
     }
 }
@@ -178,8 +177,10 @@ struct Score<'a, R, const GROUP: usize> {
     scores: &'a mut [f32],
 }
 
-impl<R: Rows, const GROUP: usize> LanesWork for Score<'_, R, GROUP> {
-    const NEEDS_VNNI: bool = R::NEEDS_VNNI;
+impl<R: Rows, const GROUP: usize> simd::Work for Score<'_, R, GROUP> {
+    type Output = ();
+
+    const QUANTS: bool = R::QUANTS;
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
@@ -236,10 +237,10 @@ impl Work<'_> {
                     max_and_sum: &mut self.max_and_sum[first..first + size],
                 };
                 match size {
-                    1 => lanes::run(set, Attend::<R, 1> { rows: &rows, work: part }),
-                    2 => lanes::run(set, Attend::<R, 2> { rows: &rows, work: part }),
-                    3 => lanes::run(set, Attend::<R, 3> { rows: &rows, work: part }),
-                    _ => lanes::run(set, Attend::<R, MAX_GROUP> { rows: &rows, work: part }),
+                    1 => dispatch(set, Attend::<R, 1> { rows: &rows, work: part }),
+                    2 => dispatch(set, Attend::<R, 2> { rows: &rows, work: part }),
+                    3 => dispatch(set, Attend::<R, 3> { rows: &rows, work: part }),
+                    _ => dispatch(set, Attend::<R, MAX_GROUP> { rows: &rows, work: part }),
                 }
                 first += size;
             }
@@ -253,8 +254,10 @@ struct Attend<'a, R, const GROUP: usize> {
     work: Work<'a>,
 }
 
-impl<R: Rows, const GROUP: usize> LanesWork for Attend<'_, R, GROUP> {
-    const NEEDS_VNNI: bool = R::NEEDS_VNNI;
+impl<R: Rows, const GROUP: usize> simd::Work for Attend<'_, R, GROUP> {
+    type Output = ();
+
+    const QUANTS: bool = R::QUANTS;
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
@@ -363,8 +366,8 @@ trait Rows: Copy {
     /// Query rows as this format's products need them.
     type Prepared;
 
-    /// Whether AVX-512 is of use only together with VNNI.
-    const NEEDS_VNNI: bool;
+    /// See [`simd::Work::QUANTS`].
+    const QUANTS: bool;
 
     fn len(&self) -> usize;
     /// Writes one key as f32.

@@ -4,6 +4,8 @@
 
 use half::{bf16, f16};
 
+use super::simd::{LANES, Lanes};
+
 /// A storage format that kernels widen to f32 in registers.
 pub trait Element: Copy + Default + Send + Sync + 'static {
     /// Rounds an f32 to this format, to nearest even.
@@ -12,11 +14,9 @@ pub trait Element: Copy + Default + Send + Sync + 'static {
     /// Widens one number; exact.
     fn widen(self) -> f32;
 
-    /// Widens eight numbers at once; exact.
-    ///
-    /// # Safety
-    /// With `SIMD`, the processor has AVX2 and F16C.
-    unsafe fn widen8<const SIMD: bool>(source: &[Self; 8]) -> [f32; 8];
+    /// Widens sixteen numbers at once; exact.
+    #[doc(hidden)]
+    fn load<L: Lanes>(source: &[Self; LANES]) -> L;
 }
 
 impl Element for f32 {
@@ -31,8 +31,8 @@ impl Element for f32 {
     }
 
     #[inline(always)]
-    unsafe fn widen8<const SIMD: bool>(source: &[Self; 8]) -> [f32; 8] {
-        *source
+    fn load<L: Lanes>(source: &[Self; LANES]) -> L {
+        L::load(source)
     }
 }
 
@@ -48,13 +48,8 @@ impl Element for f16 {
     }
 
     #[inline(always)]
-    unsafe fn widen8<const SIMD: bool>(source: &[Self; 8]) -> [f32; 8] {
-        #[cfg(target_arch = "x86_64")]
-        if SIMD {
-            // SAFETY: the caller promises F16C with `SIMD`.
-            return unsafe { x86::widen_halves(*source) };
-        }
-        source.map(f16::to_f32)
+    fn load<L: Lanes>(source: &[Self; LANES]) -> L {
+        L::load_f16(source)
     }
 }
 
@@ -71,41 +66,7 @@ impl Element for bf16 {
     }
 
     #[inline(always)]
-    unsafe fn widen8<const SIMD: bool>(source: &[Self; 8]) -> [f32; 8] {
-        #[cfg(target_arch = "x86_64")]
-        if SIMD {
-            // SAFETY: the caller promises AVX2 with `SIMD`.
-            return unsafe { x86::widen_brains(*source) };
-        }
-        source.map(Self::widen)
-    }
-}
-
-/// Numbers come and go by value, not through memory: the compiler then keeps them in registers.
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::{__m128i, __m256, __m256i, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_slli_epi32};
-    use std::mem::transmute;
-
-    use super::{bf16, f16};
-
-    #[inline]
-    #[target_feature(enable = "avx,f16c")]
-    pub(super) fn widen_halves(source: [f16; 8]) -> [f32; 8] {
-        // SAFETY: f16 is a transparent u16: numbers of the same size in every pattern of bits.
-        let halves = unsafe { transmute::<[f16; 8], __m128i>(source) };
-        let wide = _mm256_cvtph_ps(halves);
-        // SAFETY: numbers of the same size in every pattern of bits.
-        unsafe { transmute::<__m256, [f32; 8]>(wide) }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    pub(super) fn widen_brains(source: [bf16; 8]) -> [f32; 8] {
-        // SAFETY: bf16 is a transparent u16: numbers of the same size in every pattern of bits.
-        let brains = unsafe { transmute::<[bf16; 8], __m128i>(source) };
-        let bits = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(brains));
-        // SAFETY: numbers of the same size in every pattern of bits.
-        unsafe { transmute::<__m256i, [f32; 8]>(bits) }
+    fn load<L: Lanes>(source: &[Self; LANES]) -> L {
+        L::load_bf16(source)
     }
 }

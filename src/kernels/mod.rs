@@ -1,13 +1,12 @@
 //! CPU arithmetic on slices: what attention and linear layers are made of.
 //!
-//! Every kernel is one portable body, compiled several times: once plainly, and once for each instruction set that is
-//! worth it, chosen when the program runs ([`simd`]). Not for: anything that knows of layers or policies.
+//! Every kernel is one body, compiled several times: once plainly, and once for each instruction set that is worth it,
+//! chosen when the program runs ([`simd`]). Not for: anything that knows of layers or policies.
 
 pub mod attend;
 pub(crate) mod blocks;
 pub mod element;
 pub mod gemm;
-mod lanes;
 pub mod quant;
 pub mod simd;
 pub mod team;

@@ -1,14 +1,24 @@
-//! Choice of the instruction set at run time.
+//! Instruction sets, and the one place where a kernel is compiled for each and run on the best.
 //!
-//! A kernel is written once, as an `#[inline(always)]` body over a const generic `SIMD: bool`, in plain loops over
-//! small arrays that the compiler turns into vector code. `multiversion!` compiles the body for each instruction set
-//! and calls the best one that this processor has. With `SIMD = false` the body must use nothing that needs more than
-//! the target's baseline: it is the portable fallback, and the oracle of the others.
+//! A kernel is written once, as an `#[inline(always)]` body over `L: Lanes`: an instruction set, and sixteen numbers in its
+//! registers. Many bodies are plain loops over small arrays that the compiler turns into vector code; others use the
+//! [`Lanes`] themselves. [`dispatch`] runs such a body as [`Work`], and `multiversion!` makes a function of it. Lanes for
+//! x86-64 cannot be named outside of this folder, so that no code gets at them which was not compiled for, and does not run
+//! on, their instruction set. `Portable` needs nothing but the target's baseline: it is the fallback, and the oracle of the
+//! others.
+//!
+//! Integer sums are exact, so they are equal on all sets; sums of floats differ by whether products are rounded before they
+//! are added.
+
+mod lanes;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use std::str::FromStr;
 use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
+pub(crate) use lanes::{Factors, LANES, LARGEST_FACTOR, Lanes};
 
 /// A set of instructions that this processor has: nothing but detection makes one, so that safe code cannot run what the
 /// processor does not know. Sets compare from least to best.
@@ -18,7 +28,7 @@ pub struct InstructionSet(Level);
 /// Instruction sets that kernels are compiled for, from least to best. Knowing a level's name gives no right to use it:
 /// that takes an [`InstructionSet`].
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Level {
+enum Level {
     /// What every processor of this architecture has.
     #[default]
     Portable,
@@ -109,10 +119,10 @@ impl InstructionSet {
         self.0.name()
     }
 
-    /// Which of the sets it is.
-    #[inline(always)]
-    pub(crate) fn level(self) -> Level {
-        self.0
+    /// That the processor sums products of bytes, if the set has it.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn vnni(self) -> Option<Vnni> {
+        (self.0 == Level::Avx512Vnni).then_some(Vnni(()))
     }
 }
 
@@ -136,41 +146,77 @@ impl FromStr for InstructionSet {
     }
 }
 
-/// Defines `pub fn name(set, args..) -> ret`, which runs `body::<SIMD, ..>(args..)` compiled for `set`.
+/// Says that the processor has AVX-512 VNNI and all below: what functions may ask for that are compiled for it alone.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(crate) struct Vnni(());
+
+/// What is run on one of the instruction sets.
+pub(crate) trait Work {
+    /// What comes of it.
+    type Output;
+
+    /// Whether it multiplies quants, so that AVX-512 is of use only together with VNNI.
+    const QUANTS: bool = false;
+
+    /// The body; `#[inline(always)]`, as all that it calls with `L`.
+    fn run<L: Lanes>(self) -> Self::Output;
+}
+
+/// Runs work that was compiled for a set of instructions.
+#[inline(always)]
+pub(crate) fn dispatch<W: Work>(set: InstructionSet, work: W) -> W::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn avx2<W: Work>(work: W) -> W::Output {
+            work.run::<x86::Avx2>()
+        }
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+        fn avx512<W: Work>(work: W) -> W::Output {
+            work.run::<x86::Avx512<false>>()
+        }
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+        fn vnni<W: Work>(work: W) -> W::Output {
+            work.run::<x86::Avx512<true>>()
+        }
+        match set.0 {
+            // SAFETY: the processor has the set, see `InstructionSet`.
+            Level::Avx512Vnni if W::QUANTS => return unsafe { vnni(work) },
+            // SAFETY: as above.
+            Level::Avx512 | Level::Avx512Vnni if !W::QUANTS => return unsafe { avx512(work) },
+            // SAFETY: as above.
+            Level::Avx2 | Level::Avx512 | Level::Avx512Vnni => return unsafe { avx2(work) },
+            Level::Portable => {}
+        }
+    }
+    let _ = set;
+    work.run::<lanes::Portable>()
+}
+
+/// Defines `pub fn name(set, args..) -> ret`, which runs `body::<L, ..>(args..)` as [`Work`].
 macro_rules! multiversion {
+    (@output) => { () };
+    (@output $ret:ty) => { $ret };
     (
         $(#[$meta:meta])*
         $vis:vis fn $name:ident $(<$generic:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident;
     ) => {
         $(#[$meta])*
-        // Every argument of the slow path is used, whatever the architecture.
         $vis fn $name $(<$generic: $bound>)? (
             set: $crate::kernels::simd::InstructionSet, $($arg: $ty),*
         ) $(-> $ret)? {
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx2,fma,f16c")]
-                fn avx2 $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
-                    $body::<true $(, $generic)?>($($arg),*)
-                }
-                #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-                fn avx512 $(<$generic: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
-                    $body::<true $(, $generic)?>($($arg),*)
-                }
-                match set.level() {
-                    $crate::kernels::simd::Level::Avx512 | $crate::kernels::simd::Level::Avx512Vnni => {
-                        // SAFETY: the processor has the set, see `InstructionSet`.
-                        return unsafe { avx512 $(::<$generic>)? ($($arg),*) };
-                    }
-                    $crate::kernels::simd::Level::Avx2 => {
-                        // SAFETY: as above.
-                        return unsafe { avx2 $(::<$generic>)? ($($arg),*) };
-                    }
-                    $crate::kernels::simd::Level::Portable => {}
+            struct Call<A, G>(A, std::marker::PhantomData<G>);
+            impl $(<$generic: $bound>)? $crate::kernels::simd::Work for Call<($($ty,)*), ($($generic,)?)> {
+                type Output = $crate::kernels::simd::multiversion!(@output $($ret)?);
+
+                #[inline(always)]
+                fn run<L: $crate::kernels::simd::Lanes>(self) -> Self::Output {
+                    let ($($arg,)*) = self.0;
+                    $body::<L $(, $generic)?>($($arg),*)
                 }
             }
-            let _ = set;
-            $body::<false $(, $generic)?>($($arg),*)
+            $crate::kernels::simd::dispatch(set, Call(($($arg,)*), std::marker::PhantomData::<($($generic,)?)>))
         }
     };
 }
@@ -198,6 +244,20 @@ pub(crate) use each;
 
 /// `a * b + c`, fused where the instruction set has it.
 #[inline(always)]
-pub(crate) fn fma<const SIMD: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if SIMD { a.mul_add(b, c) } else { a * b + c }
+pub(crate) fn fma<L: Lanes>(a: f32, b: f32, c: f32) -> f32 {
+    if L::FUSED { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// Starts to fetch a cache line, if there is any, into the first level of caches or, if not `NEAR`, the second.
+#[inline(always)]
+pub(crate) fn fetch<const NEAR: bool>(place: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        // SAFETY: every processor of this architecture has it, and it reads nothing that a program could notice.
+        unsafe {
+            if NEAR { _mm_prefetch::<_MM_HINT_T0>(place.cast()) } else { _mm_prefetch::<_MM_HINT_T1>(place.cast()) }
+        }
+    }
+    let _ = place;
 }

@@ -2,7 +2,7 @@
 
 use super::element::Element;
 pub use super::simd::instruction_set;
-use super::simd::{fma, multiversion};
+use super::simd::{self, Lanes, fma, multiversion};
 
 /// How many partial sums a reduction keeps: enough to fill the vector units and to hide their latency.
 const LANES: usize = 32;
@@ -13,21 +13,8 @@ multiversion! {
 }
 
 #[inline(always)]
-fn dot_body<const SIMD: bool>(a: &[f32], b: &[f32]) -> f32 {
-    let len = a.len().min(b.len());
-    let (a, b) = (&a[..len], &b[..len]);
-    let mut sums = [0.0f32; LANES];
-    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
-    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
-    for (a, b) in a_chunks.iter().zip(b_chunks) {
-        for lane in 0..LANES {
-            sums[lane] = fma::<SIMD>(a[lane], b[lane], sums[lane]);
-        }
-    }
-    for (lane, (&a, &b)) in a_rest.iter().zip(b_rest).enumerate() {
-        sums[lane] = fma::<SIMD>(a, b, sums[lane]);
-    }
-    sum_lanes(sums)
+fn dot_body<L: Lanes>(a: &[f32], b: &[f32]) -> f32 {
+    dot_stored_body::<L, f32>(a, b)
 }
 
 multiversion! {
@@ -36,36 +23,23 @@ multiversion! {
 }
 
 #[inline(always)]
-fn dot_stored_body<const SIMD: bool, T: Element>(x: &[f32], row: &[T]) -> f32 {
+fn dot_stored_body<L: Lanes, T: Element>(x: &[f32], row: &[T]) -> f32 {
     let len = x.len().min(row.len());
-    let (x_chunks, x_rest) = x[..len].as_chunks::<LANES>();
-    let (row_chunks, row_rest) = row[..len].as_chunks::<LANES>();
-    let mut sums = [0.0f32; LANES];
-    for (x, row) in x_chunks.iter().zip(row_chunks) {
-        let wide = widen_chunk::<SIMD, T>(row);
-        for lane in 0..LANES {
-            sums[lane] = fma::<SIMD>(x[lane], wide[lane], sums[lane]);
+    let (x, x_rest) = x[..len].as_chunks::<{ simd::LANES }>();
+    let (row, row_rest) = row[..len].as_chunks();
+    // Two sets of sums hide some of the latency of the multiply-add.
+    let mut sums = [L::splat(0.0); 2];
+    let ((x_pairs, x), (row_pairs, row)) = (x.as_chunks::<2>(), row.as_chunks::<2>());
+    for (x, row) in x_pairs.iter().zip(row_pairs) {
+        for half in 0..2 {
+            sums[half] = L::load(&x[half]).mul_add(T::load(&row[half]), sums[half]);
         }
     }
-    if !row_rest.is_empty() {
-        let mut padded = [T::default(); LANES];
-        padded[..row_rest.len()].copy_from_slice(row_rest);
-        let wide = widen_chunk::<SIMD, T>(&padded);
-        for (lane, &x) in x_rest.iter().enumerate() {
-            sums[lane] = fma::<SIMD>(x, wide[lane], sums[lane]);
-        }
+    for (x, row) in x.iter().zip(row) {
+        sums[0] = L::load(x).mul_add(T::load(row), sums[0]);
     }
-    sum_lanes(sums)
-}
-
-#[inline(always)]
-fn widen_chunk<const SIMD: bool, T: Element>(source: &[T; LANES]) -> [f32; LANES] {
-    let mut out = [0.0; LANES];
-    for (source, out) in source.as_chunks::<8>().0.iter().zip(out.as_chunks_mut::<8>().0) {
-        // SAFETY: as for the bodies, which alone call this: `SIMD` is on only where `multiversion!` has chosen it.
-        *out = unsafe { T::widen8::<SIMD>(source) };
-    }
-    out
+    let sum = sums[0].add(sums[1]).sum();
+    x_rest.iter().zip(row_rest).fold(sum, |sum, (&x, &row)| fma::<L>(x, row.widen(), sum))
 }
 
 multiversion! {
@@ -92,9 +66,9 @@ multiversion! {
 }
 
 #[inline(always)]
-fn softmax_body<const SIMD: bool>(row: &mut [f32]) {
-    let max = max_body::<SIMD>(row);
-    let sum = exp_body::<SIMD>(row, max);
+fn softmax_body<L: Lanes>(row: &mut [f32]) {
+    let max = max_body::<L>(row);
+    let sum = exp_body::<L>(row, max);
     let scale = 1.0 / sum;
     for value in row {
         *value *= scale;
@@ -107,7 +81,7 @@ multiversion! {
 }
 
 #[inline(always)]
-fn max_body<const SIMD: bool>(row: &[f32]) -> f32 {
+fn max_body<L: Lanes>(row: &[f32]) -> f32 {
     let mut best = [f32::NEG_INFINITY; LANES];
     let (chunks, rest) = row.as_chunks::<LANES>();
     for chunk in chunks {
@@ -124,17 +98,17 @@ multiversion! {
 }
 
 #[inline(always)]
-fn exp_body<const SIMD: bool>(row: &mut [f32], max: f32) -> f32 {
+fn exp_body<L: Lanes>(row: &mut [f32], max: f32) -> f32 {
     let mut sums = [0.0f32; LANES];
     let (chunks, rest) = row.as_chunks_mut::<LANES>();
     for chunk in chunks {
         for lane in 0..LANES {
-            chunk[lane] = exp_nonpositive::<SIMD>(chunk[lane] - max);
+            chunk[lane] = exp_nonpositive::<L>(chunk[lane] - max);
             sums[lane] += chunk[lane];
         }
     }
     for (lane, value) in rest.iter_mut().enumerate() {
-        *value = exp_nonpositive::<SIMD>(*value - max);
+        *value = exp_nonpositive::<L>(*value - max);
         sums[lane] += *value;
     }
     sum_lanes(sums)
@@ -143,24 +117,24 @@ fn exp_body<const SIMD: bool>(row: &mut [f32], max: f32) -> f32 {
 /// `exp(x)` for `x <= 0`, to about two units in the last place: range reduction to `2^k * exp(r)`, `|r| <= ln(2)/2`,
 /// and the Taylor polynomial of degree 7. Below -87.3 (where the result leaves the normal numbers) it is 0.
 #[inline(always)]
-fn exp_nonpositive<const SIMD: bool>(x: f32) -> f32 {
+fn exp_nonpositive<L: Lanes>(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4; // 355/512: exact products with small integers
     const LN2_LOW: f32 = -2.121_944_4e-4; // ln(2) - LN2_HIGH
     /// Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
     const ROUND: f32 = 12_582_912.0;
 
     let clamped = if x < -87.3 { -87.3 } else { x };
-    let rounded = fma::<SIMD>(clamped, std::f32::consts::LOG2_E, ROUND);
+    let rounded = fma::<L>(clamped, std::f32::consts::LOG2_E, ROUND);
     let k = rounded - ROUND;
-    let r = fma::<SIMD>(k, -LN2_LOW, fma::<SIMD>(k, -LN2_HIGH, clamped));
+    let r = fma::<L>(k, -LN2_LOW, fma::<L>(k, -LN2_HIGH, clamped));
     let mut p = 1.0 / 5040.0;
-    p = fma::<SIMD>(p, r, 1.0 / 720.0);
-    p = fma::<SIMD>(p, r, 1.0 / 120.0);
-    p = fma::<SIMD>(p, r, 1.0 / 24.0);
-    p = fma::<SIMD>(p, r, 1.0 / 6.0);
-    p = fma::<SIMD>(p, r, 0.5);
-    p = fma::<SIMD>(p, r, 1.0);
-    p = fma::<SIMD>(p, r, 1.0);
+    p = fma::<L>(p, r, 1.0 / 720.0);
+    p = fma::<L>(p, r, 1.0 / 120.0);
+    p = fma::<L>(p, r, 1.0 / 24.0);
+    p = fma::<L>(p, r, 1.0 / 6.0);
+    p = fma::<L>(p, r, 0.5);
+    p = fma::<L>(p, r, 1.0);
+    p = fma::<L>(p, r, 1.0);
     // The integer sits in the low bits of `rounded`; moved to the exponent field it multiplies by 2^k.
     let power = f32::from_bits((rounded.to_bits() << 23).wrapping_add(0x3f80_0000));
     let result = p * power;
@@ -173,7 +147,7 @@ multiversion! {
 }
 
 #[inline(always)]
-fn add_assign_body<const SIMD: bool>(sums: &mut [f32], row: &[f32]) {
+fn add_assign_body<L: Lanes>(sums: &mut [f32], row: &[f32]) {
     for (sum, &value) in sums.iter_mut().zip(row) {
         *sum += value;
     }
@@ -185,9 +159,9 @@ multiversion! {
 }
 
 #[inline(always)]
-fn add_scaled_squares_body<const SIMD: bool>(sums: &mut [f32], row: &[f32], scale: f32) {
+fn add_scaled_squares_body<L: Lanes>(sums: &mut [f32], row: &[f32], scale: f32) {
     for (sum, &number) in sums.iter_mut().zip(row) {
-        *sum = fma::<SIMD>(number * number, scale, *sum);
+        *sum = fma::<L>(number * number, scale, *sum);
     }
 }
 
@@ -198,7 +172,7 @@ multiversion! {
 }
 
 #[inline(always)]
-fn masked_sum_and_max_body<const SIMD: bool>(row: &[f32], mask: &[f32]) -> (f32, f32) {
+fn masked_sum_and_max_body<L: Lanes>(row: &[f32], mask: &[f32]) -> (f32, f32) {
     let len = row.len().min(mask.len());
     let (row, mask) = (&row[..len], &mask[..len]);
     let mut sums = [0.0f32; LANES];
@@ -226,9 +200,9 @@ multiversion! {
 }
 
 #[inline(always)]
-fn rms_norm_body<const SIMD: bool>(row: &mut [f32], weight: &[f32], eps: f32) {
+fn rms_norm_body<L: Lanes>(row: &mut [f32], weight: &[f32], eps: f32) {
     #[expect(clippy::cast_precision_loss)]
-    let mean = dot_body::<SIMD>(row, row) / row.len() as f32;
+    let mean = dot_body::<L>(row, row) / row.len() as f32;
     let scale = 1.0 / (mean + eps).sqrt();
     for (value, &weight) in row.iter_mut().zip(weight) {
         *value *= scale * weight;
@@ -241,10 +215,10 @@ multiversion! {
 }
 
 #[inline(always)]
-fn silu_mul_body<const SIMD: bool>(gate: &[f32], up: &mut [f32]) {
+fn silu_mul_body<L: Lanes>(gate: &[f32], up: &mut [f32]) {
     for (up, &gate) in up.iter_mut().zip(gate) {
         // sigmoid(x) = 1 / (1 + e^-x) for x >= 0, and e^x / (1 + e^x) below: never overflows.
-        let e = exp_nonpositive::<SIMD>(-gate.abs());
+        let e = exp_nonpositive::<L>(-gate.abs());
         let numerator = if gate >= 0.0 { 1.0 } else { e };
         *up *= gate * (numerator / (1.0 + e));
     }
@@ -256,7 +230,7 @@ multiversion! {
 }
 
 #[inline(always)]
-fn sum_and_max_body<const SIMD: bool>(row: &[f32]) -> (f32, f32) {
+fn sum_and_max_body<L: Lanes>(row: &[f32]) -> (f32, f32) {
     let mut sums = [0.0f32; LANES];
     let mut best = [0.0f32; LANES];
     let mut step = |lane: usize, value: f32| {
@@ -285,7 +259,7 @@ multiversion! {
 }
 
 #[inline(always)]
-fn scaled_column_sums_body<const SIMD: bool>(rows: &[f32], stride: usize, scales: &[f32], out: &mut [f32]) {
+fn scaled_column_sums_body<L: Lanes>(rows: &[f32], stride: usize, scales: &[f32], out: &mut [f32]) {
     let (chunks, rest) = out.as_chunks_mut::<LANES>();
     let first_of_rest = chunks.len() * LANES;
     for (index, out) in chunks.iter_mut().enumerate() {
@@ -294,7 +268,7 @@ fn scaled_column_sums_body<const SIMD: bool>(rows: &[f32], stride: usize, scales
             let start = row * stride + index * LANES;
             let row = &rows[start..start + LANES];
             for lane in 0..LANES {
-                sums[lane] = fma::<SIMD>(scale, row[lane], sums[lane]);
+                sums[lane] = fma::<L>(scale, row[lane], sums[lane]);
             }
         }
         *out = sums;
@@ -307,7 +281,7 @@ fn scaled_column_sums_body<const SIMD: bool>(rows: &[f32], stride: usize, scales
     for (row, &scale) in scales.iter().enumerate() {
         let start = row * stride + first_of_rest;
         for (sum, &value) in rest.iter_mut().zip(&rows[start..start + width]) {
-            *sum = fma::<SIMD>(scale, value, *sum);
+            *sum = fma::<L>(scale, value, *sum);
         }
     }
 }
@@ -316,12 +290,11 @@ fn scaled_column_sums_body<const SIMD: bool>(rows: &[f32], stride: usize, scales
 pub const MAX_HEAD_DIM: usize = 512;
 
 #[inline(always)]
-fn widen_body<const SIMD: bool, T: Element>(source: &[T], out: &mut [f32]) {
-    let (source_chunks, source_rest) = source.as_chunks::<8>();
-    let (out_chunks, out_rest) = out.as_chunks_mut::<8>();
+fn widen_body<L: Lanes, T: Element>(source: &[T], out: &mut [f32]) {
+    let (source_chunks, source_rest) = source.as_chunks();
+    let (out_chunks, out_rest) = out.as_chunks_mut();
     for (source, out) in source_chunks.iter().zip(out_chunks) {
-        // SAFETY: `SIMD` is on only where `multiversion!` has chosen it for this processor.
-        *out = unsafe { T::widen8::<SIMD>(source) };
+        T::load::<L>(source).store(out);
     }
     for (source, out) in source_rest.iter().zip(out_rest) {
         *out = source.widen();

@@ -377,7 +377,12 @@ impl<'a> Profile<'a> {
                     (0..layout.num_kv_heads).map(|kv_head| segment_rows(&kv.values, kv_head)).collect();
                 Some(LayerReplay {
                     squared_attention: squared_attention(replay)?,
-                    squared_outputs: squared_outputs(layout, &backend.widened(&block.o_proj)?, &values)?,
+                    squared_outputs: squared_outputs(
+                        layout,
+                        B::shape(&block.o_proj).0,
+                        &*backend.widened(&block.o_proj)?,
+                        &values,
+                    )?,
                     squared_residual: median(residuals),
                 })
             }

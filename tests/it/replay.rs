@@ -178,13 +178,16 @@ fn the_work_is_bounded_for_long_prompts() {
 /// the output projection makes of them.
 #[test]
 fn squared_outputs_are_those_of_the_projection() {
-    const HIDDEN: usize = 24;
     let layout = HeadLayout { num_heads: 4, num_kv_heads: 2, head_dim: 8 };
     let mut rng = seeded(3);
-    let weights = uniform(&mut rng, HIDDEN * layout.query_width(), 1.0);
-    for len in [0, 1, 7, 8, 9, 40] {
+    // The second is more than is widened at a time, and no multiple of it.
+    for (hidden_size, len) in [(24, 0), (24, 1), (24, 7), (24, 8), (24, 9), (24, 40), (20_000, 0), (20_000, 3)] {
+        let weights = uniform(&mut rng, hidden_size * layout.query_width(), 1.0);
         let values: Vec<Vec<f32>> = (0..2).map(|_| uniform(&mut rng, len * 8, 1.0)).collect();
-        let outputs = squared_outputs(layout, &weights, &values).unwrap();
+        let widened = |rows: Range<usize>, out: &mut Vec<f32>| {
+            weights[rows.start * layout.query_width()..rows.end * layout.query_width()].clone_into(out);
+        };
+        let outputs = squared_outputs(layout, hidden_size, &widened, &values).unwrap();
         assert_eq!(outputs.len(), 4);
         for (head, outputs) in outputs.iter().enumerate() {
             assert_eq!(outputs.len(), len);
@@ -195,7 +198,8 @@ fn squared_outputs_are_those_of_the_projection() {
                 assert!((f64::from(output) - expected).abs() < 1e-4 * (1.0 + expected), "{output} for {expected}");
             }
         }
-        assert!(squared_outputs(layout, &weights[1..], &values).is_err());
-        assert!(squared_outputs(layout, &weights, &values[1..]).is_err());
+        let short = |_: Range<usize>, out: &mut Vec<f32>| weights[1..].clone_into(out);
+        assert!(squared_outputs(layout, hidden_size, &short, &values).is_err());
+        assert!(squared_outputs(layout, hidden_size, &widened, &values[1..]).is_err());
     }
 }

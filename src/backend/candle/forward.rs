@@ -16,6 +16,7 @@ use crate::attention::HeadLayout;
 use crate::attention::device::{self, DeviceStats, PromptBlock, PromptTensors};
 use crate::attention::map::HeadGrid;
 use crate::attention::prompt_rows::PromptKv;
+use crate::attention::replay::WidenedRows;
 use crate::backend::{Backend, Block, PromptRequest, Shown, Wanted, Weights};
 use crate::cache::{CacheLayer, KvDtype};
 use crate::compress::stats::LayerStats;
@@ -163,8 +164,9 @@ impl Backend for Candle {
         vector.elem_count()
     }
 
-    fn widened(&self, linear: &CandleLinear) -> Result<Vec<f32>> {
-        linear.widened()
+    fn widened<'a>(&self, linear: &'a CandleLinear) -> Result<Box<WidenedRows<'a>>> {
+        let (wide, (_, cols)) = (linear.widened()?, linear.shape());
+        Ok(Box::new(move |rows, out| wide[rows.start * cols..rows.end * cols].clone_into(out)))
     }
 
     fn empty_rows(&self, dtype: KvDtype) -> Result<CandleRows> {

@@ -14,6 +14,7 @@ use crate::attention::decode::{decode, plain_row_weights};
 use crate::attention::map::HeadGrid;
 use crate::attention::prefill::{QueryBlock, largest_differences, prefill};
 use crate::attention::prompt_rows::PromptKv;
+use crate::attention::replay::WidenedRows;
 use crate::backend::{Backend, Block, PromptRequest, Shown, Wanted, Weights};
 use crate::cache::{AdaptiveKvCache, CacheLayer, KvDtype};
 use crate::compress::stats::LayerStats;
@@ -83,8 +84,11 @@ impl Backend for Kernels {
         vector.len()
     }
 
-    fn widened(&self, linear: &KernelLinear) -> Result<Vec<f32>> {
-        Ok(linear.widened())
+    fn widened<'a>(&self, linear: &'a KernelLinear) -> Result<Box<WidenedRows<'a>>> {
+        Ok(Box::new(|rows, out| {
+            out.resize(rows.len() * linear.matrix.cols(), 0.0);
+            linear.matrix.dequantize_rows(rows, out);
+        }))
     }
 
     fn empty_rows(&self, dtype: KvDtype) -> Result<KernelRows> {

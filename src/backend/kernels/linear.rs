@@ -69,11 +69,4 @@ impl KernelLinear {
             y.chunks_exact_mut(rows.len().max(1)).for_each(|y| vector::add_assign(set, y, &self.bias[rows.clone()]));
         }
     }
-
-    /// The weights as f32, `[out_features, in_features]`.
-    pub(super) fn widened(&self) -> Vec<f32> {
-        let mut wide = vec![0.0; self.matrix.rows() * self.matrix.cols()];
-        self.matrix.dequantize_rows(0..self.matrix.rows(), &mut wide);
-        wide
-    }
 }

@@ -12,7 +12,7 @@ use half::slice::HalfFloatSliceExt;
 
 use crate::cache::KvDtype;
 use crate::kernels::attend::{BlockRows, FOUR, FloatRows, HeadRows, Stored};
-use crate::kernels::blocks::{BLOCK, BlockFormat, Q4_0, Q8_0};
+use crate::kernels::blocks::{BLOCK, CacheFormat, Q4_0, Q8_0};
 use crate::kernels::tiles::{Tiles, place};
 
 /// Rows of a tile of keys, and of scales.
@@ -199,13 +199,13 @@ pub(super) struct Blocks<Q> {
     format: PhantomData<Q>,
 }
 
-impl<Q: BlockFormat> Blocks<Q> {
+impl<Q: CacheFormat> Blocks<Q> {
     fn new(head_dim: usize) -> Self {
         let blocks = head_dim / BLOCK;
         Self {
-            keys: Tiled::new(blocks * Q::BYTES / FOUR),
+            keys: Tiled::new(blocks * Q::QUANT_BYTES / FOUR),
             key_scales: Tiled::new(blocks),
-            values: Tiled::new(blocks * Q::BYTES),
+            values: Tiled::new(blocks * Q::QUANT_BYTES),
             value_scales: Tiled::new(blocks),
             format: PhantomData,
         }
@@ -223,8 +223,8 @@ impl<Q: BlockFormat> Blocks<Q> {
 
     fn push(&mut self, key: &[f32], value: &[f32]) {
         // The quants are written first, and tell the scales.
-        fn push<Q: BlockFormat>(row: &[f32], scales: &mut Tiled<f16, TILE>, quants: &mut [u8]) {
-            let blocks = row.as_chunks::<BLOCK>().0.iter().zip(quants.chunks_exact_mut(Q::BYTES));
+        fn push<Q: CacheFormat>(row: &[f32], scales: &mut Tiled<f16, TILE>, quants: &mut [u8]) {
+            let blocks = row.as_chunks::<BLOCK>().0.iter().zip(quants.chunks_exact_mut(Q::QUANT_BYTES));
             scales.push(
                 |scales| scales.iter_mut().zip(blocks).for_each(|(scale, (row, out))| *scale = Q::quantize(row, out)),
                 f16::ZERO,

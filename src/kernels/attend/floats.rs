@@ -1,10 +1,8 @@
 //! Rows of plain numbers: stored as they are read, and widened in registers.
 
-use half::f16;
-
 use super::{BLOCK_ROWS, Rows};
 use crate::kernels::element::Element;
-use crate::kernels::lanes::{LANES, Lanes};
+use crate::kernels::simd::{LANES, Lanes};
 use crate::kernels::tiles::Tiles;
 use crate::kernels::vector::MAX_HEAD_DIM;
 
@@ -15,29 +13,10 @@ pub(crate) struct FloatRows<'a, T> {
     pub values: Tiles<'a, T, 1>,
 }
 
-/// Plain numbers that are widened sixteen at a time.
-pub(crate) trait Float: Element {
-    fn load<L: Lanes>(source: &[Self; LANES]) -> L;
-}
-
-impl Float for f32 {
-    #[inline(always)]
-    fn load<L: Lanes>(source: &[Self; LANES]) -> L {
-        L::load(source)
-    }
-}
-
-impl Float for f16 {
-    #[inline(always)]
-    fn load<L: Lanes>(source: &[Self; LANES]) -> L {
-        L::load_f16(source)
-    }
-}
-
 /// Numbers of a query that are taken together.
 const STEP: usize = 8;
 
-impl<T: Float> FloatRows<'_, T> {
+impl<T: Element> FloatRows<'_, T> {
     /// `SETS` partial sums for each query row hide the latency of additions.
     #[inline(always)]
     fn score_tile_in<L: Lanes, const GROUP: usize, const SETS: usize>(
@@ -99,10 +78,10 @@ impl<T: Float> FloatRows<'_, T> {
     }
 }
 
-impl<T: Float> Rows for FloatRows<'_, T> {
+impl<T: Element> Rows for FloatRows<'_, T> {
     type Prepared = ();
 
-    const NEEDS_VNNI: bool = false;
+    const QUANTS: bool = false;
 
     #[inline(always)]
     fn len(&self) -> usize {

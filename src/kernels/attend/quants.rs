@@ -8,8 +8,8 @@ use std::marker::PhantomData;
 use half::f16;
 
 use super::{BLOCK_ROWS, MAX_GROUP, Rows};
-use crate::kernels::blocks::{BLOCK, BlockFormat};
-use crate::kernels::lanes::{Factors, LANES, LARGEST_FACTOR, Lanes};
+use crate::kernels::blocks::{BLOCK, CacheFormat};
+use crate::kernels::simd::{self, Factors, LANES, LARGEST_FACTOR, Lanes};
 use crate::kernels::tiles::Tiles;
 use crate::kernels::vector::MAX_HEAD_DIM;
 
@@ -19,7 +19,7 @@ const MAX_BLOCKS: usize = MAX_HEAD_DIM / BLOCK;
 /// Numbers, or rows, that are multiplied together.
 pub(crate) const FOUR: usize = 4;
 
-/// Steps in which [`BlockFormat::unpack`] goes through a block, two groups of four at a time.
+/// Steps in which [`CacheFormat::unpack`] goes through a block, two groups of four at a time.
 const STEPS: usize = BLOCK / (2 * FOUR);
 
 /// Keys and values as quantised blocks. Keys are tiles of fours of bytes; values are fours of rows, byte by byte.
@@ -37,7 +37,7 @@ pub(crate) struct BlockRows<'a, Q> {
 struct Rounded {
     /// What a whole number is worth; not a number if one of them was not finite.
     scale: f32,
-    /// What the format's offset adds up to, negated.
+    /// What the format's zero adds up to, negated.
     offset: i32,
 }
 
@@ -50,18 +50,18 @@ fn rounding(largest: f32) -> (f32, f32) {
     if largest < 1e-30 { (0.0, 0.0) } else { (LARGEST_FACTOR / largest, largest / LARGEST_FACTOR) }
 }
 
-/// What the format's offset adds up to over whole numbers, negated; anything where one of them is not a number.
+/// What the format's zero adds up to over whole numbers, negated; anything where one of them is not a number.
 ///
 /// * `sum`: of the whole numbers, at most 128 of 16 bits
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation)] // a whole number
-fn offset<Q: BlockFormat>(sum: f32) -> i32 {
-    (sum as i32).wrapping_mul(-Q::OFFSET)
+fn offset<Q: CacheFormat>(sum: f32) -> i32 {
+    (sum as i32).wrapping_mul(-Q::ZERO)
 }
 
 /// Rounds the numbers of a block.
 #[inline(always)]
-fn round_block<L: Lanes, Q: BlockFormat>(numbers: &[f32; BLOCK], fours: &mut [Factors; BLOCK / FOUR]) -> Rounded {
+fn round_block<L: Lanes, Q: CacheFormat>(numbers: &[f32; BLOCK], fours: &mut [Factors; BLOCK / FOUR]) -> Rounded {
     let numbers = numbers.as_chunks::<LANES>().0;
     let (mut largest, mut not_finite) = (L::splat(0.0), L::splat(0.0));
     for numbers in numbers {
@@ -85,7 +85,7 @@ pub(super) struct BlockQueries {
     rounded: [[Rounded; MAX_BLOCKS]; MAX_GROUP],
 }
 
-impl<Q: BlockFormat> BlockRows<'_, Q> {
+impl<Q: CacheFormat> BlockRows<'_, Q> {
     /// Scales of block `block` of the values of `count` rows from `first` on, and 0 up to the end of the last chunk. Returns
     /// 0, or not a number if a scale is none.
     #[inline(always)]
@@ -152,21 +152,21 @@ impl<Q: BlockFormat> BlockRows<'_, Q> {
 
     /// Dequantises a row.
     ///
-    /// * `quants`: `[blocks * BYTES]`
+    /// * `quants`: `[blocks * QUANT_BYTES]`
     /// * `scale`: of each block
     #[inline(always)]
     fn dequantize(quants: &[u8], scale: impl Fn(usize) -> f16, out: &mut [f32]) {
-        let blocks = out.as_chunks_mut::<BLOCK>().0.iter_mut().zip(quants.chunks_exact(Q::BYTES));
+        let blocks = out.as_chunks_mut::<BLOCK>().0.iter_mut().zip(quants.chunks_exact(Q::QUANT_BYTES));
         for (block, (out, quants)) in blocks.enumerate() {
             *out = Q::dequantize(quants, scale(block));
         }
     }
 }
 
-impl<Q: BlockFormat> Rows for BlockRows<'_, Q> {
+impl<Q: CacheFormat> Rows for BlockRows<'_, Q> {
     type Prepared = BlockQueries;
 
-    const NEEDS_VNNI: bool = true;
+    const QUANTS: bool = true;
 
     #[inline(always)]
     fn len(&self) -> usize {
@@ -234,7 +234,7 @@ impl<Q: BlockFormat> Rows for BlockRows<'_, Q> {
             }
             for step in 0..STEPS {
                 for (sums, (quants, _)) in sums.iter_mut().zip(tiles) {
-                    let quants = &quants[block * (Q::BYTES / FOUR)..(block + 1) * (Q::BYTES / FOUR)];
+                    let quants = &quants[block * (Q::QUANT_BYTES / FOUR)..(block + 1) * (Q::QUANT_BYTES / FOUR)];
                     let [low, high] = Q::unpack::<L>(quants, step);
                     for (sum, factors) in sums.iter_mut().zip(&prepared.factors) {
                         *sum = L::add_products(*sum, low, &factors[block][step][0]);
@@ -324,15 +324,10 @@ impl<Q: BlockFormat> Rows for BlockRows<'_, Q> {
 fn fetch<T>(numbers: &[T], first: usize, count: usize) {
     /// Bytes that are fetched together.
     const LINE: usize = 64;
-    #[cfg(target_arch = "x86_64")]
     if let Some(numbers) = numbers.get(first..first + count) {
-        let start = numbers.as_ptr().cast::<i8>();
+        let start = numbers.as_ptr().cast::<u8>();
         for at in (0..size_of_val(numbers)).step_by(LINE) {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            // SAFETY: every processor of this architecture has it, and it reads nothing that a program could notice.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(at)) };
+            simd::fetch::<false>(start.wrapping_add(at));
         }
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (numbers, first, count, LINE);
 }

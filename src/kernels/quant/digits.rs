@@ -9,25 +9,25 @@
 //!
 //! A group of four blocks, 128 numbers, is unpacked at a time.
 //!
-//! Not for: other processors, or formats that have no kernel here (see [`super::dot`]).
+//! Not for: other processors, or formats that have no kernel here (see [`super::widened`]).
 
 mod large;
 mod small;
 
 use std::arch::x86_64::{
-    __m128, __m128i, __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm_setzero_ps, _mm512_add_epi32, _mm512_add_ps,
-    _mm512_and_si512, _mm512_castps_si512, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_cvtps_epi32,
-    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_max_epu32, _mm512_mul_ps, _mm512_reduce_add_ps,
-    _mm512_reduce_max_epu32, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
-    _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srai_epi32, _mm512_sub_epi32, _mm512_zextps128_ps512,
+    __m128, __m128i, __m512, __m512i, _mm_setzero_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512,
+    _mm512_castps_si512, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_cvtps_epi32, _mm512_dpbusd_epi32,
+    _mm512_fmadd_ps, _mm512_max_epu32, _mm512_mul_ps, _mm512_reduce_add_ps, _mm512_reduce_max_epu32, _mm512_set1_epi8,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srai_epi32,
+    _mm512_sub_epi32, _mm512_zextps128_ps512,
 };
 use std::mem::transmute;
 
 use candle_core::quantized::GgmlDType;
 
-use super::super::simd::each;
-use super::blocks::{BLOCK, Q4_0, Q4_1, Q8_0};
-use super::dot::Rows;
+use super::Rows;
+use crate::kernels::blocks::{BLOCK, Q4_0, Q4_1, Q8_0};
+use crate::kernels::simd::{Vnni, each, fetch};
 use large::{Q4K, Q5K, Q6K};
 
 /// Numbers that are unpacked at a time, and whose activations share a scale.
@@ -125,41 +125,61 @@ pub(super) trait GroupBlock {
 }
 
 impl DigitRows {
-    /// [`prepare`](Self::prepare), for weights of a format; of those that have no kernel here, as for `Q4_0`.
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
-    pub(super) fn prepare_for(&mut self, dtype: GgmlDType, x: &[f32], cols: usize, offset_factor: f32) {
-        match dtype {
-            GgmlDType::Q4_1 => self.prepare::<Q4_1>(x, cols, offset_factor),
-            GgmlDType::Q8_0 => self.prepare::<Q8_0>(x, cols, offset_factor),
-            GgmlDType::Q4K => self.prepare::<Q4K>(x, cols, offset_factor),
-            GgmlDType::Q5K => self.prepare::<Q5K>(x, cols, offset_factor),
-            GgmlDType::Q6K => self.prepare::<Q6K>(x, cols, offset_factor),
-            _ => self.prepare::<Q4_0>(x, cols, offset_factor),
-        }
+    /// Whether there is a kernel for a format.
+    pub(super) fn has(dtype: GgmlDType) -> bool {
+        matches!(
+            dtype,
+            GgmlDType::Q4_0 | GgmlDType::Q4_1 | GgmlDType::Q8_0 | GgmlDType::Q4K | GgmlDType::Q5K | GgmlDType::Q6K
+        )
     }
 
-    /// [`dot_rows`](Self::dot_rows), for weights of the format that they were prepared for.
-    ///
-    /// # Panics
-    /// If a size does not fit what was prepared.
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
-    pub(super) fn dot_rows_of(&self, dtype: GgmlDType, rows: Rows<'_>, out: &mut [f32]) {
-        match dtype {
-            GgmlDType::Q4_1 => self.dot_rows::<Q4_1>(rows, out),
-            GgmlDType::Q8_0 => self.dot_rows::<Q8_0>(rows, out),
-            GgmlDType::Q4K => self.dot_rows::<Q4K>(rows, out),
-            GgmlDType::Q5K => self.dot_rows::<Q5K>(rows, out),
-            GgmlDType::Q6K => self.dot_rows::<Q6K>(rows, out),
-            _ => self.dot_rows::<Q4_0>(rows, out),
-        }
-    }
-
-    /// Prepares rows of activations; what was prepared before is overwritten.
+    /// Prepares rows of activations for weights of a format, one that has a kernel here; what was prepared before is
+    /// overwritten.
     ///
     /// * `x`: `[count, cols]`
     /// * `offset_factor`: what sums of blocks are multiplied by
+    pub(super) fn prepare(&mut self, _: Vnni, dtype: GgmlDType, x: &[f32], cols: usize, offset_factor: f32) {
+        // SAFETY: the processor has the instructions, as the caller's `Vnni` says.
+        unsafe { self.prepare_for(dtype, x, cols, offset_factor) };
+    }
+
+    /// Products with some rows of weights of the format that activations were prepared for.
+    ///
+    /// * `out`: `[count, rows]`
+    ///
+    /// # Panics
+    /// If a size does not fit what was prepared.
+    pub(super) fn dot_rows(&self, _: Vnni, dtype: GgmlDType, rows: Rows<'_>, out: &mut [f32]) {
+        // SAFETY: as above.
+        unsafe { self.dot_rows_for(dtype, rows, out) };
+    }
+
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
-    fn prepare<B: GroupBlock>(&mut self, x: &[f32], cols: usize, offset_factor: f32) {
+    fn prepare_for(&mut self, dtype: GgmlDType, x: &[f32], cols: usize, offset_factor: f32) {
+        match dtype {
+            GgmlDType::Q4_1 => self.prepare_in::<Q4_1>(x, cols, offset_factor),
+            GgmlDType::Q8_0 => self.prepare_in::<Q8_0>(x, cols, offset_factor),
+            GgmlDType::Q4K => self.prepare_in::<Q4K>(x, cols, offset_factor),
+            GgmlDType::Q5K => self.prepare_in::<Q5K>(x, cols, offset_factor),
+            GgmlDType::Q6K => self.prepare_in::<Q6K>(x, cols, offset_factor),
+            _ => self.prepare_in::<Q4_0>(x, cols, offset_factor),
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+    fn dot_rows_for(&self, dtype: GgmlDType, rows: Rows<'_>, out: &mut [f32]) {
+        match dtype {
+            GgmlDType::Q4_1 => self.dot_rows_in::<Q4_1>(rows, out),
+            GgmlDType::Q8_0 => self.dot_rows_in::<Q8_0>(rows, out),
+            GgmlDType::Q4K => self.dot_rows_in::<Q4K>(rows, out),
+            GgmlDType::Q5K => self.dot_rows_in::<Q5K>(rows, out),
+            GgmlDType::Q6K => self.dot_rows_in::<Q6K>(rows, out),
+            _ => self.dot_rows_in::<Q4_0>(rows, out),
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+    fn prepare_in<B: GroupBlock>(&mut self, x: &[f32], cols: usize, offset_factor: f32) {
         self.groups = cols.div_ceil(GROUP);
         let groups = x.len() / cols * self.groups;
         self.digits.resize(groups, Digits([[0; GROUP]; 3]));
@@ -207,14 +227,8 @@ impl DigitRows {
         }
     }
 
-    /// Products with some rows of weights.
-    ///
-    /// * `out`: `[count, rows]`
-    ///
-    /// # Panics
-    /// If a size does not fit what was prepared.
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
-    fn dot_rows<B: GroupBlock>(&self, rows: Rows<'_>, out: &mut [f32]) {
+    fn dot_rows_in<B: GroupBlock>(&self, rows: Rows<'_>, out: &mut [f32]) {
         let count = self.scales.len() / self.groups;
         for (index, out) in out.chunks_mut(4 * rows.count).enumerate() {
             let first = 4 * index * self.groups;
@@ -296,7 +310,7 @@ unsafe fn add_group<B: GroupBlock, const N: usize, const WHOLE: bool>(
     let bytes = GROUP * B::BLOCK_BYTES / B::BLOCK_NUMBERS;
     let row = place.row.as_ptr();
     for line in (0..bytes).step_by(64) {
-        fetch(row.wrapping_add(place.group * bytes + AHEAD + line));
+        fetch::<true>(row.wrapping_add(place.group * bytes + AHEAD + line));
     }
     let parts = (B::BLOCK_NUMBERS / GROUP).max(1);
     let part = place.group % parts;
@@ -314,13 +328,6 @@ unsafe fn add_group<B: GroupBlock, const N: usize, const WHOLE: bool>(
         // SAFETY: this function is compiled for the same instructions.
         unsafe { group.add(digits, scale, x_sums, &mut sums[n], &mut offsets[n]) };
     }
-}
-
-/// Starts to fetch what is there, if anything is.
-#[inline(always)]
-fn fetch(place: *const u8) {
-    // SAFETY: every processor of this architecture has it, and it reads nothing that a program could notice.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
 }
 
 /// Sixteen numbers.

@@ -9,20 +9,20 @@
 //! Not for: threads, or many activations at a time (then dequantised panels are faster, see
 //! [`WeightMatrix::matmul`](super::WeightMatrix::matmul)).
 
-#[cfg(target_arch = "x86_64")]
-mod x86;
-
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::k_quants::{BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8K, GgmlType};
 use half::{bf16, f16};
 
-use super::super::element::Element;
-use super::super::simd::{InstructionSet, Level};
-use super::super::vector;
-use super::blocks::{BLOCK, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, SmallBlock};
 #[cfg(target_arch = "x86_64")]
 use super::digits::DigitRows;
-use super::{Stored, blocks_of, dequantize};
+use super::widened::{BlockDot, block_dot_rows};
+use super::{Rows, Stored, blocks_of, dequantize};
+use crate::kernels::blocks::{BLOCK, BlockFormat, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+use crate::kernels::element::Element;
+use crate::kernels::simd::InstructionSet;
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::simd::Vnni;
+use crate::kernels::vector;
 
 /// Rows of activations, prepared for products with the rows of a matrix of one format. Buffers are kept for reuse.
 #[derive(Default)]
@@ -44,7 +44,7 @@ pub struct Activations {
 }
 
 /// How activations are prepared.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Default, Clone, Copy)]
 enum Form {
     /// As they are.
     #[default]
@@ -55,12 +55,12 @@ enum Form {
     Rounded,
     /// As whole numbers, for sums of products of bytes.
     #[cfg(target_arch = "x86_64")]
-    Digits,
+    Digits(Vnni),
 }
 
 impl std::fmt::Debug for Activations {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "Activations({:?} {} x {})", self.form, self.count, self.cols)
+        write!(formatter, "Activations({:?} {} x {})", self.dtype, self.count, self.cols)
     }
 }
 
@@ -95,10 +95,7 @@ impl Activations {
                 BlockQ8K::from_float(x, &mut self.large);
             }
             #[cfg(target_arch = "x86_64")]
-            Form::Digits => {
-                // SAFETY: the processor has the set, see `InstructionSet`.
-                unsafe { self.digits.prepare_for(dtype, x, cols, offset_factor(dtype)) };
-            }
+            Form::Digits(vnni) => self.digits.prepare(vnni, dtype, x, cols, offset_factor(dtype)),
         }
     }
 
@@ -150,8 +147,7 @@ impl Activations {
                 }
             }
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the processor has the set, see `InstructionSet`.
-            Form::Digits => unsafe { self.digits.dot_rows_of(dtype, rows, out) },
+            Form::Digits(vnni) => self.digits.dot_rows(vnni, dtype, rows, out),
             Form::Rounded => {
                 let x = self.large.chunks_exact(self.cols / BlockQ8K::BLCK_SIZE);
                 for (x, out) in x.zip(out.chunks_exact_mut(rows.count)) {
@@ -172,8 +168,8 @@ impl Activations {
 impl Form {
     fn of(set: InstructionSet, dtype: GgmlDType) -> Self {
         #[cfg(target_arch = "x86_64")]
-        if has_digits(set, dtype) {
-            return Self::Digits;
+        if let (true, Some(vnni)) = (DigitRows::has(dtype), set.vnni()) {
+            return Self::Digits(vnni);
         }
         let _ = set;
         match dtype {
@@ -186,15 +182,6 @@ impl Form {
     }
 }
 
-/// Whether products with a format are sums of products of bytes.
-fn has_digits(set: InstructionSet, dtype: GgmlDType) -> bool {
-    let has_kernel = matches!(
-        dtype,
-        GgmlDType::Q4_0 | GgmlDType::Q4_1 | GgmlDType::Q8_0 | GgmlDType::Q4K | GgmlDType::Q5K | GgmlDType::Q6K
-    );
-    has_kernel && set.level() == Level::Avx512Vnni
-}
-
 /// What a block's offset is in its scale, or in its stored offset.
 fn offset_factor(dtype: GgmlDType) -> f32 {
     let offset = match dtype {
@@ -205,20 +192,6 @@ fn offset_factor(dtype: GgmlDType) -> f32 {
         _ => None,
     };
     offset.unwrap_or(1.0)
-}
-
-/// Rows of weights.
-#[derive(Clone, Copy)]
-pub(super) struct Rows<'a> {
-    pub data: &'a [u8],
-    pub row_bytes: usize,
-    pub count: usize,
-}
-
-impl<'a> Rows<'a> {
-    pub fn iter(self) -> impl Iterator<Item = &'a [u8]> {
-        self.data.chunks_exact(self.row_bytes)
-    }
 }
 
 /// Products with rows of plain floats, read in place.
@@ -243,74 +216,10 @@ fn large_dot_rows<T: GgmlType<VecDotType = BlockQ8K> + Stored>(rows: Rows<'_>, x
     }
 }
 
-/// Products of rows of activations with rows of blocks.
-struct BlockDot<'a> {
-    rows: Rows<'a>,
-    /// `[count, cols]`
-    x: &'a [f32],
-    /// `[count, cols / 32]`
-    sums: &'a [f32],
-    cols: usize,
-    /// `[count, rows]`
-    out: &'a mut [f32],
-}
-
-/// Runs [`BlockDot`].
-fn block_dot_rows<B: SmallBlock>(set: InstructionSet, work: BlockDot<'_>) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn avx2<B: SmallBlock>(work: BlockDot<'_>) {
-            // SAFETY: compiled for all that the function needs.
-            unsafe { x86::block_dot_rows::<x86::Eight, B>(work) }
-        }
-        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-        fn avx512<B: SmallBlock>(work: BlockDot<'_>) {
-            // SAFETY: compiled for all that the function needs.
-            unsafe { x86::block_dot_rows::<x86::Sixteen, B>(work) }
-        }
-        match set.level() {
-            // SAFETY: the processor has the set, see `InstructionSet`.
-            Level::Avx512 | Level::Avx512Vnni => return unsafe { avx512::<B>(work) },
-            // SAFETY: as above.
-            Level::Avx2 => return unsafe { avx2::<B>(work) },
-            Level::Portable => {}
-        }
-    }
-    let _ = set;
-    portable_block_dot_rows::<B>(work);
-}
-
-fn portable_block_dot_rows<B: SmallBlock>(work: BlockDot<'_>) {
-    const WIDTH: usize = 8;
-    let BlockDot { rows, x, sums, cols, out } = work;
-    let x = x.chunks_exact(cols).zip(sums.chunks_exact(cols / BLOCK));
-    for ((x, x_sums), out) in x.zip(out.chunks_exact_mut(rows.count)) {
-        let (x, _) = x.as_chunks::<BLOCK>();
-        for (out, row) in out.iter_mut().zip(rows.iter()) {
-            let mut sums = [0.0f32; WIDTH];
-            let mut offsets = 0.0f32;
-            for ((block, x), x_sum) in row.chunks_exact(B::BYTES).zip(x).zip(x_sums) {
-                // SAFETY: without `SIMD` it needs nothing.
-                let (scale, offset, quants) = unsafe { B::unpack::<false>(block) };
-                let mut block_sums = [0.0f32; WIDTH];
-                for i in 0..BLOCK {
-                    block_sums[i % WIDTH] += f32::from(quants[i]) * x[i];
-                }
-                for lane in 0..WIDTH {
-                    sums[lane] += block_sums[lane] * scale;
-                }
-                offsets += if B::OFFSET.is_some() { scale } else { offset } * x_sum;
-            }
-            *out = offsets + sums.iter().sum::<f32>();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::blocks::dequantize_small;
     use super::*;
+    use crate::kernels::blocks;
 
     /// Blocks of pseudo-random bytes, the f16 numbers at `halves` in each made small and finite.
     fn random_blocks(count: usize, bytes: usize, halves: &[usize]) -> Vec<u8> {
@@ -341,18 +250,18 @@ mod tests {
         }
     }
 
-    fn check<B: SmallBlock>(dtype: GgmlDType, halves: &[usize]) {
+    fn check<B: BlockFormat>(dtype: GgmlDType, halves: &[usize]) {
         for (count, num_blocks) in [(1, 5), (2, 1), (3, 4), (7, 18)] {
             let (rows, cols) = (3, num_blocks * BLOCK);
             let data = random_blocks(rows * num_blocks, B::BYTES, halves);
             let row_bytes = data.len() / rows;
             let x: Vec<f32> = (0..count * cols).map(|i| [-11.3, -4.2, 2.9, 0.0, 7.1, -0.6, 11.7][i * 5 % 7]).collect();
             let mut wide = vec![0.0; rows * cols];
-            dequantize_small::<B>(InstructionSet::PORTABLE, &data, &mut wide);
+            blocks::dequantize::<B>(InstructionSet::PORTABLE, &data, &mut wide);
             let mut activations = Activations::default();
             for set in InstructionSet::available() {
                 let mut own_wide = vec![0.0; rows * cols];
-                dequantize_small::<B>(set, &data, &mut own_wide);
+                blocks::dequantize::<B>(set, &data, &mut own_wide);
                 for (&own, &portable) in own_wide.iter().zip(&wide) {
                     // One fused rounding apart.
                     assert!((own - portable).abs() <= 1e-6 * portable.abs().max(1e-2), "{set:?}: {own} {portable}");
@@ -377,7 +286,7 @@ mod tests {
     /// Rows of any bits but for the scales, on processors that have the kernel. Activations are such that 8 bits hold
     /// them, so that products must be exact.
     fn check_large<T: GgmlType + Stored>(dtype: GgmlDType, bytes: usize, halves: &[usize]) {
-        if !has_digits(InstructionSet::detect(), dtype) {
+        if InstructionSet::detect().vnni().is_none() {
             return;
         }
         let mut activations = Activations::default();

@@ -7,10 +7,10 @@
 //! Few rows of activations (decoding, short prompts) run on the stored numbers (`dot.rs`); more rows
 //! ([`WeightMatrix::matmul`], prefill) go through panels of dequantised weights.
 
-mod blocks;
 #[cfg(target_arch = "x86_64")]
 mod digits;
 mod dot;
+mod widened;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -22,9 +22,9 @@ use candle_core::quantized::k_quants::{
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use blocks::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, dequantize_small};
 pub use dot::Activations;
 
+use super::blocks::{self, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use super::gemm::{Matrix, MatrixMut};
 use super::vector::{self, instruction_set};
 use crate::error::{Error, Result};
@@ -248,6 +248,20 @@ impl WeightMatrix {
     }
 }
 
+/// Rows of a matrix, as they are stored.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    data: &'a [u8],
+    row_bytes: usize,
+    count: usize,
+}
+
+impl<'a> Rows<'a> {
+    fn iter(self) -> impl Iterator<Item = &'a [u8]> {
+        self.data.chunks_exact(self.row_bytes)
+    }
+}
+
 /// What stored bytes may be read as.
 ///
 /// # Safety
@@ -279,11 +293,11 @@ fn dequantize(dtype: GgmlDType, data: &[u8], out: &mut [f32]) {
         GgmlDType::F32 => out.copy_from_slice(blocks_of(data)),
         GgmlDType::F16 => vector::widen::<f16>(set, blocks_of(data), out),
         GgmlDType::BF16 => vector::widen::<bf16>(set, blocks_of(data), out),
-        GgmlDType::Q4_0 => dequantize_small::<Q4_0>(set, data, out),
-        GgmlDType::Q4_1 => dequantize_small::<Q4_1>(set, data, out),
-        GgmlDType::Q5_0 => dequantize_small::<Q5_0>(set, data, out),
-        GgmlDType::Q5_1 => dequantize_small::<Q5_1>(set, data, out),
-        GgmlDType::Q8_0 => dequantize_small::<Q8_0>(set, data, out),
+        GgmlDType::Q4_0 => blocks::dequantize::<Q4_0>(set, data, out),
+        GgmlDType::Q4_1 => blocks::dequantize::<Q4_1>(set, data, out),
+        GgmlDType::Q5_0 => blocks::dequantize::<Q5_0>(set, data, out),
+        GgmlDType::Q5_1 => blocks::dequantize::<Q5_1>(set, data, out),
+        GgmlDType::Q8_0 => blocks::dequantize::<Q8_0>(set, data, out),
         GgmlDType::Q8_1 => BlockQ8_1::to_float(blocks_of(data), out),
         GgmlDType::Q2K => BlockQ2K::to_float(blocks_of(data), out),
         GgmlDType::Q3K => BlockQ3K::to_float(blocks_of(data), out),

@@ -13,8 +13,8 @@ use std::arch::x86_64::{
 };
 use std::mem::transmute;
 
-use super::super::super::simd::each;
 use super::{BlockSums, ByteGroup, Digits, GROUP, Group, GroupBlock, LANES, load_half, load_sums};
+use crate::kernels::simd::each;
 
 /// Numbers of a block.
 const NUMBERS: usize = 256;

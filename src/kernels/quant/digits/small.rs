@@ -9,8 +9,8 @@ use std::arch::x86_64::{
 };
 use std::mem::transmute;
 
-use super::super::blocks::{BLOCK, Q4_0, Q4_1, Q8_0, SmallBlock};
-use super::{BlockSums, ByteGroup, Digits, GROUP, GROUP_BLOCKS, Group, GroupBlock, LANES, load_half, load_sums};
+use super::{BLOCK, BlockSums, ByteGroup, Digits, GROUP, GROUP_BLOCKS, Group, GroupBlock, LANES, load_half, load_sums};
+use crate::kernels::blocks::{BlockFormat, Q4_0, Q4_1, Q8_0};
 
 /// A group of nibbles.
 #[derive(Clone, Copy)]
@@ -79,7 +79,7 @@ fn load_words(table: &Scales) -> __m512i {
 /// As [`GroupBlock::load`].
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
-unsafe fn load_nibbles<B: SmallBlock, const WHOLE: bool>(
+unsafe fn load_nibbles<B: BlockFormat, const WHOLE: bool>(
     bytes: *const u8,
     blocks: usize,
     quants: &Quants,
@@ -129,7 +129,7 @@ impl Group for NibbleGroup {
 }
 
 macro_rules! nibble_format {
-    ($format:ident, quants at $quants_at:literal, offset at $offset_at:literal) => {
+    ($format:ident, offset at $offset_at:literal) => {
         impl GroupBlock for $format {
             type Group = NibbleGroup;
             const BLOCK_BYTES: usize = $format::BYTES;
@@ -138,7 +138,7 @@ macro_rules! nibble_format {
             #[inline]
             #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
             unsafe fn load<const WHOLE: bool>(bytes: *const u8, _part: usize, blocks: usize) -> NibbleGroup {
-                static QUANTS: Quants = nibble_table($format::BYTES, $quants_at);
+                static QUANTS: Quants = nibble_table($format::BYTES, $format::QUANTS_AT);
                 static SCALES: Scales = scale_table($format::BYTES, $offset_at);
                 // SAFETY: the caller's promise.
                 unsafe { load_nibbles::<Self, WHOLE>(bytes, blocks, &QUANTS, &SCALES) }
@@ -147,8 +147,8 @@ macro_rules! nibble_format {
     };
 }
 // The offset of `Q4_0` is -8 scales; that number is in the activations' sums.
-nibble_format!(Q4_0, quants at 2, offset at 0);
-nibble_format!(Q4_1, quants at 4, offset at 2);
+nibble_format!(Q4_0, offset at 0);
+nibble_format!(Q4_1, offset at 2);
 
 /// For each lane of 32 bits the scale of its block, the first of two or the second: the only words of 34 bytes apart.
 static PAIR_SCALES: Scales = {

@@ -1,47 +1,59 @@
-//! Sixteen numbers at once, for kernels whose loops the compiler does not turn into good vector code by itself.
-//!
-//! A kernel is an `#[inline(always)]` body over `L: Lanes`, as [`LanesWork`]. [`run`] is the only place that chooses an
-//! implementation: those for x86-64 cannot be named elsewhere, so that no code gets at them which was not compiled for,
-//! and does not run on, their instruction set. Integer sums are exact, so they are equal on all of them; sums of floats
-//! differ by whether products are rounded before they are added.
-//!
-//! Not for: kernels that are well served by plain loops (see [`super::simd`]).
+//! Sixteen numbers at once, and those of plain loops.
 
-#[cfg(target_arch = "x86_64")]
-mod x86;
-
-use half::f16;
-
-use super::simd::{InstructionSet, Level};
+use half::{bf16, f16};
 
 /// How many numbers a value of a [`Lanes`] type holds.
-pub(crate) const LANES: usize = 16;
+pub const LANES: usize = 16;
 
 /// Below this, `exp` would leave the normal numbers.
 const LEAST_EXPONENT: f32 = -87.3;
 
 /// Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
-const ROUND: f32 = 12_582_912.0;
+pub(super) const ROUND: f32 = 12_582_912.0;
 
 /// The largest factor: two digits of 8 bits with a sign hold it, and less than it with either sign.
 pub(crate) const LARGEST_FACTOR: f32 = 32_512.0;
 
 /// Four whole numbers of 16 bits, as some [`Lanes::add_products`] needs them.
-pub(crate) type Factors = [u32; 2];
+pub type Factors = [u32; 2];
 
-/// Sixteen f32 in registers.
-pub(crate) trait Lanes: Copy {
+/// An instruction set, and sixteen f32 in its registers. Public in name, so that public traits can use it; it is sealed.
+pub trait Lanes: Copy {
     /// Sixteen sums of products in the making.
     type Sums: Copy;
     /// Sixteen groups of four quants, each of 8 bits without a sign.
     type Quants: Copy;
+    /// Two numbers.
+    type Halves: Copy;
+    /// Sums of scaled numbers in the making, in one register.
+    type Folded: Copy;
 
+    /// Whether products are added before they are rounded.
+    const FUSED: bool;
     /// Sums that stay in registers beside what is added to them.
     const ACCUMULATORS: usize;
 
     fn splat(value: f32) -> Self;
     fn load(source: &[f32; LANES]) -> Self;
     fn load_f16(source: &[f16; LANES]) -> Self;
+    fn load_bf16(source: &[bf16; LANES]) -> Self;
+    /// Sixteen bytes with a sign.
+    fn load_i8(source: &[u8; LANES]) -> Self;
+    /// The lower four bits of sixteen bytes, and the upper ones, each with a fifth bit: the lowest of `fifths` belongs to
+    /// the first number.
+    fn load_fives(source: &[u8; LANES], fifths: u32) -> [Self; 2];
+    /// Two f16, widened. A type of their own: as two f32 the compiler would widen them one by one.
+    fn halves(source: &[u8; 4]) -> Self::Halves;
+    /// `halves * factor + sums`
+    fn add_halves(halves: Self::Halves, factor: f32, sums: Self::Halves) -> Self::Halves;
+    fn pair(halves: Self::Halves) -> [f32; 2];
+    /// The first of two, in all lanes.
+    fn splat_first(halves: Self::Halves) -> Self;
+    /// No sums yet.
+    fn no_folded() -> Self::Folded;
+    /// Adds all lanes, times the first of two numbers.
+    fn fold(self, halves: Self::Halves, sums: Self::Folded) -> Self::Folded;
+    fn folded_sum(a: Self::Folded, b: Self::Folded) -> f32;
     fn store(self, target: &mut [f32; LANES]);
 
     fn add(self, other: Self) -> Self;
@@ -99,60 +111,27 @@ pub(crate) trait Lanes: Copy {
     }
 }
 
-/// A kernel: what is run on one of the implementations.
-pub(super) trait LanesWork {
-    /// Whether AVX-512 is of use only together with VNNI. If not, the kernel must not use quants.
-    const NEEDS_VNNI: bool;
-
-    /// The body; `#[inline(always)]`, as all that it calls with `L`.
-    fn run<L: Lanes>(self);
-}
-
-/// Runs a kernel on a set of instructions.
-pub(super) fn run<W: LanesWork>(set: InstructionSet, work: W) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn avx2<W: LanesWork>(work: W) {
-            work.run::<x86::Avx2>();
-        }
-        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-        fn avx512<W: LanesWork>(work: W) {
-            work.run::<x86::Avx512<false>>();
-        }
-        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
-        fn vnni<W: LanesWork>(work: W) {
-            work.run::<x86::Avx512<true>>();
-        }
-        match set.level() {
-            // SAFETY: the processor has the set, see `InstructionSet`, here and below.
-            Level::Avx512Vnni if W::NEEDS_VNNI => return unsafe { vnni(work) },
-            // SAFETY: as above.
-            Level::Avx512 | Level::Avx512Vnni if !W::NEEDS_VNNI => return unsafe { avx512(work) },
-            // SAFETY: as above.
-            Level::Avx2 | Level::Avx512 | Level::Avx512Vnni => return unsafe { avx2(work) },
-            Level::Portable => {}
-        }
-    }
-    let _ = set;
-    work.run::<Portable>();
-}
-
 /// Plain loops.
 #[derive(Clone, Copy)]
-struct Portable([f32; LANES]);
+pub(super) struct Portable([f32; LANES]);
 
 impl Portable {
     #[inline(always)]
-    fn zip(self, other: Self, apply: impl Fn(f32, f32) -> f32) -> Self {
-        Self(std::array::from_fn(|lane| apply(self.0[lane], other.0[lane])))
+    fn zip(mut self, other: Self, apply: impl Fn(f32, f32) -> f32) -> Self {
+        for lane in 0..LANES {
+            self.0[lane] = apply(self.0[lane], other.0[lane]);
+        }
+        self
     }
 }
 
 impl Lanes for Portable {
     type Sums = [i32; LANES];
     type Quants = [[u8; 4]; LANES];
+    type Halves = [f32; 2];
+    type Folded = Self;
 
+    const FUSED: bool = false;
     const ACCUMULATORS: usize = 3;
 
     #[inline(always)]
@@ -168,6 +147,61 @@ impl Lanes for Portable {
     #[inline(always)]
     fn load_f16(source: &[f16; LANES]) -> Self {
         Self(source.map(f16::to_f32))
+    }
+
+    #[inline(always)]
+    fn load_bf16(source: &[bf16; LANES]) -> Self {
+        Self(source.map(|number| f32::from_bits(u32::from(number.to_bits()) << 16)))
+    }
+
+    #[inline(always)]
+    fn load_i8(source: &[u8; LANES]) -> Self {
+        Self(source.map(|byte| f32::from(byte.cast_signed())))
+    }
+
+    #[inline(always)]
+    fn load_fives(source: &[u8; LANES], fifths: u32) -> [Self; 2] {
+        let fifth = |number: usize| if fifths >> number & 1 == 0 { 0 } else { 16 };
+        [
+            Self(std::array::from_fn(|lane| f32::from(source[lane] & 15 | fifth(lane)))),
+            Self(std::array::from_fn(|lane| f32::from(source[lane] >> 4 | fifth(LANES + lane)))),
+        ]
+    }
+
+    #[inline(always)]
+    fn halves(source: &[u8; 4]) -> [f32; 2] {
+        let [a, b, c, d] = *source;
+        [f16::from_le_bytes([a, b]).to_f32(), f16::from_le_bytes([c, d]).to_f32()]
+    }
+
+    #[inline(always)]
+    fn add_halves(halves: [f32; 2], factor: f32, sums: [f32; 2]) -> [f32; 2] {
+        [halves[0] * factor + sums[0], halves[1] * factor + sums[1]]
+    }
+
+    #[inline(always)]
+    fn pair(halves: [f32; 2]) -> [f32; 2] {
+        halves
+    }
+
+    #[inline(always)]
+    fn splat_first(halves: [f32; 2]) -> Self {
+        Self::splat(halves[0])
+    }
+
+    #[inline(always)]
+    fn no_folded() -> Self {
+        Self::splat(0.0)
+    }
+
+    #[inline(always)]
+    fn fold(self, halves: [f32; 2], sums: Self) -> Self {
+        self.mul_add(Self::splat_first(halves), sums)
+    }
+
+    #[inline(always)]
+    fn folded_sum(a: Self, b: Self) -> f32 {
+        a.add(b).sum()
     }
 
     #[inline(always)]
@@ -192,7 +226,11 @@ impl Lanes for Portable {
 
     #[inline(always)]
     fn mul_add(self, factor: Self, term: Self) -> Self {
-        self.mul(factor).add(term)
+        let mut sums = term.0;
+        for lane in 0..LANES {
+            sums[lane] += self.0[lane] * factor.0[lane];
+        }
+        Self(sums)
     }
 
     #[inline(always)]

@@ -7,10 +7,10 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use half::f16;
+use half::{bf16, f16};
 
-use super::super::simd::each;
-use super::{Factors, LANES, Lanes, ROUND};
+use super::each;
+use super::lanes::{Factors, LANES, Lanes, ROUND};
 
 /// Numbers as the other type of the same size: arrays and vectors of plain numbers.
 macro_rules! as_bits {
@@ -28,8 +28,8 @@ macro_rules! forward {
             #[inline(always)]
             fn $name($($argument: $type),*) -> $result {
                 assert!($has, "quants without VNNI");
-                // SAFETY: the processor has the instructions. The type is private to `lanes`, whose `run` alone hands it
-                // to kernels, for an `InstructionSet` that only detection makes.
+                // SAFETY: the processor has the instructions. The type is private to `simd`, whose `dispatch` alone hands
+                // it to kernels, for an `InstructionSet` that only detection makes.
                 unsafe { Self::$name($($argument),*) }
             }
         )+
@@ -38,7 +38,7 @@ macro_rules! forward {
 
 /// [`Lanes`] for a type that has all functions below of its own, those of quants on a condition.
 macro_rules! lanes {
-    (impl [$($generic:tt)*] for $of:ty: $sums:ty, $quants:ty, quants if $has_quants:expr, $accumulators:literal accumulators) => {
+    (impl [$($generic:tt)*] for $of:ty: $sums:ty, $quants:ty, $folded:ty, quants if $has_quants:expr, $accumulators:literal accumulators) => {
         #[allow(
             clippy::needless_arbitrary_self_type,
             clippy::assertions_on_constants,
@@ -47,7 +47,10 @@ macro_rules! lanes {
         impl<$($generic)*> Lanes for $of {
             type Sums = $sums;
             type Quants = $quants;
+            type Halves = __m128;
+            type Folded = $folded;
 
+            const FUSED: bool = true;
             const ACCUMULATORS: usize = $accumulators;
 
             forward! {
@@ -55,6 +58,16 @@ macro_rules! lanes {
                 fn splat(value: f32) -> Self;
                 fn load(source: &[f32; LANES]) -> Self;
                 fn load_f16(source: &[f16; LANES]) -> Self;
+                fn load_bf16(source: &[bf16; LANES]) -> Self;
+                fn load_i8(source: &[u8; LANES]) -> Self;
+                fn load_fives(source: &[u8; LANES], fifths: u32) -> [Self; 2];
+                fn halves(source: &[u8; 4]) -> __m128;
+                fn add_halves(halves: __m128, factor: f32, sums: __m128) -> __m128;
+                fn pair(halves: __m128) -> [f32; 2];
+                fn splat_first(halves: __m128) -> Self;
+                fn no_folded() -> Self::Folded;
+                fn fold(self: Self, halves: __m128, sums: Self::Folded) -> Self::Folded;
+                fn folded_sum(a: Self::Folded, b: Self::Folded) -> f32;
                 fn store(self: Self, target: &mut [f32; LANES]) -> ();
                 fn add(self: Self, other: Self) -> Self;
                 fn sub(self: Self, other: Self) -> Self;
@@ -87,7 +100,7 @@ pub(super) struct Avx2([__m256; 2]);
 /// Every second byte of sixteen groups of four, and the ones between, as 16 bits.
 type WordPairs = [[__m256i; 2]; 2];
 
-lanes!(impl [] for Avx2: [__m256i; 2], WordPairs, quants if true, 6 accumulators);
+lanes!(impl [] for Avx2: [__m256i; 2], WordPairs, __m256, quants if true, 6 accumulators);
 
 impl Avx2 {
     #[inline]
@@ -106,6 +119,85 @@ impl Avx2 {
     #[target_feature(enable = "avx2,fma,f16c")]
     fn load_f16(source: &[f16; LANES]) -> Self {
         Self(each!(2 of as_bits!([f16; LANES] as [__m128i; 2], *source), |half| _mm256_cvtph_ps(half)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn load_bf16(source: &[bf16; LANES]) -> Self {
+        Self(each!(2 of as_bits!([bf16; LANES] as [__m128i; 2], *source), |half| {
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half)))
+        }))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn load_i8(source: &[u8; LANES]) -> Self {
+        Self(each!(2 of as_bits!([u8; LANES] as [i64; 2], *source), |half| {
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(half)))
+        }))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn load_fives(source: &[u8; LANES], fifths: u32) -> [Self; 2] {
+        let fifths = _mm256_set1_epi32(fifths.cast_signed());
+        let bits = each!([0, 8, 16, 24], |first| {
+            let bit = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(first));
+            _mm256_slli_epi32::<4>(_mm256_and_si256(_mm256_srlv_epi32(fifths, bit), _mm256_set1_epi32(1)))
+        });
+        let bytes = as_bits!([u8; LANES] as [i64; 2], *source);
+        let bytes = each!(2 of bytes, |half| _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(half)));
+        [
+            Self(each!([0, 1], |half| {
+                let low = _mm256_and_si256(bytes[half], _mm256_set1_epi32(15));
+                _mm256_cvtepi32_ps(_mm256_or_si256(low, bits[half]))
+            })),
+            Self(each!([0, 1], |half| {
+                _mm256_cvtepi32_ps(_mm256_or_si256(_mm256_srli_epi32::<4>(bytes[half]), bits[2 + half]))
+            })),
+        ]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn halves(source: &[u8; 4]) -> __m128 {
+        _mm_cvtph_ps(_mm_cvtsi32_si128(i32::from_le_bytes(*source)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn add_halves(halves: __m128, factor: f32, sums: __m128) -> __m128 {
+        _mm_fmadd_ps(halves, _mm_set1_ps(factor), sums)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn pair(halves: __m128) -> [f32; 2] {
+        [_mm_cvtss_f32(halves), _mm_cvtss_f32(_mm_movehdup_ps(halves))]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn splat_first(halves: __m128) -> Self {
+        Self([_mm256_broadcastss_ps(halves); 2])
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn no_folded() -> __m256 {
+        _mm256_setzero_ps()
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn fold(self, halves: __m128, sums: __m256) -> __m256 {
+        _mm256_fmadd_ps(_mm256_add_ps(self.0[0], self.0[1]), _mm256_broadcastss_ps(halves), sums)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn folded_sum(a: __m256, b: __m256) -> f32 {
+        Self([a, b]).sum()
     }
 
     #[inline]
@@ -270,7 +362,7 @@ const LOWER_SIGNS: [u8; 8] = [0, 0, 0, 0, 0x80, 0x80, 0x80, 0x80];
 pub(super) struct Avx512<const VNNI: bool>(__m512);
 
 // Sums are of the factors' higher digits, and of the lower ones.
-lanes!(impl [const VNNI: bool] for Avx512<VNNI>: [__m512i; 2], __m512i, quants if VNNI, 24 accumulators);
+lanes!(impl [const VNNI: bool] for Avx512<VNNI>: [__m512i; 2], __m512i, __m512, quants if VNNI, 24 accumulators);
 
 impl<const VNNI: bool> Avx512<VNNI> {
     #[inline]
@@ -289,6 +381,73 @@ impl<const VNNI: bool> Avx512<VNNI> {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     fn load_f16(source: &[f16; LANES]) -> Self {
         Self(_mm512_cvtph_ps(as_bits!([f16; LANES] as __m256i, *source)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn load_bf16(source: &[bf16; LANES]) -> Self {
+        let wide = _mm512_cvtepu16_epi32(as_bits!([bf16; LANES] as __m256i, *source));
+        Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn load_i8(source: &[u8; LANES]) -> Self {
+        Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(as_bits!([u8; LANES] as __m128i, *source))))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn load_fives(source: &[u8; LANES], fifths: u32) -> [Self; 2] {
+        let bytes = _mm512_cvtepu8_epi32(as_bits!([u8; LANES] as __m128i, *source));
+        let nibbles = [_mm512_and_si512(bytes, _mm512_set1_epi32(15)), _mm512_srli_epi32::<4>(bytes)];
+        let fifths = as_bits!(u32 as [u16; 2], fifths);
+        each!([0, 1], |half| {
+            let fifth = _mm512_maskz_mov_epi32(fifths[half], _mm512_set1_epi32(16));
+            Self(_mm512_cvtepi32_ps(_mm512_or_si512(nibbles[half], fifth)))
+        })
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+    fn halves(source: &[u8; 4]) -> __m128 {
+        Avx2::halves(source)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+    fn add_halves(halves: __m128, factor: f32, sums: __m128) -> __m128 {
+        Avx2::add_halves(halves, factor, sums)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+    fn pair(halves: __m128) -> [f32; 2] {
+        Avx2::pair(halves)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+    fn splat_first(halves: __m128) -> Self {
+        Self(_mm512_broadcastss_ps(halves))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn no_folded() -> __m512 {
+        _mm512_setzero_ps()
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn fold(self, halves: __m128, sums: __m512) -> __m512 {
+        _mm512_fmadd_ps(self.0, _mm512_broadcastss_ps(halves), sums)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn folded_sum(a: __m512, b: __m512) -> f32 {
+        Self(_mm512_add_ps(a, b)).sum()
     }
 
     #[inline]
