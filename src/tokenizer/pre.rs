@@ -176,7 +176,7 @@ impl Pre {
 mod tests {
     use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString};
 
-    use super::super::byte_level::spelt_bytes;
+    use super::super::spelling::spelt_bytes;
     use super::*;
 
     /// The words that a rule makes of a text, with the bytes decoded.

@@ -8,7 +8,7 @@ use std::path::Path;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::byte_level::spelling;
+use super::spelling::spelling;
 use super::vocab::{Draft, Kind};
 use crate::error::{Error, Result};
 
