@@ -10,7 +10,7 @@ use super::printf::{self, digits};
 use super::string::{Str, StrBuf};
 use super::strings::padded;
 use super::value::Value;
-use super::{number, ops};
+use super::{number, repr};
 
 /// How fields are numbered: not at all yet, by themselves, or by the template.
 #[derive(PartialEq)]
@@ -98,11 +98,7 @@ fn field(
         }
         value = match kind {
             's' => Value::Str(vm.str(&value)?),
-            'r' => {
-                let mut text = vm.buf();
-                ops::repr(vm, &value, &mut text)?;
-                Value::Str(text.finish())
-            }
+            'r' => Value::Str(repr::text(vm, &value)?),
             _ => return Err(failed(format!("Unknown conversion specifier {kind}"))),
         };
     }

@@ -5,13 +5,16 @@ use std::collections::VecDeque;
 use std::mem;
 use std::rc::Rc;
 
+use super::dict::Dict;
 use super::error::{Res, TemplateError, failed};
-use super::filters::{Filter, Getter};
+use super::filters::Filter;
+use super::heap::{Charge, bury};
 use super::interp::Vm;
+use super::lists::Getter;
 use super::object::{CallArgs, Env};
 use super::string::Str;
 use super::tests::Test;
-use super::value::{Charge, Dict, Range, Seq, Value, View, bury};
+use super::value::{Range, Seq, Value, View};
 
 /// An iterator in some state.
 #[derive(Debug)]

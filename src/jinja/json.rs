@@ -6,11 +6,12 @@ use std::rc::Rc;
 use serde_json::{Number, Value as Json};
 
 use super::Origin;
+use super::dict::Dict;
 use super::error::{Res, failed, limit};
 use super::interp::Vm;
 use super::object::CallArgs;
 use super::string::{Str, StrBuf};
-use super::value::{Dict, Value};
+use super::value::Value;
 use super::{number, ops};
 
 /// How deep the input may be nested.

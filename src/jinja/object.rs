@@ -5,12 +5,14 @@ use std::mem;
 use std::rc::Rc;
 
 use super::ast::Var;
+use super::dict::Dict;
 use super::error::{Res, failed};
+use super::heap::{Charge, bury};
 use super::interp::Vm;
 use super::iter::Iter;
 use super::ops;
 use super::string::Str;
-use super::value::{Charge, Dict, Seq, Value, bury};
+use super::value::{Seq, Value};
 
 /// A value with an identity or a state.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use super::error::{Res, failed, limit, unsupported};
 use super::filters::escaped;
 use super::interp::Vm;
 use super::methods::int_of;
-use super::ops;
+use super::repr;
 use super::string::{Str, StrBuf};
 use super::strings::padded;
 use super::value::Value;
@@ -161,13 +161,7 @@ impl Directive {
     fn write(&self, vm: &Vm, kind: char, value: &Value, safe: bool, out: &mut StrBuf) -> Res<()> {
         let text = match kind {
             's' | 'r' | 'a' => {
-                let text = if kind == 's' {
-                    vm.str(value)?
-                } else {
-                    let mut text = vm.buf();
-                    ops::repr(vm, value, &mut text)?;
-                    text.finish()
-                };
+                let text = if kind == 's' { vm.str(value)? } else { repr::text(vm, value)? };
                 if kind == 'a' && !text.is_ascii() {
                     return Err(unsupported("`%a` of what is not ASCII"));
                 }

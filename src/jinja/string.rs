@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Origin;
 use super::error::{Res, limit};
-use super::value::{Charge, note_copied};
+use super::heap::{Charge, note_copied};
 
 /// A string of which every character has an origin. Cheap to copy.
 #[derive(Debug, Clone)]
