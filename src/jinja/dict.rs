@@ -4,11 +4,10 @@ use std::collections::HashMap;
 use std::mem;
 use std::rc::Rc;
 
-use super::error::{Res, failed, limit};
+use super::error::{Res, failed, limit, unsupported};
 use super::heap::{Charge, bury};
-use super::object::Object;
 use super::string::Str;
-use super::value::Value;
+use super::value::{Value, View};
 
 /// What a dictionary finds its entries by: equal for equal values.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -20,7 +19,8 @@ enum Key {
     Str(Str),
     Range(i64, i64, i64),
     Tuple(Vec<Key>),
-    Object(*const Object),
+    /// What is equal to itself only.
+    Object(*const ()),
 }
 
 /// How many values a key may consist of.
@@ -53,8 +53,11 @@ impl Key {
                 Self::Tuple(items.items.iter().map(|item| Self::new(item, depth - 1, left)).collect::<Res<_>>()?)
             }
             Value::Range(range) => Self::Range(range.start, range.step, range.len),
-            Value::Object(object) => Self::Object(Rc::as_ptr(object)),
-            Value::List(_) | Value::Dict(_) | Value::View(..) | Value::Iter(_) => {
+            Value::Object(object) => Self::Object(Rc::as_ptr(object).cast()),
+            Value::Iter(iter) => Self::Object(Rc::as_ptr(iter).cast()),
+            // Each call of `values` makes another one, which is not remembered.
+            Value::View(_, View::Values) => return Err(unsupported("a view of a dictionary's values as a key")),
+            Value::List(_) | Value::Dict(_) | Value::View(..) => {
                 return Err(failed(format!("unhashable type: '{}'", value.type_name())));
             }
         })

@@ -106,6 +106,17 @@ pub(super) fn count_of(value: &Value) -> Res<i128> {
     value.defined()?.as_int().ok_or_else(|| failed(format!("'{}' object is not an integer", value.type_name())))
 }
 
+/// What Python's `float` makes of a value; `None` where it would not.
+pub(super) fn number_of(vm: &Vm, value: &Value) -> Res<Option<f64>> {
+    match value.defined()? {
+        Value::Str(text) => {
+            vm.scanning(text.text().len() * 4)?;
+            Ok(number::parse_float(text.text()))
+        }
+        other => Ok(other.as_float()),
+    }
+}
+
 pub(super) fn clamped(number: i128) -> usize {
     usize::try_from(number.max(0)).unwrap_or(usize::MAX)
 }
@@ -180,13 +191,7 @@ fn default(_: &Vm, value: Value, args: CallArgs) -> Res<Value> {
 
 fn float(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     let [default] = args.bind("float", ["default"], 0)?;
-    let found = match &value {
-        Value::Str(text) => {
-            vm.scanning(text.text().len() * 4)?;
-            number::parse_float(text.text())
-        }
-        _ => value.defined()?.as_float(),
-    };
+    let found = number_of(vm, &value)?;
     Ok(found.map_or_else(|| default.unwrap_or(Value::Float(0.0)), Value::Float))
 }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use super::dict::Dict;
 use super::error::{Res, failed};
-use super::filters::{clamped, count_of, find, flag, is_true};
+use super::filters::{count_of, find, flag, is_true};
 use super::interp::Vm;
 use super::iter::{Iter, Lazy, SHOWN_MAP, SHOWN_SELECT, SHOWN_SLICE};
 use super::object::CallArgs;
@@ -71,9 +71,7 @@ pub(super) fn batch(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
             let batches = if items.is_empty() { Vec::new() } else { vec![Value::list(Vec::new()), Value::list(items)] };
             Value::Iter(Iter::queue("generator", batches))
         }
-        Some(1..) => Iter::lazy(value, Lazy::Batch(clamped(size.as_whole().unwrap_or(0)), fill)),
-        _ if fill.is_some() && size.as_float().is_none() => Err(failed("the number of a batch must be a number"))?,
-        _ => Iter::lazy(value, Lazy::Batch(usize::MAX, None)),
+        _ => Iter::lazy(value, Lazy::Batch(size, fill)),
     })
 }
 

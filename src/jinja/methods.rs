@@ -4,10 +4,10 @@ use std::rc::Rc;
 
 use super::error::{Res, failed, unsupported};
 use super::interp::Vm;
-use super::object::{CallArgs, Object, elements};
+use super::object::{CallArgs, Object};
 use super::string::Str;
 use super::value::{Value, View, Why};
-use super::{number, ops, strings};
+use super::{ops, strings};
 
 #[rustfmt::skip]
 const STR: [&str; 48] = [
@@ -106,10 +106,7 @@ pub(super) fn own_attribute(vm: &Vm, value: &Value, name: &Str) -> Res<Option<Va
     if name.starts_with("__") && name.ends_with("__") {
         return Ok(Some(unsafe_attribute(value, name)));
     }
-    let method = |names: &[&'static str]| {
-        let name = names.iter().find(|known| **known == name)?;
-        Some(Value::object(Object::Method(value.clone(), name)))
-    };
+    let method = |names: &[&'static str]| method_of(value, names, name);
     Ok(match value {
         Value::Str(text) => method(&STR).filter(|_| name != "striptags" || text.is_safe()),
         Value::List(_) if LIST_UNSAFE.contains(&name) => Some(unsafe_attribute(value, name)),
@@ -137,68 +134,78 @@ pub(super) fn own_attribute(vm: &Vm, value: &Value, name: &Str) -> Res<Option<Va
             "step" => Some(Value::Int(range.step.into())),
             _ => method(&TUPLE),
         },
-        Value::Object(object) => match &**object {
-            Object::Namespace(attrs) => match attrs.borrow().get_str(name) {
-                Some(_) if name.starts_with('_') => Some(unsafe_attribute(value, name)),
-                found => found.cloned(),
-            },
-            Object::Loop(state) => {
-                let count = |number: i64| Some(Value::Int(number.into()));
-                let or_undefined = |found: Option<Value>, what: &str| {
-                    Some(found.unwrap_or_else(|| Value::undefined(format!("there is no {what} item"))))
-                };
-                match name {
-                    "index" => count(state.index0.get() + 1),
-                    "index0" => count(state.index0.get()),
-                    "revindex" => count(state.length(vm)? - state.index0.get()),
-                    "revindex0" => count(state.length(vm)? - state.index0.get() - 1),
-                    "length" => count(state.length(vm)?),
-                    "depth" => count(state.depth0 + 1),
-                    "depth0" => count(state.depth0),
-                    "first" => Some(Value::Bool(state.index0.get() == 0)),
-                    "last" => Some(Value::Bool(state.peek(vm)?.is_none())),
-                    "previtem" => or_undefined(state.before(), "previous"),
-                    "nextitem" => or_undefined(state.peek(vm)?, "next"),
-                    _ => method(&LOOP),
-                }
-            }
-            Object::Cycler(items, at) => match name {
-                "current" => items.items.get(at.get()).cloned(),
-                "pos" => Some(Value::Int(at.get() as i128)),
-                "items" => Some(Value::Tuple(Rc::clone(items))),
-                _ => method(&CYCLER),
-            },
-            Object::Joiner(separator, used) => match name {
-                "sep" => Some(separator.clone()),
-                "used" => Some(Value::Bool(used.get())),
-                _ => None,
-            },
-            Object::Macro(id, _) => {
-                let part = &vm.program.macros[*id as usize];
-                let text = |symbol: u32| Value::Str(vm.strings[symbol as usize].clone());
-                match name {
-                    "name" => Some(part.name.map_or(Value::None, text)),
-                    "arguments" => Some(Value::tuple(part.params.iter().map(|(param, _)| text(*param)).collect())),
-                    "catch_kwargs" => Some(Value::Bool(part.kwargs.is_some())),
-                    "catch_varargs" => Some(Value::Bool(part.varargs.is_some())),
-                    "caller" => Some(Value::Bool(part.accesses_caller)),
-                    "explicit_caller" => Some(Value::Bool(part.explicit_caller)),
-                    _ => None,
-                }
-            }
-            Object::Blocks => {
-                let is_named = |symbol: u32| vm.strings[symbol as usize].text() == name;
-                vm.work(vm.program.blocks.len() as u64 / 4)?;
-                let at = vm.program.blocks.iter().position(|block| is_named(block.name));
-                at.and_then(|at| u32::try_from(at).ok()).map(|at| Value::object(Object::Block(at)))
-            }
-            Object::Block(id) if name == "super" => {
-                let block = vm.strings[vm.program.blocks[*id as usize].name as usize].text();
-                Some(Value::undefined(format!("there is no parent block called '{block}'.")))
-            }
-            Object::Method(..) | Object::Function(_) | Object::Block(_) => None,
-        },
+        Value::Object(object) => object_attribute(vm, value, object, name)?,
         Value::Undefined(_) | Value::None | Value::Iter(_) => None,
+    })
+}
+
+/// A method of a value, if it is one of those of its type.
+fn method_of(value: &Value, names: &[&'static str], name: &str) -> Option<Value> {
+    let name = names.iter().find(|known| **known == name)?;
+    Some(Value::object(Object::Method(value.clone(), name)))
+}
+
+fn object_attribute(vm: &Vm, value: &Value, object: &Object, name: &str) -> Res<Option<Value>> {
+    Ok(match object {
+        Object::Namespace(attrs) => match attrs.borrow().get_str(name) {
+            Some(_) if name.starts_with('_') => Some(unsafe_attribute(value, name)),
+            found => found.cloned(),
+        },
+        Object::Loop(state) => {
+            let count = |number: i64| Some(Value::Int(number.into()));
+            let or_undefined = |found: Option<Value>, what: &str| {
+                Some(found.unwrap_or_else(|| Value::undefined(format!("there is no {what} item"))))
+            };
+            match name {
+                "index" => count(state.index0.get() + 1),
+                "index0" => count(state.index0.get()),
+                "revindex" => count(state.length(vm)? - state.index0.get()),
+                "revindex0" => count(state.length(vm)? - state.index0.get() - 1),
+                "length" => count(state.length(vm)?),
+                "depth" => count(state.depth0 + 1),
+                "depth0" => count(state.depth0),
+                "first" => Some(Value::Bool(state.index0.get() == 0)),
+                "last" => Some(Value::Bool(state.peek(vm)?.is_none())),
+                "previtem" => or_undefined(state.before(), "previous"),
+                "nextitem" => or_undefined(state.peek(vm)?, "next"),
+                _ => method_of(value, &LOOP, name),
+            }
+        }
+        Object::Cycler(items, at) => match name {
+            "current" => items.items.get(at.get()).cloned(),
+            "pos" => Some(Value::Int(at.get() as i128)),
+            "items" => Some(Value::Tuple(Rc::clone(items))),
+            _ => method_of(value, &CYCLER, name),
+        },
+        Object::Joiner(separator, used) => match name {
+            "sep" => Some(separator.clone()),
+            "used" => Some(Value::Bool(used.get())),
+            _ => None,
+        },
+        Object::Macro(id, _) => {
+            let part = &vm.program.macros[*id as usize];
+            let text = |symbol: u32| Value::Str(vm.strings[symbol as usize].clone());
+            match name {
+                "name" => Some(part.name.map_or(Value::None, text)),
+                "arguments" => Some(Value::tuple(part.params.iter().map(|(param, _)| text(*param)).collect())),
+                "catch_kwargs" => Some(Value::Bool(part.kwargs.is_some())),
+                "catch_varargs" => Some(Value::Bool(part.varargs.is_some())),
+                "caller" => Some(Value::Bool(part.accesses_caller)),
+                "explicit_caller" => Some(Value::Bool(part.explicit_caller)),
+                _ => None,
+            }
+        }
+        Object::Blocks => {
+            let is_named = |symbol: u32| vm.strings[symbol as usize].text() == name;
+            vm.work(vm.program.blocks.len() as u64 / 4)?;
+            let at = vm.program.blocks.iter().position(|block| is_named(block.name));
+            at.and_then(|at| u32::try_from(at).ok()).map(|at| Value::object(Object::Block(at)))
+        }
+        Object::Block(id) if name == "super" => {
+            let block = vm.strings[vm.program.blocks[*id as usize].name as usize].text();
+            Some(Value::undefined(format!("there is no parent block called '{block}'.")))
+        }
+        Object::Method(..) | Object::Function(_) | Object::Block(_) => None,
     })
 }
 
@@ -207,8 +214,7 @@ pub(super) fn call(vm: &Vm, value: &Value, name: &'static str, args: CallArgs) -
     vm.step()?;
     match value {
         Value::Str(text) => strings::call(vm, text, name, args),
-        Value::List(_) | Value::Tuple(_) => {
-            let Some(items) = elements(value) else { return Ok(Value::None) };
+        Value::List(items) | Value::Tuple(items) => {
             if name == "copy" {
                 args.only::<0>(name, 0)?;
                 vm.work(items.items.len() as u64 / 4)?;
@@ -310,12 +316,4 @@ pub(super) fn bounds(start: Option<Value>, stop: Option<Value>, len: usize) -> R
         }
     };
     Ok((place(start, 0)?, place(stop, len)?.min(len)))
-}
-
-/// The integer that a number method or a format takes.
-pub(super) fn int_of(value: &Value) -> Res<i128> {
-    match value {
-        Value::Float(number) => number::to_whole(*number).ok_or_else(number::too_large),
-        _ => value.as_int().ok_or_else(|| failed(format!("an integer is required, not {}", value.type_name()))),
-    }
 }

@@ -268,11 +268,3 @@ impl CallArgs {
         self.bind(function, [function; N], required)
     }
 }
-
-/// A list's or tuple's elements.
-pub(super) fn elements(value: &Value) -> Option<&Rc<Seq>> {
-    match value {
-        Value::List(items) | Value::Tuple(items) => Some(items),
-        _ => None,
-    }
-}

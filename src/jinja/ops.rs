@@ -7,7 +7,7 @@ use super::ast::{Compare, Math};
 use super::dict::Dict;
 use super::error::{Res, failed, unsupported};
 use super::interp::Vm;
-use super::object::{Object, elements};
+use super::object::Object;
 use super::string::Str;
 use super::value::{Range, Value, View};
 use super::{filters, number, printf};
@@ -26,12 +26,10 @@ pub(super) fn math(vm: &Vm, op: Math, a: &Value, b: &Value) -> Res<Value> {
     b.defined()?;
     match (op, a, b) {
         (Math::Add, Value::Str(a), Value::Str(b)) => return add_strings(vm, a, b).map(Value::Str),
-        (Math::Add, Value::List(_), Value::List(_)) | (Math::Add, Value::Tuple(_), Value::Tuple(_)) => {
-            let (Some(left), Some(right)) = (elements(a), elements(b)) else { return Err(wrong_types("+", a, b)) };
+        (Math::Add, Value::List(left), Value::List(right)) | (Math::Add, Value::Tuple(left), Value::Tuple(right)) => {
             vm.fits(left.items.len() + right.items.len())?;
             vm.work((left.items.len() + right.items.len()) as u64 / 2)?;
-            let items = [left.items.as_slice(), &right.items].concat();
-            return Ok(if matches!(a, Value::List(_)) { Value::list(items) } else { Value::tuple(items) });
+            return Ok(a.of_its_kind([left.items.as_slice(), &right.items].concat()));
         }
         (Math::Mul, Value::Str(_) | Value::List(_) | Value::Tuple(_), _) if b.as_int().is_some() => {
             return repeat(vm, a, b.as_int().unwrap_or(0));
@@ -39,7 +37,10 @@ pub(super) fn math(vm: &Vm, op: Math, a: &Value, b: &Value) -> Res<Value> {
         (Math::Mul, _, Value::Str(_) | Value::List(_) | Value::Tuple(_)) if a.as_int().is_some() => {
             return repeat(vm, b, a.as_int().unwrap_or(0));
         }
-        (Math::Sub, Value::View(..), _) => return Err(unsupported("the difference of dictionary views")),
+        (Math::Sub, Value::View(_, View::Keys | View::Items), _)
+        | (Math::Sub, _, Value::View(_, View::Keys | View::Items)) => {
+            return Err(unsupported("the difference of dictionary views"));
+        }
         _ => {}
     }
     if let (Some(a), Some(b)) = (a.as_int(), b.as_int()) {
@@ -104,7 +105,7 @@ pub(super) fn add_strings(vm: &Vm, a: &Str, b: &Str) -> Res<Str> {
 }
 
 fn repeat(vm: &Vm, value: &Value, times: i128) -> Res<Value> {
-    let times = usize::try_from(times.max(0)).unwrap_or(usize::MAX);
+    let times = filters::clamped(times);
     if let Value::Str(part) = value {
         vm.copying(part.text().len().saturating_mul(times))?;
         let mut text = vm.buf();
@@ -113,12 +114,12 @@ fn repeat(vm: &Vm, value: &Value, times: i128) -> Res<Value> {
         }
         return Ok(Value::Str(text.finish().with_safe(part.is_safe())));
     }
-    let Some(items) = elements(value) else { return Err(failed("can't multiply sequence")) };
+    let (Value::List(items) | Value::Tuple(items)) = value else { return Err(failed("can't multiply sequence")) };
     let len = items.items.len().saturating_mul(times);
     vm.fits(len)?;
     vm.work(len as u64 / 2)?;
     let repeated = std::iter::repeat_n(&items.items, if len == 0 { 0 } else { times }).flatten().cloned().collect();
-    Ok(if matches!(value, Value::List(_)) { Value::list(repeated) } else { Value::tuple(repeated) })
+    Ok(value.of_its_kind(repeated))
 }
 
 pub(super) fn negative(value: &Value) -> Res<Value> {
@@ -250,8 +251,7 @@ pub(super) fn order(vm: &Vm, op: &str, a: &Value, b: &Value) -> Res<Option<Order
             vm.copying(a.text().len().min(b.text().len()))?;
             Ok(Some(a.text().cmp(b.text())))
         }
-        (Value::List(_), Value::List(_)) | (Value::Tuple(_), Value::Tuple(_)) => {
-            let (Some(a), Some(b)) = (elements(a), elements(b)) else { return Ok(None) };
+        (Value::List(a), Value::List(b)) | (Value::Tuple(a), Value::Tuple(b)) => {
             let _deeper = vm.deeper()?;
             for (a, b) in a.items.iter().zip(&b.items) {
                 if !a.is_same(b) && !equal(vm, a, b)? {
@@ -397,8 +397,7 @@ pub(super) fn slice(vm: &Vm, value: &Value, bounds: &[Value; 3]) -> Res<Value> {
         }
         Value::List(items) | Value::Tuple(items) => {
             vm.work(1 + count.unsigned_abs() / 2)?;
-            let part = places.map(|place| items.items[place].clone()).collect();
-            if matches!(value, Value::List(_)) { Value::list(part) } else { Value::tuple(part) }
+            value.of_its_kind(places.map(|place| items.items[place].clone()).collect())
         }
         Value::Range(range) => {
             let at = |idx: i64| idx.checked_mul(range.step).and_then(|offset| range.start.checked_add(offset));

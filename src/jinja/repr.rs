@@ -9,7 +9,7 @@ use super::error::{Res, failed};
 use super::interp::Vm;
 use super::object::Object;
 use super::string::{Str, StrBuf};
-use super::value::{Value, View};
+use super::value::Value;
 use super::{number, text};
 
 /// Python's `repr`.
@@ -37,12 +37,7 @@ pub(super) fn repr(vm: &Vm, value: &Value, out: &mut StrBuf) -> Res<()> {
         }
         Value::Dict(dict) => repr_dict(vm, dict, out),
         Value::View(dict, view) => {
-            let side = |(key, value): &(Value, Value)| match view {
-                View::Keys => key.clone(),
-                View::Values => value.clone(),
-                View::Items => Value::tuple(vec![key.clone(), value.clone()]),
-            };
-            let items: Vec<_> = dict.entries.iter().map(side).collect();
+            let items: Vec<_> = dict.entries.iter().map(|entry| view.of(entry)).collect();
             plain(value.type_name())?;
             repr_items(vm, &items, ["([", "])"], out)
         }

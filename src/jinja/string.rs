@@ -130,9 +130,14 @@ impl Str {
         Self::with(Text::Own(text), marks, self.0.safe)
     }
 
+    /// Where a slice of [`Str::text`] begins, in bytes.
+    pub fn place(&self, part: &str) -> usize {
+        part.as_ptr() as usize - self.text().as_ptr() as usize
+    }
+
     /// A part, by the place of a slice of [`Str::text`].
     pub fn part(&self, part: &str) -> Self {
-        let start = part.as_ptr() as usize - self.text().as_ptr() as usize;
+        let start = self.place(part);
         self.slice(start, start + part.len())
     }
 

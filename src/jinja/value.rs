@@ -64,6 +64,16 @@ pub(super) enum View {
     Items,
 }
 
+impl View {
+    pub fn of(self, (key, value): &(Value, Value)) -> Value {
+        match self {
+            Self::Keys => key.clone(),
+            Self::Values => value.clone(),
+            Self::Items => Value::tuple(vec![key.clone(), value.clone()]),
+        }
+    }
+}
+
 /// Python's `range`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Range {
@@ -101,6 +111,11 @@ impl Value {
 
     pub fn tuple(items: Vec<Self>) -> Self {
         Self::Tuple(Rc::new(Seq::new(items, false)))
+    }
+
+    /// A list, or a tuple if this is one.
+    pub fn of_its_kind(&self, items: Vec<Self>) -> Self {
+        if let Self::Tuple(_) = self { Self::tuple(items) } else { Self::list(items) }
     }
 
     pub fn object(object: Object) -> Self {
@@ -211,10 +226,8 @@ impl Value {
     /// A whole number, be it an integer, a truth value or a float.
     pub fn as_whole(&self) -> Option<i128> {
         match *self {
-            Self::Int(value) => Some(value),
-            Self::Bool(value) => Some(value.into()),
             Self::Float(value) => super::number::to_whole(value).filter(|_| value.fract() == 0.0),
-            _ => None,
+            _ => self.as_int(),
         }
     }
 

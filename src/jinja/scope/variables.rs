@@ -79,24 +79,16 @@ impl Resolver<'_> {
             }
             StmtKind::Macro(id, var, top) => {
                 *top = site.top;
-                let mut part = mem::take(&mut self.program.macros[*id as usize]);
-                self.macro_body(&mut part)?;
-                if let Some(name) = part.name {
+                self.macro_body(*id)?;
+                if let Some(name) = self.program.macros[*id as usize].name {
                     *var = self.var(name);
                 }
-                self.program.macros[*id as usize] = part;
             }
             StmtKind::Call(id, call) => {
-                let mut part = mem::take(&mut self.program.macros[*id as usize]);
-                self.macro_body(&mut part)?;
-                self.program.macros[*id as usize] = part;
+                self.macro_body(*id)?;
                 self.expr(call, site.soft)?;
             }
-            StmtKind::Generation(id) => {
-                let mut part = mem::take(&mut self.program.macros[*id as usize]);
-                self.macro_body(&mut part)?;
-                self.program.macros[*id as usize] = part;
-            }
+            StmtKind::Generation(id) => self.macro_body(*id)?,
             StmtKind::Block(id, seen) => {
                 if self.program.blocks[*id as usize].scoped {
                     let names: HashSet<Sym> = self.scopes.iter().flat_map(|s| s.stored.iter().copied()).collect();
@@ -151,7 +143,8 @@ impl Resolver<'_> {
         Ok(())
     }
 
-    fn macro_body(&mut self, part: &mut Macro) -> Res<()> {
+    fn macro_body(&mut self, id: u32) -> Res<()> {
+        let mut part = mem::take(&mut self.program.macros[id as usize]);
         let [caller, kwargs, varargs] = ["caller", "kwargs", "varargs"].map(|name| self.special[name]);
         let unbound = self.undeclared(&part.function.body, &[caller, kwargs, varargs])?;
         let has = |name: Sym, part: &Macro| part.params.iter().any(|(param, _)| *param == name);
@@ -161,7 +154,7 @@ impl Resolver<'_> {
             part.params[at].1 = self.declare(part.params[at].0);
         }
         if unbound.contains(&caller) {
-            if has(caller, part) {
+            if has(caller, &part) {
                 let required = part.params.len() - part.defaults.len();
                 if part.params[..required].iter().any(|(param, _)| *param == caller) {
                     return Err(syntax("the special `caller` argument must be omitted or be given a default"));
@@ -171,19 +164,20 @@ impl Resolver<'_> {
             }
             part.accesses_caller = true;
         }
-        if unbound.contains(&kwargs) && !has(kwargs, part) {
+        if unbound.contains(&kwargs) && !has(kwargs, &part) {
             part.kwargs = Some(self.declare(kwargs));
         }
-        if unbound.contains(&varargs) && !has(varargs, part) {
+        if unbound.contains(&varargs) && !has(varargs, &part) {
             part.varargs = Some(self.declare(varargs));
         }
-        part.explicit_caller = has(caller, part);
+        part.explicit_caller = has(caller, &part);
         self.analyze_exprs(&part.defaults)?;
         self.analyze(&part.function.body)?;
         part.defaults.iter_mut().try_for_each(|value| self.expr(value, false))?;
         self.body(&mut part.function.body, Site { top: false, soft: false })?;
         part.function.frame = self.close();
         part.function.num_slots = self.slots.pop().unwrap_or(0);
+        self.program.macros[id as usize] = part;
         Ok(())
     }
 
