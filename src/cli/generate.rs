@@ -41,7 +41,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     listen()?;
     let options = args.run.sampling.options(DEFAULT_NEW_TOKENS)?;
 
-    let session = Session::open(&args.run.model)?.with_chat_template(template);
+    let session = Session::of_run(&args.run.model, &args.run.numbers)?.with_chat_template(template);
     let model = &session.loaded.model;
     let ids = session.encode(&args.run.prompt)?;
     let pictures =
@@ -63,38 +63,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     let mut generation =
         Generation::new(model, &session.loaded.tokenizer, &mut cache, &ids, prefill.logits, options.clone());
     let started = Instant::now();
-    let mut text = String::new();
-    let mut stdout = std::io::stdout().lock();
-    let mut written = Ok(());
-    while !interrupted() {
-        let Some(step) = generation.next() else { break };
-        let step = match step {
-            Ok(step) => step,
-            Err(Error::Interrupted) => break,
-            Err(error) => {
-                // What came before the failure is written, whole; the failure is what the run ends with.
-                let rest = generation.held_back();
-                text += &rest;
-                let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
-                let _ = write!(stdout, "{rest}{end}").and_then(|()| stdout.flush());
-                return Err(error.into());
-            }
-        };
-        text += &step.text;
-        written = stdout.write_all(step.text.as_bytes()).and_then(|()| stdout.flush());
-        if written.is_err() {
-            break;
-        }
-    }
+    let (text, written) = write(&mut generation)?;
     let decode_time = started.elapsed();
-    if interrupted() {
-        let rest = generation.held_back();
-        text += &rest;
-        written = written.and_then(|()| stdout.write_all(rest.as_bytes()));
-    }
-    if written.is_ok() && !text.is_empty() && !text.ends_with('\n') {
-        written = writeln!(stdout);
-    }
     let generated = generation.ids().to_vec();
     let finish_reason = generation.finish_reason();
 
@@ -150,6 +120,42 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     }
     written.context(STDOUT_FAILED)?;
     Ok(if finish_reason == FinishReason::Interrupted { Outcome::Interrupted } else { Outcome::Done })
+}
+
+/// Writes the text as it comes; all of it, and how writing went.
+fn write(generation: &mut Generation<'_>) -> anyhow::Result<(String, std::io::Result<()>)> {
+    let mut text = String::new();
+    let mut stdout = std::io::stdout().lock();
+    let mut written = Ok(());
+    while !interrupted() {
+        let Some(step) = generation.next() else { break };
+        let step = match step {
+            Ok(step) => step,
+            Err(Error::Interrupted) => break,
+            Err(error) => {
+                // What came before the failure is written, whole; the failure is what the run ends with.
+                let rest = generation.held_back();
+                text += &rest;
+                let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+                let _ = write!(stdout, "{rest}{end}").and_then(|()| stdout.flush());
+                return Err(error.into());
+            }
+        };
+        text += &step.text;
+        written = stdout.write_all(step.text.as_bytes()).and_then(|()| stdout.flush());
+        if written.is_err() {
+            break;
+        }
+    }
+    if interrupted() {
+        let rest = generation.held_back();
+        text += &rest;
+        written = written.and_then(|()| stdout.write_all(rest.as_bytes()));
+    }
+    if written.is_ok() && !text.is_empty() && !text.ends_with('\n') {
+        written = writeln!(stdout);
+    }
+    Ok((text, written))
 }
 
 /// Refuses files that a picture of this run would replace.
