@@ -23,6 +23,7 @@ mod canvas;
 mod color;
 mod legend;
 mod memory;
+mod panels;
 mod policy;
 mod speed;
 mod text;

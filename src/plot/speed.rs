@@ -3,17 +3,12 @@
 use std::path::Path;
 
 use super::axis::{MB, counted, value_ticks};
-use super::canvas::{Align, Canvas, check_count};
-use super::color::{FAINT, INK, MUTED, Rgb, level};
-use super::legend::{SAMPLE, flow};
-use super::text::{self, Size};
+use super::canvas::{Canvas, check_count};
+use super::color::{Rgb, level};
+use super::panels::{Ticks, frame, sheet};
 use crate::error::{Error, Result};
 
-const MARGIN: i32 = 24;
-const PANEL_WIDTH: i32 = 380;
-const PANEL_HEIGHT: i32 = 280;
-/// Between a panel and the labels of the one on its right.
-const PANEL_GAP: i32 = 40;
+const PANEL: (i32, i32) = (380, 280);
 const LINE_WIDTH: f64 = 2.0;
 /// Diameter of a measured point.
 const DOT: f64 = 7.0;
@@ -110,49 +105,21 @@ fn index_of<T: Copy + PartialEq>(list: &mut Vec<T>, value: &T) -> usize {
 }
 
 fn draw(title: &str, lines: &[SpeedLine], styles: &[Style], panels: &[Panel]) -> Result<Canvas> {
-    // Room for the labels of each panel's vertical axis.
-    let label_widths: Vec<i32> = panels
-        .iter()
-        .map(|panel| {
-            let (ticks, decimals) = value_ticks(panel.largest());
-            ticks.iter().map(|tick| text::width(&format!("{tick:.decimals$}"), Size::Normal)).max().unwrap_or(0) + 8
-        })
-        .collect();
-    let num_panels = panels.len() as i32;
-    let content_width = label_widths.iter().sum::<i32>() + num_panels * PANEL_WIDTH + (num_panels - 1) * PANEL_GAP;
-
+    let ticks: Vec<Ticks> = panels.iter().map(|panel| panel.axis().0).collect();
     let same_threads = lines.iter().all(|line| line.threads == lines[0].threads);
-    let entries: Vec<String> = lines
-        .iter()
-        .map(|line| {
-            let threads = if same_threads { String::new() } else { format!(", {}", counted(line.threads, "thread")) };
-            text::shorten(&format!("{}{threads}", line.name), Size::Normal, content_width - SAMPLE - 8)
-        })
-        .collect();
-    let (places, legend_height) = flow(&entries, content_width);
-    let legend_top = MARGIN + Size::Title.line() + 10;
-    let top = legend_top + legend_height + 14 + Size::Normal.line() + 12;
-    let bottom = top + PANEL_HEIGHT;
-    let mut canvas = Canvas::new(MARGIN + content_width + MARGIN, bottom + 48 + MARGIN)?;
-
-    let threads = if same_threads { format!(", {}", counted(lines[0].threads, "thread")) } else { String::new() };
-    let title = text::shorten(&format!("{title}{threads}"), Size::Title, content_width);
-    canvas.text(&title, (MARGIN, MARGIN + Size::Title.digit()), Align::Left, Size::Title, INK);
-    for ((entry, style), (x, y)) in entries.iter().zip(styles).zip(places) {
-        let (x, baseline) = (MARGIN + x, legend_top + y + 15);
-        let middle = f64::from(baseline) - f64::from(Size::Normal.digit()) / 2.0;
-        let (start, end) = (f64::from(x), f64::from(x + SAMPLE));
-        style.path(&mut canvas, &[(start, middle), (end, middle)]);
-        style.dot(&mut canvas, (f64::midpoint(start, end), middle));
-        canvas.text(entry, (x + SAMPLE + 8, baseline), Align::Left, Size::Normal, INK);
-    }
+    let threads = |line: &SpeedLine, is_told: bool| {
+        if is_told { format!(", {}", counted(line.threads, "thread")) } else { String::new() }
+    };
+    let names: Vec<String> = lines.iter().map(|line| line.name.clone() + &threads(line, !same_threads)).collect();
+    let title = format!("{title}{}", threads(&lines[0], same_threads));
+    let (mut canvas, corners) = sheet(PANEL, &title, &ticks, &names, |canvas, index, [start, end]| {
+        styles[index].path(canvas, &[start, end]);
+        styles[index].dot(canvas, (f64::midpoint(start.0, end.0), start.1));
+    })?;
     // The same axis below all panels.
     let longest = panels.iter().flat_map(Panel::points).map(|&(length, _)| length).max().unwrap_or(1);
-    let mut left = MARGIN;
-    for (panel, label_width) in panels.iter().zip(label_widths) {
-        left += label_width;
-        panel.draw(&mut canvas, (left, top), longest);
-        left += PANEL_WIDTH + PANEL_GAP;
+    for (panel, corner) in panels.iter().zip(corners) {
+        panel.draw(&mut canvas, corner, longest);
     }
     Ok(canvas)
 }
@@ -207,32 +174,21 @@ impl Panel {
         self.points().map(|&(_, value)| value).fold(0.0, f64::max)
     }
 
-    /// * `longest`: prompt that the horizontal axis has room for
-    fn draw(&self, canvas: &mut Canvas, (left, top): (i32, i32), longest: usize) {
-        let bottom = top + PANEL_HEIGHT;
-        canvas.text(self.title, (left, top - 12), Align::Left, Size::Normal, INK);
+    /// The marks of the vertical axis, and the value at its end.
+    fn axis(&self) -> (Ticks, f64) {
         let (ticks, decimals) = value_ticks(self.largest());
         let full_scale = ticks.last().copied().unwrap_or(1.0);
-        let y_of = |value: f64| f64::from(bottom) - value / full_scale * f64::from(PANEL_HEIGHT);
-        for tick in ticks {
-            let y = y_of(tick).round() as i32;
-            canvas.fill((left, y), (PANEL_WIDTH, 1), FAINT);
-            let baseline = (left - 8, y + Size::Normal.digit() / 2);
-            canvas.text(&format!("{tick:.decimals$}"), baseline, Align::Right, Size::Normal, MUTED);
-        }
-        let full_scale = longest.max(1) as f64 * 1.03; // dots stay clear of the edge
-        let (ticks, decimals) = value_ticks(longest as f64);
-        let x_of = |length: f64| f64::from(left) + length / full_scale * f64::from(PANEL_WIDTH);
-        canvas.fill((left, bottom), (PANEL_WIDTH, 1), INK);
-        for tick in ticks.into_iter().filter(|&tick| tick <= full_scale) {
-            let x = x_of(tick).round() as i32;
-            canvas.fill((x, bottom + 1), (1, 4), INK);
-            let baseline = (x, bottom + 10 + Size::Normal.digit());
-            canvas.text(&format!("{tick:.decimals$}"), baseline, Align::Center, Size::Normal, MUTED);
-        }
-        let middle = (left + PANEL_WIDTH / 2, bottom + 44);
-        canvas.text("prompt, tokens", middle, Align::Center, Size::Normal, INK);
+        (ticks.into_iter().map(|tick| (tick / full_scale, format!("{tick:.decimals$}"))).collect(), full_scale)
+    }
 
+    /// * `longest`: prompt that the horizontal axis has room for
+    fn draw(&self, canvas: &mut Canvas, (left, top): (i32, i32), longest: usize) {
+        let (ticks, highest) = self.axis();
+        let full_scale = longest.max(1) as f64 * 1.03; // dots stay clear of the edge
+        frame(canvas, (left, top), PANEL, self.title, &ticks, (longest as f64, full_scale), "prompt, tokens");
+        let (width, height) = (f64::from(PANEL.0), f64::from(PANEL.1));
+        let x_of = |length: f64| f64::from(left) + length / full_scale * width;
+        let y_of = |value: f64| f64::from(top + PANEL.1) - value / highest * height;
         for (style, points) in &self.lines {
             let points: Vec<_> = points.iter().map(|&(length, value)| (x_of(length as f64), y_of(value))).collect();
             style.path(canvas, &points);

@@ -3,18 +3,13 @@
 
 use std::path::Path;
 
-use super::axis::{MB, value_ticks};
-use super::canvas::{Align, Canvas, check_count};
-use super::color::{FAINT, INK, MUTED, Rgb, WHITE, level};
-use super::legend::{SAMPLE, flow};
-use super::text::{self, Size};
+use super::axis::MB;
+use super::canvas::{Canvas, check_count};
+use super::color::{INK, Rgb, WHITE, level};
+use super::panels::{Ticks, frame, sheet};
 use crate::error::{Error, Result};
 
-const MARGIN: i32 = 24;
-const PANEL_WIDTH: i32 = 420;
-const PANEL_HEIGHT: i32 = 300;
-/// Between a panel and the labels of the one on its right.
-const PANEL_GAP: i32 = 40;
+const PANEL: (i32, i32) = (420, 300);
 const LINE_WIDTH: f64 = 2.0;
 /// Diameter of a measured point.
 const DOT: f64 = 9.0;
@@ -95,37 +90,15 @@ pub fn tradeoff(path: &Path, title: &str, panels: &[TradeoffPanel]) -> Result<()
 
 fn draw(title: &str, panels: &[TradeoffPanel], names: &[&str]) -> Result<Canvas> {
     let axes: Vec<Axis> = panels.iter().map(Axis::of).collect();
-    let label_widths: Vec<i32> = axes
-        .iter()
-        .map(|axis| axis.ticks.iter().map(|(_, label)| text::width(label, Size::Normal)).max().unwrap_or(0) + 8)
-        .collect();
-    let num_panels = panels.len() as i32;
-    let content_width = label_widths.iter().sum::<i32>() + num_panels * PANEL_WIDTH + (num_panels - 1) * PANEL_GAP;
-    let entries: Vec<String> =
-        names.iter().map(|name| text::shorten(name, Size::Normal, content_width - SAMPLE - 8)).collect();
-    let (places, legend_height) = flow(&entries, content_width);
-    let legend_top = MARGIN + Size::Title.line() + 10;
-    let top = legend_top + legend_height + 14 + Size::Normal.line() + 12;
-    let bottom = top + PANEL_HEIGHT;
-    let mut canvas = Canvas::new(MARGIN + content_width + MARGIN, bottom + 48 + MARGIN)?;
-
-    let title = text::shorten(title, Size::Title, content_width);
-    canvas.text(&title, (MARGIN, MARGIN + Size::Title.digit()), Align::Left, Size::Title, INK);
-    for (index, (entry, (x, y))) in entries.iter().zip(places).enumerate() {
-        let (x, baseline) = (MARGIN + x, legend_top + y + 15);
-        let middle = f64::from(baseline) - f64::from(Size::Normal.digit()) / 2.0;
-        let (start, end) = (f64::from(x), f64::from(x + SAMPLE));
-        canvas.line((start, middle), (end, middle), LINE_WIDTH, level(index));
-        let center = (f64::midpoint(start, end), middle);
+    let ticks: Vec<Ticks> = axes.iter().map(|axis| axis.ticks.clone()).collect();
+    let (mut canvas, corners) = sheet(PANEL, title, &ticks, names, |canvas, index, [start, end]| {
+        canvas.line(start, end, LINE_WIDTH, level(index));
+        let center = (f64::midpoint(start.0, end.0), start.1);
         canvas.line(center, center, DOT, level(index));
-        canvas.text(entry, (x + SAMPLE + 8, baseline), Align::Left, Size::Normal, INK);
-    }
-    let mut left = MARGIN;
-    for ((panel, axis), label_width) in panels.iter().zip(&axes).zip(label_widths) {
-        left += label_width;
+    })?;
+    for ((panel, axis), corner) in panels.iter().zip(&axes).zip(corners) {
         let color = |name: &str| level(names.iter().position(|known| *known == name).unwrap_or(0));
-        panel.draw(&mut canvas, (left, top), axis, color);
-        left += PANEL_WIDTH + PANEL_GAP;
+        panel.draw(&mut canvas, corner, axis, color);
     }
     Ok(canvas)
 }
@@ -137,8 +110,8 @@ struct Axis {
     decades: (i32, i32),
     /// There are values that have no logarithm.
     has_zero: bool,
-    /// Heights in 0..=1 and labels, from below.
-    ticks: Vec<(f64, String)>,
+    /// From below.
+    ticks: Ticks,
 }
 
 impl Axis {
@@ -201,33 +174,19 @@ impl TradeoffPanel {
     }
 
     fn draw(&self, canvas: &mut Canvas, (left, top): (i32, i32), axis: &Axis, color: impl Fn(&str) -> Rgb) {
-        let bottom = top + PANEL_HEIGHT;
-        canvas.text(&self.title, (left, top - 12), Align::Left, Size::Normal, INK);
-        let y_of = |value: f64| f64::from(bottom) - axis.height(value) * f64::from(PANEL_HEIGHT);
-        for (height, label) in &axis.ticks {
-            let y = (f64::from(bottom) - height * f64::from(PANEL_HEIGHT)).round() as i32;
-            canvas.fill((left, y), (PANEL_WIDTH, 1), FAINT);
-            canvas.text(label, (left - 8, y + Size::Normal.digit() / 2), Align::Right, Size::Normal, MUTED);
-        }
         let limit_bytes = match self.limit {
             Some(TradeoffLimit::KvBytes(limit)) => Some(limit),
             _ => None,
         };
         let largest = self.points().map(|point| point.kv_bytes).chain(limit_bytes).fold(0.0, f64::max) / MB;
-        let (ticks, decimals) = value_ticks(largest);
         let full_scale = if largest > 0.0 { largest * 1.04 } else { 1.0 }; // dots stay clear of the edge
-        let x_of = |bytes: f64| f64::from(left) + bytes / MB / full_scale * f64::from(PANEL_WIDTH);
-        canvas.fill((left, bottom), (PANEL_WIDTH, 1), INK);
-        for tick in ticks.into_iter().filter(|&tick| tick <= full_scale) {
-            let x = x_of(tick * MB).round() as i32;
-            canvas.fill((x, bottom + 1), (1, 4), INK);
-            let baseline = (x, bottom + 10 + Size::Normal.digit());
-            canvas.text(&format!("{tick:.decimals$}"), baseline, Align::Center, Size::Normal, MUTED);
-        }
-        let middle = (left + PANEL_WIDTH / 2, bottom + 44);
-        canvas.text("kept keys and values, MB (1 MB = 1024 × 1024 bytes)", middle, Align::Center, Size::Normal, INK);
-
-        let right = f64::from(left + PANEL_WIDTH);
+        let quantity = "kept keys and values, MB (1 MB = 1024 × 1024 bytes)";
+        frame(canvas, (left, top), PANEL, &self.title, &axis.ticks, (largest, full_scale), quantity);
+        let (width, height) = (f64::from(PANEL.0), f64::from(PANEL.1));
+        let bottom = top + PANEL.1;
+        let x_of = |bytes: f64| f64::from(left) + bytes / MB / full_scale * width;
+        let y_of = |value: f64| f64::from(bottom) - axis.height(value) * height;
+        let right = f64::from(left + PANEL.0);
         match self.limit {
             Some(TradeoffLimit::Value(limit)) => {
                 canvas.line((f64::from(left), y_of(limit)), (right, y_of(limit)), LINE_WIDTH / 2.0, INK);
@@ -294,7 +253,7 @@ mod tests {
             let (narrow, _) = test_png::size(&path).unwrap();
             tradeoff(&path, &"a long title ".repeat(50), &panels).unwrap();
             let (wide, height) = test_png::size(&path).unwrap();
-            assert!(wide > narrow + PANEL_WIDTH as u32 && wide < 1500 && height > 400);
+            assert!(wide > narrow + PANEL.0 as u32 && wide < 1500 && height > 400);
         }
         assert_eq!(test_png::names(folder.path()), ["a.png"]);
     }
