@@ -108,7 +108,7 @@ impl Kind {
 }
 
 /// A vocabulary in the making: what every file format is brought to. Ids that no token has hold an empty, unused one.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Draft {
     path: PathBuf,
     tokens: Vec<String>,
@@ -124,14 +124,7 @@ pub(super) struct Draft {
 impl Draft {
     /// Begins a vocabulary without tokens; `path` is for messages.
     pub fn new(path: &Path, sentence_piece: bool) -> Self {
-        Self {
-            path: path.to_owned(),
-            tokens: Vec::new(),
-            kinds: Vec::new(),
-            sentence_piece,
-            printed: HashMap::new(),
-            raw: HashMap::new(),
-        }
+        Self { path: path.to_owned(), sentence_piece, ..Self::default() }
     }
 
     /// Checks the lists of a GGUF vocabulary and takes its tokens (they are moved out of `gguf`).
