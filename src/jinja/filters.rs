@@ -10,7 +10,7 @@ use super::interp::Vm;
 use super::object::CallArgs;
 use super::string::Str;
 use super::value::Value;
-use super::{json, lists, methods, number, printf, texts, wrap};
+use super::{json, lists, methods, number, ops, printf, texts, wrap};
 
 pub(super) type Filter = fn(&Vm, Value, CallArgs) -> Res<Value>;
 
@@ -23,7 +23,7 @@ pub(super) fn find(name: &str) -> Option<Filter> {
         "capitalize" => |vm, value, args| method(vm, &value, "capitalize", args, 0),
         "center" => |vm, value, args| {
             let [width] = args.bind("center", ["width"], 0)?;
-            method(vm, &value, "center", CallArgs::one(width.unwrap_or(Value::Int(80))), 1)
+            method(vm, &value, "center", CallArgs::of(vec![width.unwrap_or(Value::Int(80))]), 1)
         },
         "count" | "length" => length,
         "d" | "default" => default,
@@ -79,7 +79,7 @@ pub(super) fn find(name: &str) -> Option<Filter> {
         "tojson" => json::tojson,
         "trim" => |vm, value, args| {
             let [chars] = args.bind("trim", ["chars"], 0)?;
-            method(vm, &value, "strip", CallArgs::one(chars.unwrap_or(Value::None)), 1)
+            method(vm, &value, "strip", CallArgs::of(vec![chars.unwrap_or(Value::None)]), 1)
         },
         "truncate" => texts::truncate,
         "unique" => lists::unique,
@@ -157,11 +157,7 @@ pub(super) fn flag(value: Option<Value>) -> Res<bool> {
 
 fn abs(_: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     args.only::<0>("abs", 0)?;
-    match (value.defined()?.as_int(), &value) {
-        (Some(number), _) => number.checked_abs().map(Value::Int).ok_or_else(number::too_large),
-        (None, Value::Float(number)) => Ok(Value::Float(number.abs())),
-        _ => Err(failed(format!("bad operand type for abs(): '{}'", value.type_name()))),
-    }
+    ops::unary(&value, "abs()", i128::checked_abs, f64::abs)
 }
 
 fn attr(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {

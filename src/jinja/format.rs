@@ -87,9 +87,10 @@ fn field(
             _ => return Err(failed(format!("Unknown conversion specifier {kind}"))),
         };
     }
-    let spec = rest.strip_prefix(':').unwrap_or("");
-    let spec = expand(vm, &field.part(if spec.is_empty() { &text[..0] } else { spec }), args, numbering, depth - 1)
-        .or_else(|error| if spec.is_empty() { Ok(Str::empty()) } else { Err(error) })?;
+    let spec = match rest.strip_prefix(':') {
+        Some(spec) if !spec.is_empty() => expand(vm, &field.part(spec), args, numbering, depth - 1)?,
+        _ => Str::empty(),
+    };
     let written = formatted(vm, &value, &spec)?;
     out.push_str(&if safe { escaped(vm, &written)? } else { written })
 }

@@ -112,17 +112,7 @@ pub(super) fn first(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
 
 /// The elements of what Python can reverse.
 fn reversible(vm: &Vm, value: &Value) -> Option<Res<Vec<Value>>> {
-    let known = matches!(
-        value,
-        Value::Undefined(_)
-            | Value::Str(_)
-            | Value::List(_)
-            | Value::Tuple(_)
-            | Value::Range(_)
-            | Value::Dict(_)
-            | Value::View(..)
-    );
-    known.then(|| vm.collect(value))
+    (value.len().is_some() && !matches!(value, Value::Object(_))).then(|| vm.collect(value))
 }
 
 pub(super) fn last(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {

@@ -54,10 +54,6 @@ impl Object {
         Rc::new(self)
     }
 
-    pub fn is_true(&self) -> bool {
-        self.len() != Some(0)
-    }
-
     pub fn len(&self) -> Option<usize> {
         if let Self::Loop(state) = self { state.length.get() } else { None }
     }
@@ -215,10 +211,6 @@ pub(super) struct CallArgs {
 }
 
 impl CallArgs {
-    pub fn one(value: Value) -> Self {
-        Self::of(vec![value])
-    }
-
     pub fn of(positional: Vec<Value>) -> Self {
         Self { positional, ..Self::default() }
     }

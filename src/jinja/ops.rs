@@ -7,7 +7,6 @@ use super::ast::{Compare, Math};
 use super::dict::Dict;
 use super::error::{Res, failed, unsupported};
 use super::interp::Vm;
-use super::object::Object;
 use super::string::Str;
 use super::value::{Range, Value, View};
 use super::{filters, number, printf};
@@ -122,19 +121,12 @@ fn repeat(vm: &Vm, value: &Value, times: i128) -> Res<Value> {
     Ok(value.of_its_kind(repeated))
 }
 
-pub(super) fn negative(value: &Value) -> Res<Value> {
+/// `-value` and the like, by `name` for errors.
+pub(super) fn unary(value: &Value, name: &str, int: fn(i128) -> Option<i128>, float: fn(f64) -> f64) -> Res<Value> {
     match (value.defined()?.as_int(), value) {
-        (Some(number), _) => number.checked_neg().map(Value::Int).ok_or_else(number::too_large),
-        (None, Value::Float(number)) => Ok(Value::Float(-number)),
-        _ => Err(failed(format!("bad operand type for unary -: '{}'", value.type_name()))),
-    }
-}
-
-pub(super) fn positive(value: &Value) -> Res<Value> {
-    match (value.defined()?.as_int(), value) {
-        (Some(number), _) => Ok(Value::Int(number)),
-        (None, Value::Float(number)) => Ok(Value::Float(*number)),
-        _ => Err(failed(format!("bad operand type for unary +: '{}'", value.type_name()))),
+        (Some(number), _) => int(number).map(Value::Int).ok_or_else(number::too_large),
+        (None, Value::Float(number)) => Ok(Value::Float(float(*number))),
+        _ => Err(failed(format!("bad operand type for {name}: '{}'", value.type_name()))),
     }
 }
 
@@ -321,14 +313,9 @@ pub(super) fn contains(vm: &Vm, haystack: &Value, needle: &Value) -> Res<bool> {
             dict.get(needle)?.is_some()
         }
         Value::Range(range) => range.contains(needle),
-        Value::Object(object) if !matches!(**object, Object::Loop(_)) => {
-            return Err(failed(format!("argument of type '{}' is not iterable", haystack.type_name())));
-        }
-        Value::None | Value::Bool(_) | Value::Int(_) | Value::Float(_) => {
-            return Err(failed(format!("argument of type '{}' is not iterable", haystack.type_name())));
-        }
         _ => {
-            let iter = vm.iterator(haystack)?;
+            let not_iterable = |_| failed(format!("argument of type '{}' is not iterable", haystack.type_name()));
+            let iter = vm.iterator(haystack).map_err(not_iterable)?;
             while let Some(item) = iter.next(vm)? {
                 if item.is_same(needle) || equal(vm, &item, needle)? {
                     return Ok(true);

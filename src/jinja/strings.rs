@@ -84,14 +84,13 @@ fn str_result(vm: &Vm, text: &Str, name: &'static str, args: CallArgs) -> Res<Va
             }
             let from_left = name == "partition";
             let at = if from_left { plain.find(separator.text()) } else { plain.rfind(separator.text()) };
-            let empty = || Str::empty();
             let three = match at {
                 Some(at) => {
                     let end = at + separator.text().len();
                     [text.slice(0, at), separator, text.slice(end, plain.len())]
                 }
-                None if from_left => [text.clone(), empty(), empty()],
-                None => [empty(), empty(), text.clone()],
+                None if from_left => [text.clone(), Str::empty(), Str::empty()],
+                None => [Str::empty(), Str::empty(), text.clone()],
             };
             Ok(Value::tuple(three.map(|part| Value::Str(part.with_safe(text.is_safe()))).into()))
         }
@@ -207,16 +206,21 @@ fn lower(vm: &Vm, text: &Str, args: CallArgs) -> Res<Str> {
         return mapped(vm, text, "lower", args, |c, out| out.extend(c.to_lowercase()));
     }
     args.only::<0>("lower", 0)?;
-    let whole = text.text().to_lowercase();
     let mut out = vm.buf();
-    let mut rest = whole.as_str();
-    for (at, c) in text.text().char_indices() {
-        let len: usize = c.to_lowercase().map(char::len_utf8).sum();
-        let (part, after) = rest.split_at(len);
+    for (at, _, part) in lowered(text, &text.text().to_lowercase()) {
         out.push(part, text.origin_at(at))?;
-        rest = after;
     }
     Ok(out.finish())
+}
+
+/// The characters of a text with their places, and what each is in lower case, which is a part of `lower`.
+fn lowered<'t>(text: &'t Str, lower: &'t str) -> impl Iterator<Item = (usize, char, &'t str)> {
+    let mut rest = lower;
+    text.text().char_indices().map(move |(at, c)| {
+        let (part, after) = rest.split_at(c.to_lowercase().map(char::len_utf8).sum());
+        rest = after;
+        (at, c, part)
+    })
 }
 
 fn titled(vm: &Vm, text: &Str, name: &str, args: CallArgs) -> Res<Value> {
@@ -225,13 +229,8 @@ fn titled(vm: &Vm, text: &Str, name: &str, args: CallArgs) -> Res<Value> {
     vm.scanning(text.text().len() * 8)?;
     let mut out = vm.buf();
     let mut after_cased = false;
-    let words = name == "title";
-    let mut rest = lower.text();
-    for (at, c) in text.text().char_indices() {
-        let len: usize = c.to_lowercase().map(char::len_utf8).sum();
-        let (part, after) = rest.split_at(len);
-        rest = after;
-        let upper = if words { !after_cased } else { at == 0 };
+    for (at, c, part) in lowered(text, lower.text()) {
+        let upper = if name == "title" { !after_cased } else { at == 0 };
         let titled = text::title(c);
         out.push(if upper { &titled } else { part }, text.origin_at(at))?;
         after_cased = text::is_cased(c);

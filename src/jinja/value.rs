@@ -1,6 +1,5 @@
 //! Values of templates: Python's, immutable but for namespaces and iterators.
 
-use std::cell::RefCell;
 use std::mem;
 use std::rc::Rc;
 
@@ -128,16 +127,8 @@ impl Value {
     }
 
     pub fn holds_values(&self) -> bool {
-        !matches!(
-            self,
-            Self::Undefined(_)
-                | Self::None
-                | Self::Bool(_)
-                | Self::Int(_)
-                | Self::Float(_)
-                | Self::Str(_)
-                | Self::Range(_)
-        )
+        use Value::{Dict, Iter, List, Object, Tuple, View};
+        matches!(self, List(_) | Tuple(_) | Dict(_) | View(..) | Iter(_) | Object(_))
     }
 
     pub fn is_undefined(&self) -> bool {
@@ -155,7 +146,6 @@ impl Value {
             Self::Bool(value) => *value,
             Self::Int(value) => *value != 0,
             Self::Float(value) => *value != 0.0,
-            Self::Object(object) => object.is_true(),
             _ => self.len() != Some(0),
         }
     }
@@ -251,17 +241,6 @@ impl Value {
     pub fn as_str(&self) -> Option<&Str> {
         match self {
             Self::Str(text) => Some(text),
-            _ => None,
-        }
-    }
-
-    /// The attributes of a namespace.
-    pub fn as_namespace(&self) -> Option<&RefCell<Dict>> {
-        match self {
-            Self::Object(object) => match &**object {
-                Object::Namespace(attrs) => Some(attrs),
-                _ => None,
-            },
             _ => None,
         }
     }

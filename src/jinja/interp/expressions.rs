@@ -56,8 +56,10 @@ impl Vm<'_> {
                 }
                 Value::Dict(Rc::new(dict))
             }
-            ExprKind::Negative(operand) => ops::negative(&self.eval(operand, env)?)?,
-            ExprKind::Positive(operand) => ops::positive(&self.eval(operand, env)?)?,
+            ExprKind::Negative(operand) => {
+                ops::unary(&self.eval(operand, env)?, "unary -", i128::checked_neg, |number| -number)?
+            }
+            ExprKind::Positive(operand) => ops::unary(&self.eval(operand, env)?, "unary +", Some, |number| number)?,
             ExprKind::Not(operand) => Value::Bool(!self.eval(operand, env)?.is_true()),
             ExprKind::Math(first, rest) => {
                 let mut value = self.eval(first, env)?;
@@ -96,13 +98,8 @@ impl Vm<'_> {
                 }
             }
             ExprKind::Postfix(base, ops) => {
-                let mut value = self.eval(base, env)?;
-                let mut caller = caller;
-                for (at, op) in ops.iter().enumerate() {
-                    let caller = if at + 1 == ops.len() { caller.take() } else { None };
-                    value = self.apply(value, op, env, caller).map_err(|error| error.at(op.line))?;
-                }
-                value
+                let value = self.eval(base, env)?;
+                self.apply_all(value, ops, env, caller)?
             }
             _ => self.eval(expr, env)?,
         })
@@ -119,9 +116,17 @@ impl Vm<'_> {
         Ok(value)
     }
 
-    pub(super) fn apply_all(&self, mut value: Value, ops: &[Op], env: &Rc<Env>) -> Res<Value> {
-        for op in ops {
-            value = self.apply(value, op, env, None).map_err(|error| error.at(op.line))?;
+    /// `caller`: passed on by the last of the operations.
+    pub(super) fn apply_all(
+        &self,
+        mut value: Value,
+        ops: &[Op],
+        env: &Rc<Env>,
+        mut caller: Option<Value>,
+    ) -> Res<Value> {
+        for (at, op) in ops.iter().enumerate() {
+            let caller = if at + 1 == ops.len() { caller.take() } else { None };
+            value = self.apply(value, op, env, caller).map_err(|error| error.at(op.line))?;
         }
         Ok(value)
     }

@@ -138,7 +138,7 @@ impl Vm<'_> {
         self.enter(frame, env)?;
         let mut inner = self.buf();
         Ok(match self.body(body, env, &mut inner)? {
-            Flow::Next => Ok(self.apply_all(Value::Str(inner.finish()), ops, env)?),
+            Flow::Next => Ok(self.apply_all(Value::Str(inner.finish()), ops, env, None)?),
             flow => Err(flow),
         })
     }
@@ -180,13 +180,12 @@ impl Vm<'_> {
     }
 
     fn assign(&self, target: &Target, value: Value, env: &Rc<Env>) -> Res<()> {
+        let no_namespace = || failed("cannot assign attribute on non-namespace object");
         match target {
             Target::Name(_, var) => env.set(*var, Some(value)),
             Target::Attr(name, var, attr) => {
-                let object = self.variable(*name, *var, env);
-                let Some(attrs) = object.as_namespace() else {
-                    return Err(failed("cannot assign attribute on non-namespace object"));
-                };
+                let Value::Object(object) = self.variable(*name, *var, env) else { return Err(no_namespace()) };
+                let Object::Namespace(attrs) = &*object else { return Err(no_namespace()) };
                 let old = attrs.borrow_mut().replace(Value::Str(self.string(*attr).clone()), value)?;
                 drop(old);
             }
