@@ -5,6 +5,8 @@
 //! Not for: settings from the environment (the caller's), uploads, data sets, reading the files.
 
 #[cfg(feature = "hub")]
+mod address;
+#[cfg(feature = "hub")]
 mod choice;
 #[cfg(feature = "hub")]
 mod fetch;
@@ -13,6 +15,8 @@ mod http;
 mod id;
 #[cfg(feature = "hub")]
 mod settings;
+#[cfg(feature = "hub")]
+mod sums;
 
 #[cfg(feature = "hub")]
 pub use fetch::fetch;

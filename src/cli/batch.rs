@@ -39,7 +39,7 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
         options.sampling.seed = drawn_seed()?;
     }
     let seed = (prompts.draw() || options.sampling.is_random()).then_some(options.sampling.seed);
-    let session = Session::open(&args.run.model)?.with_chat_template(template);
+    let session = Session::of_run(&args.run.model, &args.run.numbers)?.with_chat_template(template);
     let PromptArgs { chat, dialogue, go_on, .. } = &args.run.prompt;
     let chat = *chat || dialogue.asks_for_chat();
     let prompts = prompts.encode(&session, &opening(dialogue)?.messages, chat, *go_on)?;

@@ -13,8 +13,8 @@ use adaptive_kvcache::tokenizer::Tokenizer;
 use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
 
-use super::args::{BenchArgs, ModelArgs};
-use super::configurations::FULL;
+use super::args::BenchArgs;
+use super::configurations::{FULL, configuration};
 use super::interrupt::{interrupted, listen, while_waiting, while_writing};
 use super::measure::{self, Lines, Names, TEXT, distinct, kv_dtypes, mb_cell};
 use super::places::Places;
@@ -30,9 +30,8 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
     if let Some(budget) = args.budget.budget() {
         set_budget(&mut configs, budget)?;
     }
-    let places = Places::of(&args.model).reads("--prompt-file", args.prompt_file.as_ref());
-    let files = args.settings.iter().filter(|name| *name != FULL);
-    let places = files.fold(places, |places, file| places.reads("--settings", Some(file)));
+    let places = Places::of(&args.model.model).reads("--prompt-file", args.prompt_file.as_ref());
+    let places = measure::files_of(&args.settings).fold(places, |places, file| places.reads("--settings", Some(file)));
     places.writes("--json", args.json.as_ref()).writes("--plot", args.plot.as_ref()).check()?;
     let text = match &args.prompt_file {
         Some(path) => &reading::beginning(path, "read prompt", MAX_TEXT)?,
@@ -40,15 +39,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
     };
     listen()?;
     let kv_dtypes = kv_dtypes(&args.kv_dtype);
-    let session = Session::open(&ModelArgs {
-        model: args.model.clone(),
-        context: args.context,
-        dtype: args.dtype,
-        kv_dtype: args.kv_dtype[0],
-        device: args.device.clone(),
-        threads: args.threads.iter().copied().max(),
-        prefill_chunk: args.prefill_chunk,
-    })?;
+    let session = Session::open(&args.model, kv_dtypes[0], args.threads.iter().copied().max())?;
     for dtype in &kv_dtypes {
         session.check_kv_dtype(*dtype)?;
     }
@@ -89,21 +80,10 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
     measured?;
     output.write(true)?;
     if let Some(path) = &args.plot {
-        while_writing(path, || draw(path, &args.model, &output.rows, &output.names))?;
+        while_writing(path, || draw(path, &args.model.model, &output.rows, &output.names))?;
     }
     output.lines.into_printed().context(STDOUT_FAILED)?;
     Ok(if interrupted() { Outcome::Interrupted } else { Outcome::Done })
-}
-
-/// The configuration of a setting; `None` for the full cache.
-fn configuration(name: &str) -> Result<Option<AdaptiveConfig>> {
-    if name == FULL {
-        return Ok(None);
-    }
-    AdaptiveConfig::from_file(name).map(Some).map_err(|error| match error {
-        Error::Io { .. } => error.with_hint("a setting is `full`, or the path of a configuration file"),
-        other => other,
-    })
 }
 
 /// Sets the budget of those settings that have one.

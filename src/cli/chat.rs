@@ -92,7 +92,7 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
     let opening = opening(&args.dialogue)?;
     let template = args.dialogue.template()?;
     listen()?;
-    let session = Session::open(&args.model)?.with_chat_template(template);
+    let session = Session::of_run(&args.model, &args.numbers)?.with_chat_template(template);
     let retention = if args.cache.use_adakv { session.loaded.retention(&config) } else { Retention::Full };
     // Before anything is typed.
     session.announce_chat_format()?;

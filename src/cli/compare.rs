@@ -41,7 +41,7 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<Outcome> {
     let config = config(args.config.as_deref(), args.budget.budget())?;
     let template = args.run.prompt.template()?;
     listen()?;
-    let mut session = Session::open(&args.run.model)?.with_chat_template(template);
+    let mut session = Session::of_run(&args.run.model, &args.run.numbers)?.with_chat_template(template);
     let kv_dtype = session.kv_dtype;
     let full_kv_dtype = args.full_kv_dtype.map_or(kv_dtype, KvDtype::from);
     session.check_kv_dtype(full_kv_dtype)?;

@@ -28,7 +28,7 @@ pub fn configuration(name: &str) -> Result<Option<AdaptiveConfig>> {
     })
 }
 
-/// Whether a configuration of this name is built in.
+/// Whether the name is no file's.
 pub fn is_built_in(name: &str) -> bool {
-    BUILT_IN.iter().any(|(known, _)| *known == name)
+    name == FULL || BUILT_IN.iter().any(|(known, _)| *known == name)
 }

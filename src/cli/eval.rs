@@ -90,7 +90,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
     }
     table.write(true)?;
     if let Some(path) = &args.files.plot {
-        while_writing(path, || draw(path, &args.measure.model, &panels(table.rows(), &names)))?;
+        while_writing(path, || draw(path, &args.measure.model.model, &panels(table.rows(), &names)))?;
     }
     table.into_printed().context(STDOUT_FAILED)?;
     Ok(if interrupted() { Outcome::Interrupted } else { Outcome::Done })

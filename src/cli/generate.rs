@@ -41,7 +41,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     listen()?;
     let options = args.run.sampling.options(DEFAULT_NEW_TOKENS)?;
 
-    let session = Session::open(&args.run.model)?.with_chat_template(template);
+    let session = Session::of_run(&args.run.model, &args.run.numbers)?.with_chat_template(template);
     let model = &session.loaded.model;
     let ids = session.encode(&args.run.prompt)?;
     let pictures =

@@ -14,8 +14,8 @@ use adaptive_kvcache::tokenizer::Tokenizer;
 use adaptive_kvcache::{Result, files};
 use indicatif::ProgressBar;
 
-use super::args::{CacheDtype, FileArgs, MeasureArgs, ModelArgs};
-use super::configurations::{FULL, is_built_in};
+use super::args::{CacheDtype, FileArgs, MeasureArgs};
+use super::configurations::is_built_in;
 use super::interrupt::{while_waiting, while_writing};
 use super::places::Places;
 use super::plain;
@@ -36,6 +36,11 @@ pub fn distinct<T: Copy + PartialEq>(values: &[T]) -> Vec<T> {
         }
     }
     distinct
+}
+
+/// Those of the configurations that are files.
+pub fn files_of(names: &[String]) -> impl Iterator<Item = &String> {
+    names.iter().filter(|name| !is_built_in(name))
 }
 
 impl FileArgs {
@@ -64,9 +69,8 @@ pub fn write_rows(path: Option<&PathBuf>, are_complete: bool, write: impl FnOnce
 impl MeasureArgs {
     /// What is read and written.
     pub fn places<'a>(&'a self, configs: &'a [String]) -> Places<'a> {
-        let places = Places::of(&self.model).reads("--text", self.text.as_ref());
-        let is_file = |name: &&String| *name != FULL && !is_built_in(name);
-        configs.iter().filter(is_file).fold(places, |places, config| places.reads("--configs", Some(config)))
+        let places = Places::of(&self.model.model).reads("--text", self.text.as_ref());
+        files_of(configs).fold(places, |places, config| places.reads("--configs", Some(config)))
     }
 
     /// The text that is measured on.
@@ -79,15 +83,7 @@ impl MeasureArgs {
 
     /// Loads the model, and checks that its cache can be in these numbers.
     pub fn open(&self, kv_dtypes: &[KvDtype]) -> anyhow::Result<Session> {
-        let session = Session::open(&ModelArgs {
-            model: self.model.clone(),
-            context: self.context,
-            dtype: self.dtype,
-            kv_dtype: self.full_kv_dtype,
-            device: self.device.clone(),
-            threads: self.threads,
-            prefill_chunk: self.prefill_chunk,
-        })?;
+        let session = Session::open(&self.model, self.full_kv_dtype.into(), self.threads)?;
         for dtype in kv_dtypes {
             session.check_kv_dtype(*dtype)?;
         }
@@ -182,8 +178,7 @@ impl Names {
 /// From the shortest to the whole: a file's name without extension and with it, then with one folder more each.
 fn forms(given: &str) -> Vec<String> {
     let path = Path::new(given);
-    let is_built_in = given == FULL || is_built_in(given);
-    let (false, Some(stem), Some(name)) = (is_built_in, path.file_stem(), path.file_name()) else {
+    let (false, Some(stem), Some(name)) = (is_built_in(given), path.file_stem(), path.file_name()) else {
         return vec![given.to_owned()];
     };
     let mut forms = vec![stem.to_string_lossy().into_owned(), name.to_string_lossy().into_owned()];

@@ -9,17 +9,10 @@ use adaptive_kvcache::{Error, Result, files};
 use super::outputs::{self, same_file};
 
 /// What files of a model are called, beside those with an ending of their own.
+#[rustfmt::skip]
 const MODEL_FILES: [&str; 10] = [
-    "config.json",
-    "generation_config.json",
-    "params.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.json",
-    "vocab.json",
-    "merges.txt",
+    "config.json", "generation_config.json", "params.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.json", "vocab.json", "merges.txt",
 ];
 
 /// Endings of a model's files that nobody else's have.

@@ -19,7 +19,7 @@ use adaptive_kvcache::tokenizer::{ChatFormat, ChatInput, ChatMessage, ChatTempla
 use adaptive_kvcache::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::args::{DEFAULT_PROMPT, DialogueArgs, ModelArgs, PromptArgs};
+use super::args::{DEFAULT_PROMPT, DialogueArgs, ModelArgs, NumbersArgs, PromptArgs};
 use super::configurations::configuration;
 use super::device::backend;
 use super::interrupt::{interrupted, while_waiting};
@@ -45,13 +45,20 @@ pub struct Session {
 
 impl Session {
     /// Opens the device, sets threads up and loads the model.
-    pub fn open(args: &ModelArgs) -> anyhow::Result<Self> {
-        while_waiting(|| Self::load(args))
+    ///
+    /// * `threads`: all cores if it is not said
+    pub fn open(args: &ModelArgs, kv_dtype: KvDtype, threads: Option<u16>) -> anyhow::Result<Self> {
+        while_waiting(|| Self::load(args, kv_dtype, threads))
     }
 
-    fn load(args: &ModelArgs) -> anyhow::Result<Self> {
+    /// As [`Session::open`], for a run.
+    pub fn of_run(args: &ModelArgs, numbers: &NumbersArgs) -> anyhow::Result<Self> {
+        Self::open(args, numbers.kv_dtype.into(), numbers.threads)
+    }
+
+    fn load(args: &ModelArgs, kv_dtype: KvDtype, threads: Option<u16>) -> anyhow::Result<Self> {
         let backend = backend(&args.device)?;
-        let threads = threads::number(args.threads);
+        let threads = threads::number(threads);
         // The error's own cause says the same again.
         let started = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         started.map_err(|error| anyhow::anyhow!("failed to start {threads} threads: {error}"))?;
@@ -68,7 +75,6 @@ impl Session {
         })?;
         bar.finish_and_clear();
         loaded.notes().for_each(note);
-        let kv_dtype = KvDtype::from(args.kv_dtype);
         let session = Self {
             loaded,
             load_time: started.elapsed(),

@@ -63,7 +63,7 @@ pub fn run(args: &TuneArgs) -> anyhow::Result<Outcome> {
     // What is best so far may be far from the best.
     let best = if interrupted() { None } else { tune::best(&points, goal) };
     if let Some(path) = &args.files.plot {
-        while_writing(path, || draw(path, &args.measure.model, &pictured(&points, goal, best, &names)))?;
+        while_writing(path, || draw(path, &args.measure.model.model, &pictured(&points, goal, best, &names)))?;
     }
     if interrupted() {
         write_files(&args.files, &Curve::new(goal, &points, None), true)?;

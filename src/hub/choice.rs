@@ -7,16 +7,10 @@ use std::collections::BTreeMap;
 use crate::error::{Error, Result};
 
 /// Files beside the weights that the loaders read.
+#[rustfmt::skip]
 const SIDE_FILES: [&str; 10] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
     "additional_chat_templates/tool_use.jinja",
 ];
 const SINGLE: &str = "model.safetensors";

@@ -15,9 +15,10 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::choice::{self, Choice, Target};
-use super::http::{Client, Failure, damage, is_whole, tell};
+use super::http::{Client, Failure, tell};
 use super::id::{HubId, has_extension};
 use super::settings::{HubSettings, Observer, Progress};
+use super::sums::{damage, is_whole};
 use crate::error::{Error, Result};
 use crate::json::bytes_without_bom;
 

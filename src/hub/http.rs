@@ -3,19 +3,19 @@
 //! Done here and not by the crate `hf-hub`, whose client cannot be interrupted, appends to a partial file whatever the
 //! server answers, and does not check what it got.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sha1::Sha1;
-use sha2::{Digest, Sha256};
 use ureq::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, ETAG, LOCATION, RANGE};
 use ureq::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use ureq::{Agent, Body};
 
+use super::address::{Origin, endpoint_origin, origin, resolve, show};
 use super::settings::{HubSettings, Observer, Progress};
+use super::sums::{Digests, Metadata, is_whole};
 use crate::error::{Error, Result};
 
 /// Longest answer to a question about a repository.
@@ -23,8 +23,7 @@ const MAX_JSON_BYTES: u64 = 64 << 20;
 const MAX_REDIRECTS: usize = 10;
 /// Bytes between two calls of the observer.
 const CHUNK: usize = 256 << 10;
-/// Longest file whose content is compared with the hub's sum at each start: a fraction of a second.
-const MAX_HASHED_BYTES: u64 = 256 << 20;
+
 /// Time for a connection to come to be.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Time without a byte after which a connection counts as lost.
@@ -49,13 +48,6 @@ impl From<Error> for Failure {
     }
 }
 
-/// What the hub says of a file.
-#[derive(Debug)]
-pub(super) struct Metadata {
-    pub etag: String,
-    pub size: u64,
-}
-
 /// What is missing of a file, as storage sends it.
 struct Rest {
     origin: Origin,
@@ -72,9 +64,6 @@ enum Reach {
     /// To storage elsewhere, where the hub has a file's content, which is wanted from this byte on.
     Storage { from: u64 },
 }
-
-/// Scheme, host and port.
-type Origin = (String, String, u16);
 
 pub(super) struct Client<'a> {
     agent: Agent,
@@ -184,13 +173,11 @@ impl<'a> Client<'a> {
         let mut hash = Digests::of(&metadata.etag, size);
         let mut buffer = vec![0; CHUNK];
         if let Some(hash) = &mut hash {
-            let mut left = done;
-            while left > 0 {
-                tell(observer, Progress::File { name, done: done - left, size })?;
-                let want = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+            for start in (0..done).step_by(CHUNK) {
+                tell(observer, Progress::File { name, done: start, size })?;
+                let want = usize::try_from(done - start).unwrap_or(CHUNK).min(CHUNK);
                 part.read_exact(&mut buffer[..want]).map_err(failed("read"))?;
                 hash.write_all(&buffer[..want]).map_err(failed("read"))?;
-                left -= want as u64;
             }
         }
         part.set_len(done).and_then(|()| part.seek(SeekFrom::Start(done))).map_err(failed("write"))?;
@@ -333,38 +320,6 @@ fn unreachable(place: &str, error: &ureq::Error) -> Failure {
     }
 }
 
-/// Whether a file is there, and is what the hub says of it.
-///
-/// # Errors
-/// As [`damage`].
-pub(super) fn is_whole(path: &Path, metadata: &Metadata) -> Result<bool> {
-    Ok(path.is_file() && damage(path, metadata)?.is_none())
-}
-
-/// How a file that is there differs from what the hub says of it. The content of small ones is looked at, too.
-///
-/// # Errors
-/// [`Error::Io`] if it cannot be read.
-pub(super) fn damage(path: &Path, metadata: &Metadata) -> Result<Option<String>> {
-    let failed = |source| Error::io("read", path, source);
-    let length = path.metadata().map_err(failed)?.len();
-    if length != metadata.size {
-        return Ok(Some(format!("it has {length} of {} bytes", metadata.size)));
-    }
-    if length > MAX_HASHED_BYTES {
-        return Ok(None);
-    }
-    let digest = match Digests::of(&metadata.etag, length) {
-        Some(mut digest) => {
-            let mut file = File::open(path).map_err(failed)?;
-            std::io::copy(&mut file, &mut digest).map_err(failed)?;
-            digest.finish()
-        }
-        None => return Ok(None),
-    };
-    Ok((!digest.eq_ignore_ascii_case(&metadata.etag)).then(|| "its content is not what the hub gives".to_owned()))
-}
-
 /// Waits until no other process fetches the same file.
 ///
 /// * `part`: what is there of it so far
@@ -382,45 +337,6 @@ fn lock(part: &File, name: &str, observer: &mut Observer<'_>) -> Result<(), Fail
     }
 }
 
-/// The sum that an etag is of a file's content: SHA-256 of large files, git's SHA-1 of others.
-enum Digests {
-    Sha256(Sha256),
-    Git(Sha1),
-}
-
-impl Digests {
-    /// `None` if the etag is none of the two.
-    fn of(etag: &str, length: u64) -> Option<Self> {
-        let is_hex = etag.bytes().all(|byte| byte.is_ascii_hexdigit());
-        match etag.len() {
-            64 if is_hex => Some(Self::Sha256(Sha256::new())),
-            40 if is_hex => Some(Self::Git(Sha1::new_with_prefix(format!("blob {length}\0")))),
-            _ => None,
-        }
-    }
-
-    fn finish(self) -> String {
-        match self {
-            Self::Sha256(digest) => hex(&digest.finalize()),
-            Self::Git(digest) => hex(&digest.finalize()),
-        }
-    }
-}
-
-impl Write for Digests {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        match self {
-            Self::Sha256(digest) => digest.update(bytes),
-            Self::Git(digest) => digest.update(bytes),
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Tells the observer, and ends if it says so.
 pub(super) fn tell(observer: &mut Observer<'_>, progress: Progress<'_>) -> Result<()> {
     match observer(progress) {
@@ -433,144 +349,6 @@ fn wrong_length(name: &str, expected: u64, got: u64) -> Error {
     Error::hub(format!("the hub gives `{name}` a length of {expected} bytes, and sends {got}"))
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .flat_map(|byte| [byte >> 4, byte & 15])
-        .filter_map(|digit| char::from_digit(digit.into(), 16))
-        .collect()
-}
-
 fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
-}
-
-/// An origin for people.
-fn show((scheme, host, port): &Origin) -> String {
-    match (scheme.as_str(), port) {
-        ("http", 80) | ("https", 443) => format!("{scheme}://{host}"),
-        _ => format!("{scheme}://{host}:{port}"),
-    }
-}
-
-fn origin(uri: &Uri) -> Option<Origin> {
-    let scheme = uri.scheme_str()?.to_ascii_lowercase();
-    let default = match scheme.as_str() {
-        "http" => 80,
-        "https" => 443,
-        _ => return None,
-    };
-    let host = uri.host().filter(|host| !host.is_empty())?.to_ascii_lowercase();
-    Some((scheme, host, uri.port_u16().unwrap_or(default)))
-}
-
-/// The origin of a hub's address; `None` for what is no such address, rather than one that was not meant.
-fn endpoint_origin(text: &str) -> Option<Origin> {
-    let uri: Uri = text.parse().ok()?;
-    let authority = uri.authority()?.as_str();
-    // A port that is no number would become the default one; a user's name is where a host is expected.
-    let port = authority.rsplit_once(']').map_or(authority, |(_, rest)| rest).split_once(':').map(|(_, port)| port);
-    let has_port = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0));
-    (has_port && !authority.contains('@') && !text.contains(['?', '#'])).then(|| origin(&uri))?
-}
-
-/// The address that a redirect from `base` leads to.
-fn resolve(base: &Uri, location: &str) -> Option<Uri> {
-    // A fragment is for browsers.
-    let location = location.split('#').next().unwrap_or_default();
-    let scheme = base.scheme_str()?;
-    let absolute = if location.starts_with("//") {
-        format!("{scheme}:{location}")
-    } else if location.starts_with('/') {
-        format!("{scheme}://{}{location}", base.authority()?)
-    } else {
-        location.to_owned()
-    };
-    let uri: Uri = absolute.parse().ok()?;
-    origin(&uri).map(|_| uri)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_origin_is_scheme_host_and_port() {
-        let of = |text: &str| origin(&text.parse().unwrap());
-        assert_eq!(of("https://Hub.co/a"), of("https://hub.co:443"));
-        for other in ["http://hub.co", "https://hub.co:444", "https://hub.co.evil.org", "https://evil.org/hub.co"] {
-            assert_ne!(of("https://hub.co"), of(other), "{other}");
-        }
-        assert_eq!(of("https://hub.co@evil.org").unwrap().1, "evil.org");
-        assert_eq!(show(&of("https://hub.co/a").unwrap()), "https://hub.co");
-        assert_eq!(show(&of("http://hub.co:443").unwrap()), "http://hub.co:443");
-        assert_eq!(of("/a"), None);
-        assert_eq!(of("ftp://hub.co"), None);
-    }
-
-    #[test]
-    fn an_endpoint_is_an_address_and_nothing_else() {
-        for text in
-            ["https://hub.co", "http://localhost:8080", "https://hub.co/mirror", "http://[::1]:80", "http://[::1]"]
-        {
-            assert!(endpoint_origin(text).is_some(), "{text}");
-        }
-        for text in [
-            "",
-            " ",
-            "hub.co",
-            "hub.co:443",
-            "localhost:8080",
-            "https:/hub.co",
-            "https:hub.co",
-            "https://",
-            "ftp://hub.co",
-            "file:///tmp",
-            "https://hub.co:",
-            "https://hub.co:x",
-            "https://hub.co:0",
-            "https://hub.co:99999",
-            "http://[::1]:99999",
-            "https://me@hub.co",
-            "https://me:pw@hub.co",
-            "https://hub.co?a=b",
-            "https://hub.co/#a",
-            "https://hub co",
-            "https://:443",
-            "/hub.co",
-        ] {
-            assert!(endpoint_origin(text).is_none(), "{text}");
-        }
-    }
-
-    #[test]
-    fn sums_are_those_of_the_hub() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("f");
-        std::fs::write(&path, "hello\n").unwrap();
-        // As `git hash-object` and `sha256sum` say.
-        for etag in [
-            "ce013625030ba8dba906f756967f9e9ca394464a",
-            "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03",
-            "any-other",
-        ] {
-            let metadata = |size| Metadata { etag: etag.to_owned(), size };
-            assert_eq!(damage(&path, &metadata(6)).unwrap(), None, "{etag}");
-            assert!(damage(&path, &metadata(7)).unwrap().unwrap().contains("6 of 7 bytes"));
-        }
-        std::fs::write(&path, "hellO\n").unwrap();
-        let etag = "ce013625030ba8dba906f756967f9e9ca394464a".to_owned();
-        assert!(damage(&path, &Metadata { etag, size: 6 }).unwrap().is_some());
-    }
-
-    #[test]
-    fn redirects_are_relative_or_absolute() {
-        let base: Uri = "https://hub.co:8/a/b".parse().unwrap();
-        let of = |location| resolve(&base, location).map(|uri| uri.to_string());
-        assert_eq!(of("/c?d=e#f").unwrap(), "https://hub.co:8/c?d=e");
-        assert_eq!(of("//cdn.co/c").unwrap(), "https://cdn.co/c");
-        assert_eq!(of("http://cdn.co/c").unwrap(), "http://cdn.co/c");
-        assert_eq!(of("file:///etc/passwd"), None);
-        assert_eq!(of(""), None);
-    }
 }

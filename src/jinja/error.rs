@@ -38,6 +38,11 @@ pub(super) fn limit(message: impl Into<String>) -> TemplateError {
     TemplateError::new(TemplateErrorKind::Limit, message)
 }
 
+/// The error of `raise_exception`.
+pub(super) fn refused(message: &str) -> TemplateError {
+    TemplateError::new(TemplateErrorKind::Refused, message)
+}
+
 /// Why a template could not be parsed or rendered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TemplateError(Box<Parts>);

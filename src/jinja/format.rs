@@ -6,11 +6,11 @@ use super::filters::escaped;
 use super::interp::Vm;
 use super::methods;
 use super::object::CallArgs;
-use super::printf::{self, digits};
+use super::printf::{self, closing, digits, zeros};
 use super::string::{Str, StrBuf};
 use super::strings::padded;
 use super::value::Value;
-use super::{number, ops};
+use super::{number, repr};
 
 /// How fields are numbered: not at all yet, by themselves, or by the template.
 #[derive(PartialEq)]
@@ -46,27 +46,12 @@ fn expand(vm: &Vm, format: &Str, args: &CallArgs, numbering: &mut Numbering, dep
         if brace == "}" {
             return Err(failed("Single '}' encountered in format string"));
         }
-        let end = field_end(text, start)?;
+        let end = closing(text, start, '{', '}').ok_or_else(|| failed("expected '}' before end of string"))?;
         field(vm, &format.slice(start + 1, end), args, numbering, depth, format.is_safe(), &mut out)?;
         at = end + 1;
     }
     out.push_slice(format, at, text.len())?;
     Ok(out.finish())
-}
-
-fn field_end(text: &str, start: usize) -> Res<usize> {
-    let mut depth = 0;
-    for (at, c) in text[start..].char_indices() {
-        match c {
-            '{' => depth += 1,
-            '}' => depth -= 1,
-            _ => {}
-        }
-        if depth == 0 {
-            return Ok(start + at);
-        }
-    }
-    Err(failed("expected '}' before end of string"))
 }
 
 /// `name!conversion:spec`
@@ -98,17 +83,14 @@ fn field(
         }
         value = match kind {
             's' => Value::Str(vm.str(&value)?),
-            'r' => {
-                let mut text = vm.buf();
-                ops::repr(vm, &value, &mut text)?;
-                Value::Str(text.finish())
-            }
+            'r' => Value::Str(repr::text(vm, &value)?),
             _ => return Err(failed(format!("Unknown conversion specifier {kind}"))),
         };
     }
-    let spec = rest.strip_prefix(':').unwrap_or("");
-    let spec = expand(vm, &field.part(if spec.is_empty() { &text[..0] } else { spec }), args, numbering, depth - 1)
-        .or_else(|error| if spec.is_empty() { Ok(Str::empty()) } else { Err(error) })?;
+    let spec = match rest.strip_prefix(':') {
+        Some(spec) if !spec.is_empty() => expand(vm, &field.part(spec), args, numbering, depth - 1)?,
+        _ => Str::empty(),
+    };
     let written = formatted(vm, &value, &spec)?;
     out.push_str(&if safe { escaped(vm, &written)? } else { written })
 }
@@ -172,33 +154,52 @@ fn lookup(vm: &Vm, field: &Str, name: &str, args: &CallArgs, numbering: &mut Num
     Ok(value)
 }
 
-/// `[[fill]align][sign][#][0][width][grouping][.precision][type]`
-struct Spec {
+/// How a value is written: `[[fill]align][sign][#][0][width][grouping][.precision][type]`.
+pub(super) struct Spec {
     fill: (char, Origin),
-    align: Option<char>,
-    sign: Option<char>,
-    alternate: bool,
-    zero: bool,
-    width: usize,
+    pub align: Option<char>,
+    pub sign: Option<char>,
+    pub alternate: bool,
+    pub zero: bool,
+    pub width: usize,
     grouping: Option<char>,
-    precision: Option<usize>,
-    kind: Option<char>,
+    pub precision: Option<usize>,
+    /// Digits that an integer has at least.
+    pub min_digits: usize,
+    pub kind: Option<char>,
+}
+
+impl Default for Spec {
+    fn default() -> Self {
+        Self {
+            fill: (' ', Origin::Template),
+            align: None,
+            sign: None,
+            alternate: false,
+            zero: false,
+            width: 0,
+            grouping: None,
+            precision: None,
+            min_digits: 0,
+            kind: None,
+        }
+    }
 }
 
 impl Spec {
-    fn new(spec: &Str) -> Res<Self> {
+    fn parse(spec: &Str) -> Res<Self> {
         let text = spec.text();
         let is_align = |c: char| matches!(c, '<' | '>' | '=' | '^');
-        let (mut fill, mut align, mut at) = ((' ', Origin::Template), None, 0);
+        let (mut parsed, mut at) = (Self::default(), 0);
         let mut chars = text.chars();
         match (chars.next(), chars.next()) {
             (Some(c), Some(next)) if is_align(next) => {
-                fill = (c, spec.origin_at(0));
-                align = Some(next);
+                parsed.fill = (c, spec.origin_at(0));
+                parsed.align = Some(next);
                 at = c.len_utf8() + 1;
             }
             (Some(c), _) if is_align(c) => {
-                align = Some(c);
+                parsed.align = Some(c);
                 at = 1;
             }
             _ => {}
@@ -208,29 +209,33 @@ impl Spec {
             *at += found.map_or(0, char::len_utf8);
             found
         };
-        let sign = take(&mut at, &['+', '-', ' ']);
-        let alternate = take(&mut at, &['#']).is_some();
-        let zero = take(&mut at, &['0']).is_some();
+        parsed.sign = take(&mut at, &['+', '-', ' ']);
+        parsed.alternate = take(&mut at, &['#']).is_some();
+        parsed.zero = take(&mut at, &['0']).is_some();
         let (width, end) = digits(text, at)?;
-        at = end;
-        let grouping = take(&mut at, &[',', '_']);
-        let mut precision = None;
+        (parsed.width, at) = (width.unwrap_or(0), end);
+        parsed.grouping = take(&mut at, &[',', '_']);
         if take(&mut at, &['.']).is_some() {
             let (found, end) = digits(text, at)?;
             at = end;
-            precision = Some(found.ok_or_else(|| failed("Format specifier missing precision"))?);
+            parsed.precision = Some(found.ok_or_else(|| failed("Format specifier missing precision"))?);
         }
-        let kind = text[at..].chars().next();
+        parsed.kind = text[at..].chars().next();
         if text[at..].chars().nth(1).is_some() {
             return Err(failed("Invalid format specifier"));
         }
-        if zero && align.is_none() {
-            fill = ('0', Origin::Template);
-        }
-        Ok(Self { fill, align, sign, alternate, zero, width: width.unwrap_or(0), grouping, precision, kind })
+        Ok(parsed.filled())
     }
 
-    fn aligned(&self, vm: &Vm, text: &Str, default: char) -> Res<Str> {
+    /// Filled up with zeros, if it says so.
+    pub fn filled(mut self) -> Self {
+        if self.zero && self.align.is_none() {
+            self.fill = ('0', Origin::Template);
+        }
+        self
+    }
+
+    pub fn aligned(&self, vm: &Vm, text: &Str, default: char) -> Res<Str> {
         let missing = self.width.saturating_sub(text.len());
         let (left, right) = match self.align.unwrap_or(default) {
             '<' => (0, missing),
@@ -246,7 +251,7 @@ fn formatted(vm: &Vm, value: &Value, spec: &Str) -> Res<Str> {
     if spec.is_empty() {
         return vm.str(value);
     }
-    let parsed = Spec::new(spec)?;
+    let parsed = Spec::parse(spec)?;
     match value {
         Value::Str(text) => {
             if parsed.kind.is_some_and(|kind| kind != 's') {
@@ -258,7 +263,7 @@ fn formatted(vm: &Vm, value: &Value, spec: &Str) -> Res<Str> {
             let end = text.byte_at(parsed.precision.unwrap_or(usize::MAX));
             parsed.aligned(vm, &text.slice(0, end).with_safe(false), '<')
         }
-        Value::Int(_) | Value::Bool(_) | Value::Float(_) => number_text(vm, value, &parsed),
+        Value::Int(_) | Value::Bool(_) | Value::Float(_) => number(vm, value, &parsed),
         _ => Err(failed(format!("unsupported format string passed to {}.__format__", value.type_name()))),
     }
 }
@@ -268,7 +273,8 @@ fn unknown_kind(spec: &Spec, value: &Value) -> super::TemplateError {
     failed(format!("Unknown format code '{kind}' for object of type '{}'", value.type_name()))
 }
 
-fn number_text(vm: &Vm, value: &Value, spec: &Spec) -> Res<Str> {
+/// A number, as `spec` says.
+pub(super) fn number(vm: &Vm, value: &Value, spec: &Spec) -> Res<Str> {
     let kind = spec.kind.unwrap_or(if value.as_int().is_some() { 'd' } else { ' ' });
     let (negative, prefix, digits, suffix) = match (kind, value.as_int()) {
         ('d' | 'n' | 'x' | 'X' | 'o' | 'b' | 'c', Some(number)) => {
@@ -288,6 +294,7 @@ fn number_text(vm: &Vm, value: &Value, spec: &Spec) -> Res<Str> {
                 }
                 _ => ("", size.to_string()),
             };
+            let digits = zeros(vm, &digits, spec.min_digits)?;
             (number < 0, if spec.alternate { prefix } else { "" }, digits, "")
         }
         ('e' | 'E' | 'f' | 'F' | 'g' | 'G' | '%' | ' ' | 'n', _) => {

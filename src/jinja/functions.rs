@@ -7,10 +7,11 @@ use std::fmt::Write as _;
 use chrono::{Local, NaiveDateTime};
 
 use super::Origin;
-use super::error::{Res, failed, limit, unsupported};
-use super::interp::{Vm, refusal};
+use super::dict::Dict;
+use super::error::{Res, failed, limit, refused, unsupported};
+use super::interp::Vm;
 use super::object::{CallArgs, Object};
-use super::value::{Dict, Range, Seq, Value};
+use super::value::{Range, Seq, Value};
 
 /// What the sandbox of Jinja 2 allows.
 const MAX_RANGE: i64 = 100_000;
@@ -46,7 +47,7 @@ pub(super) fn call(vm: &Vm, name: &str, args: CallArgs) -> Res<Value> {
         "raise_exception" => {
             let [message] = args.bind("raise_exception", ["message"], 1)?;
             let message = vm.str(&message.unwrap_or(Value::None))?;
-            Err(refusal(message.text()))
+            Err(refused(message.text()))
         }
         "strftime_now" => {
             let [format] = args.bind("strftime_now", ["format"], 1)?;

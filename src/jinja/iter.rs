@@ -5,13 +5,18 @@ use std::collections::VecDeque;
 use std::mem;
 use std::rc::Rc;
 
+use super::ast::{Compare, Math};
+use super::dict::Dict;
 use super::error::{Res, TemplateError, failed};
-use super::filters::{Filter, Getter};
+use super::filters::{Filter, clamped, count_of};
+use super::heap::{Charge, bury};
 use super::interp::Vm;
+use super::lists::Getter;
 use super::object::{CallArgs, Env};
+use super::ops;
 use super::string::Str;
 use super::tests::Test;
-use super::value::{Charge, Dict, Range, Seq, Value, View, bury};
+use super::value::{Range, Seq, Value, View};
 
 /// An iterator in some state.
 #[derive(Debug)]
@@ -48,7 +53,8 @@ pub(super) enum Lazy {
     Select(Option<Getter>, Option<(Test, CallArgs)>, bool),
     /// The values that have been seen.
     Unique(Getter, Dict),
-    Batch(usize, Option<Value>),
+    /// How many in each, as it was given: what is no number of elements, is never as many.
+    Batch(Value, Option<Value>),
     /// How many columns.
     Columns(i128, Option<Value>),
     /// The pairs of a mapping.
@@ -60,8 +66,12 @@ pub(super) enum Lazy {
 }
 
 impl Iter {
+    fn new(type_name: &'static str, shown: &'static str, state: State, bytes: usize) -> Rc<Self> {
+        Rc::new(Self { type_name, shown, state: RefCell::new(state), _charge: Charge::new(bytes) })
+    }
+
     fn with(type_name: &'static str, state: State) -> Rc<Self> {
-        Rc::new(Self { type_name, shown: type_name, state: RefCell::new(state), _charge: Charge::new(128) })
+        Self::new(type_name, type_name, state, 128)
     }
 
     pub fn lazy(source: Value, lazy: Lazy) -> Value {
@@ -70,16 +80,14 @@ impl Iter {
             Lazy::Filter(_, args) | Lazy::Select(_, Some((_, args)), _) => args.len(),
             _ => 0,
         };
-        let charge = Charge::new(256 + args * size_of::<Value>());
-        let state = RefCell::new(State::Lazy(source, None, Box::new(lazy)));
-        Value::Iter(Rc::new(Self { type_name: "generator", shown, state, _charge: charge }))
+        let state = State::Lazy(source, None, Box::new(lazy));
+        Value::Iter(Self::new("generator", shown, state, 256 + args * size_of::<Value>()))
     }
 
     /// An iterator over values that are known.
     pub fn queue(type_name: &'static str, values: Vec<Value>) -> Rc<Self> {
-        let charge = Charge::new(128 + values.capacity() * size_of::<Value>());
-        let state = RefCell::new(State::Queue(values.into()));
-        Rc::new(Self { type_name, shown: type_name, state, _charge: charge })
+        let bytes = 128 + values.capacity() * size_of::<Value>();
+        Self::new(type_name, type_name, State::Queue(values.into()), bytes)
     }
 
     pub fn type_name(&self) -> &'static str {
@@ -115,11 +123,7 @@ impl Iter {
             }
             State::Dict(dict, view, at) => {
                 *at += 1;
-                dict.entries.get(*at - 1).map(|(key, value)| match view {
-                    View::Keys => key.clone(),
-                    View::Values => value.clone(),
-                    View::Items => Value::tuple(vec![key.clone(), value.clone()]),
-                })
+                dict.entries.get(*at - 1).map(|entry| view.of(entry))
             }
             State::Queue(values) => values.pop_front(),
             State::Lazy(source, iter, lazy) => {
@@ -218,7 +222,8 @@ impl Lazy {
     fn next(&mut self, vm: &Vm, source: &Iter) -> Res<Option<Value>> {
         if let Self::Batch(size, fill) = self {
             let mut batch = Vec::new();
-            while batch.len() < *size
+            let most = size.as_whole().filter(|&most| most > 0).map_or(usize::MAX, clamped);
+            while batch.len() < most
                 && let Some(value) = source.next(vm)?
             {
                 vm.push(&mut batch, value)?;
@@ -226,8 +231,12 @@ impl Lazy {
             if batch.is_empty() {
                 return Ok(None);
             }
-            if let Some(fill) = fill {
-                while batch.len() < *size {
+            let len = Value::Int(batch.len() as i128);
+            if let Some(fill) = fill
+                && ops::compare(vm, Compare::Lt, &len, size)?
+            {
+                let missing = count_of(&ops::math(vm, Math::Sub, size, &len)?)?;
+                for _ in 0..missing {
                     vm.step()?;
                     vm.push(&mut batch, fill.clone())?;
                 }

@@ -6,11 +6,14 @@ use std::rc::Rc;
 use serde_json::{Number, Value as Json};
 
 use super::Origin;
+use super::dict::Dict;
 use super::error::{Res, failed, limit};
+use super::filters::clamped;
 use super::interp::Vm;
 use super::object::CallArgs;
 use super::string::{Str, StrBuf};
-use super::value::{Dict, Value};
+use super::texts::spaces;
+use super::value::Value;
 use super::{number, ops};
 
 /// How deep the input may be nested.
@@ -74,11 +77,7 @@ pub(super) fn tojson(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
             let Some(width) = indent.as_int() else {
                 return Err(failed(format!("can't multiply sequence by non-int of type '{}'", indent.type_name())));
             };
-            let one = Value::text(" ");
-            match ops::math(vm, super::ast::Math::Mul, &one, &Value::Int(width))? {
-                Value::Str(indent) => Some(indent),
-                _ => None,
-            }
+            Some(spaces(vm, clamped(width))?)
         }
     };
     let (item_separator, key_separator) = match separators {

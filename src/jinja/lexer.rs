@@ -137,14 +137,8 @@ impl<'s> Lexer<'s> {
         if rest.is_empty() {
             return Some((Token::End, line));
         }
-        let mut from = 0;
-        let tag = loop {
-            let Some(at) = rest[from..].find('{') else { break None };
-            from += at + 1;
-            if matches!(rest.as_bytes().get(from), Some(b'%' | b'{' | b'#')) {
-                break Some(from - 1);
-            }
-        };
+        let begins_tag = |at: &usize| matches!(rest.as_bytes().get(at + 1), Some(b'%' | b'{' | b'#'));
+        let tag = rest.match_indices('{').map(|(at, _)| at).find(begins_tag);
         let Some(tag) = tag else {
             self.at = self.source.len();
             return Some((Token::Data(rest.to_owned()), line));
@@ -220,11 +214,8 @@ impl<'s> Lexer<'s> {
         };
         self.at = self.source.len() - text.len();
         self.line_starting = self.source[..self.at].ends_with('\n');
-        let mut from = 0;
-        while let Some(found) = text[from..].find("{%") {
-            let begin = from + found;
-            from = begin + 2;
-            let inner = &text[from..];
+        for (begin, _) in text.match_indices("{%") {
+            let inner = &text[begin + 2..];
             let inner = inner.strip_prefix(['-', '+']).unwrap_or(inner).trim_start_matches(is_space);
             let Some(inner) = inner.strip_prefix("endraw") else { continue };
             let inner = inner.trim_start_matches(is_space);

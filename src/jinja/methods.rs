@@ -4,10 +4,10 @@ use std::rc::Rc;
 
 use super::error::{Res, failed, unsupported};
 use super::interp::Vm;
-use super::object::{CallArgs, Loop, Object, elements};
+use super::object::{CallArgs, Object};
 use super::string::Str;
 use super::value::{Value, View, Why};
-use super::{number, ops, strings};
+use super::{ops, strings};
 
 #[rustfmt::skip]
 const STR: [&str; 48] = [
@@ -106,7 +106,7 @@ pub(super) fn own_attribute(vm: &Vm, value: &Value, name: &Str) -> Res<Option<Va
     if name.starts_with("__") && name.ends_with("__") {
         return Ok(Some(unsafe_attribute(value, name)));
     }
-    let method = |names| method(value, name, names);
+    let method = |names: &[&'static str]| method_of(value, names, name);
     Ok(match value {
         Value::Str(text) => method(&STR).filter(|_| name != "striptags" || text.is_safe()),
         Value::List(_) if LIST_UNSAFE.contains(&name) => Some(unsafe_attribute(value, name)),
@@ -139,25 +139,43 @@ pub(super) fn own_attribute(vm: &Vm, value: &Value, name: &Str) -> Res<Option<Va
     })
 }
 
-/// A method that a value has, bound to it.
-fn method(value: &Value, name: &str, names: &[&'static str]) -> Option<Value> {
+/// A method of a value, if it is one of those of its type.
+fn method_of(value: &Value, names: &[&'static str], name: &str) -> Option<Value> {
     let name = names.iter().find(|known| **known == name)?;
     Some(Value::object(Object::Method(value.clone(), name)))
 }
 
-/// An attribute of what only templates have.
 fn object_attribute(vm: &Vm, value: &Value, object: &Object, name: &str) -> Res<Option<Value>> {
     Ok(match object {
         Object::Namespace(attrs) => match attrs.borrow().get_str(name) {
             Some(_) if name.starts_with('_') => Some(unsafe_attribute(value, name)),
             found => found.cloned(),
         },
-        Object::Loop(state) => loop_attribute(vm, value, state, name)?,
+        Object::Loop(state) => {
+            let count = |number: i64| Some(Value::Int(number.into()));
+            let or_undefined = |found: Option<Value>, what: &str| {
+                Some(found.unwrap_or_else(|| Value::undefined(format!("there is no {what} item"))))
+            };
+            match name {
+                "index" => count(state.index0.get() + 1),
+                "index0" => count(state.index0.get()),
+                "revindex" => count(state.length(vm)? - state.index0.get()),
+                "revindex0" => count(state.length(vm)? - state.index0.get() - 1),
+                "length" => count(state.length(vm)?),
+                "depth" => count(state.depth0 + 1),
+                "depth0" => count(state.depth0),
+                "first" => Some(Value::Bool(state.index0.get() == 0)),
+                "last" => Some(Value::Bool(state.peek(vm)?.is_none())),
+                "previtem" => or_undefined(state.before(), "previous"),
+                "nextitem" => or_undefined(state.peek(vm)?, "next"),
+                _ => method_of(value, &LOOP, name),
+            }
+        }
         Object::Cycler(items, at) => match name {
             "current" => items.items.get(at.get()).cloned(),
             "pos" => Some(Value::Int(at.get() as i128)),
             "items" => Some(Value::Tuple(Rc::clone(items))),
-            _ => method(value, name, &CYCLER),
+            _ => method_of(value, &CYCLER, name),
         },
         Object::Joiner(separator, used) => match name {
             "sep" => Some(separator.clone()),
@@ -191,35 +209,12 @@ fn object_attribute(vm: &Vm, value: &Value, object: &Object, name: &str) -> Res<
     })
 }
 
-/// An attribute of `loop`.
-fn loop_attribute(vm: &Vm, value: &Value, state: &Loop, name: &str) -> Res<Option<Value>> {
-    let count = |number: i64| Some(Value::Int(number.into()));
-    let or_undefined = |found: Option<Value>, what: &str| {
-        Some(found.unwrap_or_else(|| Value::undefined(format!("there is no {what} item"))))
-    };
-    Ok(match name {
-        "index" => count(state.index0.get() + 1),
-        "index0" => count(state.index0.get()),
-        "revindex" => count(state.length(vm)? - state.index0.get()),
-        "revindex0" => count(state.length(vm)? - state.index0.get() - 1),
-        "length" => count(state.length(vm)?),
-        "depth" => count(state.depth0 + 1),
-        "depth0" => count(state.depth0),
-        "first" => Some(Value::Bool(state.index0.get() == 0)),
-        "last" => Some(Value::Bool(state.peek(vm)?.is_none())),
-        "previtem" => or_undefined(state.before(), "previous"),
-        "nextitem" => or_undefined(state.peek(vm)?, "next"),
-        _ => method(value, name, &LOOP),
-    })
-}
-
 /// Calls a method.
 pub(super) fn call(vm: &Vm, value: &Value, name: &'static str, args: CallArgs) -> Res<Value> {
     vm.step()?;
     match value {
         Value::Str(text) => strings::call(vm, text, name, args),
-        Value::List(_) | Value::Tuple(_) => {
-            let Some(items) = elements(value) else { return Ok(Value::None) };
+        Value::List(items) | Value::Tuple(items) => {
             if name == "copy" {
                 args.only::<0>(name, 0)?;
                 vm.work(items.items.len() as u64 / 4)?;
@@ -321,12 +316,4 @@ pub(super) fn bounds(start: Option<Value>, stop: Option<Value>, len: usize) -> R
         }
     };
     Ok((place(start, 0)?, place(stop, len)?.min(len)))
-}
-
-/// The integer that a number method or a format takes.
-pub(super) fn int_of(value: &Value) -> Res<i128> {
-    match value {
-        Value::Float(number) => number::to_whole(*number).ok_or_else(number::too_large),
-        _ => value.as_int().ok_or_else(|| failed(format!("an integer is required, not {}", value.type_name()))),
-    }
 }

@@ -7,14 +7,17 @@
 //! Not a general template engine: there is no loader (`include`, `import`, `extends`), and no automatic escaping.
 
 mod ast;
+mod dict;
 mod error;
 mod filters;
 mod format;
 mod functions;
+mod heap;
 mod interp;
 mod iter;
 mod json;
 mod lexer;
+mod lists;
 mod methods;
 mod names;
 mod number;
@@ -22,6 +25,7 @@ mod object;
 mod ops;
 mod parser;
 mod printf;
+mod repr;
 mod scope;
 mod string;
 mod strings;

@@ -5,12 +5,14 @@ use std::mem;
 use std::rc::Rc;
 
 use super::ast::Var;
+use super::dict::Dict;
 use super::error::{Res, failed};
+use super::heap::{Charge, bury};
 use super::interp::Vm;
 use super::iter::Iter;
 use super::ops;
 use super::string::Str;
-use super::value::{Charge, Dict, Seq, Value, bury};
+use super::value::{Seq, Value};
 
 /// A value with an identity or a state.
 #[derive(Debug)]
@@ -50,10 +52,6 @@ impl Object {
     pub fn counted(self) -> Rc<Self> {
         Charge::begin(OBJECT_BYTES);
         Rc::new(self)
-    }
-
-    pub fn is_true(&self) -> bool {
-        self.len() != Some(0)
     }
 
     pub fn len(&self) -> Option<usize> {
@@ -213,10 +211,6 @@ pub(super) struct CallArgs {
 }
 
 impl CallArgs {
-    pub fn one(value: Value) -> Self {
-        Self::of(vec![value])
-    }
-
     pub fn of(positional: Vec<Value>) -> Self {
         Self { positional, ..Self::default() }
     }
@@ -264,13 +258,5 @@ impl CallArgs {
             return Err(failed(format!("{function}() takes no keyword arguments")));
         }
         self.bind(function, [function; N], required)
-    }
-}
-
-/// A list's or tuple's elements.
-pub(super) fn elements(value: &Value) -> Option<&Rc<Seq>> {
-    match value {
-        Value::List(items) | Value::Tuple(items) => Some(items),
-        _ => None,
     }
 }

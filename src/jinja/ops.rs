@@ -1,17 +1,15 @@
-//! Python's operators and its `repr`.
+//! Python's operators.
 
-use std::cell::Cell;
 use std::cmp::Ordering;
 use std::rc::Rc;
 
-use super::Origin;
 use super::ast::{Compare, Math};
+use super::dict::Dict;
 use super::error::{Res, failed, unsupported};
 use super::interp::Vm;
-use super::object::{Object, elements};
-use super::string::{Str, StrBuf};
-use super::value::{Dict, Range, Value, View};
-use super::{filters, number, printf, text};
+use super::string::Str;
+use super::value::{Range, Value, View};
+use super::{filters, number, printf};
 
 fn wrong_types(op: &str, a: &Value, b: &Value) -> super::TemplateError {
     failed(format!("unsupported operand type(s) for {op}: '{}' and '{}'", a.type_name(), b.type_name()))
@@ -27,12 +25,10 @@ pub(super) fn math(vm: &Vm, op: Math, a: &Value, b: &Value) -> Res<Value> {
     b.defined()?;
     match (op, a, b) {
         (Math::Add, Value::Str(a), Value::Str(b)) => return add_strings(vm, a, b).map(Value::Str),
-        (Math::Add, Value::List(_), Value::List(_)) | (Math::Add, Value::Tuple(_), Value::Tuple(_)) => {
-            let (Some(left), Some(right)) = (elements(a), elements(b)) else { return Err(wrong_types("+", a, b)) };
+        (Math::Add, Value::List(left), Value::List(right)) | (Math::Add, Value::Tuple(left), Value::Tuple(right)) => {
             vm.fits(left.items.len() + right.items.len())?;
             vm.work((left.items.len() + right.items.len()) as u64 / 2)?;
-            let items = [left.items.as_slice(), &right.items].concat();
-            return Ok(if matches!(a, Value::List(_)) { Value::list(items) } else { Value::tuple(items) });
+            return Ok(a.of_its_kind([left.items.as_slice(), &right.items].concat()));
         }
         (Math::Mul, Value::Str(_) | Value::List(_) | Value::Tuple(_), _) if b.as_int().is_some() => {
             return repeat(vm, a, b.as_int().unwrap_or(0));
@@ -40,7 +36,10 @@ pub(super) fn math(vm: &Vm, op: Math, a: &Value, b: &Value) -> Res<Value> {
         (Math::Mul, _, Value::Str(_) | Value::List(_) | Value::Tuple(_)) if a.as_int().is_some() => {
             return repeat(vm, b, a.as_int().unwrap_or(0));
         }
-        (Math::Sub, Value::View(..), _) => return Err(unsupported("the difference of dictionary views")),
+        (Math::Sub, Value::View(_, View::Keys | View::Items), _)
+        | (Math::Sub, _, Value::View(_, View::Keys | View::Items)) => {
+            return Err(unsupported("the difference of dictionary views"));
+        }
         _ => {}
     }
     if let (Some(a), Some(b)) = (a.as_int(), b.as_int()) {
@@ -105,7 +104,7 @@ pub(super) fn add_strings(vm: &Vm, a: &Str, b: &Str) -> Res<Str> {
 }
 
 fn repeat(vm: &Vm, value: &Value, times: i128) -> Res<Value> {
-    let times = usize::try_from(times.max(0)).unwrap_or(usize::MAX);
+    let times = filters::clamped(times);
     if let Value::Str(part) = value {
         vm.copying(part.text().len().saturating_mul(times))?;
         let mut text = vm.buf();
@@ -114,27 +113,20 @@ fn repeat(vm: &Vm, value: &Value, times: i128) -> Res<Value> {
         }
         return Ok(Value::Str(text.finish().with_safe(part.is_safe())));
     }
-    let Some(items) = elements(value) else { return Err(failed("can't multiply sequence")) };
+    let (Value::List(items) | Value::Tuple(items)) = value else { return Err(failed("can't multiply sequence")) };
     let len = items.items.len().saturating_mul(times);
     vm.fits(len)?;
     vm.work(len as u64 / 2)?;
     let repeated = std::iter::repeat_n(&items.items, if len == 0 { 0 } else { times }).flatten().cloned().collect();
-    Ok(if matches!(value, Value::List(_)) { Value::list(repeated) } else { Value::tuple(repeated) })
+    Ok(value.of_its_kind(repeated))
 }
 
-pub(super) fn negative(value: &Value) -> Res<Value> {
+/// `-value` and the like, by `name` for errors.
+pub(super) fn unary(value: &Value, name: &str, int: fn(i128) -> Option<i128>, float: fn(f64) -> f64) -> Res<Value> {
     match (value.defined()?.as_int(), value) {
-        (Some(number), _) => number.checked_neg().map(Value::Int).ok_or_else(number::too_large),
-        (None, Value::Float(number)) => Ok(Value::Float(-number)),
-        _ => Err(failed(format!("bad operand type for unary -: '{}'", value.type_name()))),
-    }
-}
-
-pub(super) fn positive(value: &Value) -> Res<Value> {
-    match (value.defined()?.as_int(), value) {
-        (Some(number), _) => Ok(Value::Int(number)),
-        (None, Value::Float(number)) => Ok(Value::Float(*number)),
-        _ => Err(failed(format!("bad operand type for unary +: '{}'", value.type_name()))),
+        (Some(number), _) => int(number).map(Value::Int).ok_or_else(number::too_large),
+        (None, Value::Float(number)) => Ok(Value::Float(float(*number))),
+        _ => Err(failed(format!("bad operand type for {name}: '{}'", value.type_name()))),
     }
 }
 
@@ -251,8 +243,7 @@ pub(super) fn order(vm: &Vm, op: &str, a: &Value, b: &Value) -> Res<Option<Order
             vm.copying(a.text().len().min(b.text().len()))?;
             Ok(Some(a.text().cmp(b.text())))
         }
-        (Value::List(_), Value::List(_)) | (Value::Tuple(_), Value::Tuple(_)) => {
-            let (Some(a), Some(b)) = (elements(a), elements(b)) else { return Ok(None) };
+        (Value::List(a), Value::List(b)) | (Value::Tuple(a), Value::Tuple(b)) => {
             let _deeper = vm.deeper()?;
             for (a, b) in a.items.iter().zip(&b.items) {
                 if !a.is_same(b) && !equal(vm, a, b)? {
@@ -322,14 +313,9 @@ pub(super) fn contains(vm: &Vm, haystack: &Value, needle: &Value) -> Res<bool> {
             dict.get(needle)?.is_some()
         }
         Value::Range(range) => range.contains(needle),
-        Value::Object(object) if !matches!(**object, Object::Loop(_)) => {
-            return Err(failed(format!("argument of type '{}' is not iterable", haystack.type_name())));
-        }
-        Value::None | Value::Bool(_) | Value::Int(_) | Value::Float(_) => {
-            return Err(failed(format!("argument of type '{}' is not iterable", haystack.type_name())));
-        }
         _ => {
-            let iter = vm.iterator(haystack)?;
+            let not_iterable = |_| failed(format!("argument of type '{}' is not iterable", haystack.type_name()));
+            let iter = vm.iterator(haystack).map_err(not_iterable)?;
             while let Some(item) = iter.next(vm)? {
                 if item.is_same(needle) || equal(vm, &item, needle)? {
                     return Ok(true);
@@ -398,8 +384,7 @@ pub(super) fn slice(vm: &Vm, value: &Value, bounds: &[Value; 3]) -> Res<Value> {
         }
         Value::List(items) | Value::Tuple(items) => {
             vm.work(1 + count.unsigned_abs() / 2)?;
-            let part = places.map(|place| items.items[place].clone()).collect();
-            if matches!(value, Value::List(_)) { Value::list(part) } else { Value::tuple(part) }
+            value.of_its_kind(places.map(|place| items.items[place].clone()).collect())
         }
         Value::Range(range) => {
             let at = |idx: i64| idx.checked_mul(range.step).and_then(|offset| range.start.checked_add(offset));
@@ -410,135 +395,4 @@ pub(super) fn slice(vm: &Vm, value: &Value, bounds: &[Value; 3]) -> Res<Value> {
         }
         _ => return Err(failed(format!("'{}' object is not subscriptable", value.type_name()))),
     })
-}
-
-/// Python's `repr`, into a text.
-pub(super) fn repr(vm: &Vm, value: &Value, out: &mut StrBuf) -> Res<()> {
-    vm.step()?;
-    let mut plain = |text: &str| out.push(text, Origin::Template);
-    match value {
-        Value::Undefined(_) => plain("Undefined"),
-        Value::None => plain("None"),
-        Value::Bool(value) => plain(if *value { "True" } else { "False" }),
-        Value::Int(value) => plain(&value.to_string()),
-        Value::Float(value) => plain(&number::float_repr(*value)),
-        Value::Str(text) => repr_str(vm, text, out),
-        Value::List(items) => repr_items(vm, &items.items, ["[", "]"], out),
-        Value::Tuple(items) => {
-            let end = if items.items.len() == 1 { ",)" } else { ")" };
-            repr_items(vm, &items.items, ["(", end], out)
-        }
-        Value::Dict(dict) => repr_dict(vm, dict, out),
-        Value::View(dict, view) => {
-            let side = |(key, value): &(Value, Value)| match view {
-                View::Keys => key.clone(),
-                View::Values => value.clone(),
-                View::Items => Value::tuple(vec![key.clone(), value.clone()]),
-            };
-            let items: Vec<_> = dict.entries.iter().map(side).collect();
-            plain(value.type_name())?;
-            repr_items(vm, &items, ["([", "])"], out)
-        }
-        Value::Range(range) => {
-            let (start, stop) = (range.start, range.stop);
-            plain(&match range.step {
-                1 => format!("range({start}, {stop})"),
-                step => format!("range({start}, {stop}, {step})"),
-            })
-        }
-        // Where it is in memory is anyone's guess in Python, too.
-        Value::Iter(iter) => plain(&format!("<{} at 0x7f0000000000>", iter.shown())),
-        Value::Object(object) => repr_object(vm, object, out),
-    }
-}
-
-fn repr_items(vm: &Vm, items: &[Value], brackets: [&str; 2], out: &mut StrBuf) -> Res<()> {
-    let _deeper = vm.deeper()?;
-    out.push(brackets[0], Origin::Template)?;
-    for (at, item) in items.iter().enumerate() {
-        if at > 0 {
-            out.push(", ", Origin::Template)?;
-        }
-        repr(vm, item, out)?;
-    }
-    out.push(brackets[1], Origin::Template)
-}
-
-fn repr_dict(vm: &Vm, dict: &Dict, out: &mut StrBuf) -> Res<()> {
-    let _deeper = vm.deeper()?;
-    out.push("{", Origin::Template)?;
-    for (at, (key, value)) in dict.entries.iter().enumerate() {
-        if at > 0 {
-            out.push(", ", Origin::Template)?;
-        }
-        repr(vm, key, out)?;
-        out.push(": ", Origin::Template)?;
-        repr(vm, value, out)?;
-    }
-    out.push("}", Origin::Template)
-}
-
-fn repr_object(vm: &Vm, object: &Rc<Object>, out: &mut StrBuf) -> Res<()> {
-    let text = match &**object {
-        Object::Namespace(attrs) => {
-            let this = Rc::as_ptr(object);
-            out.push("<Namespace ", Origin::Template)?;
-            if vm.printing.borrow().contains(&this) {
-                // Python has an abbreviation; a prompt with that in it is no prompt.
-                return Err(failed("a namespace that holds itself cannot be printed"));
-            }
-            vm.printing.borrow_mut().push(this);
-            let done = repr_dict(vm, &attrs.borrow(), out);
-            vm.printing.borrow_mut().pop();
-            done?;
-            ">".into()
-        }
-        Object::Macro(id, _) => match vm.program.macros[*id as usize].name {
-            Some(name) => format!("<Macro '{}'>", vm.strings[name as usize].text()),
-            None => "<Macro anonymous>".into(),
-        },
-        Object::Loop(state) => format!("<LoopContext {}/{}>", state.index0.get() + 1, state.length(vm)?),
-        Object::Method(value, name) => {
-            format!("<built-in method {name} of {} object at 0x7f0000000000>", value.type_name())
-        }
-        Object::Function("dict") => "<class 'dict'>".into(),
-        Object::Function("namespace") => "<class 'jinja2.utils.Namespace'>".into(),
-        Object::Function(name) => format!("<function {name} at 0x7f0000000000>"),
-        Object::Blocks => "<TemplateReference None>".into(),
-        Object::Cycler(..) | Object::Joiner(..) | Object::Block(_) => {
-            format!("<jinja2.{} object at 0x7f0000000000>", object.type_name())
-        }
-    };
-    out.push(&text, Origin::Template)
-}
-
-fn repr_str(vm: &Vm, text: &Str, out: &mut StrBuf) -> Res<()> {
-    vm.scanning(text.text().len() * 8)?;
-    let quote = if text.text().contains('\'') && !text.text().contains('"') { '"' } else { '\'' };
-    if text.is_safe() {
-        out.push("Markup(", Origin::Template)?;
-    }
-    out.push_char(quote, Origin::Template)?;
-    let plain = Cell::new(0);
-    let special = |c: char| c == quote || c == '\\' || !text::is_printable(c);
-    for (at, c) in text.text().char_indices().filter(|&(_, c)| special(c)) {
-        out.push_slice(text, plain.replace(at + c.len_utf8()), at)?;
-        let code = c as u32;
-        let escaped = match c {
-            '\n' => "\\n".into(),
-            '\r' => "\\r".into(),
-            '\t' => "\\t".into(),
-            '\\' | '\'' | '"' => format!("\\{c}"),
-            _ if code <= 0xFF => format!("\\x{code:02x}"),
-            _ if code <= 0xFFFF => format!("\\u{code:04x}"),
-            _ => format!("\\U{code:08x}"),
-        };
-        out.push(&escaped, text.origin_at(at))?;
-    }
-    out.push_slice(text, plain.get(), text.text().len())?;
-    out.push_char(quote, Origin::Template)?;
-    if text.is_safe() {
-        out.push(")", Origin::Template)?;
-    }
-    Ok(())
 }

@@ -192,7 +192,7 @@ impl Parser<'_> {
                 }
                 _ if ends.is_empty() => return Ok(body),
                 _ => {
-                    let wanted = ends.iter().map(|end| format!("`{end}`")).collect::<Vec<_>>().join(" or ");
+                    let wanted = alternatives(ends);
                     let open = self.tags.last().map(|(tag, line)| format!(" for the `{tag}` of line {line}"));
                     let open = open.unwrap_or_default();
                     return Err(syntax(format!("unexpected end of template, expected {wanted}{open}")).at(line));
@@ -278,7 +278,7 @@ impl Parser<'_> {
             "include" | "import" | "from" | "extends" => self.loader(tag)?,
             _ => {
                 self.tags.pop();
-                let wanted = ends.iter().map(|end| format!("`{end}`")).collect::<Vec<_>>().join(" or ");
+                let wanted = alternatives(ends);
                 let wanted = if wanted.is_empty() { wanted } else { format!(", expected {wanted}") };
                 return Err(syntax(format!("unknown tag `{tag}`{wanted}")).at(line));
             }
@@ -457,6 +457,11 @@ impl Parser<'_> {
 fn index(position: usize) -> u32 {
     // A template has at most as many statements as bytes.
     u32::try_from(position).unwrap_or(u32::MAX)
+}
+
+/// Tags for a message.
+fn alternatives(ends: &[&str]) -> String {
+    ends.iter().map(|end| format!("`{end}`")).collect::<Vec<_>>().join(" or ")
 }
 
 fn is_constant(name: &str) -> bool {

@@ -2,13 +2,13 @@
 
 use super::Origin;
 use super::error::{Res, failed, limit, unsupported};
-use super::filters::escaped;
+use super::filters::{clamped, escaped};
+use super::format::{self, Spec};
 use super::interp::Vm;
-use super::methods::int_of;
-use super::ops;
 use super::string::{Str, StrBuf};
 use super::strings::padded;
 use super::value::Value;
+use super::{number, repr};
 
 /// More decimal places than this are zeros in any float.
 const MAX_PLACES: usize = 1100;
@@ -32,19 +32,6 @@ impl Values<'_> {
     }
 }
 
-/// One `%...`.
-#[derive(Default)]
-#[allow(clippy::struct_excessive_bools, reason = "the flags of a directive")]
-struct Directive {
-    left: bool,
-    plus: bool,
-    space: bool,
-    alternate: bool,
-    zero: bool,
-    width: usize,
-    precision: Option<usize>,
-}
-
 /// `format % values`
 pub(super) fn format(vm: &Vm, format: &Str, values: &Value) -> Res<Str> {
     let single = std::slice::from_ref(values);
@@ -60,8 +47,9 @@ pub(super) fn format(vm: &Vm, format: &Str, values: &Value) -> Res<Str> {
         at = start + 1;
         vm.step()?;
         let value = if text[at..].starts_with('(') {
-            let (key, end) = name(text, at)?;
-            at = end;
+            let end = closing(text, at, '(', ')').ok_or_else(|| failed("incomplete format key"))?;
+            let key = &text[at + 1..end];
+            at = end + 1;
             by_name = true;
             let Value::Dict(dict) = values.all else { return Err(failed("format requires a mapping")) };
             match dict.get_str(key) {
@@ -71,8 +59,8 @@ pub(super) fn format(vm: &Vm, format: &Str, values: &Value) -> Res<Str> {
         } else {
             None
         };
-        let mut directive = Directive::default();
-        at = directive.read(text, at, &mut values)?;
+        let mut spec = Spec::default();
+        at = read(&mut spec, text, at, &mut values)?;
         let Some(kind) = text[at..].chars().next() else { return Err(failed("incomplete format")) };
         at += kind.len_utf8();
         if kind == '%' {
@@ -80,7 +68,7 @@ pub(super) fn format(vm: &Vm, format: &Str, values: &Value) -> Res<Str> {
             continue;
         }
         let value = value.map_or_else(|| values.take(), Ok)?;
-        directive.write(vm, kind, &value, format.is_safe(), &mut out)?;
+        write(vm, spec, kind, &value, format.is_safe(), &mut out)?;
     }
     out.push_slice(format, at, text.len())?;
     let has_items = matches!(values.all, Value::Dict(_) | Value::List(_) | Value::Undefined(_) | Value::Range(_));
@@ -90,20 +78,14 @@ pub(super) fn format(vm: &Vm, format: &Str, values: &Value) -> Res<Str> {
     Ok(out.finish().with_safe(format.is_safe()))
 }
 
-/// The name in `(name)`, in which parentheses nest, and where it ends.
-fn name(text: &str, start: usize) -> Res<(&str, usize)> {
+/// Where the bracket closes that opens at `start`; brackets nest.
+pub(super) fn closing(text: &str, start: usize, open: char, close: char) -> Option<usize> {
     let mut depth = 0;
-    for (at, c) in text[start..].char_indices() {
-        match c {
-            '(' => depth += 1,
-            ')' => depth -= 1,
-            _ => {}
-        }
-        if depth == 0 {
-            return Ok((&text[start + 1..start + at], start + at + 1));
-        }
-    }
-    Err(failed("incomplete format key"))
+    let mut ends = |c: char| {
+        depth += i32::from(c == open) - i32::from(c == close);
+        depth == 0
+    };
+    text[start..].char_indices().find(|&(_, c)| ends(c)).map(|(at, _)| start + at)
 }
 
 /// A number in a format, and where it ends.
@@ -116,66 +98,62 @@ pub(super) fn digits(text: &str, at: usize) -> Res<(Option<usize>, usize)> {
     Ok((Some(number), end))
 }
 
-impl Directive {
-    fn read(&mut self, text: &str, mut at: usize, values: &mut Values) -> Res<usize> {
-        let bytes = text.as_bytes();
-        loop {
-            match bytes.get(at) {
-                Some(b'-') => self.left = true,
-                Some(b'+') => self.plus = true,
-                Some(b' ') => self.space = true,
-                Some(b'#') => self.alternate = true,
-                Some(b'0') => self.zero = true,
-                _ => break,
-            }
-            at += 1;
+/// Reads what stands between `%` and the type; returns where the type is.
+fn read(spec: &mut Spec, text: &str, mut at: usize, values: &mut Values) -> Res<usize> {
+    let bytes = text.as_bytes();
+    loop {
+        match bytes.get(at) {
+            Some(b'-') => spec.align = Some('<'),
+            Some(b'+') => spec.sign = Some('+'),
+            Some(b' ') => _ = spec.sign.get_or_insert(' '),
+            Some(b'#') => spec.alternate = true,
+            Some(b'0') => spec.zero = true,
+            _ => break,
         }
-        let size = |number: i128| usize::try_from(number.max(0)).unwrap_or(usize::MAX);
+        at += 1;
+    }
+    if bytes.get(at) == Some(&b'*') {
+        let width = values.take_int()?;
+        if width < 0 {
+            spec.align = Some('<');
+        }
+        spec.width = clamped(width.saturating_abs());
+        at += 1;
+    } else {
+        let (width, end) = digits(text, at)?;
+        spec.width = width.unwrap_or(0);
+        at = end;
+    }
+    if bytes.get(at) == Some(&b'.') {
+        at += 1;
         if bytes.get(at) == Some(&b'*') {
-            let width = values.take_int()?;
-            self.left |= width < 0;
-            self.width = size(width.saturating_abs());
+            spec.precision = Some(clamped(values.take_int()?));
             at += 1;
         } else {
-            let (width, end) = digits(text, at)?;
-            self.width = width.unwrap_or(0);
+            let (precision, end) = digits(text, at)?;
+            spec.precision = Some(precision.unwrap_or(0));
             at = end;
         }
-        if bytes.get(at) == Some(&b'.') {
-            at += 1;
-            if bytes.get(at) == Some(&b'*') {
-                self.precision = Some(size(values.take_int()?));
-                at += 1;
-            } else {
-                let (precision, end) = digits(text, at)?;
-                self.precision = Some(precision.unwrap_or(0));
-                at = end;
-            }
-        }
-        while matches!(bytes.get(at), Some(b'l' | b'h' | b'L')) {
-            at += 1;
-        }
-        Ok(at)
     }
+    while matches!(bytes.get(at), Some(b'l' | b'h' | b'L')) {
+        at += 1;
+    }
+    Ok(at)
+}
 
-    fn write(&self, vm: &Vm, kind: char, value: &Value, safe: bool, out: &mut StrBuf) -> Res<()> {
-        let text = match kind {
-            's' | 'r' | 'a' => {
-                let text = if kind == 's' {
-                    vm.str(value)?
-                } else {
-                    let mut text = vm.buf();
-                    ops::repr(vm, value, &mut text)?;
-                    text.finish()
-                };
-                if kind == 'a' && !text.is_ascii() {
-                    return Err(unsupported("`%a` of what is not ASCII"));
-                }
-                let text = if safe { escaped(vm, &text)? } else { text };
-                let end = text.byte_at(self.precision.unwrap_or(usize::MAX));
-                text.slice(0, end)
+fn write(vm: &Vm, mut spec: Spec, kind: char, value: &Value, safe: bool, out: &mut StrBuf) -> Res<()> {
+    let written = match kind {
+        's' | 'r' | 'a' => {
+            let text = if kind == 's' { vm.str(value)? } else { repr::text(vm, value)? };
+            if kind == 'a' && !text.is_ascii() {
+                return Err(unsupported("`%a` of what is not ASCII"));
             }
-            'c' => match value {
+            let text = if safe { escaped(vm, &text)? } else { text };
+            let end = text.byte_at(spec.precision.unwrap_or(usize::MAX));
+            spec.aligned(vm, &text.slice(0, end), '>')?
+        }
+        'c' => {
+            let c = match value {
                 Value::Str(text) if text.len() == 1 => text.clone(),
                 Value::Str(_) => return Err(failed("%c requires int or char")),
                 _ => {
@@ -184,60 +162,35 @@ impl Directive {
                     let c = c.ok_or_else(|| failed("%c arg not in range(0x110000)"))?;
                     Str::plain(c.into(), Origin::Template)
                 }
-            },
-            'd' | 'i' | 'u' | 'x' | 'X' | 'o' => {
-                let whole = value.as_int().is_some();
-                if !(whole || matches!(value, Value::Float(_)) && matches!(kind, 'd' | 'i' | 'u')) {
-                    value.defined()?;
-                    let what = if matches!(kind, 'd' | 'i' | 'u') { "a real number" } else { "an integer" };
-                    return Err(failed(format!("%{kind} format: {what} is required, not {}", value.type_name())));
-                }
-                let number = int_of(value)?;
-                let (prefix, digits) = match kind {
-                    'x' => ("0x", format!("{:x}", number.unsigned_abs())),
-                    'X' => ("0X", format!("{:X}", number.unsigned_abs())),
-                    'o' => ("0o", format!("{:o}", number.unsigned_abs())),
-                    _ => ("", number.unsigned_abs().to_string()),
-                };
-                let digits = zeros(vm, &digits, self.precision.unwrap_or(0))?;
-                return self.number(vm, number < 0, if self.alternate { prefix } else { "" }, &digits, out);
-            }
-            'e' | 'E' | 'f' | 'F' | 'g' | 'G' => {
-                let number = value.defined()?.as_float();
-                let number = number.ok_or_else(|| failed(format!("must be real number, not {}", value.type_name())))?;
-                let digits = float(vm, number.abs(), kind, self.precision.unwrap_or(6), self.alternate)?;
-                return self.number(vm, number.is_sign_negative() && !number.is_nan(), "", &digits, out);
-            }
-            _ => return Err(failed(format!("unsupported format character '{kind}' (0x{:x})", kind as u32))),
-        };
-        let missing = self.width.saturating_sub(text.len());
-        let (left, right) = if self.left { (0, missing) } else { (missing, 0) };
-        out.push_str(&padded(vm, &text, left, right, (' ', Origin::Template))?)
-    }
-
-    fn number(&self, vm: &Vm, negative: bool, prefix: &str, digits: &str, out: &mut StrBuf) -> Res<()> {
-        let sign = match (negative, self.plus, self.space) {
-            (true, ..) => "-",
-            (_, true, _) => "+",
-            (_, _, true) => " ",
-            _ => "",
-        };
-        let missing = self.width.saturating_sub(sign.len() + prefix.len() + digits.len());
-        let plain = |text: &str| Str::plain(text.to_owned(), Origin::Template);
-        let zero_filled = self.zero && !self.left && digits.starts_with(|c: char| c.is_ascii_hexdigit());
-        if zero_filled {
-            out.push(sign, Origin::Template)?;
-            out.push(prefix, Origin::Template)?;
-            return out.push_str(&padded(vm, &plain(digits), missing, 0, ('0', Origin::Template))?);
+            };
+            spec.aligned(vm, &c, '>')?
         }
-        let text = plain(&format!("{sign}{prefix}{digits}"));
-        let (left, right) = if self.left { (0, missing) } else { (missing, 0) };
-        out.push_str(&padded(vm, &text, left, right, (' ', Origin::Template))?)
-    }
+        'd' | 'i' | 'u' | 'x' | 'X' | 'o' => {
+            let is_decimal = matches!(kind, 'd' | 'i' | 'u');
+            let number = match value.defined()? {
+                Value::Float(number) if is_decimal => number::to_whole(*number).ok_or_else(number::too_large)?,
+                _ => value.as_int().ok_or_else(|| {
+                    let what = if is_decimal { "a real number" } else { "an integer" };
+                    failed(format!("%{kind} format: {what} is required, not {}", value.type_name()))
+                })?,
+            };
+            spec.min_digits = spec.precision.take().unwrap_or(0);
+            spec.kind = Some(if is_decimal { 'd' } else { kind });
+            format::number(vm, &Value::Int(number), &spec.filled())?
+        }
+        'e' | 'E' | 'f' | 'F' | 'g' | 'G' => {
+            let number = value.defined()?.as_float();
+            let number = number.ok_or_else(|| failed(format!("must be real number, not {}", value.type_name())))?;
+            spec.kind = Some(kind);
+            format::number(vm, &Value::Float(number), &spec.filled())?
+        }
+        _ => return Err(failed(format!("unsupported format character '{kind}' (0x{:x})", kind as u32))),
+    };
+    out.push_str(&written)
 }
 
 /// Digits with zeros before them, up to a number of them.
-fn zeros(vm: &Vm, digits: &str, wanted: usize) -> Res<String> {
+pub(super) fn zeros(vm: &Vm, digits: &str, wanted: usize) -> Res<String> {
     let missing = wanted.saturating_sub(digits.len());
     if missing == 0 {
         return Ok(digits.to_owned());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Origin;
 use super::error::{Res, limit};
-use super::value::{Charge, note_copied};
+use super::heap::{Charge, note_copied};
 
 /// A string of which every character has an origin. Cheap to copy.
 #[derive(Debug, Clone)]
@@ -130,9 +130,14 @@ impl Str {
         Self::with(Text::Own(text), marks, self.0.safe)
     }
 
+    /// Where a slice of [`Str::text`] begins, in bytes.
+    pub fn place(&self, part: &str) -> usize {
+        part.as_ptr() as usize - self.text().as_ptr() as usize
+    }
+
     /// A part, by the place of a slice of [`Str::text`].
     pub fn part(&self, part: &str) -> Self {
-        let start = part.as_ptr() as usize - self.text().as_ptr() as usize;
+        let start = self.place(part);
         self.slice(start, start + part.len())
     }
 

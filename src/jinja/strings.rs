@@ -2,7 +2,7 @@
 
 use super::Origin;
 use super::error::{Res, failed, unsupported};
-use super::filters::{escaped, flag};
+use super::filters::{clamped, escaped, flag};
 use super::interp::Vm;
 use super::methods::bounds;
 use super::object::CallArgs;
@@ -29,6 +29,12 @@ fn size_arg(name: &str, value: Option<Value>, default: i128) -> Res<i128> {
         .ok_or_else(|| failed(format!("{name}(): '{}' object cannot be interpreted as an integer", value.type_name())))
 }
 
+/// How often at most; without end if it is not said, or negative.
+fn limit_arg(name: &str, value: Option<Value>) -> Res<usize> {
+    let limit = size_arg(name, value, -1)?;
+    Ok(if limit < 0 { usize::MAX } else { clamped(limit) })
+}
+
 /// Calls a method. Markup escapes what it takes and stays markup.
 pub(super) fn call(vm: &Vm, text: &Str, name: &'static str, mut args: CallArgs) -> Res<Value> {
     vm.scanning(text.text().len())?;
@@ -50,17 +56,16 @@ pub(super) fn call(vm: &Vm, text: &Str, name: &'static str, mut args: CallArgs) 
 fn str_result(vm: &Vm, text: &Str, name: &'static str, args: CallArgs) -> Res<Value> {
     let plain = text.text();
     match name {
-        "upper" => mapped(vm, text, name, args, |c, out| out.extend(c.to_uppercase())),
-        "casefold" => mapped(vm, text, name, args, |c, out| out.push_str(&text::fold(c))),
-        "swapcase" => mapped(vm, text, name, args, |c, out| {
-            if c.is_uppercase() {
-                out.extend(c.to_lowercase());
-            } else if c.is_lowercase() {
-                out.extend(c.to_uppercase());
-            } else {
-                out.push(c);
-            }
-        }),
+        "upper" => mapped(vm, text, name, args, |c, out| out.extend(c.to_uppercase())).map(Value::Str),
+        "casefold" => mapped(vm, text, name, args, |c, out| out.push_str(&text::fold(c))).map(Value::Str),
+        "swapcase" => {
+            let swap = |c: char, out: &mut String| match c {
+                _ if c.is_uppercase() => out.extend(c.to_lowercase()),
+                _ if c.is_lowercase() => out.extend(c.to_uppercase()),
+                _ => out.push(c),
+            };
+            mapped(vm, text, name, args, swap).map(Value::Str)
+        }
         "lower" => lower(vm, text, args).map(Value::Str),
         "capitalize" | "title" => titled(vm, text, name, args),
         "strip" | "lstrip" | "rstrip" => strip(vm, text, name, args),
@@ -79,16 +84,15 @@ fn str_result(vm: &Vm, text: &Str, name: &'static str, args: CallArgs) -> Res<Va
             }
             let from_left = name == "partition";
             let at = if from_left { plain.find(separator.text()) } else { plain.rfind(separator.text()) };
-            let empty = || Str::empty();
             let three = match at {
                 Some(at) => {
                     let end = at + separator.text().len();
                     [text.slice(0, at), separator, text.slice(end, plain.len())]
                 }
-                None if from_left => [text.clone(), empty(), empty()],
-                None => [empty(), empty(), text.clone()],
+                None if from_left => [text.clone(), Str::empty(), Str::empty()],
+                None => [Str::empty(), Str::empty(), text.clone()],
             };
-            Ok(Value::tuple(three.into_iter().map(Value::Str).collect()))
+            Ok(Value::tuple(three.map(|part| Value::Str(part.with_safe(text.is_safe()))).into()))
         }
         "replace" => replace(vm, text, args),
         "removeprefix" | "removesuffix" => {
@@ -183,7 +187,7 @@ fn classify(text: &str, name: &str) -> bool {
 }
 
 /// Every character replaced by others, which keep its origin.
-fn mapped(vm: &Vm, text: &Str, name: &str, args: CallArgs, change: fn(char, &mut String)) -> Res<Value> {
+fn mapped(vm: &Vm, text: &Str, name: &str, args: CallArgs, change: fn(char, &mut String)) -> Res<Str> {
     args.only::<0>(name, 0)?;
     let mut out = vm.buf();
     let mut changed = String::new();
@@ -193,28 +197,30 @@ fn mapped(vm: &Vm, text: &Str, name: &str, args: CallArgs, change: fn(char, &mut
         text.text()[start..end].chars().for_each(|c| change(c, &mut changed));
         out.push(&changed, origin)?;
     }
-    Ok(Value::Str(out.finish()))
+    Ok(out.finish())
 }
 
 /// Lower case; a sigma at the end of a word has a form of its own.
 fn lower(vm: &Vm, text: &Str, args: CallArgs) -> Res<Str> {
-    args.only::<0>("lower", 0)?;
     if !text.text().contains('\u{3A3}') {
-        return match mapped(vm, text, "lower", CallArgs::default(), |c, out| out.extend(c.to_lowercase()))? {
-            Value::Str(lower) => Ok(lower),
-            _ => Ok(text.clone()),
-        };
+        return mapped(vm, text, "lower", args, |c, out| out.extend(c.to_lowercase()));
     }
-    let whole = text.text().to_lowercase();
+    args.only::<0>("lower", 0)?;
     let mut out = vm.buf();
-    let mut rest = whole.as_str();
-    for (at, c) in text.text().char_indices() {
-        let len: usize = c.to_lowercase().map(char::len_utf8).sum();
-        let (part, after) = rest.split_at(len);
+    for (at, _, part) in lowered(text, &text.text().to_lowercase()) {
         out.push(part, text.origin_at(at))?;
-        rest = after;
     }
     Ok(out.finish())
+}
+
+/// The characters of a text with their places, and what each is in lower case, which is a part of `lower`.
+fn lowered<'t>(text: &'t Str, lower: &'t str) -> impl Iterator<Item = (usize, char, &'t str)> {
+    let mut rest = lower;
+    text.text().char_indices().map(move |(at, c)| {
+        let (part, after) = rest.split_at(c.to_lowercase().map(char::len_utf8).sum());
+        rest = after;
+        (at, c, part)
+    })
 }
 
 fn titled(vm: &Vm, text: &Str, name: &str, args: CallArgs) -> Res<Value> {
@@ -223,13 +229,8 @@ fn titled(vm: &Vm, text: &Str, name: &str, args: CallArgs) -> Res<Value> {
     vm.scanning(text.text().len() * 8)?;
     let mut out = vm.buf();
     let mut after_cased = false;
-    let words = name == "title";
-    let mut rest = lower.text();
-    for (at, c) in text.text().char_indices() {
-        let len: usize = c.to_lowercase().map(char::len_utf8).sum();
-        let (part, after) = rest.split_at(len);
-        rest = after;
-        let upper = if words { !after_cased } else { at == 0 };
+    for (at, c, part) in lowered(text, lower.text()) {
+        let upper = if name == "title" { !after_cased } else { at == 0 };
         let titled = text::title(c);
         out.push(if upper { &titled } else { part }, text.origin_at(at))?;
         after_cased = text::is_cased(c);
@@ -270,70 +271,41 @@ fn parts<'t>(vm: &Vm, text: &Str, parts: impl Iterator<Item = &'t str>) -> Res<V
 
 fn split(vm: &Vm, text: &Str, name: &str, args: CallArgs) -> Res<Value> {
     let [separator, limit] = args.bind(name, ["sep", "maxsplit"], 0)?;
-    let limit = size_arg(name, limit, -1)?;
-    let limit = if limit < 0 { usize::MAX } else { usize::try_from(limit).unwrap_or(usize::MAX) };
-    let most = limit.saturating_add(1);
+    let limit = limit_arg(name, limit)?;
     let from_left = name == "split";
+    let plain = text.text();
     let mut found: Vec<&str> = Vec::new();
-    match separator {
-        None | Some(Value::None) => {
-            let mut rest = text.text();
-            loop {
-                rest = if from_left {
-                    rest.trim_start_matches(text::is_space)
-                } else {
-                    rest.trim_end_matches(text::is_space)
-                };
-                if rest.is_empty() {
-                    break;
-                }
-                vm.step()?;
-                vm.fits(found.len() + 1)?;
-                let end = if found.len() >= limit {
-                    None
-                } else if from_left {
-                    rest.find(text::is_space)
-                } else {
-                    rest.char_indices().rev().find(|(_, c)| text::is_space(*c)).map(|(at, c)| at + c.len_utf8())
-                };
-                match end {
-                    Some(end) if from_left => {
-                        found.push(&rest[..end]);
-                        rest = &rest[end..];
-                    }
-                    Some(end) => {
-                        found.push(&rest[end..]);
-                        rest = &rest[..end];
-                    }
-                    None => {
-                        // The last one keeps the white space on its far side.
-                        found.push(rest);
-                        break;
-                    }
-                }
-            }
-            if found.len() <= limit {
-                // Without a limit reached, there is none left on that side.
-                if let Some(last) = found.last_mut() {
-                    *last = if from_left {
-                        last.trim_end_matches(text::is_space)
-                    } else {
-                        last.trim_start_matches(text::is_space)
-                    };
-                }
-            }
+    if let Some(separator) = separator.filter(|separator| !separator.is_none()) {
+        let separator = str_arg(name, Some(separator))?;
+        if separator.is_empty() {
+            return Err(failed("empty separator"));
         }
-        Some(separator) => {
-            let separator = str_arg(name, Some(separator))?;
-            if separator.is_empty() {
-                return Err(failed("empty separator"));
-            }
-            vm.fits(text.text().matches(separator.text()).count().min(most))?;
-            if from_left {
-                found.extend(text.text().splitn(most, separator.text()));
-            } else {
-                found.extend(text.text().rsplitn(most, separator.text()));
-            }
+        let most = limit.saturating_add(1);
+        vm.fits(plain.matches(separator.text()).count().min(most))?;
+        if from_left {
+            found.extend(plain.splitn(most, separator.text()));
+        } else {
+            found.extend(plain.rsplitn(most, separator.text()));
+        }
+    } else {
+        let words = plain.split(text::is_space).filter(|word| !word.is_empty());
+        let mut take = |word| {
+            vm.step()?;
+            vm.fits(found.len() + 1)?;
+            found.push(word);
+            Ok(())
+        };
+        // What is behind the limit is one part, and keeps the white space on its far side.
+        let rest = if from_left {
+            words.take(limit).try_for_each(&mut take)?;
+            let taken = found.last().map_or(0, |last| text.place(last) + last.len());
+            plain[taken..].trim_start_matches(text::is_space)
+        } else {
+            words.rev().take(limit).try_for_each(&mut take)?;
+            plain[..found.last().map_or(plain.len(), |last| text.place(last))].trim_end_matches(text::is_space)
+        };
+        if !rest.is_empty() {
+            found.push(rest);
         }
     }
     if !from_left {
@@ -345,8 +317,7 @@ fn split(vm: &Vm, text: &Str, name: &str, args: CallArgs) -> Res<Value> {
 fn replace(vm: &Vm, text: &Str, args: CallArgs) -> Res<Value> {
     let [old, new, count] = args.bind("replace", ["old", "new", "count"], 2)?;
     let (old, new) = (str_arg("replace", old)?, str_arg("replace", new)?);
-    let count = size_arg("replace", count, -1)?;
-    let count = if count < 0 { usize::MAX } else { usize::try_from(count).unwrap_or(usize::MAX) };
+    let count = limit_arg("replace", count)?;
     let mut out = vm.buf();
     let mut at = 0;
     let plain = text.text();
@@ -431,7 +402,7 @@ pub(super) fn padded(vm: &Vm, text: &Str, left: usize, right: usize, fill: (char
 
 fn pad(vm: &Vm, text: &Str, name: &str, args: CallArgs) -> Res<Value> {
     let [width, fill] = args.only::<2>(name, 1)?;
-    let width = usize::try_from(size_arg(name, width, 0)?.max(0)).unwrap_or(usize::MAX);
+    let width = clamped(size_arg(name, width, 0)?);
     let fill = match fill {
         Some(fill) if name != "zfill" => {
             let fill = str_arg(name, Some(fill))?;
@@ -470,7 +441,7 @@ fn pad(vm: &Vm, text: &Str, name: &str, args: CallArgs) -> Res<Value> {
 
 fn expand_tabs(vm: &Vm, text: &Str, args: CallArgs) -> Res<Value> {
     let [size] = args.bind("expandtabs", ["tabsize"], 0)?;
-    let size = usize::try_from(size_arg("expandtabs", size, 8)?.max(0)).unwrap_or(usize::MAX);
+    let size = clamped(size_arg("expandtabs", size, 8)?);
     let mut out = vm.buf();
     let mut column = 0;
     for (at, c) in text.text().char_indices() {

@@ -1,6 +1,10 @@
 //! Characters and texts as Python sees them.
 
-use super::unicode::{DIGITS, NOT_LETTERS, NUMERALS, ZEROS};
+use std::sync::LazyLock;
+
+use fancy_regex::Regex;
+
+use super::unicode::{DIGITS, NUMERALS, ZEROS};
 
 /// Number of characters.
 pub(super) fn count_chars(text: &str) -> usize {
@@ -42,8 +46,11 @@ pub(super) fn is_numeric(c: char) -> bool {
 }
 
 pub(super) fn is_alpha(c: char) -> bool {
-    let only_numeric = c.is_numeric() && !within(NUMERALS, c);
-    c.is_alphabetic() && (c.is_ascii() || !only_numeric && !within(NOT_LETTERS, c))
+    static LETTER: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\p{L}").ok());
+    if c.is_ascii() {
+        return c.is_ascii_alphabetic();
+    }
+    LETTER.as_ref().is_some_and(|letter| letter.is_match(c.encode_utf8(&mut [0; 4])).unwrap_or(false))
 }
 
 pub(super) fn is_alnum(c: char) -> bool {

@@ -3,26 +3,20 @@
 #![allow(clippy::needless_pass_by_value, reason = "all filters have one type")]
 
 use super::Origin;
+use super::ast::{Compare, Math};
 use super::error::{Res, failed};
-use super::filters::{clamped, count_of, escaped, is_true};
+use super::filters::{clamped, count_of, escaped, is_true, number_of};
 use super::interp::Vm;
 use super::object::CallArgs;
 use super::string::{Str, StrBuf};
+use super::strings::padded;
 use super::value::{Value, View};
-use super::{methods, number, ops, text};
+use super::{methods, ops, text};
 
 #[allow(clippy::cast_possible_truncation, reason = "below 1024")]
 pub(super) fn filesizeformat(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     let [binary] = args.bind("filesizeformat", ["binary"], 0)?;
-    let Some(bytes) = (match &value {
-        Value::Str(text) => {
-            vm.scanning(text.text().len() * 4)?;
-            number::parse_float(text.text())
-        }
-        _ => value.defined()?.as_float(),
-    }) else {
-        return Err(failed("could not convert the value to float"));
-    };
+    let bytes = number_of(vm, &value)?.ok_or_else(|| failed("could not convert the value to float"))?;
     vm.step()?;
     let binary = is_true(binary.as_ref());
     let base: f64 = if binary { 1024.0 } else { 1000.0 };
@@ -51,7 +45,7 @@ pub(super) fn indent(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     };
     let width = match width {
         Some(Value::Str(width)) => width,
-        Some(other) => spaces(vm, count_of(&other)?)?,
+        Some(other) => spaces(vm, clamped(count_of(&other)?))?,
         None => spaces(vm, 4)?,
     };
     let (first, blank) = (is_true(first.as_ref()), is_true(blank.as_ref()));
@@ -80,31 +74,17 @@ pub(super) fn indent(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     Ok(Value::Str(out.finish().with_safe(text.is_safe())))
 }
 
-fn spaces(vm: &Vm, count: i128) -> Res<Str> {
-    let mut out = vm.buf();
-    vm.copying(clamped(count))?;
-    for _ in 0..count.max(0) {
-        out.push(" ", Origin::Template)?;
-    }
-    Ok(out.finish())
+/// So many spaces.
+pub(super) fn spaces(vm: &Vm, count: usize) -> Res<Str> {
+    padded(vm, &Str::empty(), count, 0, (' ', Origin::Template))
 }
 
 pub(super) fn striptags(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     args.only::<0>("striptags", 0)?;
     let text = vm.str(&value)?.with_safe(false);
     vm.scanning(text.text().len() * 4)?;
-    let mut kept = vm.buf();
-    let mut at = 0;
     // Comments, then tags; what has no end stays.
-    let source = cut(vm, &text, "<!--", "-->")?;
-    let plain = source.text();
-    while let Some(start) = plain[at..].find('<').map(|start| at + start) {
-        let Some(end) = plain[start..].find('>').map(|end| start + end + 1) else { break };
-        kept.push_slice(&source, at, start)?;
-        at = end;
-    }
-    kept.push_slice(&source, at, plain.len())?;
-    let kept = kept.finish();
+    let kept = cut(vm, &cut(vm, &text, "<!--", "-->")?, "<", ">")?;
     let mut words = vm.buf();
     for (at, word) in kept.text().split(text::is_space).filter(|word| !word.is_empty()).enumerate() {
         if at > 0 {
@@ -155,24 +135,24 @@ pub(super) fn title(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
 
 pub(super) fn truncate(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     let [length, kill, end, leeway] = args.bind("truncate", ["length", "killwords", "end", "leeway"], 0)?;
-    let length = length.map_or(Ok(255), |length| count_of(&length))?;
-    let leeway = leeway.filter(|leeway| !leeway.is_none()).map_or(Ok(5), |leeway| count_of(&leeway))?;
+    let length = length.unwrap_or(Value::Int(255));
+    let leeway = leeway.filter(|leeway| !leeway.is_none()).unwrap_or(Value::Int(5));
     let end = end.map_or(Ok(Str::plain("...".into(), Origin::Template)), |end| vm.str(&end))?;
+    for (name, number, least) in [("length", &length, end.len()), ("leeway", &leeway, 0)] {
+        if !ops::compare(vm, Compare::Ge, number, &Value::Int(least as i128))? {
+            return Err(failed(format!("expected {name} >= {least}, got {}", vm.str(number)?.text())));
+        }
+    }
     let Some(len) = value.len() else {
         return Err(failed(format!("object of type '{}' has no len()", value.type_name())));
     };
-    if length < end.len() as i128 {
-        return Err(failed(format!("expected length >= {}, got {length}", end.len())));
-    }
-    if leeway < 0 {
-        return Err(failed(format!("expected leeway >= 0, got {leeway}")));
-    }
-    if len as i128 <= length.saturating_add(leeway) {
+    // A number that is not whole is one, as long as nothing is cut by it.
+    if ops::compare(vm, Compare::Le, &Value::Int(len as i128), &ops::math(vm, Math::Add, &length, &leeway)?)? {
         return Ok(value);
     }
     let Value::Str(text) = &value else { return Err(failed("can only truncate a string")) };
     vm.scanning(text.text().len())?;
-    let mut kept = text.byte_at(clamped(length - end.len() as i128));
+    let mut kept = text.byte_at(clamped(count_of(&length)? - end.len() as i128));
     if !is_true(kill.as_ref()) {
         kept = text.text()[..kept].rfind(' ').unwrap_or(kept);
     }

@@ -1,102 +1,15 @@
-//! Values of templates: Python's, immutable but for namespaces and iterators, their memory counted. Everything is freed
-//! without recursion, however deep.
+//! Values of templates: Python's, immutable but for namespaces and iterators.
 
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::mem;
 use std::rc::Rc;
 
 use super::Origin;
-use super::error::{Res, failed, limit};
+use super::dict::{Dict, MAX_KEY_PARTS};
+use super::error::{Res, failed};
+use super::heap::{Charge, bury};
 use super::iter::Iter;
 use super::object::Object;
 use super::string::Str;
-
-thread_local! {
-    static LIVE: Cell<usize> = const { Cell::new(0) };
-    static COPIED: Cell<usize> = const { Cell::new(0) };
-    static DYING: RefCell<Option<Vec<Vec<Value>>>> = const { RefCell::new(None) };
-}
-
-/// Bytes of all values of this thread that are alive.
-pub(super) fn live() -> usize {
-    LIVE.get()
-}
-
-/// Counts bytes of text that are written.
-pub(super) fn note_copied(bytes: usize) {
-    COPIED.set(COPIED.get() + bytes);
-}
-
-/// How often so many bytes of text have been written since the last time this was asked.
-pub(super) fn take_copied(unit: usize) -> usize {
-    let copied = COPIED.get();
-    if copied < unit {
-        return 0;
-    }
-    COPIED.set(copied % unit);
-    copied / unit
-}
-
-/// Memory that is counted as long as this lives.
-#[derive(Debug, Default)]
-pub(super) struct Charge(usize);
-
-impl Charge {
-    pub fn new(bytes: usize) -> Self {
-        LIVE.set(LIVE.get() + bytes);
-        Self(bytes)
-    }
-
-    fn grow(&mut self, bytes: usize) {
-        LIVE.set(LIVE.get() + bytes);
-        self.0 += bytes;
-    }
-
-    /// Counts bytes until [`Charge::end`].
-    pub fn begin(bytes: usize) {
-        LIVE.set(LIVE.get() + bytes);
-    }
-
-    pub fn end(bytes: usize) {
-        LIVE.set(LIVE.get().saturating_sub(bytes));
-    }
-
-    /// Counts at least this much, for what grows.
-    pub fn at_least(&mut self, bytes: usize) {
-        self.grow(bytes.saturating_sub(self.0));
-    }
-}
-
-impl Clone for Charge {
-    fn clone(&self) -> Self {
-        Self::new(self.0)
-    }
-}
-
-impl Drop for Charge {
-    fn drop(&mut self) {
-        LIVE.set(LIVE.get().saturating_sub(self.0));
-    }
-}
-
-/// Frees values one after the other: what they hold is put in a queue, not freed from inside.
-pub(super) fn bury(values: Vec<Value>) {
-    if !values.iter().any(Value::holds_values) {
-        return;
-    }
-    let first = DYING.with_borrow_mut(|queue| {
-        let first = queue.is_none();
-        queue.get_or_insert_default().push(values);
-        first
-    });
-    if first {
-        while let Some(next) = DYING.with_borrow_mut(|queue| queue.as_mut().and_then(Vec::pop)) {
-            drop(next);
-        }
-        DYING.set(None);
-    }
-}
 
 /// A value of a template.
 #[derive(Debug, Clone)]
@@ -150,6 +63,16 @@ pub(super) enum View {
     Items,
 }
 
+impl View {
+    pub fn of(self, (key, value): &(Value, Value)) -> Value {
+        match self {
+            Self::Keys => key.clone(),
+            Self::Values => value.clone(),
+            Self::Items => Value::tuple(vec![key.clone(), value.clone()]),
+        }
+    }
+}
+
 /// Python's `range`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Range {
@@ -189,6 +112,11 @@ impl Value {
         Self::Tuple(Rc::new(Seq::new(items, false)))
     }
 
+    /// A list, or a tuple if this is one.
+    pub fn of_its_kind(&self, items: Vec<Self>) -> Self {
+        if let Self::Tuple(_) = self { Self::tuple(items) } else { Self::list(items) }
+    }
+
     pub fn object(object: Object) -> Self {
         Self::Object(object.counted())
     }
@@ -198,17 +126,9 @@ impl Value {
         Self::Str(Str::plain(text.into(), Origin::Template))
     }
 
-    fn holds_values(&self) -> bool {
-        !matches!(
-            self,
-            Self::Undefined(_)
-                | Self::None
-                | Self::Bool(_)
-                | Self::Int(_)
-                | Self::Float(_)
-                | Self::Str(_)
-                | Self::Range(_)
-        )
+    pub fn holds_values(&self) -> bool {
+        use Value::{Dict, Iter, List, Object, Tuple, View};
+        matches!(self, List(_) | Tuple(_) | Dict(_) | View(..) | Iter(_) | Object(_))
     }
 
     pub fn is_undefined(&self) -> bool {
@@ -226,7 +146,6 @@ impl Value {
             Self::Bool(value) => *value,
             Self::Int(value) => *value != 0,
             Self::Float(value) => *value != 0.0,
-            Self::Object(object) => object.is_true(),
             _ => self.len() != Some(0),
         }
     }
@@ -297,10 +216,8 @@ impl Value {
     /// A whole number, be it an integer, a truth value or a float.
     pub fn as_whole(&self) -> Option<i128> {
         match *self {
-            Self::Int(value) => Some(value),
-            Self::Bool(value) => Some(value.into()),
             Self::Float(value) => super::number::to_whole(value).filter(|_| value.fract() == 0.0),
-            _ => None,
+            _ => self.as_int(),
         }
     }
 
@@ -324,17 +241,6 @@ impl Value {
     pub fn as_str(&self) -> Option<&Str> {
         match self {
             Self::Str(text) => Some(text),
-            _ => None,
-        }
-    }
-
-    /// The attributes of a namespace.
-    pub fn as_namespace(&self) -> Option<&RefCell<Dict>> {
-        match self {
-            Self::Object(object) => match &**object {
-                Object::Namespace(attrs) => Some(attrs),
-                _ => None,
-            },
             _ => None,
         }
     }
@@ -384,144 +290,5 @@ impl Seq {
 impl Drop for Seq {
     fn drop(&mut self) {
         bury(mem::take(&mut self.items));
-    }
-}
-
-/// What a dictionary finds its entries by: equal for equal values.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Key {
-    None,
-    Undefined,
-    Int(i128),
-    Float(u64),
-    Str(Str),
-    Range(i64, i64, i64),
-    Tuple(Vec<Key>),
-    Object(*const Object),
-}
-
-/// How many values a key may consist of.
-const MAX_KEY_PARTS: usize = 1000;
-
-impl Key {
-    fn of(value: &Value) -> Res<Self> {
-        Self::counted(value).map(|(key, _)| key)
-    }
-
-    /// A key, and how many values it consists of.
-    fn counted(value: &Value) -> Res<(Self, usize)> {
-        let mut left = MAX_KEY_PARTS;
-        let key = Self::new(value, 64, &mut left)?;
-        Ok((key, MAX_KEY_PARTS - left))
-    }
-
-    fn new(value: &Value, depth: usize, left: &mut usize) -> Res<Self> {
-        if depth == 0 || *left == 0 {
-            return Err(limit("a key of a dictionary is nested too deeply, or has too many parts"));
-        }
-        *left -= 1;
-        Ok(match value {
-            Value::None => Self::None,
-            Value::Undefined(_) => Self::Undefined,
-            Value::Str(text) => Self::Str(text.clone()),
-            Value::Float(number) if value.as_whole().is_none() => Self::Float(number.to_bits()),
-            Value::Bool(_) | Value::Int(_) | Value::Float(_) => Self::Int(value.as_whole().unwrap_or_default()),
-            Value::Tuple(items) => {
-                Self::Tuple(items.items.iter().map(|item| Self::new(item, depth - 1, left)).collect::<Res<_>>()?)
-            }
-            Value::Range(range) => Self::Range(range.start, range.step, range.len),
-            Value::Object(object) => Self::Object(Rc::as_ptr(object)),
-            Value::List(_) | Value::Dict(_) | Value::View(..) | Value::Iter(_) => {
-                return Err(failed(format!("unhashable type: '{}'", value.type_name())));
-            }
-        })
-    }
-}
-
-/// How many entries are searched one by one.
-const UNINDEXED: usize = 8;
-
-/// Python's dictionary: in the order of insertion.
-#[derive(Debug)]
-pub(super) struct Dict {
-    pub entries: Vec<(Value, Value)>,
-    index: HashMap<Key, usize>,
-    charge: Charge,
-}
-
-impl Default for Dict {
-    fn default() -> Self {
-        Self { entries: Vec::new(), index: HashMap::new(), charge: Charge::new(160) }
-    }
-}
-
-impl Dict {
-    fn position(&self, key: &Value) -> Res<Option<usize>> {
-        if let Value::Str(text) = key
-            && self.entries.len() <= UNINDEXED
-        {
-            return Ok(self.entries.iter().position(|(k, _)| k.as_str() == Some(text)));
-        }
-        let key = Key::of(key)?;
-        if self.entries.len() > UNINDEXED {
-            return Ok(self.index.get(&key).copied());
-        }
-        Ok(self.entries.iter().position(|(k, _)| Key::of(k).is_ok_and(|k| k == key)))
-    }
-
-    /// # Errors
-    /// If the key cannot be one.
-    pub fn get(&self, key: &Value) -> Res<Option<&Value>> {
-        Ok(self.position(key)?.map(|at| &self.entries[at].1))
-    }
-
-    pub fn get_str(&self, key: &str) -> Option<&Value> {
-        if self.entries.len() <= UNINDEXED {
-            let same = |k: &Value| k.as_str().is_some_and(|k| k.text() == key);
-            return self.entries.iter().find(|(k, _)| same(k)).map(|(_, value)| value);
-        }
-        self.get(&Value::text(key)).ok().flatten()
-    }
-
-    /// # Errors
-    /// If the key cannot be one.
-    pub fn insert(&mut self, key: Value, value: Value) -> Res<()> {
-        self.replace(key, value).map(drop)
-    }
-
-    /// Inserts and returns what was there. An equal key stays as it was first written, as in Python.
-    ///
-    /// # Errors
-    /// If the key cannot be one.
-    pub fn replace(&mut self, key: Value, value: Value) -> Res<Option<Value>> {
-        if let Some(at) = self.position(&key)? {
-            return Ok(Some(mem::replace(&mut self.entries[at].1, value)));
-        }
-        let at = self.entries.len();
-        if at == UNINDEXED {
-            for (at, (key, _)) in self.entries.iter().enumerate() {
-                self.index.insert(Key::of(key)?, at);
-            }
-        }
-        let (found, parts) = Key::counted(&key)?;
-        if at >= UNINDEXED {
-            self.index.insert(found, at);
-        }
-        self.charge.grow(if at >= UNINDEXED { 112 + 48 * parts } else { 64 });
-        self.entries.push((key, value));
-        Ok(None)
-    }
-
-    pub fn take_entries(&mut self) -> Vec<Value> {
-        self.index.clear();
-        mem::take(&mut self.entries).into_iter().flat_map(|(key, value)| [key, value]).collect()
-    }
-}
-
-impl Drop for Dict {
-    fn drop(&mut self) {
-        if self.entries.iter().any(|(key, value)| key.holds_values() || value.holds_values()) {
-            bury(self.take_entries());
-        }
     }
 }

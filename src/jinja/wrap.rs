@@ -1,7 +1,12 @@
 //! The filter `wordwrap`: Python's `textwrap`.
 
+use std::collections::VecDeque;
+use std::sync::LazyLock;
+
+use fancy_regex::{Regex, RegexBuilder};
+
 use super::Origin;
-use super::error::{Res, failed};
+use super::error::{Res, failed, limit, unsupported};
 use super::interp::Vm;
 use super::object::CallArgs;
 use super::string::{Str, StrBuf};
@@ -15,6 +20,10 @@ pub(super) fn wordwrap(vm: &Vm, value: Value, args: CallArgs) -> Res<Value> {
     let Value::Str(text) = value.defined()? else {
         return Err(failed(format!("'{}' object has no attribute 'splitlines'", value.type_name())));
     };
+    // Nothing is wrapped, and no width looked at.
+    if text.is_empty() {
+        return Ok(Value::text(""));
+    }
     let width = width.map_or(Some(79), |width| width.as_whole()).ok_or_else(|| failed("width must be a number"))?;
     if width <= 0 {
         return Err(failed(format!("invalid width {width} (must be > 0)")));
@@ -42,60 +51,37 @@ fn is_blank(c: char) -> bool {
     matches!(c, '\t' | '\n' | '\x0B' | '\x0C' | '\r' | ' ')
 }
 
-/// Words and white space, words cut after hyphens that stand between letters.
-fn chunks(chars: &[char], hyphens: bool) -> Vec<(usize, usize)> {
-    let letter = |at: Option<usize>| {
-        at.and_then(|at| chars.get(at)).is_some_and(|&c| text::is_word(c) && !text::is_numeric(c) && c != '_')
-    };
-    let word = |at: usize| chars.get(at).is_some_and(|&c| text::is_word(c));
-    let punct = |at: Option<usize>| {
-        at.and_then(|at| chars.get(at)).is_some_and(|&c| text::is_word(c) || "!\"'&.,?".contains(c))
-    };
-    let dashes = |at: usize| chars[at..].iter().take_while(|&&c| c == '-').count();
-    let is_em_dash = |at: usize| {
-        let count = dashes(at);
-        at > 0 && punct(Some(at - 1)) && count >= 2 && word(at + count)
-    };
-    let mut found = Vec::new();
-    let mut start = 0;
-    while start < chars.len() {
-        let mut end = start;
-        if is_blank(chars[start]) {
-            while end < chars.len() && is_blank(chars[end]) {
-                end += 1;
-            }
-        } else if hyphens && is_em_dash(start) {
-            end += dashes(start);
-        } else {
-            end += 1;
-            while end < chars.len() && !is_blank(chars[end]) {
-                if hyphens {
-                    let two_letters = letter(end.checked_sub(2)) && letter(end.checked_sub(1)) && end >= start + 2;
-                    let after_hyphen =
-                        letter(end.checked_sub(3)) && end >= 2 && chars[end - 2] == '-' && punct(end.checked_sub(1));
-                    let next = letter(Some(end + 1))
-                        && (letter(Some(end + 2)) || chars.get(end + 2) == Some(&'-') && letter(Some(end + 3)));
-                    if chars[end] == '-' && (two_letters || after_hyphen) && next {
-                        end += 1;
-                        break;
-                    }
-                    if is_em_dash(end) {
-                        break;
-                    }
-                }
-                end += 1;
-            }
-        }
-        found.push((start, end));
-        start = end;
+/// Words and white space, words cut after hyphens between letters: `TextWrapper.wordsep_re` of Python's `textwrap`, or
+/// its `wordsep_simple_re`, with the classes of Python's characters.
+fn chunks(vm: &Vm, line: &str, hyphens: bool) -> Res<VecDeque<(usize, usize)>> {
+    static WORDS: LazyLock<[Option<Regex>; 2]> = LazyLock::new(|| {
+        let simple = r"[\t-\r ]+|[^\t-\r ]+";
+        let whole = concat!(
+            r#"[\t-\r ]+|(?<=[\p{L}\p{N}_!"'&.,?])-{2,}(?=[\p{L}\p{N}_])|"#,
+            r#"[^\t-\r ]+?(?:-(?:(?<=[\p{L}\p{Nl}\p{No}_]{2}-)|(?<=[\p{L}\p{Nl}\p{No}_]-[\p{L}\p{N}_!"'&.,?]-))"#,
+            r"(?=[\p{L}\p{Nl}\p{No}_]-?[\p{L}\p{Nl}\p{No}_])",
+            r#"|(?=[\t-\r ]|\z)|(?<=[\p{L}\p{N}_!"'&.,?])(?=-{2,}[\p{L}\p{N}_]))"#,
+        );
+        [simple, whole].map(|pattern| RegexBuilder::new(pattern).backtrack_limit(usize::MAX).build().ok())
+    });
+    let regex = WORDS[usize::from(hyphens)].as_ref().ok_or_else(|| unsupported("the filter `wordwrap`"))?;
+    let mut found = VecDeque::new();
+    let (mut at, mut chars) = (0, 0);
+    for word in regex.find_iter(line) {
+        let word = word.map_err(|error| limit(format!("a line cannot be wrapped: {error}")))?;
+        vm.step()?;
+        let start = chars;
+        chars += text::count_chars(&line[at..word.end()]);
+        at = word.end();
+        found.push_back((start, chars));
     }
-    found
+    Ok(found)
 }
 
 fn wrap(vm: &Vm, line: &Str, width: usize, break_long: bool, hyphens: bool, with: &Str, out: &mut StrBuf) -> Res<()> {
     vm.fits(line.len())?;
     let chars: Vec<char> = line.text().chars().collect();
-    let mut chunks: std::collections::VecDeque<_> = chunks(&chars, hyphens).into();
+    let mut chunks = chunks(vm, line.text(), hyphens)?;
     let blank = |&(start, end): &(usize, usize)| chars[start..end].iter().all(|&c| is_blank(c));
     let mut first = true;
     while !chunks.is_empty() {
@@ -125,10 +111,9 @@ fn wrap(vm: &Vm, line: &Str, width: usize, break_long: bool, hyphens: bool, with
                         cut = start + hyphen + 1;
                     }
                 }
-                if cut > start {
-                    taken.push((start, cut));
-                    chunks[0].0 = cut;
-                }
+                // Where no room is left, nothing is put there: the white space before it is not the last any more.
+                taken.push((start, cut));
+                chunks[0].0 = cut;
             } else if taken.is_empty() {
                 taken.extend(chunks.pop_front());
             }

@@ -6,7 +6,7 @@
 //! drop what it likes. Such bytes do not count; where that cannot be told byte by byte, tokens are taken to be very long,
 //! and a mebibyte is for nothing.
 
-use super::byte_level::spelling;
+use super::spelling::spelling;
 use super::vocab::{Kind, Vocab};
 
 /// How much longer than its spelling a token's text is taken to be where it can be of any length, and the text is longer

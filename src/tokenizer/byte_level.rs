@@ -2,8 +2,7 @@
 //!
 //! Special tokens are not handled here; the caller finds them in the text first. How text is cut into words: `pre.rs`.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::LazyLock;
+use std::collections::HashSet;
 
 use tokenizers::models::bpe::{BPE, Vocab as BpeVocab};
 use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString};
@@ -147,55 +146,4 @@ fn checked_merges(vocab: &Vocab, merges: &[String]) -> Result<Vec<(String, Strin
         }
     }
     Ok(pairs)
-}
-
-/// The character that spells a byte in a byte-level vocabulary: itself if it is visible Latin-1, else U+0100 onwards.
-fn byte_char(byte: u8) -> char {
-    let visible = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    if visible(byte) {
-        return char::from(byte);
-    }
-    let hidden_before = (0..byte).filter(|&b| !visible(b)).count();
-    u32::try_from(0x100 + hidden_before).ok().and_then(char::from_u32).unwrap_or(char::REPLACEMENT_CHARACTER)
-}
-
-/// The byte-level spelling of bytes.
-pub(super) fn spelling(bytes: &[u8]) -> String {
-    static CHAR_OF: LazyLock<[char; 256]> = LazyLock::new(|| {
-        let mut chars = ['\0'; 256];
-        for byte in 0..=u8::MAX {
-            chars[usize::from(byte)] = byte_char(byte);
-        }
-        chars
-    });
-    bytes.iter().map(|&byte| CHAR_OF[usize::from(byte)]).collect()
-}
-
-/// The bytes that a byte-level spelling stands for. Characters outside the alphabet stand for themselves.
-pub(super) fn spelt_bytes(text: &str) -> impl Iterator<Item = u8> {
-    static BYTE_OF: LazyLock<HashMap<char, u8>> = LazyLock::new(|| (0..=u8::MAX).map(|b| (byte_char(b), b)).collect());
-    text.chars().flat_map(|c| {
-        let mut utf8 = [0; 4];
-        let len = match BYTE_OF.get(&c) {
-            Some(&byte) => {
-                utf8[0] = byte;
-                1
-            }
-            None => c.encode_utf8(&mut utf8).len(),
-        };
-        utf8.into_iter().take(len)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_byte_has_its_own_character() {
-        let chars: HashSet<char> = (0..=u8::MAX).map(byte_char).collect();
-        assert_eq!(chars.len(), 256);
-        assert_eq!((byte_char(b' '), byte_char(b'\n'), byte_char(b'a'), byte_char(0xAD)), ('Ġ', 'Ċ', 'a', 'Ń'));
-        assert_eq!(spelt_bytes("Ġæ日").collect::<Vec<_>>(), [b' ', 0xE6, 0xE6, 0x97, 0xA5]);
-    }
 }

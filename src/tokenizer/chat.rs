@@ -64,17 +64,11 @@ impl Tokenizer {
     /// is none, or uses what this program lacks.
     pub fn chat<'t>(&'t self, context: &'t ChatContext) -> Result<Chat<'t>> {
         let built_in = || self.built_in().map(|format| ChatTemplate::new(self.vocab.path(), format.template));
-        let template = match self.templates.choose(context.tools.is_some())? {
-            Some(template) => template.parse()?,
-            None => match built_in() {
-                Some(template) => template.parse()?,
-                None => {
-                    return Err(Error::input(format!("`{}` has no chat template", self.vocab.path().display()))
-                        .with_hint("give the text as a raw prompt, or use an instruction-tuned model"));
-                }
-            },
-        };
-        Ok(Chat { tokenizer: self, context, template })
+        let template = self.templates.choose(context.tools.is_some())?.cloned().or_else(built_in).ok_or_else(|| {
+            Error::input(format!("`{}` has no chat template", self.vocab.path().display()))
+                .with_hint("give the text as a raw prompt, or use an instruction-tuned model")
+        })?;
+        Ok(Chat { tokenizer: self, context, template: template.parse()? })
     }
 
     /// As [`Chat::render`], of messages alone.

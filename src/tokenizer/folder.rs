@@ -40,7 +40,7 @@ impl Tokenizer {
         let settings = Settings::read(folder, ids.num_embeddings)?;
         let json = folder.join("tokenizer.json");
         let model = folder.join("tokenizer.model");
-        let mut loaded = if json.exists() {
+        let loaded = if json.exists() {
             from_json(&json, &settings)?
         } else if model.exists() {
             let bytes = read_bounded(&model)?;
@@ -92,22 +92,21 @@ impl Tokenizer {
             ("eos_token", spelt(eos_id)),
             ("unk_token", spelt(unk_id)),
         ]);
-        loaded.eos_ids.extend(eos_id);
-        loaded.eos_ids.extend(ids.eos_ids);
+        let mut eos_ids: Vec<u32> = eos_id.into_iter().chain(ids.eos_ids).collect();
         // Pieces of ordinary text end nothing, whatever they spell.
         let may_end = |kind| matches!(kind, Kind::Control | Kind::Unknown | Kind::UserDefined);
         let tokens = loaded.vocab.iter().filter(|(.., kind)| may_end(*kind));
         let known = Known::find(tokens.map(|(id, text, _)| (id, text)));
         // What the folder names ends a text whatever else there is.
-        loaded.eos_ids.extend(known.ends([]));
-        loaded.eos_ids.sort_unstable();
-        loaded.eos_ids.dedup();
+        eos_ids.extend(known.ends([]));
+        eos_ids.sort_unstable();
+        eos_ids.dedup();
         Ok(Self::assemble(Parts {
             vocab: loaded.vocab,
             model: loaded.model,
             strips_space: loaded.strips_space,
             bos_id,
-            eos_ids: loaded.eos_ids,
+            eos_ids,
             leading_bos: leading,
             templates: settings.templates,
             named_tokens,
@@ -123,7 +122,6 @@ struct Loaded {
     strips_space: bool,
     bos_id: Option<u32>,
     eos_id: Option<u32>,
-    eos_ids: Vec<u32>,
     /// What the file itself puts before a prompt.
     leading: Option<u32>,
     /// Whether prompts begin with BOS if no file says otherwise.
@@ -138,7 +136,6 @@ fn from_json(path: &Path, settings: &Settings) -> Result<Loaded> {
         strips_space: file.strips_space,
         bos_id: None,
         eos_id: None,
-        eos_ids: Vec::new(),
         leading: file.leading,
         bos_by_default: false,
     })
@@ -163,7 +160,6 @@ fn from_sentencepiece(bytes: &[u8], path: &Path, settings: &Settings) -> Result<
         strips_space: prefix != Prefix::Never,
         bos_id: gguf.bos_id,
         eos_id: gguf.eos_id,
-        eos_ids: Vec::new(),
         leading: None,
         bos_by_default: true,
     })
@@ -175,14 +171,5 @@ fn from_tiktoken(bytes: &[u8], path: &Path, settings: &Settings) -> Result<Loade
     let (bos_id, eos_id) = (draft.id(tiktoken::BEGIN_OF_TEXT), draft.id(tiktoken::END_OF_TEXT));
     let vocab = Vocab::new(draft)?;
     let model = Model::ByteLevel(Box::new(ByteLevel::by_rank(&vocab)?));
-    Ok(Loaded {
-        vocab,
-        model,
-        strips_space: false,
-        bos_id,
-        eos_id,
-        eos_ids: Vec::new(),
-        leading: None,
-        bos_by_default: true,
-    })
+    Ok(Loaded { vocab, model, strips_space: false, bos_id, eos_id, leading: None, bos_by_default: true })
 }

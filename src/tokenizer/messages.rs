@@ -20,16 +20,9 @@ const INSTEAD_OF_CONTENT: [&str; 7] =
 const RESERVED: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
 
 /// Top-level keys that say nothing of what is asked, so that leaving them unread changes nothing.
+#[rustfmt::skip]
 const HARMLESS: [&str; 10] = [
-    "model",
-    "custom_id",
-    "id",
-    "user",
-    "metadata",
-    "store",
-    "stream",
-    "stream_options",
-    "service_tier",
+    "model", "custom_id", "id", "user", "metadata", "store", "stream", "stream_options", "service_tier",
     "safety_identifier",
 ];
 

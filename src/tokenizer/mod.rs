@@ -22,6 +22,7 @@ mod pre;
 mod sentencepiece;
 mod settings;
 mod special;
+mod spelling;
 mod spm;
 mod stream;
 mod template;

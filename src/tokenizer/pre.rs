@@ -42,55 +42,27 @@ pub(super) struct Named {
 }
 
 /// Names with the same rule and the same two flags of [`Named`], in its order.
+#[rustfmt::skip]
 const PRE_TOKENIZERS: &[(&[&str], Pre, bool, bool)] = &[
     (&["default"], Pre::Default, false, false),
-    (
-        &[
-            "gpt-2",
-            "gpt2",
-            "phi-2",
-            "jina-es",
-            "jina-de",
-            "jina-v1-en",
-            "jina-v2-es",
-            "jina-v2-de",
-            "jina-v2-code",
-            "roberta-bpe",
-            "gigachat",
-            "a.x-4.0",
-            "mellum",
-            "modern-bert",
-            "exaone4",
-            "mpt",
-            "olmo",
-            "jais",
-            "trillion",
-            "granite-docling",
-        ],
-        Pre::Gpt2,
-        false,
-        false,
-    ),
-    (
-        &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"],
-        Pre::Digits,
-        false,
-        false,
-    ),
-    (
-        &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"],
-        Pre::Llama3,
-        true,
-        true,
-    ),
+    (&[
+        "gpt-2", "gpt2", "phi-2", "jina-es", "jina-de", "jina-v1-en", "jina-v2-es", "jina-v2-de",
+        "jina-v2-code", "roberta-bpe", "gigachat", "a.x-4.0", "mellum", "modern-bert", "exaone4", "mpt", "olmo",
+        "jais", "trillion", "granite-docling",
+    ], Pre::Gpt2, false, false),
+    (&[
+        "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2",
+    ], Pre::Digits, false, false),
+    (&[
+        "llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
+        "jina-v5-nano",
+    ], Pre::Llama3, true, true),
     (&["glm4", "glm5"], Pre::Llama3, true, false),
     (&["dbrx", "smaug-bpe", "chatglm-bpe"], Pre::Llama3, false, false),
-    (
-        &["qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2"],
-        Pre::Qwen2,
-        false,
-        false,
-    ),
+    (&[
+        "qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan", "solar-open",
+        "grok-2",
+    ], Pre::Qwen2, false, false),
     (&["tekken"], Pre::Tekken, true, true),
     (&["deepseek-llm"], Pre::DeepSeekLlm, false, false),
     (&["deepseek-coder"], Pre::DeepSeekCoder, false, false),
@@ -176,7 +148,7 @@ impl Pre {
 mod tests {
     use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString};
 
-    use super::super::byte_level::spelt_bytes;
+    use super::super::spelling::spelt_bytes;
     use super::*;
 
     /// The words that a rule makes of a text, with the bytes decoded.

@@ -10,11 +10,9 @@ use std::collections::{BinaryHeap, HashMap};
 
 use super::bound::Losses;
 use super::special::TokenSet;
+use super::spelling::SPACE;
 use super::vocab::{Kind, Vocab};
 use crate::error::{Error, Result};
-
-/// What stands for a space inside a piece: U+2581.
-pub(super) const SPACE: &str = "\u{2581}";
 
 /// End of the linked list of symbols.
 const NONE: usize = usize::MAX;

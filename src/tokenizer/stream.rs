@@ -47,24 +47,18 @@ impl<'t> StreamDecoder<'t> {
     /// Takes everything from the pending bytes but the start of a character at their end.
     fn take_complete(&mut self) -> String {
         let mut text = String::with_capacity(self.pending.len());
-        let mut rest = self.pending.as_slice();
-        while !rest.is_empty() {
-            let (valid, bad_len) = match std::str::from_utf8(rest) {
-                Ok(valid) => (valid, Some(0)),
-                Err(e) => (std::str::from_utf8(&rest[..e.valid_up_to()]).unwrap_or_default(), e.error_len()),
-            };
-            text.push_str(valid);
-            rest = &rest[valid.len()..];
-            match bad_len {
-                Some(0) => {}
-                Some(len) => {
-                    text.push(char::REPLACEMENT_CHARACTER);
-                    rest = &rest[len..];
-                }
-                None => break,
+        let mut done = 0;
+        for chunk in self.pending.utf8_chunks() {
+            text.push_str(chunk.valid());
+            let bad = chunk.invalid();
+            done += chunk.valid().len() + bad.len();
+            let may_go_on = std::str::from_utf8(bad).is_err_and(|error| error.error_len().is_none());
+            if may_go_on && done == self.pending.len() {
+                done -= bad.len();
+            } else if !bad.is_empty() {
+                text.push(char::REPLACEMENT_CHARACTER);
             }
         }
-        let done = self.pending.len() - rest.len();
         self.pending.drain(..done);
         text
     }

@@ -8,7 +8,7 @@ use std::path::Path;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::byte_level::spelling;
+use super::spelling::spelling;
 use super::vocab::{Draft, Kind};
 use crate::error::{Error, Result};
 
@@ -16,18 +16,11 @@ use crate::error::{Error, Result};
 const SPECIAL_TOKENS: usize = 256;
 
 /// The named ones among the special tokens, as of `LLaMA` 3.1; the rest is reserved.
+#[rustfmt::skip]
 const NAMED: [&str; 11] = [
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    "<|reserved_special_token_0|>",
-    "<|reserved_special_token_1|>",
-    "<|finetune_right_pad_id|>",
-    "<|step_id|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eom_id|>",
-    "<|eot_id|>",
-    "<|python_tag|>",
+    "<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>",
+    "<|finetune_right_pad_id|>", "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>",
+    "<|eot_id|>", "<|python_tag|>",
 ];
 
 /// Spelling of the token that begins a text.

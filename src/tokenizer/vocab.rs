@@ -6,8 +6,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use super::byte_level::spelt_bytes;
-use super::spm::SPACE;
+use super::spelling::{SPACE, byte_value, spelt_bytes, with_spaces};
 use crate::error::{Error, Result};
 
 /// A tokenizer as a GGUF file stores it (`tokenizer.ggml.*`), unchecked. The file's reader fills it in.
@@ -109,7 +108,7 @@ impl Kind {
 }
 
 /// A vocabulary in the making: what every file format is brought to. Ids that no token has hold an empty, unused one.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Draft {
     path: PathBuf,
     tokens: Vec<String>,
@@ -125,14 +124,7 @@ pub(super) struct Draft {
 impl Draft {
     /// Begins a vocabulary without tokens; `path` is for messages.
     pub fn new(path: &Path, sentence_piece: bool) -> Self {
-        Self {
-            path: path.to_owned(),
-            tokens: Vec::new(),
-            kinds: Vec::new(),
-            sentence_piece,
-            printed: HashMap::new(),
-            raw: HashMap::new(),
-        }
+        Self { path: path.to_owned(), sentence_piece, ..Self::default() }
     }
 
     /// Checks the lists of a GGUF vocabulary and takes its tokens (they are moved out of `gguf`).
@@ -384,17 +376,6 @@ impl Vocab {
     }
 }
 
-/// Bytes in which U+2581 is a space.
-fn with_spaces(mut raw: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while let Some((&first, rest)) = raw.split_first() {
-        let space = raw.strip_prefix(SPACE.as_bytes());
-        bytes.push(if space.is_some() { b' ' } else { first });
-        raw = space.unwrap_or(rest);
-    }
-    bytes
-}
-
 /// Kinds for a file that does not give them.
 fn guess_kinds(gguf: &GgufVocab, tokens: &[String], sentence_piece: bool) -> Vec<Kind> {
     let byte = |text: &String| sentence_piece && byte_value(text).is_some();
@@ -411,13 +392,6 @@ fn guess_kinds(gguf: &GgufVocab, tokens: &[String], sentence_piece: bool) -> Vec
         }
     }
     kinds
-}
-
-/// The value of a byte token's spelling, `<0x00>` to `<0xFF>`.
-pub(super) fn byte_value(text: &str) -> Option<u8> {
-    let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
-    let valid = digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_hexdigit());
-    valid.then(|| u8::from_str_radix(digits, 16).ok()).flatten()
 }
 
 /// Whether a spelling is one that chat templates use for structure.

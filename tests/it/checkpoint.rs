@@ -1,11 +1,13 @@
-//! Checkpoints in every layout: what they compute, against transformers' logits, and what is wrong with those that cannot
-//! be used.
+//! Checkpoints in every layout: what they compute, against transformers' logits.
 //!
 //! `tests/data/checkpoints` is made by `make.py` there. Logits are computed from ids, without any tokenizer.
 
+mod files;
 mod foreign;
 mod gguf;
 mod layouts;
+mod memory;
+mod refused;
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -97,6 +99,16 @@ fn with_config(source: &Path, change: impl FnOnce(&mut Value)) -> TempDir {
     let mut config = read_json(source.join("config.json"));
     change(&mut config);
     std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    folder
+}
+
+/// A copy of a tiny checkpoint with other tensors.
+fn with_tensors(source: &Path, change: impl FnOnce(&mut HashMap<String, Tensor>)) -> TempDir {
+    let folder = copy_of(source);
+    let path = folder.path().join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    change(&mut tensors);
+    candle_core::safetensors::save(&tensors, &path).unwrap();
     folder
 }
 
@@ -326,22 +338,6 @@ fn shard(source: &Path, folder: &Path) {
     std::fs::copy(source.join("config.json"), folder.join("config.json")).unwrap();
 }
 
-#[test]
-fn several_files_are_as_good_as_one() {
-    for name in FIXTURES {
-        let source = data("fixtures").join(name);
-        let folder = tempfile::tempdir().unwrap();
-        shard(&source, folder.path());
-        let run = |path: &Path| logits(&model(path, WeightDtype::Auto), &[1, 7, 300, 5], &[9, 8]);
-        let expected = run(&source);
-        assert_eq!(run(folder.path()), expected);
-        // Any of the files stands for the model.
-        assert_eq!(run(&folder.path().join("model-00002-of-00003.safetensors")), expected);
-        assert_eq!(run(&folder.path().join("model.safetensors.index.json")), expected);
-        assert_eq!(run(&source.join("model.safetensors")), expected);
-    }
-}
-
 /// A safetensors file: its header's text as it is, and the bytes of the data.
 fn assemble(header: &str, bytes: &[u8]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes(), header.as_bytes(), bytes].concat()
@@ -350,23 +346,6 @@ fn assemble(header: &str, bytes: &[u8]) -> Vec<u8> {
 fn split_header(file: &[u8]) -> (String, Vec<u8>) {
     let len = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
     (String::from_utf8(file[8..8 + len].to_vec()).unwrap(), file[8 + len..].to_vec())
-}
-
-#[test]
-fn numbers_at_odd_addresses_are_computed_with_all_the_same() {
-    for name in ["biases", "f16", "bf16"] {
-        let folder = copy_of(&checkpoints(name));
-        let run = |path: &Path, dtype| logits(&model(path, dtype), &[1, 7, 30, 5], &[9, 8]);
-        let path = folder.path().join("model.safetensors");
-        let (header, bytes) = split_header(&std::fs::read(&path).unwrap());
-        for spaces in 1..4 {
-            // Older writers did not fill the header up to a multiple of 8.
-            std::fs::write(&path, assemble(&format!("{}{}", header.trim_end(), " ".repeat(spaces)), &bytes)).unwrap();
-            for dtype in [WeightDtype::Auto, WeightDtype::F32, WeightDtype::F16] {
-                assert_eq!(run(folder.path(), dtype), run(&checkpoints(name), dtype), "{name}, {spaces} spaces");
-            }
-        }
-    }
 }
 
 /// Splits a GGUF file into parts as llama.cpp does; only the first has the model's metadata.
@@ -392,40 +371,6 @@ fn split_gguf(source: &Path, folder: &Path, count: usize, change: impl Fn(usize,
         let path = folder.join(format!("tiny-{:05}-of-{count:05}.gguf", index + 1));
         gguf_file::write(&mut std::fs::File::create(path).unwrap(), &metadata, &tensors).unwrap();
     }
-}
-
-#[test]
-fn a_split_gguf_model_is_one_model() {
-    let folder = tempfile::tempdir().unwrap();
-    let whole = folder.path().join("whole.gguf");
-    Fixture::read("llama3-rope").write_gguf(&whole, GgmlDType::F16);
-    let parts = tempfile::tempdir().unwrap();
-    split_gguf(&whole, parts.path(), 3, |_, _| {});
-    let expected = logits(&model(&whole, WeightDtype::Auto), &[1, 7, 300, 5], &[9, 8]);
-    let part = |index: usize| parts.path().join(format!("tiny-{index:05}-of-00003.gguf"));
-    for path in [part(1), part(2), part(3), parts.path().to_owned()] {
-        assert_eq!(logits(&model(&path, WeightDtype::Auto), &[1, 7, 300, 5], &[9, 8]), expected);
-    }
-    assert_eq!(logits(&model(folder.path(), WeightDtype::Auto), &[1, 7, 300, 5], &[9, 8]), expected);
-    let loaded = checkpoint::load(part(2), WeightDtype::Auto, &mut |_, _| {}).unwrap();
-    assert_eq!((loaded.format, loaded.dtype.as_str()), (Format::Gguf, "f16"));
-
-    std::fs::rename(part(2), parts.path().join("elsewhere")).unwrap();
-    assert_names(&refusal(&part(1)), &["tiny-00002-of-00003.gguf", "No such file", "3 parts"]);
-    std::fs::copy(part(3), part(2)).unwrap();
-    assert_names(&refusal(&part(1)), &["tiny-00002-of-00003.gguf", "expected part 1 of 3", "got 2 of 3"]);
-    std::fs::rename(part(1), parts.path().join("renamed.gguf")).unwrap();
-    assert_names(&refusal(&parts.path().join("renamed.gguf")), &["renamed.gguf", "one of 3 parts"]);
-
-    split_gguf(&whole, parts.path(), 3, |index, metadata| {
-        if index == 0 {
-            metadata[2].1 = GgufValue::I32(7);
-        }
-    });
-    assert_names(&refusal(&part(1)), &["expected 7 tensors in all 3 parts"]);
-    // Two models in one folder: nobody knows which is meant.
-    std::fs::copy(&whole, parts.path().join("whole.gguf")).unwrap();
-    assert_names(&refusal(parts.path()), &["holds 3 models", "path of one"]);
 }
 
 /// llama.cpp's `YaRN` is transformers' without `mscale`, on rows that are interleaved.
@@ -455,77 +400,6 @@ fn yarn_is_the_same_in_gguf() {
 }
 
 #[test]
-fn a_configuration_that_is_not_computed_is_refused_by_name() {
-    let source = checkpoints("linear");
-    let check = |change: &dyn Fn(&mut Value), parts: &[&str]| {
-        let folder = with_config(&source, change);
-        let text = refusal(folder.path());
-        assert_names(&text, &["config.json"]);
-        assert_names(&text, parts);
-    };
-    for name in
-        ["MixtralForCausalLM", "Qwen2ForCausalLM", "GemmaForCausalLM", "MllamaForConditionalGeneration", "LlamaModel"]
-    {
-        check(&|config| config["architectures"] = json!([name]), &[name, "not supported", "LlamaForCausalLM"]);
-    }
-    check(
-        &|config| {
-            config.as_object_mut().unwrap().remove("architectures");
-            config["model_type"] = json!("llama4");
-        },
-        &["`llama4`", "not supported"],
-    );
-    check(&|config| config["model_type"] = json!("mistral"), &["`architectures` and `model_type`"]);
-    check(&|config| config["quantization_config"] = json!({"quant_method": "awq"}), &["`awq`", "GGUF"]);
-    check(&|config| config["hidden_act"] = json!("gelu"), &["`gelu`", "not supported"]);
-    check(&|config| config["partial_rotary_factor"] = json!(0.5), &["partial_rotary_factor", "not supported"]);
-    let rope = |value: Value| move |config: &mut Value| config["rope_parameters"] = value.clone();
-    check(&rope(json!({"rope_type": "longrope", "factor": 2})), &["`longrope`", "yarn"]);
-    check(&rope(json!({"type": "su", "factor": 2})), &["`su`", "not supported"]);
-    check(&rope(json!({"type": "linear", "rope_type": "yarn", "factor": 2})), &["`yarn`", "`linear`", "contradict"]);
-    check(&rope(json!({"rope_type": "linear"})), &["rope_parameters.factor", "expected a number above 0", "nothing"]);
-    check(&rope(json!({"rope_type": "linear", "factor": -1})), &["rope_parameters.factor", "`-1`"]);
-    check(&rope(json!({"rope_type": "dynamic", "factor": 0.5})), &["factor", "at least 1"]);
-    check(&rope(json!({"factor": 2.0})), &["no `rope_type`"]);
-    check(&rope(json!({"full_attention": {"rope_type": "default"}})), &["`full_attention`", "not supported"]);
-    check(
-        &rope(json!({"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4})),
-        &["high_freq_factor", "low_freq_factor"],
-    );
-    check(&|config| config["rope_theta"] = json!(5.0), &["`rope_theta` is given twice", "`10000.0`", "`5.0`"]);
-    check(
-        &|config| config["rope_scaling"] = json!({"rope_type": "linear", "factor": 3.0}),
-        &["`factor` is given twice", "`4.0`", "`3.0`"],
-    );
-
-    for key in ["hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"] {
-        for (value, shown) in [(json!(0), "`0`"), (json!(-3), "`-3`"), (json!("7"), "`\"7\"`"), (json!(1e30), "1e+30")]
-        {
-            check(&|config| config[key] = value.clone(), &[key, "expected a whole number", shown]);
-        }
-        check(&|config| _ = config.as_object_mut().unwrap().remove(key), &[key, "got nothing"]);
-    }
-    check(&|config| config["num_key_value_heads"] = json!(3), &["4 query heads cannot share 3 KV heads"]);
-    check(&|config| config["head_dim"] = json!(100_000), &["head dimension 100000"]);
-    check(&|config| config["head_dim"] = json!(7), &["head dimension 7 is odd"]);
-    check(
-        &|config| {
-            config["head_dim"] = json!(null);
-            config["hidden_size"] = json!(33);
-        },
-        &["33 is not a multiple"],
-    );
-    check(&|config| config["rms_norm_eps"] = json!("x"), &["rms_norm_eps", "`\"x\"`"]);
-    check(&|config| config["eos_token_id"] = json!([2, "x"]), &["eos_token_id", "a token id or a list"]);
-    check(&|config| config["attention_bias"] = json!(1), &["attention_bias", "true or false"]);
-    for text in ["", "{", "[]", "\u{feff}{", &"[".repeat(100_000)] {
-        let folder = copy_of(&source);
-        std::fs::write(folder.path().join("config.json"), text).unwrap();
-        assert_names(&refusal(folder.path()), &["config.json", "JSON"]);
-    }
-}
-
-#[test]
 fn what_is_left_out_has_the_usual_values() {
     let folder = with_config(&checkpoints("linear"), |config| {
         let map = config.as_object_mut().unwrap();
@@ -538,305 +412,4 @@ fn what_is_left_out_has_the_usual_values() {
     });
     let run = |path: &Path| logits(&model(path, WeightDtype::Auto), &[1, 7, 30, 5], &[9, 8]);
     assert_eq!(run(folder.path()), run(&checkpoints("linear")));
-}
-
-/// A copy of a tiny checkpoint with other tensors.
-fn with_tensors(source: &Path, change: impl FnOnce(&mut HashMap<String, Tensor>)) -> TempDir {
-    let folder = copy_of(source);
-    let path = folder.path().join("model.safetensors");
-    let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
-    change(&mut tensors);
-    candle_core::safetensors::save(&tensors, &path).unwrap();
-    folder
-}
-
-#[test]
-fn tensors_that_do_not_fit_the_configuration_are_named() {
-    const NAME: &str = "model.layers.1.mlp.up_proj.weight";
-    let zeros = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, &Device::Cpu).unwrap();
-    let check = |source: &str, change: &dyn Fn(&mut HashMap<String, Tensor>), parts: &[&str]| {
-        let folder = with_tensors(&checkpoints(source), change);
-        let text = refusal(folder.path());
-        assert_names(&text, &["model.safetensors"]);
-        assert_names(&text, parts);
-    };
-    check("linear", &|tensors| _ = tensors.remove(NAME), &[NAME, "is missing"]);
-    check("linear", &|tensors| _ = tensors.remove("lm_head.weight"), &["lm_head.weight", "is missing"]);
-    check(
-        "linear",
-        &|tensors| _ = tensors.insert(NAME.to_owned(), zeros(&[32, 20], DType::F32)),
-        &[NAME, "expected shape [20, 32], got [32, 20]"],
-    );
-    for (dtype, name) in [(DType::F64, "F64"), (DType::U8, "U8"), (DType::I64, "I64")] {
-        check(
-            "linear",
-            &|tensors| _ = tensors.insert(NAME.to_owned(), zeros(&[20, 32], dtype)),
-            &[NAME, name, "not supported", "BF16"],
-        );
-    }
-    check(
-        "linear",
-        &|tensors| _ = tensors.insert("model.layers.0.self_attn.q_norm.weight".to_owned(), zeros(&[8], DType::F32)),
-        &["q_norm", "not part of a LLaMA model of 2 layers", "lost"],
-    );
-    check(
-        "linear",
-        &|tensors| _ = tensors.insert("model.layers.0.self_attn.q_proj.bias".to_owned(), zeros(&[32], DType::F32)),
-        &["q_proj.bias", "no bias"],
-    );
-    check(
-        "linear",
-        &|tensors| _ = tensors.insert("model.layers.0.mlp.up_proj.qweight".to_owned(), zeros(&[4], DType::U32)),
-        &["qweight", "GPTQ", "GGUF"],
-    );
-    check(
-        "biases",
-        &|tensors| _ = tensors.remove("model.layers.1.mlp.down_proj.bias"),
-        &["model.layers.1.mlp.down_proj.bias", "is missing"],
-    );
-
-    // These say nothing that the configuration does not say.
-    let run = |path: &Path| logits(&model(path, WeightDtype::Auto), &[1, 7, 30, 5], &[9, 8]);
-    let folder = with_tensors(&checkpoints("linear"), |tensors| {
-        tensors.insert("model.layers.0.self_attn.rotary_emb.inv_freq".to_owned(), zeros(&[4], DType::F32));
-    });
-    assert_eq!(run(folder.path()), run(&checkpoints("linear")));
-}
-
-#[test]
-fn headers_that_are_not_what_they_say_are_refused() {
-    let source = checkpoints("f16");
-    let whole = std::fs::read(source.join("model.safetensors")).unwrap();
-    let (header, bytes) = split_header(&whole);
-    let folder = copy_of(&source);
-    let path = folder.path().join("model.safetensors");
-    let check = |content: &[u8], parts: &[&str]| {
-        std::fs::write(&path, content).unwrap();
-        let text = refusal(folder.path());
-        assert_names(&text, &["model.safetensors"]);
-        assert_names(&text, parts);
-    };
-    for len in [0, 1, 7] {
-        check(&whole[..len], &["fewer than any", "fetch it again"]);
-    }
-    for len in [8, 9, header.len(), header.len() + 7] {
-        check(&whole[..len], &["announces a header", "fetch it again"]);
-    }
-    for len in [header.len() + 8, header.len() + 1000, whole.len() - 1] {
-        check(&whole[..len], &["beyond the end", "fetch it again"]);
-    }
-    check(&[&whole[..], &[0]].concat(), &["the end of the file"]);
-    for len in [u64::MAX, 1 << 63, 1 << 40, whole.len() as u64] {
-        check(&[&len.to_le_bytes(), &whole[8..]].concat(), &["announces a header", &len.to_string()]);
-    }
-    for text in ["", "[]", "{", "{\"a\": 1}", "7", "nul", "{\"a\":{\"dtype\":\"F16\"}}"] {
-        check(&assemble(text, &bytes), &["header is not that of safetensors"]);
-    }
-    check(&assemble(&format!("{{\"a\":{}", "[".repeat(1 << 20)), &bytes), &["header is not that of safetensors"]);
-    check(&assemble(&format!("{{\"a\":{}", "{\"a\":".repeat(1 << 20)), &bytes), &["header is not that"]);
-
-    let mut json: Value = serde_json::from_str(&header).unwrap();
-    let tensor = |shape: &str, offsets: &str, dtype: &str| {
-        assemble(&format!("{{\"x\":{{\"dtype\":\"{dtype}\",\"shape\":{shape},\"data_offsets\":{offsets}}}}}"), &[0; 64])
-    };
-    check(&tensor("[4,8]", "[0,64]", "F99"), &["`F99`", "`x`", "not supported"]);
-    check(&tensor("[4,7]", "[0,64]", "F16"), &["`x`", "[4, 7]", "0..64", "448 bits"]);
-    check(&tensor("[4,8]", "[0,64]", "F32"), &["`x`", "1024 bits"]);
-    check(&tensor("[4,8]", "[64,0]", "F16"), &["`x`", "expected 0"]);
-    check(&tensor("[4,8]", "[8,72]", "F16"), &["`x`", "beyond the end"]);
-    check(&tensor("[4,7]", "[8,64]", "F16"), &["`x`", "begins at 8", "overlap or leave gaps"]);
-    check(&tensor("[18446744073709551615,8]", "[0,64]", "F16"), &["`x`", "absurdly large"]);
-    check(&tensor("[1e3,8]", "[0,64]", "F16"), &["header is not that"]);
-    check(&tensor("[-4,8]", "[0,64]", "F16"), &["header is not that"]);
-    check(&tensor("[1,1,1,1,1,1,1,4,8]", "[0,64]", "F16"), &["at most 8 sizes"]);
-    check(&tensor("[4,8]", "[0,18446744073709551615]", "F16"), &["beyond the end"]);
-    check(&tensor("[4,8]", "[0,18446744073709551616]", "F16"), &["header is not that"]);
-
-    let entry = json["model.norm.weight"].take().to_string();
-    let twice = format!("{{\"model.norm.weight\":{entry},{}", &header[1..]);
-    check(&assemble(&twice, &bytes), &["`model.norm.weight` is given twice"]);
-    let moved = header.replacen("\"data_offsets\":[0,", "\"data_offsets\":[2,", 1);
-    check(&assemble(&moved, &bytes), &["overlap or leave gaps"]);
-}
-
-#[test]
-fn an_index_that_lies_is_refused() {
-    let source = data("fixtures/gqa-tied");
-    let folder = tempfile::tempdir().unwrap();
-    shard(&source, folder.path());
-    let index = folder.path().join("model.safetensors.index.json");
-    let good = read_json(&index);
-    let check = |content: &str, parts: &[&str]| {
-        std::fs::write(&index, content).unwrap();
-        assert_names(&refusal(folder.path()), parts);
-    };
-    for text in ["", "[]", "{}", "{\"weight_map\": []}", "{\"weight_map\": {}}", "{\"weight_map\": {\"a\": 1}}"] {
-        check(text, &["model.safetensors.index.json"]);
-    }
-    let change = |change: &dyn Fn(&mut serde_json::Map<String, Value>)| {
-        let mut index = good.clone();
-        change(index["weight_map"].as_object_mut().unwrap());
-        index.to_string()
-    };
-    let name = "model.norm.weight";
-    for unsafe_name in ["../../x", "/etc/passwd", "a/../b", "", ".", "..", "sub/model.safetensors"] {
-        let text = change(&|map| _ = map.insert(name.to_owned(), json!(unsafe_name)));
-        check(&text, &["index.json", &format!("`{unsafe_name}`"), "beside it"]);
-    }
-    let other = "model-00001-of-00003.safetensors";
-    let text = change(&|map| _ = map.insert(name.to_owned(), json!(other)));
-    check(&text, &["index.json", name, other, "where it is not"]);
-    check(&change(&|map| _ = map.remove(name)), &["index.json", "does not name", name]);
-    let absent = "model-00009-of-00003.safetensors";
-    check(&change(&|map| _ = map.insert(name.to_owned(), json!(absent))), &[absent, "No such file", "index.json"]);
-    std::fs::remove_file(folder.path().join("model-00002-of-00003.safetensors")).unwrap();
-    check(&good.to_string(), &["model-00002-of-00003.safetensors", "No such file", "fetch all"]);
-}
-
-#[test]
-fn paths_that_are_no_model_are_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = |name: &str| {
-        std::fs::write(folder.path().join(name), "{}").unwrap();
-        folder.path().join(name)
-    };
-    assert_names(&refusal(&folder.path().join("none")), &["none", "No such file", "GGUF", "config.json"]);
-    assert_names(&refusal(folder.path()), &["holds no model", "GGUF", "config.json"]);
-    file("config.json");
-    assert_names(&refusal(folder.path()), &["holds no model", "safetensors"]);
-    let pickled = file("pytorch_model.bin");
-    for path in [&pickled, folder.path()] {
-        assert_names(&refusal(path), &["pickled", "pytorch_model.bin", "safetensors"]);
-    }
-    assert_names(&refusal(&file("notes.txt")), &["notes.txt", "GGUF"]);
-    let meta = tempfile::tempdir().unwrap();
-    std::fs::write(meta.path().join("params.json"), "{}").unwrap();
-    assert_names(&refusal(meta.path()), &["consolidated.00.pth"]);
-
-    let weights = tempfile::tempdir().unwrap();
-    std::fs::copy(checkpoints("f16").join("model.safetensors"), weights.path().join("a.safetensors")).unwrap();
-    assert_names(&refusal(weights.path()), &["no `config.json`", "a.safetensors"]);
-    std::fs::copy(checkpoints("f16").join("config.json"), weights.path().join("config.json")).unwrap();
-    assert!(checkpoint::open(weights.path()).is_ok());
-    std::fs::copy(checkpoints("f16").join("model.safetensors"), weights.path().join("b.safetensors")).unwrap();
-    assert_names(&refusal(weights.path()), &["holds 2 files", "index"]);
-    assert!(checkpoint::open(weights.path().join("b.safetensors")).is_ok());
-    std::fs::create_dir(weights.path().join("c.safetensors")).unwrap();
-    assert_names(&refusal(&weights.path().join("c.safetensors")), &["c.safetensors"]);
-}
-
-/// Damaged files are refused or run; nothing panics, and nothing is allocated on a header's word.
-#[test]
-fn random_damage_of_safetensors_never_panics() {
-    let rounds = std::env::var("FUZZ_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(1000);
-    let rng = &mut StdRng::seed_from_u64(5);
-    let whole = std::fs::read(checkpoints("f16").join("model.safetensors")).unwrap();
-    let (header, _) = split_header(&whole);
-    let folder = copy_of(&checkpoints("f16"));
-    let path = folder.path().join("model.safetensors");
-    let mut opened = 0;
-    for round in 0..rounds {
-        let mut bytes = whole.clone();
-        let mut log = String::new();
-        for _ in 0..rng.random_range(1..4) {
-            let at = rng.random_range(0..8 + header.len().min(bytes.len() - 9));
-            match rng.random_range(0..7) {
-                0 => bytes[at] ^= 1 << rng.random_range(0..8),
-                1 => bytes[at] = rng.random(),
-                2 => bytes.insert(at, rng.random()),
-                3 => _ = bytes.remove(at),
-                4 => bytes.truncate(bytes.len() - rng.random_range(1..16)),
-                // A digit becomes another: shapes and offsets.
-                5 => {
-                    let digits: Vec<usize> = (8..8 + header.len()).filter(|&i| bytes[i].is_ascii_digit()).collect();
-                    bytes[digits[rng.random_range(0..digits.len())]] = b'0' + rng.random_range(0..10_u8);
-                }
-                _ => {
-                    let other = rng.random_range(0..8 + header.len());
-                    bytes.swap(at, other);
-                }
-            }
-            write!(log, " {at}").unwrap();
-        }
-        std::fs::write(&path, &bytes).unwrap();
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            let model = checkpoint::open(folder.path())?.model(WeightDtype::Auto, &mut |_, _| {})?;
-            let mut cache = model.new_cache(KvDtype::F16, Retention::Full).unwrap();
-            model.prefill(&[1, 2, 3], &mut cache, &mut ())
-        }));
-        match result.unwrap_or_else(|_| panic!("round {round} panicked; damaged at{log}")) {
-            Ok(_) => opened += 1,
-            Err(error) => assert!(!error.to_string().contains('\n'), "round {round}: {error}"),
-        }
-    }
-    // Some damage is harmless (to the numbers' names of no tensor), most is not: else this would test nothing.
-    assert!(opened < rounds / 2, "{opened} of {rounds} opened");
-}
-
-/// Random f16 weights of about 100 MB.
-fn write_large(folder: &Path) -> Checkpoint {
-    let (hidden, mlp, layers, vocab) = (1024, 2816, 3, 16_384);
-    let config = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": mlp,
-        "num_hidden_layers": layers, "num_attention_heads": 16, "vocab_size": vocab, "max_position_embeddings": 64,
-        "rms_norm_eps": 1e-5, "tie_word_embeddings": true
-    });
-    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
-    let matrix = |rows: usize, cols: usize| {
-        Tensor::randn(0_f32, 0.02, (rows, cols), &Device::Cpu).unwrap().to_dtype(DType::F16).unwrap()
-    };
-    let ones = || Tensor::ones(hidden, DType::F16, &Device::Cpu).unwrap();
-    let mut tensors = HashMap::from([
-        ("model.embed_tokens.weight".to_owned(), matrix(vocab, hidden)),
-        ("model.norm.weight".to_owned(), ones()),
-    ]);
-    for layer in 0..layers {
-        let mut add = |part: &str, tensor| tensors.insert(format!("model.layers.{layer}.{part}.weight"), tensor);
-        for part in ["q", "k", "v", "o"] {
-            add(&format!("self_attn.{part}_proj"), matrix(hidden, hidden));
-        }
-        add("mlp.gate_proj", matrix(mlp, hidden));
-        add("mlp.up_proj", matrix(mlp, hidden));
-        add("mlp.down_proj", matrix(hidden, mlp));
-        add("input_layernorm", ones());
-        add("post_attention_layernorm", ones());
-    }
-    candle_core::safetensors::save(&tensors, folder.join("model.safetensors")).unwrap();
-    checkpoint::open(folder).unwrap()
-}
-
-const CHILD_FOLDER: &str = "CHECKPOINT_TEST_FOLDER";
-const CHILD_DTYPE: &str = "CHECKPOINT_TEST_DTYPE";
-
-/// The process whose memory the next test looks at.
-#[test]
-#[ignore = "run by the test of memory, in a process of its own"]
-fn memory_child() {
-    let (Ok(folder), Ok(dtype)) = (std::env::var(CHILD_FOLDER), std::env::var(CHILD_DTYPE)) else { return };
-    let dtypes = [WeightDtype::Auto, WeightDtype::F32, WeightDtype::F16, WeightDtype::Bf16];
-    let dtype = dtypes.into_iter().find(|known| known.name() == dtype).unwrap();
-    let before = process_memory().unwrap().peak;
-    logits(&model(folder, dtype), &[1, 2, 3, 4], &[5]);
-    println!("grown by {} bytes", process_memory().unwrap().peak - before);
-}
-
-/// In their own format, weights are never in memory but as the mapped file; converted, at most the file's pages and the
-/// result are.
-#[test]
-fn loading_takes_little_more_memory_than_the_weights() {
-    let folder = tempfile::tempdir().unwrap();
-    let weights = write_large(folder.path()).tensors().bytes() as f64;
-    for (dtype, factor) in [("auto", 1.2), ("bf16", 2.2)] {
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "checkpoint::memory_child", "--ignored", "--nocapture"])
-            .env(CHILD_FOLDER, folder.path())
-            .env(CHILD_DTYPE, dtype)
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout);
-        let grown = text.split("grown by ").nth(1).and_then(|rest| rest.split(' ').next()).expect(&text);
-        let grown: f64 = grown.parse().unwrap();
-        assert!(grown > 0.9 * weights, "{dtype}: {grown} of {weights}: not all weights were read");
-        assert!(grown < factor * weights, "{dtype}: {grown} of {weights}");
-    }
 }

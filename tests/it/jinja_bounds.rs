@@ -1,4 +1,6 @@
 //! Hostile templates: each must end soon, within bounded memory, with one sentence.
+//!
+//! The file is long since every kind of attack is a list, one template a line.
 
 use std::time::Duration;
 

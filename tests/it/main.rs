@@ -30,6 +30,7 @@ mod golden;
 mod hub;
 mod jinja;
 mod jinja_bounds;
+mod jinja_fuzz;
 mod kernels;
 mod layers;
 mod ledger;

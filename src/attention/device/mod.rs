@@ -11,7 +11,9 @@
 pub mod decode;
 pub mod groups;
 pub mod prefill;
+pub mod prompt;
 
 pub use decode::{GroupedRows, decode};
 pub use groups::{HeadGroup, Slots};
-pub use prefill::{DeviceStats, PromptBlock, PromptTensors, largest_differences, prefill};
+pub use prefill::{DeviceStats, PromptBlock, largest_differences, prefill};
+pub use prompt::PromptTensors;

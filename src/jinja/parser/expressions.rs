@@ -75,21 +75,27 @@ impl Parser<'_> {
     }
 
     fn or(&mut self) -> Res<Expr> {
-        self.logic("or", Self::and, ExprKind::Or)
+        self.chain(|parser| parser.skip_name("or"), Self::and, ExprKind::Or)
     }
 
     fn and(&mut self) -> Res<Expr> {
-        self.logic("and", Self::not, ExprKind::And)
+        self.chain(|parser| parser.skip_name("and"), Self::not, ExprKind::And)
     }
 
-    fn logic(&mut self, word: &str, part: fn(&mut Self) -> Res<Expr>, kind: fn(Vec<Expr>) -> ExprKind) -> Res<Expr> {
+    /// Parts with a word or an operator between them, which `skip` skips; one alone is itself.
+    fn chain(
+        &mut self,
+        skip: fn(&mut Self) -> Res<bool>,
+        part: fn(&mut Self) -> Res<Expr>,
+        kind: fn(Vec<Expr>) -> ExprKind,
+    ) -> Res<Expr> {
         let line = self.line;
         let first = part(self)?;
-        if !self.is_name(word) {
+        if !skip(self)? {
             return Ok(first);
         }
-        let mut parts = vec![first];
-        while self.skip_name(word)? {
+        let mut parts = vec![first, part(self)?];
+        while skip(self)? {
             parts.push(part(self)?);
         }
         Ok(Expr { line, kind: kind(parts) })
@@ -138,16 +144,7 @@ impl Parser<'_> {
     }
 
     fn concat(&mut self) -> Res<Expr> {
-        let line = self.line;
-        let first = self.product()?;
-        if !self.is_op("~") {
-            return Ok(first);
-        }
-        let mut parts = vec![first];
-        while self.skip_op("~")? {
-            parts.push(self.product()?);
-        }
-        Ok(Expr { line, kind: ExprKind::Concat(parts) })
+        self.chain(|parser| parser.skip_op("~"), Self::product, ExprKind::Concat)
     }
 
     fn product(&mut self) -> Res<Expr> {

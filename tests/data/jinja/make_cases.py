@@ -132,6 +132,13 @@ strftime_now('%Y-%m-%d %H:%M:%S') ¦ strftime_now('%d %b %Y, %A %-d %e %j %y %p 
 raise_exception(5) ¦ raise_exception() ¦ self ¦ super() ¦ loop ¦ caller() ¦ varargs
 n|attr('real')|d|attr('b')|d|attr('items') ¦ rows|map('attr', 'name')|list ¦ s|map('upper')|join|d|map('upper')|join ¦ l|map('default', 1)|list
 ['1', 'x']|map('int', 5)|list ¦ messages|map(attribute='role')|unique|join(' ') ¦ messages|selectattr('role', 'in', ['user', 'tool'])|list|length
+s|truncate(1e3) ¦ s|truncate(5.0) ¦ s|truncate(1.5) ¦ s|truncate(12, leeway=0.5) ¦ s|truncate('a') ¦ [1]|truncate(3.0) ¦ ''|wordwrap(none) ¦ s|wordwrap(none)
+'{"b": 1, "a": "x", "items": [1]}'|wordwrap(5) ¦ 'so_long--way_off and-so-on x--y a_-b_-c'|wordwrap(4) ¦ 'ab-cd-ef gh--ij--kl a1-b2-c3 1-2'|wordwrap(3) ¦ 'ä-öü-ß é--è'|wordwrap(4, break_on_hyphens=false)
+l|batch('a', 0)|list ¦ l|batch('a')|list ¦ []|batch('a', 0)|list ¦ l|batch(2.0)|list ¦ l|batch(2.0, 0)|list ¦ l|batch(9.5, 0)|list ¦ l|batch(-1, 0)|list ¦ l|batch(none, 0)|list ¦ l|batch(true, 0)|list
+{l|map('string'): 1}|length ¦ {d.keys(): 1} ¦ {d.items(): 1} ¦ ('a,b'|safe).rpartition('x')|last|escape ¦ ('a'|safe).partition('x')|map('escape')|list
+' a  b c '.split(none, 2) ¦ ' a  b c '.rsplit(none, 2) ¦ ' a  b c '.rsplit(none, 0) ¦ ' a  b c '.split(none, 0) ¦ ' a  b c '.rsplit() ¦ 'a b'.split(none, 9) ¦ 'a b'.rsplit(none, -2) ¦ '  '.split(none, 0) ¦ '  '.rsplit(none, 3)
+'%-05d|%+5d|% 05d|%.3d|%8.3d|%-8.3d|%08.3d|%#x|%#010x|%+.2e|%010.2f|%-8g|' % (42, 3, 7, 5, -5, 5, 5, 255, 255, 1.5, -2.25, 0.5) ¦ '%05s|%-3c|%3c|%05r' % ('a', 'b', 99, 'd') ¦ '%05f|%-5F|%+g' % (1e999, 1e999, -1e999) ¦ '%x' % 2.5 ¦ '%i %u' % (2.5, -3) ¦ '%+ d|% +d' % (1, 2) ¦ '%*d|%-*d|%.*f' % (-4, 1, 4, 2, 1, 2.55)
+'é١²ⅷ五\u0301'|map('escape')|map('list')|list ¦ 'é'.isalpha() ¦ '\u0301'.isalpha() ¦ 'ⅷ'.isalpha() ¦ '五'.isalpha() ¦ 'ª'.isalpha() ¦ 'Ⓐ'.isalpha() ¦ '²'.isalnum() ¦ 'aé五'.isalpha() ¦ 'a b'.isalpha()
 """
 
 STATEMENTS = [

@@ -1,0 +1,195 @@
+//! Options of the commands that measure: `bench`, `eval` and `tune`.
+
+use std::path::PathBuf;
+
+use adaptive_kvcache::compress::parse_size;
+use adaptive_kvcache::tune::Limit;
+use clap::Args;
+
+use super::model::{BudgetArgs, CacheDtype, ModelArgs};
+use super::values::{divergence, kept_share, positive, ratio};
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Text whose first tokens are the prompts, repeated if it is too short [default: chapters of a novel]
+    #[arg(long, value_name = "PATH")]
+    pub prompt_file: Option<PathBuf>,
+    /// Numbers of threads to compute with [default: all cores]
+    #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Vec<u16>,
+    /// Caches: `full`, `fastgen` (the paper's setting), `replay`, or the path of a configuration (JSON)
+    #[arg(long, value_name = "SETTING,..", value_delimiter = ',', default_value = "full")]
+    pub settings: Vec<String>,
+    #[command(flatten)]
+    pub budget: BudgetArgs,
+    /// Numbers of the KV cache
+    #[arg(long, value_enum, value_name = "DTYPE,..", value_delimiter = ',', default_value = "f16")]
+    pub kv_dtype: Vec<CacheDtype>,
+    /// Prompt lengths, in tokens, after which decoding is timed [default: 32,2048, if --prefill is not given either]
+    #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+    pub contexts: Vec<u32>,
+    /// Prompt lengths, in tokens, whose prefill is timed [default: 512, if --contexts is not given either]
+    #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+    pub prefill: Vec<u32>,
+    /// Tokens that each run decodes
+    #[arg(short = 'n', long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub new_tokens: u32,
+    /// Timed runs of each case
+    #[arg(long, default_value_t = 3, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
+    pub runs: u32,
+    /// Runs before them that are not timed; a prefill warms up on at most 512 tokens
+    #[arg(long, default_value_t = 1, value_name = "W")]
+    pub warmup: u32,
+    /// Write the rows to a JSON file, anew after each case
+    #[arg(long, value_name = "PATH")]
+    pub json: Option<PathBuf>,
+    /// Draw speed and memory against the prompt's length, as PNG
+    #[arg(long, value_name = "PATH")]
+    pub plot: Option<PathBuf>,
+}
+
+/// What caches are measured on: the model, and the windows of a text.
+#[derive(Debug, Args)]
+pub struct MeasureArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Threads to compute with [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Text that is compressed and scored, and that tasks hide facts in [default: chapters of a novel]
+    #[arg(long, value_name = "PATH")]
+    pub text: Option<PathBuf>,
+    /// Numbers of the full cache that all are compared with
+    #[arg(long, value_enum, value_name = "DTYPE", default_value_t = CacheDtype::F16)]
+    pub full_kv_dtype: CacheDtype,
+    /// Tokens of a window that are compressed
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = positive)]
+    pub prompt_tokens: usize,
+    /// Tokens behind them that are scored; the first is left out, since it comes from the exact prompt
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = positive)]
+    pub score_tokens: usize,
+    /// Windows of the text, one behind the other; 0, with `eval`, for tasks and prompts only
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub windows: usize,
+    /// Tokens of the text before the first window
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub offset_tokens: usize,
+}
+
+/// The files of a measurement.
+#[derive(Debug, Args)]
+pub struct FileArgs {
+    /// Write the rows to a JSON file, anew after each
+    #[arg(long, value_name = "PATH")]
+    pub json: Option<PathBuf>,
+    /// Write the rows to a file of comma-separated values, anew after each
+    #[arg(long, value_name = "PATH")]
+    pub csv: Option<PathBuf>,
+    /// Draw what was measured against memory, as PNG
+    #[arg(long, value_name = "PATH")]
+    pub plot: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    #[command(flatten)]
+    pub measure: MeasureArgs,
+    /// Caches: `full`, `fastgen` (the paper's setting), `replay`, or the path of a configuration (JSON)
+    #[arg(long, value_name = "CONFIG,..", value_delimiter = ',', default_value = "full,fastgen")]
+    pub configs: Vec<String>,
+    /// Numbers of the caches
+    #[arg(long, value_enum, value_name = "DTYPE,..", value_delimiter = ',', default_value = "f16")]
+    pub kv_dtype: Vec<CacheDtype>,
+    /// Shares of the prompt to keep, for configurations that take a budget
+    #[arg(long, value_name = "R,..", value_delimiter = ',', value_parser = ratio::<f64>)]
+    pub kept_ratio: Vec<f64>,
+    /// Sizes to keep, such as 64MB, for configurations that take a budget; a bare number is MB
+    #[arg(long, value_name = "SIZE,..", value_delimiter = ',', value_parser = parse_size)]
+    pub kv_budget: Vec<usize>,
+    /// Tokens of each cache's own greedy text that are compared; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub greedy_tokens: usize,
+    /// Also measure the error of each layer's attention, which decodes the scored tokens once more, slowly
+    #[arg(long)]
+    pub layer_error: bool,
+    /// Tasks: passkey, multi-question, multi-turn
+    #[arg(long, value_name = "TASK,..", value_delimiter = ',')]
+    pub tasks: Vec<String>,
+    /// Lengths of the tasks' texts, in tokens
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "512,1024,2048", value_parser = positive)]
+    pub contexts: Vec<usize>,
+    /// Where in the tasks' texts the facts stand: 0 at the start, 1 at the end
+    #[arg(long, value_name = "D,..", value_delimiter = ',', default_value = "0.1,0.5,0.9", value_parser = ratio::<f64>)]
+    pub depths: Vec<f64>,
+    /// Texts for each task, length and depth
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = positive)]
+    pub trials: usize,
+    /// Seed of the tasks' texts
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// File of prompts that every cache answers, one a line: plain text, a JSON string, a list of messages, or an object
+    /// with `prompt` or `messages`; answers and savings are shown side by side
+    #[arg(long, value_name = "PATH")]
+    pub prompts: Option<PathBuf>,
+    /// File of a chat template (Jinja) for the prompts and tasks, instead of the model's own
+    #[arg(long, value_name = "PATH")]
+    pub chat_template: Option<PathBuf>,
+    /// The most tokens of an answer
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive)]
+    pub answer_tokens: usize,
+    /// Wrap the prompts in the model's own chat template
+    #[arg(long)]
+    pub chat: bool,
+    #[command(flatten)]
+    pub files: FileArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct TuneArgs {
+    #[command(flatten)]
+    pub measure: MeasureArgs,
+    #[command(flatten)]
+    pub limit: LimitArgs,
+    /// Hold the limit in the worst window, not in the mean over --windows
+    #[arg(long)]
+    pub worst: bool,
+    /// Candidates: `replay`, `fastgen` (the paper's setting), `full`, or the path of a configuration (JSON). Of a method
+    /// with a budget `kept_ratio` is searched, of FastGen `recovery_threshold`
+    #[arg(long, value_name = "CONFIG,..", value_delimiter = ',', default_value = "replay,fastgen")]
+    pub configs: Vec<String>,
+    /// Numbers of the caches to try with each [default: `f16,q8_0`; with --max-kept, which counts no bytes, f16]
+    #[arg(long, value_enum, value_name = "DTYPE,..", value_delimiter = ',')]
+    pub kv_dtype: Vec<CacheDtype>,
+    /// The configuration file to write; replaced if there is one [default: tuned.json, which must not be there]
+    #[arg(short, long, value_name = "PATH")]
+    pub output: Option<PathBuf>,
+    #[command(flatten)]
+    pub files: FileArgs,
+}
+
+/// What must not be exceeded: one of the three.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+#[expect(clippy::struct_field_names)] // the options' names
+pub struct LimitArgs {
+    /// Mean KL divergence from the full cache, in nats, within which the smallest cache is looked for
+    #[arg(long, value_name = "NATS", value_parser = divergence)]
+    pub max_kl: Option<f64>,
+    /// Size of each prompt's keys and values, such as 64MB, within which the least divergence is looked for; a bare
+    /// number is MB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub max_bytes: Option<usize>,
+    /// Share of each prompt's keys and values, above 0 and up to 1, within which the least divergence is looked for
+    #[arg(long, value_name = "R", value_parser = kept_share)]
+    pub max_kept: Option<f64>,
+}
+
+impl LimitArgs {
+    /// The limit; `None` for none, which the command line does not allow.
+    pub fn limit(&self) -> Option<Limit> {
+        let bytes = || self.max_bytes.map(Limit::MaxBytes);
+        self.max_kl.map(Limit::MaxKl).or_else(bytes).or_else(|| self.max_kept.map(Limit::MaxKept))
+    }
+}

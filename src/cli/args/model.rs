@@ -1,0 +1,173 @@
+//! Options of the model, of what computes it, and of the cache.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use adaptive_kvcache::cache::KvDtype;
+use adaptive_kvcache::checkpoint::WeightDtype;
+use adaptive_kvcache::compress::{Budget, parse_size};
+use adaptive_kvcache::kernels::simd::InstructionSet;
+use adaptive_kvcache::model::PrefillOptions;
+use clap::builder::BoolishValueParser;
+use clap::{Args, ValueEnum};
+
+use super::values::{positive, ratio};
+
+/// Which model, and where and in which numbers it is computed.
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// Model: a file in GGUF format, a folder, or a hub id (owner/name[@revision][:file.gguf])
+    #[arg(long, value_name = "PATH", env = "MODEL_PATH")]
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub context: ContextArgs,
+    /// Numbers of the weight matrices: the file's own, or all converted
+    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
+    pub dtype: Dtype,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// The most prompt rows that go through a layer at a time: fewer need less memory, more are faster
+    #[arg(long, value_name = "N", default_value_t = PrefillOptions::DEFAULT_CHUNK)]
+    pub prefill_chunk: NonZeroUsize,
+}
+
+/// The numbers of a run's cache, and how many threads compute.
+#[derive(Debug, Args)]
+pub struct NumbersArgs {
+    /// Numbers of the KV cache
+    #[arg(long, value_enum, default_value_t = CacheDtype::F16)]
+    pub kv_dtype: CacheDtype,
+    /// Threads to compute with [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+/// How long sequences may become.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct ContextArgs {
+    /// The most tokens of a sequence [default: as the model's files say]; what a model writes beyond the length that it was
+    /// made for may make no sense
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub context: Option<usize>,
+}
+
+/// Where a model is computed, and by what.
+#[derive(Debug, Clone, Args)]
+pub struct DeviceArgs {
+    /// Where to compute: auto, cpu, cuda[:N] or metal; auto is the first GPU that this build supports, or the CPU
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// What computes: the CPU's own kernels, or candle operations on any device; auto is the first on the CPU and the
+    /// second elsewhere
+    #[arg(long, alias = "attention", value_enum, default_value_t = BackendChoice::Auto)]
+    pub backend: BackendChoice,
+    /// Instructions that the kernels use: portable, avx2, avx512 or vnni; for tests and measurements
+    #[arg(long, value_name = "SET", hide = true)]
+    pub isa: Option<InstructionSet>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BackendChoice {
+    Auto,
+    #[value(alias = "cpu")]
+    Kernels,
+    Candle,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Dtype {
+    Auto,
+    F32,
+    F16,
+    Bf16,
+}
+
+impl From<Dtype> for WeightDtype {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::Auto => Self::Auto,
+            Dtype::F32 => Self::F32,
+            Dtype::F16 => Self::F16,
+            Dtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum CacheDtype {
+    F16,
+    F32,
+    #[value(name = "q8_0")]
+    Q8_0,
+    #[value(name = "q4_0")]
+    Q4_0,
+}
+
+impl From<CacheDtype> for KvDtype {
+    fn from(dtype: CacheDtype) -> Self {
+        match dtype {
+            CacheDtype::F16 => Self::F16,
+            CacheDtype::F32 => Self::F32,
+            CacheDtype::Q8_0 => Self::Q8_0,
+            CacheDtype::Q4_0 => Self::Q4_0,
+        }
+    }
+}
+
+/// Which cache is used, and where its choices are logged.
+#[derive(Debug, Args)]
+pub struct CacheArgs {
+    /// 1: adaptive cache; 0: full cache
+    #[arg(long, env = "USE_ADAKV", default_value = "1", value_parser = BoolishValueParser::new(),
+          action = clap::ArgAction::Set, hide_possible_values = true, value_name = "0|1")]
+    pub use_adakv: bool,
+    /// Configuration of the adaptive cache (JSON) [default: the original's values]
+    #[arg(long, env = "CONFIG", value_name = "PATH")]
+    pub config: Option<PathBuf>,
+    /// Log that each head's choice is appended to; its folder is made if missing [default: logs/test.log]
+    #[arg(long, value_name = "PATH")]
+    pub log_file: Option<PathBuf>,
+}
+
+impl CacheArgs {
+    /// Where the log is, whoever said so.
+    pub fn log_path(&self) -> &Path {
+        self.log_file.as_deref().unwrap_or(Path::new("logs/test.log"))
+    }
+}
+
+/// How much a method with a budget keeps, as a share.
+#[derive(Debug, Args)]
+pub struct KeptRatioArgs {
+    /// Share of each prompt that the configuration's `method` keeps, in 0..=1, instead of its `kept_ratio`
+    #[arg(long, value_name = "R", value_parser = ratio::<f64>)]
+    pub kept_ratio: Option<f64>,
+}
+
+impl KeptRatioArgs {
+    /// The budget, if one is given.
+    pub fn budget(&self) -> Option<Budget> {
+        self.kept_ratio.map(Budget::KeptRatio)
+    }
+}
+
+/// How much a method with a budget keeps, as a share or in bytes.
+///
+/// `generate` takes the share only: with --prompts, its own --kv-budget is what all sequences may come to. The key
+/// `kv_budget` of the configuration does there what the option does elsewhere.
+#[derive(Debug, Args)]
+pub struct BudgetArgs {
+    #[command(flatten)]
+    pub kept_ratio: KeptRatioArgs,
+    /// What the configuration's `method` may keep of each prompt's keys and values, such as 64MB or 1.5GB, instead of
+    /// its `kv_budget`; a bare number is MB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with = "kept_ratio")]
+    pub kv_budget: Option<usize>,
+}
+
+impl BudgetArgs {
+    /// The budget, if one is given.
+    pub fn budget(&self) -> Option<Budget> {
+        self.kv_budget.map(Budget::Bytes).or_else(|| self.kept_ratio.budget())
+    }
+}

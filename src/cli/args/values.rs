@@ -1,0 +1,33 @@
+//! Numbers of options, within their ranges; what is wrong with others, as clap prints it.
+
+use std::str::FromStr;
+
+fn number<T: FromStr + Into<f64> + Copy>(text: &str, accept: impl Fn(f64) -> bool, what: &str) -> Result<T, String> {
+    let is_accepted = |&value: &T| value.into().is_finite() && accept(value.into());
+    text.parse().ok().filter(is_accepted).ok_or_else(|| format!("expected a number {what}"))
+}
+
+pub fn non_negative(text: &str) -> Result<f32, String> {
+    number(text, |value| value >= 0.0, "of at least 0")
+}
+
+pub fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&value| value > 0).ok_or_else(|| "expected a whole number of at least 1".to_owned())
+}
+
+pub fn penalty(text: &str) -> Result<f32, String> {
+    number(text, |value| (0.1..=10.0).contains(&value), "in 0.1..=10")
+}
+
+/// A share; those that budgets are counted in are f64.
+pub fn ratio<T: FromStr + Into<f64> + Copy>(text: &str) -> Result<T, String> {
+    number(text, |value| (0.0..=1.0).contains(&value), "in 0..=1")
+}
+
+pub fn divergence(text: &str) -> Result<f64, String> {
+    number(text, |value| value > 0.0, "above 0")
+}
+
+pub fn kept_share(text: &str) -> Result<f64, String> {
+    number(text, |value| value > 0.0 && value <= 1.0, "above 0, and at most 1")
+}
