@@ -14,7 +14,7 @@ use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
 
 use super::args::BenchArgs;
-use super::configurations::{FULL, configuration};
+use super::configurations::configuration;
 use super::interrupt::{interrupted, listen, while_waiting, while_writing};
 use super::measure::{self, Lines, Names, TEXT, distinct, kv_dtypes, mb_cell};
 use super::places::Places;

@@ -328,8 +328,8 @@ fn lock(part: &File, name: &str, observer: &mut Observer<'_>) -> Result<(), Fail
     loop {
         match part.try_lock() {
             // Some network drives know no locks.
-            Ok(()) | Err(std::fs::TryLockError::Error(_)) => return Ok(()),
-            Err(std::fs::TryLockError::WouldBlock) => {
+            Ok(()) | Err(TryLockError::Error(_)) => return Ok(()),
+            Err(TryLockError::WouldBlock) => {
                 tell(observer, Progress::Asking { what: name })?;
                 std::thread::sleep(LOCK_INTERVAL);
             }
