@@ -20,7 +20,7 @@ fn main() -> anyhow::Result<()> {
         Some(path) => std::fs::read_to_string(&path).with_context(|| format!("failed to read `{path}`"))?,
         None => NOVEL.chars().take(6000).collect(),
     };
-    let loaded = load(model, WeightDtype::Auto, &mut |_, _| {})?;
+    let loaded = load(model, WeightDtype::Auto)?;
 
     for kept_ratio in [1.0, 0.5, 0.25] {
         let (written, bytes) = go_on(&loaded, &text, kept_ratio)?;

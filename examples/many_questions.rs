@@ -34,7 +34,7 @@ fn main() -> anyhow::Result<()> {
         }
         None => (TEXT.to_owned(), QUESTIONS.map(str::to_owned).to_vec()),
     };
-    let loaded = load(model, WeightDtype::Auto, &mut |_, _| {})?;
+    let loaded = load(model, WeightDtype::Auto)?;
 
     for kept_ratio in [1.0, 0.5] {
         let text = CompressedText::read(&loaded, &text, kept_ratio)?;

@@ -61,7 +61,7 @@ impl Method for ValueWeighted {
 
 fn main() -> anyhow::Result<()> {
     let model = std::env::args().nth(1).context("usage: own_method MODEL")?;
-    let loaded = load(model, WeightDtype::Auto, &mut |_, _| {})?;
+    let loaded = load(model, WeightDtype::Auto)?;
     let ids = loaded.tokenizer.encode(NOVEL)?;
     let (prompt, following) = ids[..1024 + 64].split_at(1024);
 

@@ -11,7 +11,7 @@
 //! use adaptive_kvcache::prelude::*;
 //!
 //! # fn main() -> Result<()> {
-//! let loaded = load("model.gguf", WeightDtype::Auto, &mut |_, _| {})?;
+//! let loaded = load("model.gguf", WeightDtype::Auto)?;
 //! let config = AdaptiveConfig::from_file("configs/best.json")?;
 //! let mut cache = loaded.cache(KvDtype::F16, &config)?; // one for each sequence
 //! let ids = loaded.tokenizer.encode("Phileas Fogg was a member of the Reform Club, and that was all.")?;

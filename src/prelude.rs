@@ -4,7 +4,7 @@
 
 pub use crate::backend::BackendKind;
 pub use crate::cache::{AdaptiveKvCache, CacheBytes, HeadSummary, KvDtype, LayerSummary, Retention};
-pub use crate::checkpoint::{Loaded, WeightDtype, load, load_for};
+pub use crate::checkpoint::{Loaded, WeightDtype, load};
 pub use crate::compress::{
     AdaptiveConfig, Budget, FastGen, METHODS, Method, MethodFacts, Needs, Policy, method_by_name,
 };

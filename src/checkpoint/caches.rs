@@ -14,7 +14,7 @@ impl Loaded {
     /// use adaptive_kvcache::prelude::*;
     ///
     /// # fn main() -> adaptive_kvcache::Result<()> {
-    /// let loaded = load("model.gguf", WeightDtype::Auto, &mut |_, _| {})?;
+    /// let loaded = load("model.gguf", WeightDtype::Auto)?;
     /// let config = AdaptiveConfig::from_file("configs/best.json")?;
     /// let mut cache = loaded.cache(KvDtype::F16, &config)?;
     /// # Ok(())

@@ -169,30 +169,20 @@ impl Checkpoint {
         }
     }
 
-    /// Makes the model for the CPU kernels.
-    ///
-    /// * `progress`: called with the number of finished layers and of all layers
-    ///
-    /// # Errors
-    /// As [`weights::assemble`].
-    pub fn model(&self, dtype: WeightDtype, progress: &mut dyn FnMut(usize, usize)) -> Result<Llama> {
-        self.model_for(&BackendKind::Kernels, dtype, progress)
-    }
-
     /// Makes the model.
     ///
     /// * `backend`: what is to compute it
     /// * `progress`: called with the number of finished layers and of all layers
     ///
     /// # Errors
-    /// As [`weights::assemble_for`].
-    pub fn model_for(
+    /// As [`weights::assemble`].
+    pub fn model(
         &self,
         backend: &BackendKind,
         dtype: WeightDtype,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Llama> {
-        weights::assemble_for(backend, &self.tensors, self.assembly, self.config.clone(), dtype, progress)
+        weights::assemble(backend, &self.tensors, self.assembly, self.config.clone(), dtype, progress)
     }
 
     /// Makes the model and its tokenizer.
@@ -201,8 +191,8 @@ impl Checkpoint {
     /// * `progress`: called with the number of finished layers and of all layers
     ///
     /// # Errors
-    /// As [`Checkpoint::tokenizer`] and [`Checkpoint::model_for`].
-    pub fn load_for(
+    /// As [`Checkpoint::tokenizer`] and [`Checkpoint::model`].
+    pub fn load(
         self,
         backend: &BackendKind,
         dtype: WeightDtype,
@@ -212,7 +202,7 @@ impl Checkpoint {
         tokenizer.limit(self.config.context_length);
         // Reading a large vocabulary leaves several times its size behind.
         memory::release_unused();
-        let model = self.model_for(backend, dtype, progress)?;
+        let model = self.model(backend, dtype, progress)?;
         let held = self.held_dtype(backend, dtype)?;
         Ok(Loaded {
             model,
@@ -326,28 +316,11 @@ impl Loaded {
     }
 }
 
-/// Loads a model that the CPU kernels compute, and its tokenizer.
-///
-/// * `progress`: called with the number of finished layers and of all layers
-///
-/// # Errors
-/// As [`load_for`].
-pub fn load(path: impl AsRef<Path>, dtype: WeightDtype, progress: &mut dyn FnMut(usize, usize)) -> Result<Loaded> {
-    load_for(&BackendKind::Kernels, path, dtype, progress)
-}
-
-/// Loads a model and its tokenizer.
-///
-/// * `backend`: what is to compute it
-/// * `progress`: called with the number of finished layers and of all layers
+/// Loads a model that the CPU kernels compute, and its tokenizer. For other backends, and to see progress, there is
+/// [`Checkpoint::load`].
 ///
 /// # Errors
-/// As [`open`](open()), [`Checkpoint::tokenizer`] and [`Checkpoint::model_for`].
-pub fn load_for(
-    backend: &BackendKind,
-    path: impl AsRef<Path>,
-    dtype: WeightDtype,
-    progress: &mut dyn FnMut(usize, usize),
-) -> Result<Loaded> {
-    open(path)?.load_for(backend, dtype, progress)
+/// As [`open`](open()) and [`Checkpoint::load`].
+pub fn load(path: impl AsRef<Path>, dtype: WeightDtype) -> Result<Loaded> {
+    open(path)?.load(&BackendKind::Kernels, dtype, &mut |_, _| {})
 }

@@ -193,22 +193,6 @@ pub struct Assembly {
     pub output: OutputLayer,
 }
 
-/// Makes a model of tensors for the CPU kernels.
-///
-/// * `progress`: called with the number of finished layers and of all layers
-///
-/// # Errors
-/// As [`assemble_for`].
-pub fn assemble(
-    tensors: &Tensors,
-    assembly: Assembly,
-    config: LlamaConfig,
-    dtype: WeightDtype,
-    progress: &mut dyn FnMut(usize, usize),
-) -> Result<Llama> {
-    assemble_for(&BackendKind::Kernels, tensors, assembly, config, dtype, progress)
-}
-
 /// Makes a model of tensors. For candle operations, they go to the device one by one: the host never holds a copy of
 /// more than one of them. Rows of the embedding are looked up in its file, and only they go to the device.
 ///
@@ -218,7 +202,7 @@ pub fn assemble(
 /// # Errors
 /// [`Error::BadFile`] for a tensor that is missing, has the wrong shape or belongs to no part of the model;
 /// [`Error::Unsupported`] for numbers that are not computed with; [`Error::Tensor`] if a device refuses.
-pub fn assemble_for(
+pub fn assemble(
     backend: &BackendKind,
     tensors: &Tensors,
     assembly: Assembly,

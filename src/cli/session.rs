@@ -69,7 +69,7 @@ impl Session {
         if let Some(tokens) = args.context.context {
             checkpoint.set_context(tokens)?;
         }
-        let loaded = checkpoint.load_for(&backend, args.dtype.into(), &mut |done, total| {
+        let loaded = checkpoint.load(&backend, args.dtype.into(), &mut |done, total| {
             bar.set_length(total as u64);
             bar.set_position(done as u64);
         })?;

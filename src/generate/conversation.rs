@@ -25,7 +25,7 @@ use crate::tokenizer::{ChatContext, ChatMessage, Tokenizer};
 /// use adaptive_kvcache::tokenizer::ChatMessage;
 ///
 /// # fn main() -> adaptive_kvcache::Result<()> {
-/// let loaded = load("model.gguf", WeightDtype::Auto, &mut |_, _| {})?;
+/// let loaded = load("model.gguf", WeightDtype::Auto)?;
 /// let opening = vec![ChatMessage::new("system", "You answer in one sentence.")];
 /// let mut chat = Conversation::new(&loaded.model, &loaded.tokenizer, KvDtype::F16, Retention::Full, opening)?;
 /// let options = GenerationOptions::default();

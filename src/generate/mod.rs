@@ -6,7 +6,7 @@
 //! use adaptive_kvcache::generate::{Generation, GenerationOptions};
 //!
 //! # fn main() -> adaptive_kvcache::Result<()> {
-//! let loaded = load("model.gguf", WeightDtype::Auto, &mut |_, _| {})?;
+//! let loaded = load("model.gguf", WeightDtype::Auto)?;
 //! let ids = loaded.tokenizer.encode("The Reform Club was founded in")?;
 //! let mut cache = loaded.model.new_cache(KvDtype::F16, Retention::Full)?;
 //! let prefill = loaded.model.prefill(&ids, &mut cache, &mut ())?;

@@ -7,7 +7,7 @@ use adaptive_kvcache::Error;
 use adaptive_kvcache::attention::HeadLayout;
 use adaptive_kvcache::backend::{BackendKind, CandleLayer, CandleRows};
 use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
-use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, load, load_for};
+use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, load, open};
 use adaptive_kvcache::compress::HeadChoice;
 use adaptive_kvcache::memory;
 use adaptive_kvcache::model::PrefillOptions;
@@ -200,8 +200,8 @@ fn checkpoints_of_every_kind_are_computed_alike() {
     for folder in folders.into_iter().chain(fixtures) {
         // The weights alone: some of these folders have no tokenizer.
         let open = || adaptive_kvcache::checkpoint::open(&folder).unwrap();
-        let kernels = open().model(WeightDtype::F32, &mut |_, _| {}).unwrap();
-        let candle = open().model_for(&candle_on_cpu(), WeightDtype::Auto, &mut |_, _| {}).unwrap();
+        let kernels = open().model(&BackendKind::Kernels, WeightDtype::F32, &mut |_, _| {}).unwrap();
+        let candle = open().model(&candle_on_cpu(), WeightDtype::Auto, &mut |_, _| {}).unwrap();
         let vocab = u32::try_from(kernels.config().vocab_size).unwrap();
         let len = kernels.config().context_length.min(90) - 4;
         let prompt: Vec<u32> = (0..u32::try_from(len).unwrap()).map(|i| (i * 37 + 5) % vocab).collect();
@@ -459,12 +459,12 @@ fn weights_that_f16_cannot_hold_are_refused_by_name() {
     let path = folder.path().join("fixture.gguf");
     fixture.write_gguf(&path, GgmlDType::F32);
     let refusals = [
-        load_for(&candle_on_cpu(), &path, WeightDtype::F16, &mut |_, _| {}).unwrap_err(),
-        load(&path, WeightDtype::F16, &mut |_, _| {}).unwrap_err(),
+        open(&path).unwrap().load(&candle_on_cpu(), WeightDtype::F16, &mut |_, _| {}).unwrap_err(),
+        load(&path, WeightDtype::F16).unwrap_err(),
     ];
     for error in refusals {
         assert!(matches!(error, Error::BadFile { .. }), "{error}");
         assert!(error.to_string().contains("`blk.1.ffn_up.weight`"), "{error}");
     }
-    load_for(&candle_on_cpu(), &path, WeightDtype::Bf16, &mut |_, _| {}).unwrap();
+    open(&path).unwrap().load(&candle_on_cpu(), WeightDtype::Bf16, &mut |_, _| {}).unwrap();
 }

@@ -4,7 +4,7 @@
 use adaptive_kvcache::attention::{HeadLayout, device};
 use adaptive_kvcache::backend::{BackendKind, CandleRows};
 use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, Ledger, Retention};
-use adaptive_kvcache::checkpoint::{Loaded, WeightDtype};
+use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, open};
 use adaptive_kvcache::compress::HeadChoice;
 use adaptive_kvcache::ops::{DecodeWith, Ops};
 use adaptive_kvcache::tokens::TokenClass;
@@ -75,9 +75,7 @@ fn half_precision_caches_are_near_the_kernels_and_grouped_operations() {
 /// The real model: heads of 64 numbers, three query heads each, and prompts that fill several ranges of rows.
 #[test]
 fn the_real_model_decodes_as_with_grouped_operations() {
-    let load = |backend| {
-        adaptive_kvcache::checkpoint::load_for(&backend, smollm2_path(), WeightDtype::F32, &mut |_, _| {}).unwrap()
-    };
+    let load = |backend| open(smollm2_path()).unwrap().load(&backend, WeightDtype::F32, &mut |_, _| {}).unwrap();
     let (grouped, ragged) = (load(candle_on_cpu()), load(ragged_on_cpu()));
     let ids = text_ids(&grouped);
     let retention = adaptive(&grouped.tokenizer, CONFIGS[3]);

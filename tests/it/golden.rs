@@ -5,7 +5,7 @@
 use std::process::Command;
 
 use adaptive_kvcache::cache::{KvDtype, Retention};
-use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, load_for};
+use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, open};
 use adaptive_kvcache::fidelity::top_logprobs;
 use adaptive_kvcache::generate::{Generation, GenerationOptions};
 use adaptive_kvcache::kernels::simd::InstructionSet;
@@ -61,7 +61,7 @@ fn ids_logprobs_and_greedy_tokens_of_candle_operations_are_equal() {
 }
 
 fn smollm2_on_candle() -> Loaded {
-    load_for(&candle_on_cpu(), smollm2_path(), WeightDtype::F32, &mut |_, _| {}).unwrap()
+    open(smollm2_path()).unwrap().load(&candle_on_cpu(), WeightDtype::F32, &mut |_, _| {}).unwrap()
 }
 
 fn assert_texts(loaded: &Loaded) {

@@ -39,7 +39,7 @@ fn add_tokenizer(folder: &Path) {
 }
 
 fn load_f32(path: &Path) -> Loaded {
-    load(path, WeightDtype::F32, &mut |_, _| {}).unwrap()
+    load(path, WeightDtype::F32).unwrap()
 }
 
 fn logits(loaded: &Loaded, ids: &[u32]) -> Vec<f32> {
@@ -62,7 +62,7 @@ fn logits_equal_transformers_for_one_file_and_for_two() {
     for name in FIXTURES {
         let folder = folder(name);
         for dtype in [WeightDtype::F32, WeightDtype::Auto] {
-            let loaded = load(folder.path(), dtype, &mut |_, _| {}).unwrap();
+            let loaded = load(folder.path(), dtype).unwrap();
             assert_eq!(loaded.format, Format::Meta);
             for case in read_json(folder.path().join("expected.json")).as_array().unwrap() {
                 let prompt = ids(&case["ids"]);
@@ -175,7 +175,7 @@ fn a_folder_that_is_not_whole_is_refused() {
     let refusal = |change: &dyn Fn(&Path)| {
         let folder = folder("meta-2shard");
         change(folder.path());
-        let error = load(folder.path(), WeightDtype::Auto, &mut |_, _| {}).unwrap_err();
+        let error = load(folder.path(), WeightDtype::Auto).unwrap_err();
         let mut text = error.to_string();
         assert!(!text.contains('\n'), "{text}");
         let _ = write!(text, " {}", error.hint().unwrap_or_default());
@@ -208,6 +208,6 @@ fn the_tokenizer_may_be_in_the_folder_above() {
         assert_eq!(text(&load_f32(&path), "The Reform Club"), expected, "{}", path.display());
     }
     std::fs::remove_file(above.path().join("tokenizer.model")).unwrap();
-    let error = load(&inner, WeightDtype::Auto, &mut |_, _| {}).unwrap_err().to_string();
+    let error = load(&inner, WeightDtype::Auto).unwrap_err().to_string();
     assert!(error.contains("llama-2-7b") && error.contains("tokenizer.model"), "{error}");
 }

@@ -20,7 +20,7 @@ fn both_formats_load_and_compute() {
         let path = folder.path().join(name);
         let output = write(&path, &["--format", format.name()]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let loaded = load(&path, WeightDtype::Auto, &mut |_, _| {}).unwrap();
+        let loaded = load(&path, WeightDtype::Auto).unwrap();
         assert_eq!((loaded.format, loaded.dtype.as_str()), (format, dtype));
         let config = loaded.model.config();
         assert_eq!((config.num_layers, config.heads.num_heads, config.heads.num_kv_heads), (2, 2, 2));

@@ -48,7 +48,7 @@ fn a_split_gguf_model_is_one_model() {
         assert_eq!(logits(&model(&path, WeightDtype::Auto), &[1, 7, 300, 5], &[9, 8]), expected);
     }
     assert_eq!(logits(&model(folder.path(), WeightDtype::Auto), &[1, 7, 300, 5], &[9, 8]), expected);
-    let loaded = checkpoint::load(part(2), WeightDtype::Auto, &mut |_, _| {}).unwrap();
+    let loaded = checkpoint::load(part(2), WeightDtype::Auto).unwrap();
     assert_eq!((loaded.format, loaded.dtype.as_str()), (Format::Gguf, "f16"));
 
     std::fs::rename(part(2), parts.path().join("elsewhere")).unwrap();

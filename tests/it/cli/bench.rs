@@ -211,7 +211,7 @@ impl Observer for Recorder {
 #[test]
 fn settings_take_turns_and_a_prompt_is_processed_no_more_than_needed() {
     let lab = lab();
-    let loaded = load(lab.path("tiny.gguf"), WeightDtype::Auto, &mut |_, _| {}).unwrap();
+    let loaded = load(lab.path("tiny.gguf"), WeightDtype::Auto).unwrap();
     let setting = |name: &str| Setting { name: name.to_owned(), retention: Retention::Full };
     let plan = Plan {
         threads: vec![1],

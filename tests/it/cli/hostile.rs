@@ -86,7 +86,7 @@ fn a_file_that_is_cut_off_is_refused() {
     let path = lab.path("tiny.gguf");
     for len in (0..header_len).chain((header_len..whole.len()).step_by(997)).chain([whole.len() - 1]) {
         std::fs::write(&path, &whole[..len]).unwrap();
-        let error = load(&path, WeightDtype::Auto, &mut |_, _| {}).expect_err("a file that is cut off");
+        let error = load(&path, WeightDtype::Auto).expect_err("a file that is cut off");
         assert!(matches!(error, Error::BadFile { .. }) && error.hint().is_some(), "{len} bytes: {error}");
     }
 }
@@ -246,7 +246,7 @@ fn damage(bytes: &mut Vec<u8>, header_len: usize, rng: &mut StdRng) {
 
 /// Loads a file and runs it for two tokens.
 fn try_out(path: &Path) -> adaptive_kvcache::Result<()> {
-    let loaded = load(path, WeightDtype::Auto, &mut |_, _| {})?;
+    let loaded = load(path, WeightDtype::Auto)?;
     let ids = loaded.tokenizer.encode("ab ab c")?;
     let mut cache = loaded.cache(KvDtype::F16, &AdaptiveConfig::default()).unwrap();
     loaded.model.prefill(&ids, &mut cache, &mut ())?;

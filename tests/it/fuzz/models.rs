@@ -17,11 +17,8 @@ use crate::support::data;
 
 /// Loads a model, and gives it a prompt and one token.
 fn try_out(path: &Path, dtype: KvDtype, rng: &mut StdRng) -> adaptive_kvcache::Result<()> {
-    let loaded = load(
-        path,
-        *[WeightDtype::Auto, WeightDtype::F32, WeightDtype::Bf16].get(rng.random_range(0..3)).unwrap(),
-        &mut |_, _| {},
-    )?;
+    let dtype_of_weights = [WeightDtype::Auto, WeightDtype::F32, WeightDtype::Bf16][rng.random_range(0..3)];
+    let loaded = load(path, dtype_of_weights)?;
     let ids = loaded.tokenizer.encode("ab ab c")?;
     let is_adaptive = rng.random();
     let mut cache =

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use adaptive_kvcache::backend::BackendKind;
 use adaptive_kvcache::cache::{KvDtype, Retention};
-use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, load_for};
+use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, open};
 use adaptive_kvcache::fidelity::argmax;
 use adaptive_kvcache::model::Llama;
 use candle_core::quantized::gguf_file::{self, Value};
@@ -160,7 +160,7 @@ impl Fixture {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("fixture.gguf");
         self.write_gguf(&path, dtype);
-        load_for(backend, &path, weights, &mut |_, _| {}).unwrap()
+        open(&path).unwrap().load(backend, weights, &mut |_, _| {}).unwrap()
     }
 
     /// Logits `[seq_len, vocab_size]` of the slow obvious forward pass over the whole sequence.

@@ -39,13 +39,13 @@ pub fn smollm2_path() -> PathBuf {
 /// The real model with weights widened to f32, loaded once.
 pub fn smollm2_f32() -> &'static Loaded {
     static MODEL: OnceLock<Loaded> = OnceLock::new();
-    MODEL.get_or_init(|| load(smollm2_path(), WeightDtype::F32, &mut |_, _| {}).unwrap())
+    MODEL.get_or_init(|| load(smollm2_path(), WeightDtype::F32).unwrap())
 }
 
 /// The real model on its quantised blocks, loaded once.
 pub fn smollm2() -> &'static Loaded {
     static MODEL: OnceLock<Loaded> = OnceLock::new();
-    MODEL.get_or_init(|| load(smollm2_path(), WeightDtype::Auto, &mut |_, _| {}).unwrap())
+    MODEL.get_or_init(|| load(smollm2_path(), WeightDtype::Auto).unwrap())
 }
 
 /// Candle operations on the CPU.

@@ -146,6 +146,6 @@ impl Scripted {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("scripted.gguf");
         self.write(&path);
-        load(&path, WeightDtype::Auto, &mut |_, _| {}).unwrap()
+        load(&path, WeightDtype::Auto).unwrap()
     }
 }
