@@ -32,8 +32,8 @@ struct Looks {
 }
 
 impl Looks {
-    fn of(each: u64) -> Box<Self> {
-        Box::new(Self { each, count: AtomicU64::new(0) })
+    fn of(each: u64) -> Self {
+        Self { each, count: AtomicU64::new(0) }
     }
 }
 
@@ -79,7 +79,8 @@ fn watched(
 ) -> Result<(Vec<Event>, BatchSummary, Vec<FinishedText>), Error> {
     let events = RefCell::new(Vec::new());
     let mut texts = Vec::new();
-    let mut batch = batch(loaded, retention, prompts, limits)?.with_prefill_options(rows(4)).with_clock(Looks::of(1));
+    let mut batch =
+        batch(loaded, retention, prompts, limits)?.with_prefill_options(rows(4)).with_clock(Box::new(Looks::of(1)));
     let summary = batch.run(
         |index| Watch(&events, index),
         || {
@@ -199,7 +200,7 @@ fn what_a_step_fails_with_while_a_prompt_is_read_is_the_steps_failure() {
     let mut batch = batch(&loaded, Retention::Full, prompts, limits)
         .unwrap()
         .with_prefill_options(rows(2))
-        .with_clock(Looks::of(0));
+        .with_clock(Box::new(Looks::of(0)));
     let observe = |_| {
         reads.set(reads.get() + 1);
     };
@@ -222,7 +223,7 @@ fn a_batch_can_be_stopped_between_the_steps_of_others() {
     let mut batch = batch(&loaded, Retention::Full, prompts, limits)
         .unwrap()
         .with_prefill_options(rows(4))
-        .with_clock(Looks::of(1));
+        .with_clock(Box::new(Looks::of(1)));
     let asked = Arc::new(AtomicU64::new(0));
     let mut texts = Vec::new();
     // Two prompts and four steps.
@@ -262,7 +263,7 @@ proptest! {
         let expected = alone(&loaded, &retention, &prompts, options);
         let limits = BatchLimits { sequences, kv_bytes: budget.map(|tokens| tokens * token_bytes(&loaded)) };
         let mut texts = Vec::new();
-        let batch = batch(&loaded, retention, prompts.clone(), limits).unwrap().with_clock(Looks::of(tick));
+        let batch = batch(&loaded, retention, prompts.clone(), limits).unwrap().with_clock(Box::new(Looks::of(tick)));
         let mut batch = batch.with_prefill_options(options);
         let summary = batch.run(|_| (), || ControlFlow::Continue(()), |text| texts.push(text)).unwrap();
         texts.sort_by_key(|text| text.index);

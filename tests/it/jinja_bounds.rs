@@ -7,21 +7,13 @@ use std::time::Duration;
 use adaptive_kvcache::jinja::{Limits, Template, TemplateError, TemplateErrorKind};
 use serde_json::{Map, json};
 
+use crate::support::computed;
+
 /// What a hostile template may take: less than a second with optimisation, more without.
 const MAX_TIME: Duration = Duration::from_secs(20);
 
 /// The whole process, the test's own texts included.
 const MAX_KIB: u64 = 200 << 10;
-
-/// Time that this process has computed; a machine that does other work at once does not count.
-fn computed() -> Duration {
-    let Ok(stat) = std::fs::read_to_string("/proc/self/stat") else {
-        return Duration::ZERO;
-    };
-    // User and system time, in hundredths of a second, are fields 14 and 15; the name before them ends in a bracket.
-    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
-    Duration::from_millis(fields.map(|ticks| ticks.parse::<u64>().unwrap_or(0) * 10).sum())
-}
 
 /// The most memory that this process has had.
 fn peak_kib() -> u64 {

@@ -11,9 +11,9 @@ use crate::cache::LayerSummary;
 use crate::error::{Error, Result};
 use crate::model::PrefillObserver;
 
-/// Time that prompts are read between two steps of the sequences under way, as a multiple of what a step takes. So reading
-/// slows down by a fifth at most, and between two tokens of a text lie five steps' time, or that of a chunk in a layer if
-/// it is longer: what a prompt has in one piece.
+/// Time that prompts are read between two steps of the sequences under way, as a multiple of what the last step took. So at
+/// most a fifth of the time goes into steps, and between two tokens of a text lie some five steps' time, or a chunk's in one
+/// layer if that is longer.
 const READING_PER_STEP: u32 = 4;
 
 /// When the sequences under way took their last step.

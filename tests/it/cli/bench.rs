@@ -12,6 +12,8 @@ use adaptive_kvcache::clock::Clock;
 use adaptive_kvcache::model::PrefillOptions;
 use serde_json::Value;
 
+#[cfg(target_os = "linux")]
+use super::process::{computes_for, output_of, send};
 use super::tiny_gguf::{Meta, TinyGguf};
 use super::{Lab, Refusal, succeeds};
 
@@ -158,7 +160,7 @@ fn what_cannot_be_measured_is_refused() {
 }
 
 /// A model that decodes slowly enough for Ctrl-C to come in between.
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 #[test]
 fn an_interrupt_leaves_the_rows_that_are_complete() {
     let lab = lab();
@@ -170,10 +172,9 @@ fn an_interrupt_leaves_the_rows_that_are_complete() {
     // Kept until the end: a closed pipe would end the program on its own.
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap().starts_with("work")), "no table begins");
-    std::thread::sleep(Duration::from_secs(2)); // many runs
-    let pid = child.id().to_string();
-    std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap();
-    let output = child.wait_with_output().unwrap();
+    computes_for(&child, Duration::from_secs(2)); // many runs
+    send(&child, "-INT");
+    let output = output_of(child, "bench");
     assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
     let json = lab.json("b.json");
     assert_eq!((json.as_array().unwrap().len(), &json[0]["threads"]), (1, &Value::from(1)));

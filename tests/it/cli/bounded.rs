@@ -1,14 +1,17 @@
 //! Inputs without end, and machines without room: a sentence, soon, whatever it is.
 
 use std::path::PathBuf;
-use std::process::{Command, Output};
-use std::time::{Duration, Instant};
+use std::process::Output;
+#[cfg(target_os = "linux")]
+use std::time::Duration;
 
+#[cfg(target_os = "linux")]
+use super::process::{computes_for, output_of, send};
 use super::tiny_gguf::{Meta, TinyGguf};
 use super::{Lab, Refusal, succeeds};
 
-/// Far more than a refusal takes, on a busy machine.
-const SLOW: Duration = Duration::from_secs(20);
+/// Seconds, far more than a refusal computes.
+const SLOW: usize = 20;
 
 /// A model of eight tokens, of which no text has fewer than a third of its bytes.
 fn model(lab: &Lab, context: u32) -> PathBuf {
@@ -19,15 +22,8 @@ fn model(lab: &Lab, context: u32) -> PathBuf {
 
 /// Runs the program with so many bytes of address space.
 fn within(lab: &Lab, megabytes: usize, args: &[&str]) -> Output {
-    let mut command = Command::new("sh");
-    let script = format!("ulimit -v {} && exec \"$@\"", megabytes << 10);
-    command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_adaptive-kvcache")]).args(args);
-    lab.prepare(&mut command);
-    command.env("MALLOC_ARENA_MAX", "2");
-    let started = Instant::now();
-    let output = command.output().unwrap();
-    assert!(started.elapsed() < SLOW, "{args:?}: {:?}", started.elapsed());
-    output
+    let mut command = lab.limited(&[("-v", megabytes << 10), ("-t", SLOW)], args);
+    command.env("MALLOC_ARENA_MAX", "2").output().unwrap()
 }
 
 #[test]
@@ -149,6 +145,7 @@ fn counts_without_end_make_no_room_beforehand() {
 }
 
 /// Trials are made one after the other: asking for four billion takes no memory.
+#[cfg(target_os = "linux")]
 #[test]
 fn any_number_of_trials_may_be_asked_for() {
     let lab = Lab::new();
@@ -168,18 +165,13 @@ fn any_number_of_trials_may_be_asked_for() {
         "--trials",
         "4294967295",
     ];
-    let mut command = Command::new("sh");
-    command.args([
-        "-c",
-        "ulimit -v 1048576 && exec timeout -s INT 3 \"$@\"",
-        "sh",
-        env!("CARGO_BIN_EXE_adaptive-kvcache"),
-    ]);
-    lab.prepare(command.args(args));
-    let output = command.output().unwrap();
+    let child = lab.limited(&[("-v", 1 << 20)], &args).spawn().unwrap();
+    computes_for(&child, Duration::from_secs(2));
+    send(&child, "-INT");
+    let output = output_of(child, "four billion trials");
     let stderr = String::from_utf8_lossy(&output.stderr);
     // It was under way when it was interrupted.
-    assert!(matches!(output.status.code(), Some(124 | 130)), "{:?}: {stderr}", output.status);
+    assert_eq!(output.status.code(), Some(130), "{stderr}");
     assert!(!stderr.contains("memory"), "{stderr}");
 }
 
@@ -195,10 +187,8 @@ fn an_absurd_number_of_threads_is_bounded() {
     let note = "note: 1000 threads are of no use on ";
     assert_eq!(String::from_utf8_lossy(&output.stderr).contains(note), threads < 1000);
     for value in ["99999999", "18446744073709551616", "0", "many", ""] {
-        let mut command = lab.command(&args);
-        let started = Instant::now();
+        let mut command = lab.limited(&[("-t", SLOW)], &args);
         assert_eq!(succeeds(&command.env("RAYON_NUM_THREADS", value).output().unwrap()), few, "{value}");
-        assert!(started.elapsed() < SLOW, "{value}");
     }
 }
 

@@ -4,6 +4,8 @@ use std::io::{BufRead, BufReader};
 
 use serde_json::{Value, json};
 
+#[cfg(target_os = "linux")]
+use super::process::{send, until};
 use super::tiny_gguf::{Meta, TinyGguf};
 use super::{Lab, MODEL, Refusal, succeeds};
 
@@ -376,7 +378,7 @@ fn prompts_that_cannot_be_answered_are_refused() {
 }
 
 /// More windows than anybody waits for.
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 #[test]
 fn an_interrupt_leaves_the_rows_that_are_there() {
     let lab = lab();
@@ -390,11 +392,11 @@ fn an_interrupt_leaves_the_rows_that_are_there() {
         let text = std::fs::read_to_string(lab.path("e.json")).unwrap_or_default();
         serde_json::from_str::<Value>(&text).is_ok_and(|rows| rows.as_array().is_some_and(|rows| rows.len() == 2))
     };
-    while !has_rows() {
+    until("both rows are there", || {
         assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
-    std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        has_rows()
+    });
+    send(&child, "-INT");
     let table: Vec<String> = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap).collect();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));

@@ -4,8 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use adaptive_kvcache::Error;
 use adaptive_kvcache::cache::KvDtype;
@@ -16,9 +15,10 @@ use rand::{Rng, SeedableRng};
 
 use super::tiny_gguf::{Meta, TinyGguf};
 use super::{Lab, MODEL, Refusal, succeeds};
+use crate::support::computed;
 
-/// Far more than loading a few kilobytes takes, on a busy machine.
-const SLOW: Duration = Duration::from_secs(5);
+/// Seconds, far more than loading a few kilobytes computes.
+const SLOW: u64 = 5;
 const FUZZ_ROUNDS: usize = 1000;
 
 /// The same, or what the environment variable `FUZZ_ROUNDS` says.
@@ -28,14 +28,10 @@ fn fuzz_rounds() -> usize {
 
 /// Runs `generate` on a file with 2 GiB of address space: nothing may be allocated on a header's word alone.
 pub(super) fn refused(lab: &Lab, model: &Path) -> Refusal {
-    let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -v 2097152 && exec \"$@\"", "sh", env!("CARGO_BIN_EXE_adaptive-kvcache")]);
-    command.args(["generate", "--threads", "2", "-n", "1", "--model"]).arg(model);
-    lab.prepare(&mut command);
+    let args = ["generate", "--threads", "2", "-n", "1", "--model", model.to_str().unwrap()];
+    let mut command = lab.limited(&[("-v", 2 << 20), ("-t", SLOW as usize)], &args);
     command.env("MALLOC_ARENA_MAX", "2");
-    let started = Instant::now();
     let refusal = Refusal::of(&command.output().unwrap(), &model.display().to_string());
-    assert!(started.elapsed() < SLOW, "{}", model.display());
     refusal.status(1).names(model).is_short();
     refusal
 }
@@ -210,9 +206,10 @@ fn random_damage_never_panics() {
             damage(&mut damaged, *header_len, &mut rng);
         }
         std::fs::write(&path, &damaged).unwrap();
-        let started = Instant::now();
+        let before = computed();
         let outcome = catch_unwind(AssertUnwindSafe(|| try_out(&path)));
-        assert!(started.elapsed() < SLOW, "round {round} took {:?}", started.elapsed());
+        let took = computed().saturating_sub(before);
+        assert!(took < Duration::from_secs(SLOW), "round {round} took {took:?}");
         match outcome {
             Ok(Ok(())) => loaded += 1,
             Ok(Err(_)) => {}

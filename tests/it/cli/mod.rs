@@ -19,6 +19,8 @@ mod model_files;
 mod not_a_number;
 mod options;
 mod places;
+#[cfg(target_os = "linux")]
+mod process;
 mod prompt_lines;
 mod runs;
 mod signals;
@@ -78,6 +80,17 @@ impl Lab {
         }
         // candle's thread pool spins while it waits; tests share their cores.
         command.env("CANDLE_BARRIER_POOL_SPIN_LIMIT", "1");
+    }
+
+    /// The program under limits as a shell's `ulimit` takes them: `-v` for kilobytes of address space, `-t` for seconds that
+    /// it may compute, whatever else the machine does.
+    fn limited(&self, limits: &[(&str, usize)], args: &[&str]) -> Command {
+        let limits: String =
+            limits.iter().map(|(limit, value)| format!("ulimit {limit} {value} && ")).collect::<Vec<_>>().concat();
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{limits}exec \"$@\""), "sh", env!("CARGO_BIN_EXE_adaptive-kvcache")]).args(args);
+        self.prepare(&mut command);
+        command
     }
 
     fn run(&self, args: &[&str]) -> Output {

@@ -1,33 +1,50 @@
 //! Runs that are asked to end: Ctrl-C, SIGTERM, SIGHUP; and the signal of a model that is cut short.
-#![cfg(unix)]
+#![cfg(target_os = "linux")]
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::time::Duration;
 
 use super::mishaps::tiny;
+use super::process::{computes_for, ends_soon_by, listens, output_of, reads_input, send, until};
 use super::{Lab, MODEL, succeeds};
-
-/// Far more than the second in which a signal is to be answered, on a machine that does other things, too.
-const SLOW: Duration = Duration::from_secs(10);
 
 /// More tokens than any of these runs gets to.
 const MANY: &str = "900000";
 
-fn send(child: &Child, signal: &str) {
-    assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
-}
-
-/// Ends with this status, soon, and without a word of failure.
+/// Ends with this status, and without a word of failure.
 #[track_caller]
 fn ends(child: Child, status: i32, what: &str) -> Output {
-    let started = Instant::now();
-    let output = child.wait_with_output().unwrap();
+    ended(output_of(child, what), status, what)
+}
+
+#[track_caller]
+fn ended(output: Output, status: i32, what: &str) -> Output {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(status), "{what}: {stderr}");
     assert!(!stderr.contains("panicked") && !stderr.contains("error"), "{what}: {stderr}");
-    assert!(started.elapsed() < SLOW, "{what}: {:?}", started.elapsed());
     output
+}
+
+/// Waits until the figures of a run are printed, which come right before its report is written. What follows them is to be
+/// read of what is returned.
+#[track_caller]
+fn prints_figures(child: &mut Child) -> BufReader<ChildStderr> {
+    let (mut stderr, mut printed) = (BufReader::new(child.stderr.take().unwrap()), String::new());
+    while !printed.contains("\nprocess ") || !printed.ends_with('\n') {
+        assert!(stderr.read_line(&mut printed).unwrap() > 0, "{printed}");
+    }
+    assert!(!printed.contains("panicked") && !printed.contains("error"), "{printed}");
+    stderr
+}
+
+#[track_caller]
+fn says_no_more(mut stderr: impl Read) {
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest).unwrap();
+    assert!(!rest.contains("panicked") && !rest.contains("error"), "{rest}");
 }
 
 /// A FIFO that nobody opens.
@@ -64,25 +81,37 @@ fn waiting_ends_at_once() {
         fifo(&lab, name);
     }
     let own = ["--model", &model, "--threads", "1"];
-    let cases: [&[&str]; 7] = [
+    let start = |case: &[&str]| lab.command(&[&case[..1], &own, &case[1..]].concat()).spawn().unwrap();
+    let signals = [("-INT", 130), ("-TERM", 143), ("-HUP", 129)];
+    let cases: [&[&str]; 5] = [
         &["generate", "--prompt-file", "fifo"],
         &["generate", "--messages", "fifo"],
         &["generate", "--prompts", "fifo"],
-        &["generate", "--prompt", "ab", "-n", "1", "--report", "out"],
-        &["generate", "--prompt", "ab", "-n", "1", "--log-file", "out"],
         &["eval", "--text", "fifo"],
         &["chat", "--messages", "fifo"],
     ];
-    for (index, case) in cases.iter().enumerate() {
-        let (signal, status) = [("-INT", 130), ("-TERM", 143), ("-HUP", 129)][index % 3];
-        let args = [&case[..1], &own, &case[1..]].concat();
-        let mut child = lab.command(&args).spawn().unwrap();
-        // Long enough to get there, mostly; earlier, the answer is the same.
-        std::thread::sleep(Duration::from_millis(700));
-        assert!(child.try_wait().unwrap().is_none(), "{case:?} did not wait");
+    for (case, (signal, status)) in cases.into_iter().zip(signals.into_iter().cycle()) {
+        let child = start(case);
+        // It can be opened for writing once there is a reader, who then waits for what is never written.
+        let mut writer = None;
+        until(&format!("{case:?} opens its file"), || {
+            let opened = File::options().write(true).custom_flags(libc::O_NONBLOCK).open(lab.path("fifo"));
+            writer = opened.ok();
+            writer.is_some()
+        });
         send(&child, signal);
-        ends(child, status, &format!("{case:?}"));
+        assert!(ends(child, status, &format!("{case:?}")).stdout.is_empty());
     }
+    let mut child = start(&["generate", "--prompt", "ab", "-n", "1", "--report", "out"]);
+    let stderr = prints_figures(&mut child);
+    send(&child, "-TERM");
+    ends(child, 143, "a report");
+    says_no_more(stderr);
+    // The log is opened before anything is computed.
+    let child = start(&["generate", "--prompt", "ab", "-n", "1", "--log-file", "out"]);
+    listens(&child);
+    send(&child, "-HUP");
+    assert!(ends(child, 129, "a log").stdout.is_empty());
 }
 
 /// Standard input is waited for as well; and of a conversation's answers, Ctrl-C ends one and SIGTERM all.
@@ -111,8 +140,7 @@ fn a_conversation_ends() {
         assert!(stderr.read_line(&mut told).unwrap() > 0, "{told}");
     }
     // It goes on, and waits for the next line, which another Ctrl-C ends.
-    std::thread::sleep(Duration::from_millis(300));
-    assert!(child.try_wait().unwrap().is_none());
+    reads_input(&child);
     send(&child, "-INT");
     ends(child, 130, "waiting for a question");
 }
@@ -129,12 +157,8 @@ fn measurements_end_with_what_they_have() {
     // More windows than the text has are refused; these are many.
     let eval = [&eval[..1], &["90"], &eval[2..], &["--json", "e.json", "--csv", "e.csv", "--plot", "e.png"]].concat();
     let mut child = lab.command(&[&["eval"], &own[..], &eval].concat()).spawn().unwrap();
-    let started = Instant::now();
     let has_rows = || std::fs::read_to_string(lab.path("e.json")).is_ok_and(|json| json.contains("kl_mean"));
-    while !has_rows() && child.try_wait().unwrap().is_none() {
-        assert!(started.elapsed() < Duration::from_secs(60));
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    until("rows are written", || has_rows() || child.try_wait().unwrap().is_some());
     send(&child, "-TERM");
     ends(child, 143, "eval");
     assert!(!lab.json("e.json").as_array().unwrap().is_empty());
@@ -154,9 +178,8 @@ fn a_long_chunk_is_not_waited_for() {
     ] {
         let args = [&args[..1], &["--model", MODEL], &chunk, &args[1..], &["long.txt"]].concat();
         let child = lab.command(&args).spawn().unwrap();
-        std::thread::sleep(Duration::from_secs(3)); // loaded, and in the first chunk
-        send(&child, "-INT");
-        let output = ends(child, 130, args[0]);
+        computes_for(&child, Duration::from_secs(3)); // loaded, and in the first chunk
+        let output = ended(ends_soon_by(child, "-INT", args[0]), 130, args[0]);
         assert!(args[0] == "eval" || output.stdout.is_empty());
     }
 }
@@ -200,9 +223,10 @@ fn a_second_signal_ends_at_once() {
     let mut child = lab.command(&args).spawn().unwrap();
     child.stdout.as_mut().unwrap().read_exact(&mut [0; 4]).unwrap();
     send(&child, "-INT");
-    std::thread::sleep(Duration::from_millis(500));
+    let stderr = prints_figures(&mut child);
     send(&child, "-TERM");
     ends(child, 143, "twice");
+    says_no_more(stderr);
 }
 
 #[test]

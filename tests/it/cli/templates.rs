@@ -6,7 +6,6 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -139,11 +138,12 @@ fn hostile_templates_end_in_a_sentence_at_once() {
         "{% set ns = namespace(x=[]) %}{% for i in range(9999) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
     ] {
         lab.write("t.jinja", template);
-        let started = Instant::now();
-        let refusal = refuses(&lab, &["--chat-template", "t.jinja", "--prompt", "x"]);
-        refusal.status(1).names("`t.jinja`").is_short();
-        // A second for a build that is optimised, on a machine that does nothing else.
-        assert!(started.elapsed() < Duration::from_secs(15), "{:.60}: {:?}", template, started.elapsed());
+        // It may compute for so many seconds; one is enough for a build that is optimised.
+        let mut command = lab.limited(
+            &[("-t", 15)],
+            &["generate", "--model", "m.gguf", "-n", "1", "--chat-template", "t.jinja", "--prompt", "x"],
+        );
+        Refusal::of(&command.output().unwrap(), template).status(1).names("`t.jinja`").is_short();
     }
 }
 

@@ -6,6 +6,7 @@ pub mod sentencepiece;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use adaptive_kvcache::backend::BackendKind;
 use adaptive_kvcache::cache::Retention;
@@ -15,6 +16,16 @@ use adaptive_kvcache::ops::{DecodeWith, Ops};
 use adaptive_kvcache::tokenizer::Tokenizer;
 use candle_core::Device;
 use serde_json::Value;
+
+/// Time that this process has computed; a machine that does other work at once does not count.
+pub fn computed() -> Duration {
+    let Ok(stat) = std::fs::read_to_string("/proc/self/stat") else {
+        return Duration::ZERO;
+    };
+    // User and system time, in hundredths of a second, are fields 14 and 15; the name before them ends in a bracket.
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    Duration::from_millis(fields.map(|ticks| ticks.parse::<u64>().unwrap_or(0) * 10).sum())
+}
 
 /// A file under `tests/data`.
 pub fn data(name: &str) -> PathBuf {
