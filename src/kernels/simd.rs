@@ -258,9 +258,12 @@ pub(crate) fn fetch<const NEAR: bool>(place: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
-        // SAFETY: every processor of this architecture has it, and it reads nothing that a program could notice.
-        unsafe {
-            if NEAR { _mm_prefetch::<_MM_HINT_T0>(place.cast()) } else { _mm_prefetch::<_MM_HINT_T1>(place.cast()) }
+        if NEAR {
+            // SAFETY: every processor of this architecture has it, and it reads nothing that a program could notice.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
+        } else {
+            // SAFETY: as above.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(place.cast()) };
         }
     }
     let _ = place;
