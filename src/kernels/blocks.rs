@@ -47,7 +47,7 @@ pub(crate) trait BlockFormat: Copy + std::fmt::Debug + PartialEq + Send + Sync +
     /// * `block`: `[BYTES]`
     #[inline(always)]
     fn scales<L: Lanes>(block: &[u8]) -> L::Halves {
-        L::halves(part(block, 0))
+        L::halves(*part(block, 0))
     }
 
     /// The quants of a block of weights, without the offset.

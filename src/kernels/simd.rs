@@ -166,6 +166,10 @@ pub(crate) trait Work {
 /// Runs work that was compiled for a set of instructions.
 #[inline(always)]
 pub(crate) fn dispatch<W: Work>(set: InstructionSet, work: W) -> W::Output {
+    // A function of its own, as the others are: large bodies are compiled better than in the middle of their callers.
+    fn portable<W: Work>(work: W) -> W::Output {
+        work.run::<lanes::Portable>()
+    }
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx2,fma,f16c")]
@@ -191,7 +195,7 @@ pub(crate) fn dispatch<W: Work>(set: InstructionSet, work: W) -> W::Output {
         }
     }
     let _ = set;
-    work.run::<lanes::Portable>()
+    portable(work)
 }
 
 /// Defines `pub fn name(set, args..) -> ret`, which runs `body::<L, ..>(args..)` as [`Work`].
@@ -254,9 +258,12 @@ pub(crate) fn fetch<const NEAR: bool>(place: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
-        // SAFETY: every processor of this architecture has it, and it reads nothing that a program could notice.
-        unsafe {
-            if NEAR { _mm_prefetch::<_MM_HINT_T0>(place.cast()) } else { _mm_prefetch::<_MM_HINT_T1>(place.cast()) }
+        if NEAR {
+            // SAFETY: every processor of this architecture has it, and it reads nothing that a program could notice.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
+        } else {
+            // SAFETY: as above.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(place.cast()) };
         }
     }
     let _ = place;

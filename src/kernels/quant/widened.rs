@@ -106,7 +106,7 @@ fn some_columns<L: Lanes, const N: usize, B: BlockFormat>(work: BlockDot<'_>) {
     for (index, row) in rows.iter().enumerate() {
         // Two sets of sums hide the latency of the multiply-add.
         let [mut even, mut odd] = [[L::no_folded(); N]; 2];
-        let mut offsets = [L::halves(&[0; 4]); N];
+        let mut offsets = [L::halves([0; 4]); N];
         let place = |block: usize| Place { row, block, num_blocks, x, x_sums };
         for pair in 0..num_blocks / 2 {
             // SAFETY: sizes were checked above, and `block` stays below `num_blocks`; here and below.

@@ -43,7 +43,7 @@ pub trait Lanes: Copy {
     /// the first number.
     fn load_fives(source: &[u8; LANES], fifths: u32) -> [Self; 2];
     /// Two f16, widened. A type of their own: as two f32 the compiler would widen them one by one.
-    fn halves(source: &[u8; 4]) -> Self::Halves;
+    fn halves(source: [u8; 4]) -> Self::Halves;
     /// `halves * factor + sums`
     fn add_halves(halves: Self::Halves, factor: f32, sums: Self::Halves) -> Self::Halves;
     fn pair(halves: Self::Halves) -> [f32; 2];
@@ -169,8 +169,8 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn halves(source: &[u8; 4]) -> [f32; 2] {
-        let [a, b, c, d] = *source;
+    fn halves(source: [u8; 4]) -> [f32; 2] {
+        let [a, b, c, d] = source;
         [f16::from_le_bytes([a, b]).to_f32(), f16::from_le_bytes([c, d]).to_f32()]
     }
 
@@ -227,8 +227,8 @@ impl Lanes for Portable {
     #[inline(always)]
     fn mul_add(self, factor: Self, term: Self) -> Self {
         let mut sums = term.0;
-        for lane in 0..LANES {
-            sums[lane] += self.0[lane] * factor.0[lane];
+        for (sum, (a, b)) in sums.iter_mut().zip(self.0.iter().zip(&factor.0)) {
+            *sum += a * b;
         }
         Self(sums)
     }

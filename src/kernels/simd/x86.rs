@@ -61,7 +61,7 @@ macro_rules! lanes {
                 fn load_bf16(source: &[bf16; LANES]) -> Self;
                 fn load_i8(source: &[u8; LANES]) -> Self;
                 fn load_fives(source: &[u8; LANES], fifths: u32) -> [Self; 2];
-                fn halves(source: &[u8; 4]) -> __m128;
+                fn halves(source: [u8; 4]) -> __m128;
                 fn add_halves(halves: __m128, factor: f32, sums: __m128) -> __m128;
                 fn pair(halves: __m128) -> [f32; 2];
                 fn splat_first(halves: __m128) -> Self;
@@ -160,8 +160,8 @@ impl Avx2 {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn halves(source: &[u8; 4]) -> __m128 {
-        _mm_cvtph_ps(_mm_cvtsi32_si128(i32::from_le_bytes(*source)))
+    fn halves(source: [u8; 4]) -> __m128 {
+        _mm_cvtph_ps(_mm_cvtsi32_si128(i32::from_le_bytes(source)))
     }
 
     #[inline]
@@ -410,7 +410,7 @@ impl<const VNNI: bool> Avx512<VNNI> {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-    fn halves(source: &[u8; 4]) -> __m128 {
+    fn halves(source: [u8; 4]) -> __m128 {
         Avx2::halves(source)
     }
 

@@ -341,11 +341,11 @@ fn lines<B: Backend>(backend: &B, plain: &Plain, first: Line, rng: &mut StdRng, 
         };
         let expected = || of_heads(0..heads.num_heads).into_iter().flat_map(|(_, out)| out).collect();
         observer.compare(line("attend to kept rows"), &out, expected, tolerance(dtype));
-        for kv_head in 0..num_kv_heads {
+        for (kv_head, rows) in held.iter().enumerate() {
             let group = heads.group_size();
             let expected = || {
                 let group = of_heads(kv_head * group..(kv_head + 1) * group);
-                (0..held[kv_head].len()).map(|at| group.iter().map(|(weights, _)| weights[at]).sum()).collect()
+                (0..rows.len()).map(|at| group.iter().map(|(weights, _)| weights[at]).sum()).collect()
             };
             let weights = observer.run(
                 line("weights of kept rows"),
