@@ -283,7 +283,8 @@ fn random_damage_of_safetensors_never_panics() {
         }
         std::fs::write(&path, &bytes).unwrap();
         let result = catch_unwind(AssertUnwindSafe(|| {
-            let model = checkpoint::open(folder.path())?.model(&BackendKind::Kernels, WeightDtype::Auto, &mut |_, _| {})?;
+            let model =
+                checkpoint::open(folder.path())?.model(&BackendKind::Kernels, WeightDtype::Auto, &mut |_, _| {})?;
             let mut cache = model.new_cache(KvDtype::F16, Retention::Full).unwrap();
             model.prefill(&[1, 2, 3], &mut cache, &mut ())
         }));
