@@ -2,6 +2,7 @@
 //! makes of it. An [`Observer`] goes over it: a test compares the numbers, `cargo bench` times the operations.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use adaptive_kvcache::arch::{HeadLayout, LlamaConfig, Rope, RopeLayout, RopeSettings};
@@ -198,114 +199,211 @@ pub trait Observer {
     fn compare(&mut self, line: Line, got: &[f32], expected: impl FnOnce() -> Vec<f64>, tolerance: f64);
 }
 
-/// One backend at one shape: a prompt of `len` rows in two chunks, of which heads keep different rows; a token on top;
-/// rows that go; another token.
-fn lines<B: Backend>(backend: &B, plain: &Plain, first: Line, rng: &mut StdRng, observer: &mut impl Observer) {
-    let Line { heads, len, dtype, .. } = first;
-    let HeadLayout { num_kv_heads, head_dim, .. } = heads;
-    let line = |operation| Line { operation, ..first };
-    let weights = plain.weights(backend);
-    weights.expect_sizes(&plain.config).unwrap();
-    let rope = Rope::new(&plain.config.rope);
-    let total = len + 2;
-    let hidden: Vec<Vec<f32>> = (0..total).map(|_| uniform(rng, HIDDEN, 1.0)).collect();
-    let angles = rope.angles(0, total);
-    let of_row = |row: usize| &angles[row * head_dim / 2..(row + 1) * head_dim / 2];
-    let projected: Vec<[Vec<f64>; 4]> = (0..total).map(|row| plain.project(&hidden[row], of_row(row))).collect();
-    let part = |kind: usize, row: usize, head: usize| &projected[row][kind][head * head_dim..(head + 1) * head_dim];
+/// A backend at one shape, and what it gets.
+struct Case<'a, B: Backend> {
+    backend: &'a B,
+    plain: &'a Plain,
+    weights: Weights<B>,
+    /// What all lines have in common.
+    first: Line,
+    /// `[len + 2]` of `[HIDDEN]`: rows of the prompt, and two tokens on top.
+    hidden: Vec<Vec<f32>>,
+    /// `[len + 2, head_dim / 2]`
+    angles: Vec<(f32, f32)>,
+    /// `[len + 2]` of unrotated queries, queries, keys and values, as plain arithmetic has them.
+    projected: Vec<[Vec<f64>; 4]>,
+}
 
-    let mut cache = AdaptiveKvCache::new(1, &backend.empty_rows(dtype).unwrap(), Retention::Full);
-    let layer = &mut cache.layers_mut::<B::Rows>().unwrap()[0];
-    let rotations = backend.rotations(angles[..len * head_dim / 2].to_vec()).unwrap();
-    let asks = PromptRequest { prompt_len: len, stats: None, again: false };
-    let empty = layer.rows().clone();
-    let mut prompt = backend.prompt(&empty, asks).unwrap();
-    let block = &weights.blocks[0];
-    let wanted = Wanted { replay: true, unrotated: true };
-    let (mut queries, mut unrotated, mut attended, mut finished) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut chunks: Vec<(usize, B::Projected)> = Vec::new();
-    // The last chunk comes last, and is what is timed.
-    for (start, rows) in [(0, &hidden[..len / 2]), (len / 2, &hidden[len / 2..len])] {
-        if rows.is_empty() {
-            continue;
+/// What a backend makes of a prompt, row after row.
+#[derive(Default)]
+struct Made {
+    queries: Vec<f32>,
+    unrotated: Vec<f32>,
+    attended: Vec<f32>,
+    finished: Vec<f32>,
+}
+
+impl<'a, B: Backend> Case<'a, B> {
+    fn new(backend: &'a B, plain: &'a Plain, first: Line, rng: &mut StdRng) -> Self {
+        let weights = plain.weights(backend);
+        weights.expect_sizes(&plain.config).unwrap();
+        let total = first.len + 2;
+        let hidden: Vec<Vec<f32>> = (0..total).map(|_| uniform(rng, HIDDEN, 1.0)).collect();
+        let angles = Rope::new(&plain.config.rope).angles(0, total);
+        let rows = hidden.iter().zip(angles.chunks_exact(first.heads.head_dim / 2));
+        let projected = rows.map(|(row, angles)| plain.project(row, angles)).collect();
+        Self { backend, plain, weights, first, hidden, angles, projected }
+    }
+
+    fn line(&self, operation: &'static str) -> Line {
+        Line { operation, ..self.first }
+    }
+
+    fn rotations(&self, rows: Range<usize>) -> B::Rotations {
+        let half = self.first.heads.head_dim / 2;
+        self.backend.rotations(self.angles[rows.start * half..rows.end * half].to_vec()).unwrap()
+    }
+
+    fn part(&self, kind: usize, row: usize, head: usize) -> &[f64] {
+        let head_dim = self.first.heads.head_dim;
+        &self.projected[row][kind][head * head_dim..(head + 1) * head_dim]
+    }
+
+    /// Weights and output of a query head over some rows.
+    fn over(&self, row: usize, rows: &[usize], head: usize) -> (Vec<f64>, Vec<f64>) {
+        let kv_head = head / self.first.heads.group_size();
+        let of = |kind| rows.iter().map(|&row| self.part(kind, row, kv_head)).collect::<Vec<_>>();
+        self.plain.attend(self.part(1, row, head), &of(2), &of(3))
+    }
+
+    /// All lines: a prompt in two chunks, of which heads keep different rows; a token on top; rows that go; another token.
+    fn lines(&self, observer: &mut impl Observer) {
+        let Line { len, dtype, .. } = self.first;
+        let mut cache = AdaptiveKvCache::new(1, &self.backend.empty_rows(dtype).unwrap(), Retention::Full);
+        let layer = &mut cache.layers_mut::<B::Rows>().unwrap()[0];
+        let (prompt, made) = self.prompt(&layer.rows().clone(), observer);
+        self.compare_prompt(&prompt, &made, observer);
+        store::<B>(layer, &prompt, len);
+        drop(prompt);
+        for row in len..self.hidden.len() {
+            self.token(layer, row, observer);
+            lose_rows(layer);
         }
-        let is_last = start + rows.len() == len;
-        let named = |last, other| line(if is_last { last } else { other });
-        let stream = backend.hidden(rows.concat()).unwrap();
-        assert!(backend.bad_rows(&stream).unwrap().is_empty());
-        let chunk = observer.run(
-            named("project", "project, first chunk"),
-            || (),
-            |()| backend.project(block, &stream, &rotations, start, true).unwrap(),
-        );
-        backend
-            .show(&chunk, &stream, wanted, &mut |shown| {
-                assert_eq!(shown.hidden, rows.concat());
-                queries.extend_from_slice(shown.queries);
-                unrotated.extend_from_slice(shown.unrotated_queries);
-                Ok(())
-            })
-            .unwrap();
-        // A prompt with all chunks before this one.
-        let before = || {
-            let mut prompt = backend.prompt(&empty, asks).unwrap();
-            for (start, chunk) in &chunks {
-                backend.attend(&mut prompt, chunk, *start, None, None).unwrap();
+        assert!(layer.bytes().kept <= layer.bytes().allocated);
+    }
+
+    /// What a prompt goes through. The last chunk comes last, and is what is timed.
+    fn prompt(&self, empty: &B::Rows, observer: &mut impl Observer) -> (B::Prompt, Made) {
+        let (backend, len, block) = (self.backend, self.first.len, &self.weights.blocks[0]);
+        let asks = PromptRequest { prompt_len: len, stats: None, again: false };
+        let rotations = self.rotations(0..len);
+        let mut prompt = backend.prompt(empty, asks).unwrap();
+        let mut made = Made::default();
+        let mut chunks: Vec<(usize, B::Projected)> = Vec::new();
+        for (start, end) in [(0, len / 2), (len / 2, len)] {
+            if start == end {
+                continue;
             }
-            prompt
+            let rows = self.hidden[start..end].concat();
+            let named = |last, other| self.line(if end == len { last } else { other });
+            let stream = backend.hidden(rows.clone()).unwrap();
+            assert!(backend.bad_rows(&stream).unwrap().is_empty());
+            let project = |()| backend.project(block, &stream, &rotations, start, true).unwrap();
+            let chunk = observer.run(named("project", "project, first chunk"), || (), project);
+            // A prompt with all chunks before this one.
+            let before = || {
+                let mut prompt = backend.prompt(empty, asks).unwrap();
+                for (start, chunk) in &chunks {
+                    backend.attend(&mut prompt, chunk, *start, None, None).unwrap();
+                }
+                prompt
+            };
+            let attend = |mut prompt: B::Prompt| {
+                let out = backend.attend(&mut prompt, &chunk, start, None, None).unwrap();
+                (prompt, out)
+            };
+            let out;
+            (prompt, out) = observer.run(named("attend", "attend, first chunk"), before, attend);
+            made.attended.extend(backend.attended(&out).unwrap());
+            let again = || attend(before()).1;
+            let finish = |out| backend.finish(block, &stream, out).unwrap();
+            let after = observer.run(named("finish", "finish, first chunk"), again, finish);
+            assert_eq!(made.add(backend, &chunk, [&stream, &after]), rows);
+            if end == len {
+                let line = self.line("logits");
+                let logits = observer.run(line, || (), |()| backend.logits(&self.weights, &after).unwrap());
+                let last = widen(&made.finished[(len - 1) * HIDDEN..]);
+                observer.compare(line, &logits, || product(&self.plain.head, &self.plain.normed(&last, 2)), EXACT);
+            }
+            chunks.push((start, chunk));
+        }
+        (prompt, made)
+    }
+
+    fn compare_prompt(&self, prompt: &B::Prompt, made: &Made, observer: &mut impl Observer) {
+        let Line { heads, len, .. } = self.first;
+        let all = |kind: usize| self.projected[..len].iter().flat_map(|row| row[kind].clone()).collect();
+        observer.compare(self.line("project, unrotated queries"), &made.unrotated, || all(0), EXACT);
+        observer.compare(self.line("project, queries"), &made.queries, || all(1), EXACT);
+        let kv = self.backend.prompt_kv(prompt).unwrap();
+        for (what, kind, rows) in [("project, keys", 2, &kv.keys), ("project, values", 3, &kv.values)] {
+            for head in 0..heads.num_kv_heads {
+                let expected = || (0..len).flat_map(|row| self.part(kind, row, head).to_vec()).collect();
+                observer.compare(self.line(what), &rows.rows(head, 0..len), expected, EXACT);
+            }
+        }
+        let causal = || {
+            (0..len)
+                .flat_map(|row| (0..heads.num_heads).map(move |head| (row, head)))
+                .flat_map(|(row, head)| self.over(row, &(0..=row).collect::<Vec<_>>(), head).1)
+                .collect()
         };
-        let attend = |mut prompt: B::Prompt| {
-            let out = backend.attend(&mut prompt, &chunk, start, None, None).unwrap();
-            (prompt, out)
+        observer.compare(self.line("attend"), &made.attended, causal, EXACT);
+        let rows = || self.hidden.iter().zip(made.attended.chunks_exact(heads.query_width()));
+        let expected = || rows().flat_map(|(row, attended)| self.plain.finish(row, &widen(attended))).collect();
+        observer.compare(self.line("finish"), &made.finished, expected, EXACT);
+    }
+
+    /// What one more token goes through, over the rows that heads have kept.
+    fn token(&self, layer: &mut CacheLayer<B::Rows>, row: usize, observer: &mut impl Observer) {
+        let (backend, heads, tolerance) = (self.backend, self.first.heads, tolerance(self.first.dtype));
+        let stream = backend.hidden(self.hidden[row].clone()).unwrap();
+        let rotations = self.rotations(row..row + 1);
+        let chunk = backend.project(&self.weights.blocks[0], &stream, &rotations, 0, false).unwrap();
+        let append = |mut layer: CacheLayer<B::Rows>| {
+            backend.append(&mut layer, &chunk, row, TokenClass::default()).unwrap();
+            layer
         };
-        let (with_chunk, out) = observer.run(named("attend", "attend, first chunk"), before, attend);
-        prompt = with_chunk;
-        attended.extend(backend.attended(&out).unwrap());
-        let again = || attend(before()).1;
-        let finish = |out| backend.finish(block, &stream, out).unwrap();
-        let after = observer.run(named("finish", "finish, first chunk"), again, finish);
-        let show = &mut |shown: Shown<'_>| {
-            finished.extend_from_slice(shown.hidden);
+        *layer = observer.run(self.line("append"), || layer.clone(), append);
+        let held: Vec<Vec<usize>> =
+            layer.positions().iter().map(|head| head.iter().map(|&position| position as usize).collect()).collect();
+        let line = self.line("attend to kept rows");
+        let attend = |()| backend.attended(&backend.attend_rows(layer.rows(), &chunk).unwrap()).unwrap();
+        let out = observer.run(line, || (), attend);
+        let of_heads = |heads_of: Range<usize>| -> Vec<_> {
+            heads_of.map(|head| self.over(row, &held[head / heads.group_size()], head)).collect()
+        };
+        let expected = || of_heads(0..heads.num_heads).into_iter().flat_map(|(_, out)| out).collect();
+        observer.compare(line, &out, expected, tolerance);
+        for (kv_head, rows) in held.iter().enumerate() {
+            let group = heads.group_size();
+            let expected = || {
+                let group = of_heads(kv_head * group..(kv_head + 1) * group);
+                (0..rows.len()).map(|at| group.iter().map(|(weights, _)| weights[at]).sum()).collect()
+            };
+            let line = self.line("weights of kept rows");
+            let weights = observer.run(line, || (), |()| backend.row_weights(layer.rows(), &chunk, kv_head).unwrap());
+            observer.compare(line, &weights, expected, tolerance);
+        }
+    }
+}
+
+impl Made {
+    /// Takes in what became of a chunk; its rows, as they came.
+    ///
+    /// * `hidden`: before the layer, and after it
+    fn add<B: Backend>(&mut self, backend: &B, chunk: &B::Projected, [before, after]: [&B::Hidden; 2]) -> Vec<f32> {
+        let wanted = Wanted { replay: true, unrotated: true };
+        let mut rows = Vec::new();
+        let take_queries = &mut |shown: Shown<'_>| {
+            rows.extend_from_slice(shown.hidden);
+            self.queries.extend_from_slice(shown.queries);
+            self.unrotated.extend_from_slice(shown.unrotated_queries);
             Ok(())
         };
-        backend.show(&chunk, &after, wanted, show).unwrap();
-        if is_last {
-            let last = finished[(len - 1) * HIDDEN..].to_vec();
-            let logits = observer.run(line("logits"), || (), |()| backend.logits(&weights, &after).unwrap());
-            let expected = || product(&plain.head, &plain.normed(&widen(&last), 2));
-            observer.compare(line("logits"), &logits, expected, EXACT);
-        }
-        chunks.push((start, chunk));
+        backend.show(chunk, before, wanted, take_queries).unwrap();
+        let take_finished = &mut |shown: Shown<'_>| {
+            self.finished.extend_from_slice(shown.hidden);
+            Ok(())
+        };
+        backend.show(chunk, after, wanted, take_finished).unwrap();
+        rows
     }
-    let all = |kind: usize| projected[..len].iter().flat_map(|row| row[kind].clone()).collect();
-    observer.compare(line("project, unrotated queries"), &unrotated, || all(0), EXACT);
-    observer.compare(line("project, queries"), &queries, || all(1), EXACT);
-    let kv = backend.prompt_kv(&prompt).unwrap();
-    for (what, kind, rows) in [("project, keys", 2, &kv.keys), ("project, values", 3, &kv.values)] {
-        for head in 0..num_kv_heads {
-            let expected = || (0..len).flat_map(|row| part(kind, row, head).to_vec()).collect();
-            observer.compare(line(what), &rows.rows(head, 0..len), expected, EXACT);
-        }
-    }
-    let over = |row: usize, rows: &[usize], head: usize| {
-        let kv_head = head / heads.group_size();
-        let of = |kind| rows.iter().map(|&row| part(kind, row, kv_head)).collect::<Vec<_>>();
-        plain.attend(part(1, row, head), &of(2), &of(3))
-    };
-    let causal = || {
-        (0..len)
-            .flat_map(|row| (0..heads.num_heads).map(move |head| (row, head)))
-            .flat_map(|(row, head)| over(row, &(0..=row).collect::<Vec<_>>(), head).1)
-            .collect()
-    };
-    observer.compare(line("attend"), &attended, causal, EXACT);
-    let width = heads.query_width();
-    let expected = || {
-        (0..len).flat_map(|row| plain.finish(&hidden[row], &widen(&attended[row * width..(row + 1) * width]))).collect()
-    };
-    observer.compare(line("finish"), &finished, expected, EXACT);
+}
 
-    // Heads keep different rows: the first all of them, the last none but one.
+/// Stores a prompt of which heads keep different rows: the first all of them, the last none but one.
+fn store<B: Backend>(layer: &mut CacheLayer<B::Rows>, prompt: &B::Prompt, len: usize) {
+    let num_kv_heads = layer.positions().len();
     let kept = |head: usize| -> Vec<usize> {
         if head + 1 == num_kv_heads && head > 0 { vec![len - 1] } else { (0..len).step_by(head + 1).collect() }
     };
@@ -315,48 +413,7 @@ fn lines<B: Backend>(backend: &B, plain: &Plain, first: Line, rng: &mut StdRng, 
         recovered: Vec::new(),
         positions: kept(kv_head).into_iter().map(|row| row as u32).collect(),
     });
-    layer.store_prompt(B::stored_prompt(&prompt), Some(choices.collect())).unwrap();
-    drop(prompt);
-    for (row, stream) in hidden.iter().enumerate().skip(len) {
-        let stream = backend.hidden(stream.clone()).unwrap();
-        let rotations = backend.rotations(of_row(row).to_vec()).unwrap();
-        let chunk = backend.project(block, &stream, &rotations, 0, false).unwrap();
-        *layer = observer.run(
-            line("append"),
-            || layer.clone(),
-            |mut layer| {
-                backend.append(&mut layer, &chunk, row, TokenClass::default()).unwrap();
-                layer
-            },
-        );
-        let held: Vec<Vec<usize>> =
-            layer.positions().iter().map(|head| head.iter().map(|&position| position as usize).collect()).collect();
-        let out = observer.run(
-            line("attend to kept rows"),
-            || (),
-            |()| backend.attended(&backend.attend_rows(layer.rows(), &chunk).unwrap()).unwrap(),
-        );
-        let of_heads = |heads_of: std::ops::Range<usize>| -> Vec<_> {
-            heads_of.map(|head| over(row, &held[head / heads.group_size()], head)).collect()
-        };
-        let expected = || of_heads(0..heads.num_heads).into_iter().flat_map(|(_, out)| out).collect();
-        observer.compare(line("attend to kept rows"), &out, expected, tolerance(dtype));
-        for (kv_head, rows) in held.iter().enumerate() {
-            let group = heads.group_size();
-            let expected = || {
-                let group = of_heads(kv_head * group..(kv_head + 1) * group);
-                (0..rows.len()).map(|at| group.iter().map(|(weights, _)| weights[at]).sum()).collect()
-            };
-            let weights = observer.run(
-                line("weights of kept rows"),
-                || (),
-                |()| backend.row_weights(layer.rows(), &chunk, kv_head).unwrap(),
-            );
-            observer.compare(line("weights of kept rows"), &weights, expected, tolerance(dtype));
-        }
-        lose_rows(layer);
-    }
-    assert!(layer.bytes().kept <= layer.bytes().allocated);
+    layer.store_prompt(B::stored_prompt(prompt), Some(choices.collect())).unwrap();
 }
 
 /// Lets the first row of every head go that holds more than one.
@@ -404,7 +461,7 @@ fn table<B: Backend>(
         let plain = Plain::new(heads, rope, &mut rng);
         for &dtype in dtypes {
             let first = Line { backend, heads, len, dtype, operation: "" };
-            lines(&make(&plain.config), &plain, first, &mut rng, observer);
+            Case::new(&make(&plain.config), &plain, first, &mut rng).lines(observer);
         }
     }
 }
