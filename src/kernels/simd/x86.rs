@@ -1,7 +1,8 @@
 //! The registers of x86-64.
 //!
 //! A type's arithmetic is written as functions of its own, each compiled for the type's instruction set, in which the
-//! intrinsics are safe to call; [`Lanes`] calls them, at one place for both types.
+//! intrinsics are safe to call; [`Lanes`] calls them, at one place for both types. The file is long since both types stand
+//! in it, one function beside the other.
 
 #[allow(clippy::wildcard_imports)]
 use std::arch::x86_64::*;
