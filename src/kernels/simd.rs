@@ -2,7 +2,7 @@
 //!
 //! A kernel is written once, as an `#[inline(always)]` body over `L: Lanes`: an instruction set, and sixteen numbers in its
 //! registers. Many bodies are plain loops over small arrays that the compiler turns into vector code; others use the
-//! [`Lanes`] themselves. [`dispatch`] runs such a body as [`Work`], and `multiversion!` makes a function of it. Lanes for
+//! `Lanes` themselves. `dispatch` runs such a body as `Work`, and `multiversion!` makes a function of it. Lanes for
 //! x86-64 cannot be named outside of this folder, so that no code gets at them which was not compiled for, and does not run
 //! on, their instruction set. `Portable` needs nothing but the target's baseline: it is the fallback, and the oracle of the
 //! others.

@@ -91,7 +91,7 @@ pub trait Lanes: Copy {
     fn total(sums: Self::Sums) -> Self;
 
     /// `exp` of values that are not above 0, to about two units in the last place; 0 where it would leave the normal
-    /// numbers. The same approximation as that of [`super::vector::softmax`].
+    /// numbers. The same approximation as that of [`crate::kernels::vector::softmax`].
     #[inline(always)]
     fn exp_nonpositive(self) -> Self {
         const LN2_HIGH: f32 = 0.693_359_4; // 355/512: exact products with small integers
