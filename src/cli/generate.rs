@@ -126,7 +126,8 @@ fn write_text(generation: &mut Generation<'_>) -> anyhow::Result<Written> {
     let mut text = String::new();
     let mut stdout = std::io::stdout().lock();
     let mut result = Ok(());
-    while !interrupted() {
+    // One that has ended is not broken off by a signal that comes later.
+    while generation.finish_reason() == FinishReason::Interrupted && !interrupted() {
         let Some(step) = generation.next() else { break };
         let step = match step {
             Ok(step) => step,
@@ -146,7 +147,7 @@ fn write_text(generation: &mut Generation<'_>) -> anyhow::Result<Written> {
         }
     }
     let time = started.elapsed();
-    if interrupted() {
+    if generation.finish_reason() == FinishReason::Interrupted {
         let rest = generation.held_back();
         text += &rest;
         result = result.and_then(|()| stdout.write_all(rest.as_bytes()));

@@ -15,6 +15,9 @@ const SIGINT: i32 = 2;
 /// The signal that asks the run to end; 0 for none.
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
 
+/// Something has been told of the signal, and ends in order for it.
+static ANSWERED: AtomicBool = AtomicBool::new(false);
+
 /// Nothing is under way that could be ended in order.
 static AT_ONCE: AtomicBool = AtomicBool::new(true);
 
@@ -31,9 +34,13 @@ pub fn listen() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether a signal came that asks the run to end.
+/// Whether a signal came that asks the run to end. Who asks ends what it is doing.
 pub fn interrupted() -> bool {
-    SIGNAL.load(Ordering::SeqCst) != 0
+    let came = SIGNAL.load(Ordering::SeqCst) != 0;
+    if came {
+        ANSWERED.store(true, Ordering::SeqCst);
+    }
+    came
 }
 
 /// Whether a signal came that is meant for the whole program, and not for what it is doing, as Ctrl-C may be.
@@ -45,6 +52,7 @@ pub fn terminated() -> bool {
 pub fn clear() {
     let _ = SIGNAL.compare_exchange(SIGINT, 0, Ordering::SeqCst, Ordering::SeqCst);
     if !interrupted() {
+        ANSWERED.store(false, Ordering::SeqCst);
         stop::withdraw();
     }
 }
@@ -72,12 +80,16 @@ pub fn while_waiting<T>(wait: impl FnOnce() -> T) -> T {
 }
 
 /// Runs `write`, which writes to a path. As long as somebody has to take it on the other end, a signal ends the process at
-/// once; what is written as a file is completed.
+/// once; what is written as a file is completed. A run that has ended for a signal still writes to both.
 pub fn while_writing<T>(path: &Path, write: impl FnOnce() -> T) -> T {
     if !files::is_stream(path) {
         return write();
     }
     let before = AT_ONCE.swap(true, Ordering::SeqCst);
+    // One that came since the run was over.
+    if !ANSWERED.load(Ordering::SeqCst) && interrupted() {
+        system::exit(status());
+    }
     let result = write();
     AT_ONCE.store(before, Ordering::SeqCst);
     result

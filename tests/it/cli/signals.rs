@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::Duration;
@@ -107,6 +108,23 @@ fn waiting_ends_at_once() {
     send(&child, "-TERM");
     ends(child, 143, "a report");
     says_no_more(stderr);
+    // Before it is waited for, too: here the figures wait, and the text is written.
+    let (mut figures, mut full) = std::io::pipe().unwrap();
+    // SAFETY: asks about a file that is open.
+    let capacity = unsafe { libc::fcntl(full.as_raw_fd(), libc::F_GETPIPE_SZ) };
+    full.write_all(&vec![b' '; usize::try_from(capacity).unwrap()]).unwrap();
+    let case = ["generate", "--model", &model, "--prompt", "ab", "-n", "1", "--report", "out"];
+    let mut child = lab.command(&case).stderr(full).spawn().unwrap();
+    let mut text = Vec::new();
+    while text.last() != Some(&b'\n') {
+        let mut byte = [0];
+        child.stdout.as_mut().unwrap().read_exact(&mut byte).unwrap();
+        text.extend(byte);
+    }
+    send(&child, "-TERM");
+    figures.read_exact(&mut vec![0; usize::try_from(capacity).unwrap()]).unwrap();
+    ends(child, 143, "a report that comes next");
+    says_no_more(figures);
     // The log is opened before anything is computed.
     let child = start(&["generate", "--prompt", "ab", "-n", "1", "--log-file", "out"]);
     listens(&child);
