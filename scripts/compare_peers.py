@@ -262,7 +262,7 @@ def table(arguments):
         speeds.setdefault((row["threads"], row["work"], row["context"], column), []).append(row["tokens_per_s"])
         peaks.setdefault((row["threads"], column), []).append(row["peak_rss_bytes"])
     medians = {key: statistics.median(values) for key, values in speeds.items()}
-    caches, others = arguments.caches.split(","), [peer for peer in arguments.peers.split(",") if peer != "llama.cpp"]
+    caches, others = arguments.caches.split(","), [peer for peer in arguments.peers.split(",") if peer not in ("", "llama.cpp")]
     rounds = max(len(values) for values in speeds.values())
     versions = [row["version"] for row in rows if "version" in row]
     print("; ".join([*dict.fromkeys(versions), machine()]))
@@ -275,7 +275,6 @@ def table(arguments):
             case = {key[3]: value for key, value in medians.items() if key[:3] == (threads, work, context)}
             cells = table_cells(case, caches, others)
             print(f"| {'decode after' if work == 'decode' else 'prefill of'} {context} | " + " | ".join(cells) + " |")
-        # What a setting of llama.cpp or a peer needs is that of the longest prompt.
         most = {column: max(values) for (count, column), values in peaks.items() if count == threads}
         print("| peak MB | " + " | ".join(peak_cells(most, caches, others)) + " |")
 
@@ -301,7 +300,10 @@ def table_cells(case, caches, others):
 
 
 def peak_cells(most, caches, others):
-    """The last row: the most that was resident, in MB (2^20 bytes), weights that are mapped included."""
+    """The last row: the most that was resident in any round and at any length, in MB (2^20 bytes), mapped weights included.
+
+    Of llama.cpp, that of the setting which needs less.
+    """
     llamacpp = [value for name, value in most.items() if name.startswith("llama.cpp")]
     values = [min(llamacpp, default=None), *(most.get(name) for name in [*caches, *(f"{peer}:f16" for peer in others)])]
     return [*("" if value is None else f"{value / 2**20:.0f}" for value in values), ""]

@@ -16,7 +16,8 @@
 #   declarations of its functions. It runs with an f16 cache, with and without flash attention; the better of the two
 #   counts. LLAMACPP_CPU=haswell takes that one of its CPU libraries (AVX2) instead of the best; OPTIONS are further
 #   options of our `bench`.
-# - mistral.rs is installed once into .cache/mistralrs (its CPU wheel from PyPI, 20 MB).
+# - mistral.rs is installed once into .cache/mistralrs (its CPU wheel from PyPI, 30 MB). It reads prompts with Q4_0 weights at a
+#   tenth of the others' speed, so that rounds get long; PEERS=llama.cpp leaves it out.
 # - ik_llama.cpp has no packages. IK_LLAMA is the path of a `llama-bench` that was built on this machine, for its processor:
 #       git clone https://github.com/ikawrakow/ik_llama.cpp && cd ik_llama.cpp
 #       cmake -B build -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF
@@ -64,7 +65,7 @@ fetch_llamacpp() {
 
 fetch_mistralrs() {
     [ ! -f "$root/.cache/mistralrs/ready" ] || return 0
-    echo "fetching mistral.rs (20 MB, once) ..." >&2
+    echo "fetching mistral.rs (30 MB, once) ..." >&2
     rm -rf "$root/.cache/mistralrs"
     python3 -m venv "$root/.cache/mistralrs"
     "$root/.cache/mistralrs/bin/pip" install --quiet --only-binary :all: "$mistralrs_package" >&2
@@ -89,6 +90,8 @@ if [ -z "${OURS:-}" ]; then
     cargo build --release --locked --quiet
     OURS=target/release/adaptive-kvcache
 fi
+busy=$(cut -d' ' -f1 /proc/loadavg)
+[ "${busy%.*}" = 0 ] || echo "warning: others use this machine (load $busy), so the figures are not to be trusted" >&2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 text=$root/tests/data/text/eighty_days_ch1-5.txt

@@ -39,6 +39,7 @@ mod memory;
 mod meta;
 mod model;
 mod numbers;
+mod peers_script;
 mod policy;
 mod profile;
 mod ragged;
