@@ -6,8 +6,8 @@
 #
 # Variables: THREADS ("1 2"), ROUNDS (3), CONTEXTS ("32 2048 7680"), PREFILL ("512 2048 7680"), NEW_TOKENS (16),
 # CACHES ("full:f16 configs/fastgen.json:f16 configs/fastgen.json:q8_0": setting and KV dtype of each column),
-# PEERS ("llama.cpp mistral.rs", and ik_llama.cpp if IK_LLAMA names it). A round of all of it takes some ten minutes on two
-# cores for SmolLM2 and llama.cpp; CONTEXTS="32 2048" PREFILL=512 takes one or two. Larger models:
+# PEERS ("llama.cpp", with a MODEL mistral.rs, too, and ik_llama.cpp if IK_LLAMA names it). A round of all of it takes some
+# ten minutes on two cores for SmolLM2; CONTEXTS="32 2048" PREFILL=512 takes one or two. Larger models:
 #
 #   scripts/make_shape.py shape.gguf --shape 1.5b --format q4_k_m
 #   THREADS=2 CONTEXTS="32 7680" PREFILL="512 2048" scripts/compare_peers.sh shape.gguf
@@ -16,8 +16,8 @@
 #   declarations of its functions. It runs with an f16 cache, with and without flash attention; the better of the two
 #   counts. LLAMACPP_CPU=haswell takes that one of its CPU libraries (AVX2) instead of the best; OPTIONS are further
 #   options of our `bench`.
-# - mistral.rs is installed once into .cache/mistralrs (its CPU wheel from PyPI, 30 MB). It reads prompts with Q4_0 weights at a
-#   tenth of the others' speed, so that rounds get long; PEERS=llama.cpp leaves it out.
+# - mistral.rs is installed once into .cache/mistralrs (its CPU wheel from PyPI, 30 MB). It is fast with K-quants. With Q4_0 and
+#   Q4_1, as SmolLM2's, it computes at a tenth of the others' speed and less, and a round takes hours.
 # - ik_llama.cpp has no packages. IK_LLAMA is the path of a `llama-bench` that was built on this machine, for its processor:
 #       git clone https://github.com/ikawrakow/ik_llama.cpp && cd ik_llama.cpp
 #       cmake -B build -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF
@@ -34,7 +34,7 @@ mistralrs_package=mistralrs==0.9.5
 threads=${THREADS:-1 2} rounds=${ROUNDS:-3} new_tokens=${NEW_TOKENS:-16}
 contexts=${CONTEXTS-32 2048 7680} prefill=${PREFILL-512 2048 7680}
 caches=${CACHES:-full:f16 configs/fastgen.json:f16 configs/fastgen.json:q8_0}
-peers=${PEERS-llama.cpp mistral.rs ${IK_LLAMA:+ik_llama.cpp}}
+peers=${PEERS-llama.cpp ${1:+mistral.rs} ${IK_LLAMA:+ik_llama.cpp}}
 read -ra options <<<"${OPTIONS:-}"
 
 fail() { echo "error: $*" >&2; exit 1; }
