@@ -16,7 +16,7 @@ use adaptive_kvcache::backend::KernelRows;
 use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, Retention};
 use adaptive_kvcache::compress::stats::MassRequest;
 use adaptive_kvcache::compress::{LayerStats, StatsRequest};
-use adaptive_kvcache::kernels::quant::WeightMatrix;
+use adaptive_kvcache::kernels::quant::{Compute, Inputs, WeightMatrix};
 use adaptive_kvcache::kernels::vector::{instruction_set, softmax};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
@@ -61,7 +61,9 @@ fn matvec(criterion: &mut Criterion) {
             let mut out = vec![0.0; rows];
             group.throughput(Throughput::Bytes(weights.bytes() as u64));
             let id = BenchmarkId::new(format!("{dtype:?}"), format!("{rows}x{cols}"));
-            group.bench_function(id, |bencher| bencher.iter(|| weights.matvec(black_box(&x), black_box(&mut out))));
+            group.bench_function(id, |bencher| {
+                bencher.iter(|| weights.matvec(Compute::Fast, black_box(&x), black_box(&mut out)));
+            });
         }
     }
 }
@@ -75,7 +77,7 @@ fn matmul(criterion: &mut Criterion) {
             group.throughput(Throughput::Elements((BLOCK * rows * cols) as u64));
             let id = BenchmarkId::new(format!("{dtype:?}"), format!("{rows}x{cols}"));
             group.bench_function(id, |bencher| {
-                bencher.iter(|| weights.matmul(black_box(&x), BLOCK, black_box(&mut out)));
+                bencher.iter(|| weights.matmul(&Inputs::new(Compute::Fast, black_box(&x), cols), black_box(&mut out)));
             });
         }
     }

@@ -25,18 +25,23 @@ use crate::attention::replay::WidenedRows;
 use crate::cache::{AdaptiveKvCache, CacheLayer, KvDtype, Rows};
 use crate::compress::stats::{LayerStats, StatsRequest};
 use crate::error::{Error, Result};
-use crate::kernels::quant::WeightMatrix;
+use crate::kernels::quant::{Compute, WeightMatrix};
 use crate::ops::Ops;
 use crate::tokens::TokenClass;
 
 /// What is to compute a model, and so where its weights are: the choice of a backend.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub enum BackendKind {
     /// The CPU kernels, on weights as their file stores them.
-    #[default]
-    Kernels,
+    Kernels(Compute),
     /// Candle operations, on weights that are tensors on a device.
     Candle(Ops),
+}
+
+impl Default for BackendKind {
+    fn default() -> Self {
+        Self::Kernels(Compute::default())
+    }
 }
 
 /// Where matrices, hidden states and cached rows are, and what is done with them.

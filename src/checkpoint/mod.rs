@@ -322,5 +322,5 @@ impl Loaded {
 /// # Errors
 /// As [`open`](open()) and [`Checkpoint::load`].
 pub fn load(path: impl AsRef<Path>, dtype: WeightDtype) -> Result<Loaded> {
-    open(path)?.load(&BackendKind::Kernels, dtype, &mut |_, _| {})
+    open(path)?.load(&BackendKind::default(), dtype, &mut |_, _| {})
 }

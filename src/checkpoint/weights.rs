@@ -211,7 +211,9 @@ pub fn assemble(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Llama> {
     match backend {
-        BackendKind::Kernels => assemble_with(Kernels::new(&config), tensors, assembly, config, dtype, progress),
+        &BackendKind::Kernels(compute) => {
+            assemble_with(Kernels::new(&config, compute), tensors, assembly, config, dtype, progress)
+        }
         BackendKind::Candle(ops) => {
             assemble_with(Candle::new(ops.clone(), &config), tensors, assembly, config, dtype, progress)
         }

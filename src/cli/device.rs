@@ -2,6 +2,7 @@
 
 use adaptive_kvcache::backend::BackendKind;
 use adaptive_kvcache::device::DeviceChoice;
+use adaptive_kvcache::kernels::quant::Compute;
 use adaptive_kvcache::ops::Ops;
 use adaptive_kvcache::{Error, Result};
 use candle_core::Device;
@@ -20,9 +21,10 @@ pub fn backend(args: &DeviceArgs) -> Result<BackendKind> {
         set.use_everywhere()?;
     }
     let choice: DeviceChoice = args.device.parse()?;
+    let kernels = BackendKind::Kernels(args.compute.map_or_else(Compute::default, Compute::from));
     if args.backend == BackendChoice::Kernels {
         return match choice {
-            DeviceChoice::Auto | DeviceChoice::Cpu => Ok(BackendKind::Kernels),
+            DeviceChoice::Auto | DeviceChoice::Cpu => Ok(kernels),
             DeviceChoice::Cuda(_) | DeviceChoice::Metal => {
                 Err(Error::unsupported(format!("--backend kernels on device `{}`", args.device))
                     .with_hint("use --backend candle or auto, or --device cpu"))
@@ -34,7 +36,9 @@ pub fn backend(args: &DeviceArgs) -> Result<BackendKind> {
         note(format_args!("computing on the CPU: {reason}"));
     }
     match device {
-        Device::Cpu if args.backend == BackendChoice::Auto => Ok(BackendKind::Kernels),
+        Device::Cpu if args.backend == BackendChoice::Auto => Ok(kernels),
+        _ if args.compute.is_some() => Err(Error::unsupported("--compute with candle operations".to_owned())
+            .with_hint("leave it out, or compute with --backend kernels on the CPU")),
         device => Ok(BackendKind::Candle(Ops::new(device)?)),
     }
 }

@@ -126,9 +126,13 @@ fn write_text(generation: &mut Generation<'_>) -> anyhow::Result<Written> {
     let mut text = String::new();
     let mut stdout = std::io::stdout().lock();
     let mut result = Ok(());
-    // One that has ended is not broken off by a signal that comes later.
-    while generation.finish_reason() == FinishReason::Interrupted && !interrupted() {
-        let Some(step) = generation.next() else { break };
+    // One that is complete is not broken off by a signal that comes later.
+    let mut is_complete = false;
+    while !interrupted() {
+        let Some(step) = generation.next() else {
+            is_complete = true;
+            break;
+        };
         let step = match step {
             Ok(step) => step,
             Err(Error::Interrupted) => break,
@@ -147,7 +151,7 @@ fn write_text(generation: &mut Generation<'_>) -> anyhow::Result<Written> {
         }
     }
     let time = started.elapsed();
-    if generation.finish_reason() == FinishReason::Interrupted {
+    if !is_complete {
         let rest = generation.held_back();
         text += &rest;
         result = result.and_then(|()| stdout.write_all(rest.as_bytes()));

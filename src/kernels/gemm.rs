@@ -83,6 +83,18 @@ impl<'a> MatrixMut<'a> {
             .collect()
     }
 
+    /// One of the rows.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn row(&mut self, row: usize) -> &mut [f32] {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        // SAFETY: the row lies inside of the view, which was checked to lie inside of its slice and is exclusive.
+        let start = unsafe { self.data.add(row * self.row_stride) };
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(start, self.cols) }
+    }
+
     /// Overwrites this view with `scale * lhs * rhs`, on the calling thread.
     ///
     /// # Panics

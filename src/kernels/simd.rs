@@ -119,6 +119,11 @@ impl InstructionSet {
         self.0.name()
     }
 
+    /// Whether [`Work::QUANTS`] runs with [`Lanes::DOTS`].
+    pub(crate) fn has_dots(self) -> bool {
+        self.0 == Level::Avx512Vnni
+    }
+
     /// That the processor sums products of bytes, if the set has it.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn vnni(self) -> Option<Vnni> {
@@ -198,13 +203,16 @@ pub(crate) fn dispatch<W: Work>(set: InstructionSet, work: W) -> W::Output {
     portable(work)
 }
 
-/// Defines `pub fn name(set, args..) -> ret`, which runs `body::<L, ..>(args..)` as [`Work`].
+/// Defines `pub fn name(set, args..) -> ret`, which runs `body::<L, ..>(args..)` as [`Work`]; with `, quants` behind the
+/// body's name as work that multiplies quants.
 macro_rules! multiversion {
     (@output) => { () };
     (@output $ret:ty) => { $ret };
+    (@quants) => { false };
+    (@quants quants) => { true };
     (
         $(#[$meta:meta])*
-        $vis:vis fn $name:ident $(<$generic:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident;
+        $vis:vis fn $name:ident $(<$generic:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident $(, $quants:ident)?;
     ) => {
         $(#[$meta])*
         $vis fn $name $(<$generic: $bound>)? (
@@ -213,6 +221,8 @@ macro_rules! multiversion {
             struct Call<A, G>(A, std::marker::PhantomData<G>);
             impl $(<$generic: $bound>)? $crate::kernels::simd::Work for Call<($($ty,)*), ($($generic,)?)> {
                 type Output = $crate::kernels::simd::multiversion!(@output $($ret)?);
+
+                const QUANTS: bool = $crate::kernels::simd::multiversion!(@quants $($quants)?);
 
                 #[inline(always)]
                 fn run<L: $crate::kernels::simd::Lanes>(self) -> Self::Output {

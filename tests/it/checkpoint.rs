@@ -72,7 +72,7 @@ fn checkpoints(name: &str) -> PathBuf {
 }
 
 fn model(path: impl AsRef<Path>, dtype: WeightDtype) -> Llama {
-    checkpoint::open(path).unwrap().model(&BackendKind::Kernels, dtype, &mut |_, _| {}).unwrap()
+    checkpoint::open(path).unwrap().model(&BackendKind::default(), dtype, &mut |_, _| {}).unwrap()
 }
 
 /// Logits after a prompt and after each of some further tokens, one after the other.
@@ -116,7 +116,7 @@ fn with_tensors(source: &Path, change: impl FnOnce(&mut HashMap<String, Tensor>)
 /// What opening a checkpoint and making its model fails with: one sentence of one line.
 fn refusal(path: &Path) -> String {
     let error = checkpoint::open(path)
-        .and_then(|checkpoint| checkpoint.model(&BackendKind::Kernels, WeightDtype::Auto, &mut |_, _| {}))
+        .and_then(|checkpoint| checkpoint.model(&BackendKind::default(), WeightDtype::Auto, &mut |_, _| {}))
         .expect_err("a checkpoint that cannot be used");
     let text = error.to_string();
     assert!(!text.contains('\n') && text.len() < 500, "{text}");
@@ -238,7 +238,7 @@ fn tensors_need_not_lie_in_a_file() {
         output: OutputLayer::Tied,
     };
     let meta =
-        assemble_model(&BackendKind::Kernels, &tensors, assembly, config, WeightDtype::Auto, &mut |_, _| {}).unwrap();
+        assemble_model(&BackendKind::default(), &tensors, assembly, config, WeightDtype::Auto, &mut |_, _| {}).unwrap();
     let run = |model: &Llama| logits(model, &[1, 7, 300, 5], &[9, 8]);
     let difference = max_difference(&run(&meta), &run(&model(&source, WeightDtype::Auto)));
     assert!(difference < SAME_WEIGHTS_TOLERANCE, "{difference}");
@@ -287,9 +287,9 @@ fn numbers_that_f16_cannot_hold_are_refused() {
     tensors.insert(name.to_owned(), (tensors[name].to_dtype(DType::F32).unwrap() * 1e6).unwrap());
     candle_core::safetensors::save(&tensors, &path).unwrap();
     let checkpoint = checkpoint::open(folder.path()).unwrap();
-    let error = checkpoint.model(&BackendKind::Kernels, WeightDtype::F16, &mut |_, _| {}).unwrap_err();
+    let error = checkpoint.model(&BackendKind::default(), WeightDtype::F16, &mut |_, _| {}).unwrap_err();
     assert_names(&error.to_string(), &[name, "too large for F16", "model.safetensors"]);
-    assert!(checkpoint.model(&BackendKind::Kernels, WeightDtype::Bf16, &mut |_, _| {}).is_ok());
+    assert!(checkpoint.model(&BackendKind::default(), WeightDtype::Bf16, &mut |_, _| {}).is_ok());
 }
 
 #[test]

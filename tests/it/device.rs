@@ -200,7 +200,7 @@ fn checkpoints_of_every_kind_are_computed_alike() {
     for folder in folders.into_iter().chain(fixtures) {
         // The weights alone: some of these folders have no tokenizer.
         let open = || adaptive_kvcache::checkpoint::open(&folder).unwrap();
-        let kernels = open().model(&BackendKind::Kernels, WeightDtype::F32, &mut |_, _| {}).unwrap();
+        let kernels = open().model(&BackendKind::default(), WeightDtype::F32, &mut |_, _| {}).unwrap();
         let candle = open().model(&candle_on_cpu(), WeightDtype::Auto, &mut |_, _| {}).unwrap();
         let vocab = u32::try_from(kernels.config().vocab_size).unwrap();
         let len = kernels.config().context_length.min(90) - 4;

@@ -19,7 +19,7 @@ use crate::support::{adaptive, candle_on_cpu, max_difference, ragged_on_cpu, smo
 
 /// A fixture in f32 that decodes by the kernels, by grouped operations, and in one launch for each layer.
 fn load_three(fixture: &Fixture) -> [Loaded; 3] {
-    [BackendKind::Kernels, candle_on_cpu(), ragged_on_cpu()]
+    [BackendKind::default(), candle_on_cpu(), ragged_on_cpu()]
         .map(|backend| fixture.load_for(&backend, GgmlDType::F32, WeightDtype::F32))
 }
 

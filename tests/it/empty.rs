@@ -14,7 +14,7 @@ use adaptive_kvcache::attention::replay::{Replay, squared_attention};
 use adaptive_kvcache::backend::HeadCache;
 use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::kernels::attend::{attend_range, row_weights};
-use adaptive_kvcache::kernels::quant::{Activations, WeightMatrix};
+use adaptive_kvcache::kernels::quant::{Activations, Compute, Inputs, WeightMatrix};
 use adaptive_kvcache::kernels::simd::InstructionSet;
 use adaptive_kvcache::kernels::vector;
 use candle_core::quantized::GgmlDType;
@@ -55,9 +55,9 @@ fn a_matrix_without_rows_gives_products_without_numbers() {
         for rows in [0, 3] {
             let matrix = matrix(dtype, rows);
             for set in InstructionSet::available() {
-                for count in 0..6 {
+                for (count, compute) in (0..6).flat_map(|count| [(count, Compute::Exact), (count, Compute::Fast)]) {
                     let mut x = Activations::default();
-                    x.prepare(set, dtype, &vec![0.5; count * 256], 256);
+                    x.prepare(set, compute, dtype, &vec![0.5; count * 256], 256);
                     matrix.dot_rows(rows..rows, &x, &mut []);
                     let mut out = vec![f32::NAN; count * rows];
                     matrix.dot_rows(0..rows, &x, &mut out);
@@ -66,9 +66,11 @@ fn a_matrix_without_rows_gives_products_without_numbers() {
             }
             matrix.dequantize_rows(0..0, &mut []);
             for seq_len in [0, 1, 2, 40] {
-                let mut out = vec![f32::NAN; seq_len * rows];
-                matrix.matmul(&vec![0.5; seq_len * 256], seq_len, &mut out);
-                assert!(out.iter().all(|&number| number == 0.0), "{dtype:?} {seq_len}");
+                for compute in [Compute::Exact, Compute::Fast] {
+                    let mut out = vec![f32::NAN; seq_len * rows];
+                    matrix.matmul(&Inputs::new(compute, &vec![0.5; seq_len * 256], 256), &mut out);
+                    assert!(out.iter().all(|&number| number == 0.0), "{dtype:?} {seq_len}");
+                }
             }
         }
     }
@@ -81,7 +83,7 @@ fn rows_that_a_matrix_does_not_have_are_refused_however_large_their_numbers() {
         let matrix = matrix(dtype, 4);
         let row_bytes = matrix.bytes() / 4;
         let mut x = Activations::default();
-        x.prepare(InstructionSet::PORTABLE, dtype, &[], 256);
+        x.prepare(InstructionSet::PORTABLE, Compute::Fast, dtype, &[], 256);
         // Numbers whose products with a row's bytes or numbers wrap around to 0 or to a place inside.
         let wrapping = 1_usize << (usize::BITS - row_bytes.trailing_zeros());
         #[expect(clippy::reversed_empty_ranges, reason = "to be refused")]
@@ -90,11 +92,13 @@ fn rows_that_a_matrix_does_not_have_are_refused_however_large_their_numbers() {
             assert!(panics(|| matrix.dot_rows(rows.clone(), &x, &mut [])), "{dtype:?} {rows:?}");
             assert!(panics(|| matrix.dequantize_rows(rows.clone(), &mut [])), "{dtype:?} {rows:?}");
         }
-        assert!(panics(|| matrix.matmul(&[], 1 << (usize::BITS - 2), &mut [])), "{dtype:?}: 0 numbers in 2^62 rows");
+        let mut none = [0.0; 3];
+        let x_of_zeros = Inputs::new(Compute::Fast, &[0.0; 256], 256);
+        assert!(panics(|| matrix.matmul(&x_of_zeros, &mut none)), "{dtype:?}: results for 3 of 4 rows");
         // Activations that nobody prepared, or for another format.
         assert!(panics(|| matrix.dot_rows(0..4, &Activations::default(), &mut [])), "{dtype:?}");
         let other = if dtype == GgmlDType::F32 { GgmlDType::F16 } else { GgmlDType::F32 };
-        x.prepare(InstructionSet::PORTABLE, other, &[0.0; 256], 256);
+        x.prepare(InstructionSet::PORTABLE, Compute::Fast, other, &[0.0; 256], 256);
         assert!(panics(|| matrix.dot_rows(0..4, &x, &mut [0.0; 4])), "{dtype:?}");
     }
 }

@@ -1,10 +1,12 @@
 //! The model against candle's own LLaMA, transformers' logits and a dense pass with masked columns.
 
 use adaptive_kvcache::Error;
+use adaptive_kvcache::backend::BackendKind;
 use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, Retention};
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype};
 use adaptive_kvcache::fidelity::argmax;
 use adaptive_kvcache::generate::{FinishReason, Generation, GenerationOptions};
+use adaptive_kvcache::kernels::quant::Compute;
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, IndexOp, Tensor};
 use candle_nn::VarBuilder;
@@ -268,7 +270,7 @@ fn every_block_format_computes_what_its_widened_weights_compute() {
 
 fn check_formats(fixture: &Fixture, prompt: &[u32], dtype: GgmlDType) {
     let run = |weights| {
-        let loaded = fixture.load(dtype, weights);
+        let loaded = fixture.load_for(&BackendKind::Kernels(Compute::Exact), dtype, weights);
         let mut cache = loaded.model.new_cache(KvDtype::F32, Retention::Full).unwrap();
         let mut rows = vec![loaded.model.prefill(prompt, &mut cache, &mut ()).unwrap().logits];
         rows.extend((20..30).map(|id| loaded.model.decode(id, &mut cache).unwrap()));

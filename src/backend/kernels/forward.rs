@@ -19,7 +19,7 @@ use crate::backend::{Backend, Block, PromptRequest, Shown, Wanted, Weights};
 use crate::cache::{AdaptiveKvCache, CacheLayer, KvDtype};
 use crate::compress::stats::LayerStats;
 use crate::error::{Error, Result};
-use crate::kernels::quant::WeightMatrix;
+use crate::kernels::quant::{Inputs, WeightMatrix};
 use crate::kernels::vector::{self, instruction_set};
 use crate::numbers::all_finite;
 use crate::tokens::TokenClass;
@@ -69,7 +69,7 @@ impl Backend for Kernels {
     }
 
     fn linear(&self, matrix: Arc<WeightMatrix>, bias: Option<Vec<f32>>) -> Result<KernelLinear> {
-        KernelLinear::new(matrix, bias)
+        KernelLinear::new(self.compute, matrix, bias)
     }
 
     fn vector(&self, numbers: Vec<f32>) -> Result<Arc<[f32]>> {
@@ -117,6 +117,7 @@ impl Backend for Kernels {
         unrotated: bool,
     ) -> Result<Projected> {
         let normed = norm_rows(hidden, &block.input_layernorm, self.eps)?;
+        let normed = self.inputs(&normed)?;
         let mut queries = block.q_proj.forward(&normed)?;
         let mut keys = block.k_proj.forward(&normed)?;
         let values = block.v_proj.forward(&normed)?;
@@ -156,12 +157,15 @@ impl Backend for Kernels {
     }
 
     fn finish(&self, block: &Block<Self>, hidden: &Vec<f32>, attended: Vec<f32>) -> Result<Vec<f32>> {
-        let mut residual = block.o_proj.forward(&attended)?;
+        let mut residual = block.o_proj.forward(&Inputs::new(self.compute, &attended, self.layout.query_width()))?;
         drop(attended);
         add(&mut residual, hidden)?;
         let normed = norm_rows(&residual, &block.post_attention_layernorm, self.eps)?;
-        let mut activated = block.up_proj.forward(&normed)?;
-        silu_mul(&block.gate_proj.forward(&normed)?, &mut activated);
+        let inputs = self.inputs(&normed)?;
+        let mut activated = block.up_proj.forward(&inputs)?;
+        silu_mul(&block.gate_proj.forward(&inputs)?, &mut activated);
+        drop(inputs);
+        let activated = Inputs::new(self.compute, &activated, block.up_proj.rows());
         add(&mut residual, &block.down_proj.forward(&activated)?)?;
         Ok(residual)
     }
@@ -189,7 +193,7 @@ impl Backend for Kernels {
 
     fn logits(&self, weights: &Weights<Self>, hidden: &Vec<f32>) -> Result<Vec<f32>> {
         let last = &hidden[hidden.len().saturating_sub(self.hidden_size)..];
-        weights.lm_head.forward(&norm_rows(last, &weights.norm, self.eps)?)
+        weights.lm_head.forward(&self.inputs(&norm_rows(last, &weights.norm, self.eps)?)?)
     }
 
     fn decode(
@@ -225,6 +229,16 @@ impl Backend for Kernels {
 
     fn attended(&self, attended: &Vec<f32>) -> Result<Vec<f32>> {
         Ok(attended.clone())
+    }
+}
+
+impl Kernels {
+    /// Rows of the hidden size, for several layers.
+    fn inputs<'a>(&self, rows: &'a [f32]) -> Result<Inputs<'a>> {
+        if self.hidden_size == 0 || !rows.len().is_multiple_of(self.hidden_size) {
+            return Err(Error::shape("a linear layer's input", format!("rows of {}", self.hidden_size), rows.len()));
+        }
+        Ok(Inputs::new(self.compute, rows, self.hidden_size))
     }
 }
 

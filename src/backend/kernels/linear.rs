@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::kernels::quant::{Activations, WeightMatrix};
+use crate::kernels::quant::{Activations, Compute, Inputs, WeightMatrix};
 use crate::kernels::simd::InstructionSet;
 use crate::kernels::vector::{self, instruction_set};
 use crate::stop;
@@ -13,6 +13,7 @@ use crate::stop;
 #[derive(Debug, Clone)]
 pub struct KernelLinear {
     pub(super) matrix: Arc<WeightMatrix>,
+    pub(super) compute: Compute,
     /// `[out_features]`, or empty
     bias: Vec<f32>,
 }
@@ -20,12 +21,12 @@ pub struct KernelLinear {
 impl KernelLinear {
     /// # Errors
     /// [`Error::Shape`] if the bias is not one for each row.
-    pub(super) fn new(matrix: Arc<WeightMatrix>, bias: Option<Vec<f32>>) -> Result<Self> {
+    pub(super) fn new(compute: Compute, matrix: Arc<WeightMatrix>, bias: Option<Vec<f32>>) -> Result<Self> {
         let bias = bias.unwrap_or_default();
         if !bias.is_empty() && bias.len() != matrix.rows() {
             return Err(Error::shape("a bias", matrix.rows(), bias.len()));
         }
-        Ok(Self { matrix, bias })
+        Ok(Self { matrix, compute, bias })
     }
 
     /// Numbers of an output.
@@ -35,22 +36,21 @@ impl KernelLinear {
 
     /// Applies the layer to several rows, on all threads.
     ///
-    /// * `x`: `[seq_len, in_features]`
+    /// * `x`: `[seq_len, in_features]`, prepared by other layers if they had it before
     ///
     /// Returns `[seq_len, out_features]`.
     ///
     /// # Errors
     /// [`Error::Shape`] if the sizes do not fit; [`Error::Interrupted`] if a [stop] is requested while it works on several
     /// rows.
-    pub(super) fn forward(&self, x: &[f32]) -> Result<Vec<f32>> {
+    pub(super) fn forward(&self, x: &Inputs<'_>) -> Result<Vec<f32>> {
         let (rows, cols) = (self.matrix.rows(), self.matrix.cols());
-        let seq_len = x.len() / cols.max(1);
-        if x.len() != seq_len * cols {
-            return Err(Error::shape("a linear layer's input", format!("rows of {cols}"), x.len()));
+        if x.cols() != cols {
+            return Err(Error::shape("a linear layer's input", format!("rows of {cols}"), x.cols()));
         }
-        let mut y = vec![0.0; seq_len * rows];
-        self.matrix.matmul(x, seq_len, &mut y);
-        if seq_len > 1 {
+        let mut y = vec![0.0; x.count() * rows];
+        self.matrix.matmul(x, &mut y);
+        if x.count() > 1 {
             stop::check()?; // or the product may not be whole
         }
         self.add_bias(instruction_set(), 0..rows, &mut y);

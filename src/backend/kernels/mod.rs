@@ -13,6 +13,7 @@ pub use head::HeadCache;
 pub use rows::{KernelLayer, KernelRows};
 
 use crate::arch::{HeadLayout, LlamaConfig, Rope};
+use crate::kernels::quant::Compute;
 
 /// The CPU's own kernels.
 #[derive(Debug, Clone)]
@@ -23,19 +24,21 @@ pub struct Kernels {
     rope: Rope,
     /// Numbers of a position's rotations.
     half: usize,
+    compute: Compute,
 }
 
 impl Kernels {
-    /// Kernels for a model of some sizes.
+    /// Kernels for a model of some sizes, and how its matrices are multiplied.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "as it is computed with")]
-    pub fn new(config: &LlamaConfig) -> Self {
+    pub fn new(config: &LlamaConfig, compute: Compute) -> Self {
         Self {
             layout: config.heads,
             hidden_size: config.hidden_size,
             eps: config.rms_norm_eps as f32,
             rope: Rope::new(&config.rope),
             half: config.rope.dim / 2,
+            compute,
         }
     }
 }

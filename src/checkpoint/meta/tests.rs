@@ -218,7 +218,7 @@ fn buffers_of_llama_1_do_no_harm() {
     let folder = folder(LLAMA3, &[half(0, buffer), half(1, buffer)]);
     let checkpoint = crate::checkpoint::open(folder.path()).unwrap();
     let model = checkpoint
-        .model(&crate::backend::BackendKind::Kernels, crate::checkpoint::WeightDtype::F32, &mut |_, _| {})
+        .model(&crate::backend::BackendKind::default(), crate::checkpoint::WeightDtype::F32, &mut |_, _| {})
         .unwrap();
     assert_eq!(model.config().num_layers, 1);
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::checkpoint::WeightDtype;
 use adaptive_kvcache::compress::{Budget, parse_size};
+use adaptive_kvcache::kernels::quant::Compute;
 use adaptive_kvcache::kernels::simd::InstructionSet;
 use adaptive_kvcache::model::PrefillOptions;
 use clap::builder::BoolishValueParser;
@@ -61,6 +62,10 @@ pub struct DeviceArgs {
     /// second elsewhere
     #[arg(long, alias = "attention", value_enum, default_value_t = BackendChoice::Auto)]
     pub backend: BackendChoice,
+    /// How the CPU's own kernels multiply with weights in blocks: fast, in whole numbers of 8 bits as they are stored in, or
+    /// exact, in f32 [default: fast]
+    #[arg(long, value_enum)]
+    pub compute: Option<ComputeChoice>,
     /// Instructions that the kernels use: portable, avx2, avx512 or vnni; for tests and measurements
     #[arg(long, value_name = "SET", hide = true)]
     pub isa: Option<InstructionSet>,
@@ -72,6 +77,21 @@ pub enum BackendChoice {
     #[value(alias = "cpu")]
     Kernels,
     Candle,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ComputeChoice {
+    Exact,
+    Fast,
+}
+
+impl From<ComputeChoice> for Compute {
+    fn from(compute: ComputeChoice) -> Self {
+        match compute {
+            ComputeChoice::Exact => Self::Exact,
+            ComputeChoice::Fast => Self::Fast,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -16,7 +16,7 @@ use half::{bf16, f16};
 #[cfg(target_arch = "x86_64")]
 use super::digits::DigitRows;
 use super::widened::{BlockDot, block_dot_rows};
-use super::{Rows, Stored, blocks_of, dequantize};
+use super::{Compute, Rows, Stored, blocks_of, dequantize};
 use crate::kernels::blocks::{BLOCK, BlockFormat, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use crate::kernels::element::Element;
 use crate::kernels::simd::InstructionSet;
@@ -67,12 +67,12 @@ impl std::fmt::Debug for Activations {
 impl Activations {
     /// Prepares rows for matrices of `dtype`; what was prepared before is overwritten.
     ///
-    /// * `set`: what products are computed with
+    /// * `set`, `compute`: what products are computed with
     /// * `x`: `[count, cols]`
     ///
     /// # Panics
     /// If `x` is not a whole number of rows, or `cols` no whole number of the format's blocks.
-    pub fn prepare(&mut self, set: InstructionSet, dtype: GgmlDType, x: &[f32], cols: usize) {
+    pub fn prepare(&mut self, set: InstructionSet, compute: Compute, dtype: GgmlDType, x: &[f32], cols: usize) {
         assert!(
             cols > 0 && x.len().is_multiple_of(cols) && cols.is_multiple_of(dtype.block_size()),
             "{} activations in rows of {cols} for {dtype:?}",
@@ -80,7 +80,7 @@ impl Activations {
         );
         self.count = x.len() / cols;
         self.cols = cols;
-        self.form = Form::of(set, dtype);
+        self.form = Form::of(set, compute, dtype);
         (self.set, self.dtype) = (set, Some(dtype));
         match self.form {
             Form::Plain => x.clone_into(&mut self.plain),
@@ -166,9 +166,9 @@ impl Activations {
 }
 
 impl Form {
-    fn of(set: InstructionSet, dtype: GgmlDType) -> Self {
+    fn of(set: InstructionSet, compute: Compute, dtype: GgmlDType) -> Self {
         #[cfg(target_arch = "x86_64")]
-        if let (true, Some(vnni)) = (DigitRows::has(dtype), set.vnni()) {
+        if let (true, Compute::Fast, Some(vnni)) = (DigitRows::has(dtype), compute, set.vnni()) {
             return Self::Digits(vnni);
         }
         let _ = set;
@@ -176,7 +176,11 @@ impl Form {
             GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 | GgmlDType::Q8_1 => Self::Plain,
             GgmlDType::Q4_0 | GgmlDType::Q4_1 | GgmlDType::Q5_0 | GgmlDType::Q5_1 | GgmlDType::Q8_0 => Self::Blocked,
             GgmlDType::Q2K | GgmlDType::Q3K | GgmlDType::Q4K | GgmlDType::Q5K | GgmlDType::Q6K | GgmlDType::Q8K => {
-                Self::Rounded
+                if compute == Compute::Fast {
+                    Self::Rounded
+                } else {
+                    Self::Plain
+                }
             }
         }
     }
@@ -220,35 +224,7 @@ fn large_dot_rows<T: GgmlType<VecDotType = BlockQ8K> + Stored>(rows: Rows<'_>, x
 mod tests {
     use super::*;
     use crate::kernels::blocks;
-
-    /// Blocks of pseudo-random bytes, the f16 numbers at `halves` in each made small and finite.
-    fn random_blocks(count: usize, bytes: usize, halves: &[usize]) -> Vec<u8> {
-        let mut state = 1u32;
-        let mut data: Vec<u8> = (0..count * bytes)
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                state.to_le_bytes()[3]
-            })
-            .collect();
-        for block in data.chunks_exact_mut(bytes) {
-            for &half in halves {
-                block[half + 1] = 0x20 | (block[half + 1] & 0x8f); // exponent far from both ends, any sign
-            }
-        }
-        data
-    }
-
-    /// Expects `out` to be `[count, rows]` products of weights and activations, to what f32 can say of their sums.
-    fn expect_products(case: &str, out: &[f32], weights: &[f32], x: &[f32], cols: usize) {
-        let rows = weights.len() / cols;
-        for (index, &out) in out.iter().enumerate() {
-            let (n, row) = (index / rows, index % rows);
-            let weights = &weights[row * cols..(row + 1) * cols];
-            let products = weights.iter().zip(&x[n * cols..]).map(|(&w, &x)| f64::from(w) * f64::from(x));
-            let (sum, size) = products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()));
-            assert!((f64::from(out) - sum).abs() <= 2e-6 * size, "{case}, {n} {row}: {out} for {sum}");
-        }
-    }
+    use crate::kernels::quant::samples::{expect_products, random_blocks};
 
     fn check<B: BlockFormat>(dtype: GgmlDType, halves: &[usize]) {
         for (count, num_blocks) in [(1, 5), (2, 1), (3, 4), (7, 18)] {
@@ -267,7 +243,7 @@ mod tests {
                     assert!((own - portable).abs() <= 1e-6 * portable.abs().max(1e-2), "{set:?}: {own} {portable}");
                 }
                 let mut out = vec![f32::NAN; count * rows];
-                activations.prepare(set, dtype, &x, cols);
+                activations.prepare(set, Compute::Fast, dtype, &x, cols);
                 activations.dot_rows(dtype, &data, row_bytes, &mut out);
                 expect_products(&format!("{set:?}"), &out, &wide, &x, cols);
             }
@@ -298,7 +274,7 @@ mod tests {
             let number = |i: usize| if i % 128 == 5 { -127_i8 } else { [-113, -42, 29, 0, 71, -6, 117][i * 5 % 7] };
             let x: Vec<f32> = (0..count * cols).map(|i| f32::from(number(i)) / 64.0).collect();
             let mut out = vec![f32::NAN; count * rows];
-            activations.prepare(InstructionSet::detect(), dtype, &x, cols);
+            activations.prepare(InstructionSet::detect(), Compute::Fast, dtype, &x, cols);
             activations.dot_rows(dtype, &data, data.len() / rows, &mut out);
             expect_products(&format!("{dtype:?}"), &out, &wide, &x, cols);
         }
@@ -326,7 +302,7 @@ mod tests {
             for quant in [-128, -127, 127] {
                 let row = q8_0_row(quant, num_blocks);
                 for value in [3e30, -3e30, 1.0, -1.0, 1e-25, 0.0] {
-                    activations.prepare(set, GgmlDType::Q8_0, &vec![value; cols], cols);
+                    activations.prepare(set, Compute::Fast, GgmlDType::Q8_0, &vec![value; cols], cols);
                     let mut out = [f32::NAN];
                     activations.dot_rows(GgmlDType::Q8_0, &row, row.len(), &mut out);
                     let expected = f32::from(quant) * value * 224.0;
@@ -346,7 +322,7 @@ mod tests {
                 for at in [0, 130, cols - 1] {
                     let mut x = vec![0.5; cols];
                     x[at] = value;
-                    activations.prepare(set, GgmlDType::Q8_0, &x, cols);
+                    activations.prepare(set, Compute::Fast, GgmlDType::Q8_0, &x, cols);
                     let mut out = [0.0];
                     activations.dot_rows(GgmlDType::Q8_0, &row, row.len(), &mut out);
                     assert!(!out[0].is_finite(), "{set:?}: {}", out[0]);

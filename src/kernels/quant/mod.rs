@@ -4,15 +4,21 @@
 //! Block layouts: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md> and ggml's `ggml-common.h`. A block holds
 //! 32 numbers (`Q4_0` .. `Q8_0`) or 256 (`Q2_K` .. `Q8_K`) of one row.
 //!
-//! Few rows of activations (decoding, short prompts) run on the stored numbers (`dot.rs`); more rows
-//! ([`WeightMatrix::matmul`], prefill) go through panels of dequantised weights.
+//! Few rows of activations (decoding, short prompts) run on the stored numbers (`dot.rs`). More rows
+//! ([`WeightMatrix::matmul`], prefill) go through panels of weights: bytes, multiplied as whole numbers (`many.rs`), or, for
+//! plain floats and where exact products are asked for, f32.
 
 #[cfg(target_arch = "x86_64")]
 mod digits;
 mod dot;
+mod many;
+#[cfg(test)]
+mod samples;
 mod widened;
 
+use std::cell::RefCell;
 use std::ops::Range;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use candle_core::quantized::GgmlDType;
@@ -23,9 +29,11 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 pub use dot::Activations;
+use many::{ManyFormat, PanelBuffers, RoundedRows};
 
 use super::blocks::{self, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use super::gemm::{Matrix, MatrixMut};
+use super::simd::InstructionSet;
 use super::vector::{self, instruction_set};
 use crate::error::{Error, Result};
 
@@ -43,6 +51,65 @@ const FEW_FLOAT_ROWS: usize = 2;
 
 /// Rows that one thread takes at a time in a matrix-vector product.
 const ROWS_PER_TASK: usize = 32;
+
+/// With what numbers matrices of blocks are multiplied.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Compute {
+    /// f32 for every format, with weights widened as they are needed: the oracle of the other.
+    Exact,
+    /// Whole numbers: activations are rounded to 8 bits where a format gains by it. Matrices of plain floats are multiplied
+    /// as with [`Exact`](Self::Exact).
+    #[default]
+    Fast,
+}
+
+/// Rows of activations, `[count, cols]`, that several matrices are multiplied with: what is prepared for one is there for
+/// the next.
+pub struct Inputs<'a> {
+    compute: Compute,
+    x: &'a [f32],
+    cols: usize,
+    rounded: RefCell<Vec<Rc<RoundedRows>>>,
+}
+
+impl std::fmt::Debug for Inputs<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Inputs({:?} {} x {})", self.compute, self.count(), self.cols)
+    }
+}
+
+impl<'a> Inputs<'a> {
+    /// # Panics
+    /// If they are not whole rows.
+    #[must_use]
+    pub fn new(compute: Compute, x: &'a [f32], cols: usize) -> Self {
+        assert!(cols > 0 && x.len().is_multiple_of(cols), "{} activations in rows of {cols}", x.len());
+        Self { compute, x, cols, rounded: RefCell::default() }
+    }
+
+    /// Rows of activations.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.x.len() / self.cols
+    }
+
+    /// Numbers in a row.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// They, rounded for matrices of a format.
+    fn rounded(&self, format: ManyFormat) -> Rc<RoundedRows> {
+        let mut rounded = self.rounded.borrow_mut();
+        if let Some(rounded) = rounded.iter().find(|rounded| format.takes(rounded)) {
+            return Rc::clone(rounded);
+        }
+        let new = Rc::new(format.round(self.x, self.cols));
+        rounded.push(Rc::clone(&new));
+        new
+    }
+}
 
 /// Bytes that somebody owns: a memory-mapped file, or memory.
 pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
@@ -174,10 +241,10 @@ impl WeightMatrix {
     ///
     /// # Panics
     /// If a size does not fit.
-    pub fn matvec(&self, x: &[f32], out: &mut [f32]) {
+    pub fn matvec(&self, compute: Compute, x: &[f32], out: &mut [f32]) {
         assert_eq!((x.len(), out.len()), (self.cols, self.rows), "sizes of a matrix-vector product");
         let mut activations = Activations::default();
-        activations.prepare(instruction_set(), self.dtype, x, self.cols);
+        activations.prepare(instruction_set(), compute, self.dtype, x, self.cols);
         out.par_chunks_mut(ROWS_PER_TASK).enumerate().for_each(|(task, out)| {
             let first = task * ROWS_PER_TASK;
             self.dot_rows(first..first + out.len(), &activations, out);
@@ -196,25 +263,43 @@ impl WeightMatrix {
 
     /// `out = X W^T`, over threads.
     ///
-    /// * `x`: `[seq_len, cols]`
-    /// * `out`: `[seq_len, rows]`; of several rows some numbers may be missing if a [stop](crate::stop) is requested meanwhile
+    /// * `out`: `[x.count(), rows]`; of several rows some numbers may be missing if a [stop](crate::stop) is requested
+    ///   meanwhile
     ///
     /// # Panics
     /// If a size does not fit.
-    pub fn matmul(&self, x: &[f32], seq_len: usize, out: &mut [f32]) {
-        let sizes = (seq_len.checked_mul(self.cols), seq_len.checked_mul(self.rows));
-        assert_eq!((Some(x.len()), Some(out.len())), sizes, "sizes of a matrix product");
-        match seq_len {
-            0 => {}
-            1 => self.matvec(x, out),
-            _ if seq_len <= self.few_rows() => self.matmul_few(x, out),
-            _ => self.matmul_panels(x, seq_len, out),
+    pub fn matmul(&self, x: &Inputs<'_>, out: &mut [f32]) {
+        assert!(
+            x.cols == self.cols && x.count().checked_mul(self.rows) == Some(out.len()),
+            "sizes of a matrix product: {x:?}, {self:?}, {} results",
+            out.len()
+        );
+        // Loops over bytes, without instructions for them, are slower than products of f32.
+        let (set, is_fast) = (instruction_set(), x.compute == Compute::Fast);
+        let many = ManyFormat::new(set, self.dtype).filter(|_| is_fast && set > InstructionSet::PORTABLE);
+        match (x.count(), many) {
+            (0, _) => {}
+            (1, _) => self.matvec(x.compute, x.x, out),
+            (count, _) if count <= self.few_rows() => self.matmul_few(x, out),
+            (_, Some(format)) => self.matmul_many(format, &x.rounded(format), out),
+            (count, None) => self.matmul_panels(x.x, count, out),
         }
     }
 
-    fn matmul_few(&self, x: &[f32], out: &mut [f32]) {
+    fn matmul_many(&self, format: ManyFormat, x: &RoundedRows, out: &mut [f32]) {
+        let (panel_rows, row_bytes) = (x.panel_rows(self.rows, rayon::current_num_threads()), self.row_bytes());
+        let views = MatrixMut::new(out, x.count(), self.rows, self.rows).split_columns(panel_rows);
+        let panels = self.data().par_chunks(panel_rows * row_bytes).zip(views);
+        panels.for_each_init(PanelBuffers::default, |buffers, (data, mut view)| {
+            if !crate::stop::is_requested() {
+                format.multiply(x, Rows { data, row_bytes, count: data.len() / row_bytes }, buffers, &mut view);
+            }
+        });
+    }
+
+    fn matmul_few(&self, x: &Inputs<'_>, out: &mut [f32]) {
         let mut activations = Activations::default();
-        activations.prepare(instruction_set(), self.dtype, x, self.cols);
+        activations.prepare(instruction_set(), x.compute, self.dtype, x.x, self.cols);
         let tasks: Vec<Range<usize>> =
             (0..self.rows).step_by(ROWS_PER_TASK).map(|first| first..(first + ROWS_PER_TASK).min(self.rows)).collect();
         let products = |rows: &Range<usize>| {

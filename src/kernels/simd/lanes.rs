@@ -23,6 +23,12 @@ pub trait Lanes: Copy {
     type Sums: Copy;
     /// Sixteen groups of four quants, each of 8 bits without a sign.
     type Quants: Copy;
+    /// Sixteen whole numbers of 32 bits.
+    type Whole: Copy;
+    /// Sixteen groups of four bytes.
+    type Bytes: Copy;
+    /// Sixteen pairs of whole numbers of 16 bits.
+    type Pairs: Copy;
     /// Two numbers.
     type Halves: Copy;
     /// Sums of scaled numbers in the making, in one register.
@@ -32,6 +38,8 @@ pub trait Lanes: Copy {
     const FUSED: bool;
     /// Sums that stay in registers beside what is added to them.
     const ACCUMULATORS: usize;
+    /// Whether [`add_dots`](Self::add_dots) is one instruction, and there are 32 registers.
+    const DOTS: bool;
 
     fn splat(value: f32) -> Self;
     fn load(source: &[f32; LANES]) -> Self;
@@ -90,6 +98,30 @@ pub trait Lanes: Copy {
     /// The sums as floats.
     fn total(sums: Self::Sums) -> Self;
 
+    /// A whole number in all lanes.
+    fn whole(value: i32) -> Self::Whole;
+    /// The whole numbers as floats.
+    fn from_whole(value: Self::Whole) -> Self;
+    fn load_bytes(source: &[u32; LANES]) -> Self::Bytes;
+    /// Adds the products of each lane's four bytes, which have no sign, with four bytes that have one.
+    #[expect(clippy::trivially_copy_pass_by_ref)]
+    fn add_dots(sums: Self::Whole, bytes: Self::Bytes, factors: &[u8; 4]) -> Self::Whole;
+    /// As [`add_dots`](Self::add_dots), of bytes from which 128 is subtracted; no factor may be -128.
+    #[expect(clippy::trivially_copy_pass_by_ref)]
+    fn add_centred(sums: Self::Whole, bytes: Self::Bytes, factors: &[u8; 4]) -> Self::Whole;
+    /// No sums yet.
+    fn no_pairs() -> Self::Pairs;
+    /// Adds sums of two products each. Bytes must be at most 127, and the sums fit.
+    #[expect(clippy::trivially_copy_pass_by_ref)]
+    fn add_pairs(sums: Self::Pairs, bytes: Self::Bytes, factors: &[u8; 4]) -> Self::Pairs;
+    /// Adds both numbers of each pair.
+    fn add_both(sums: Self::Whole, pairs: Self::Pairs) -> Self::Whole;
+    /// Sixteen words of four bytes that lie `step` bytes apart.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    fn every(source: &[u8], step: usize) -> [u32; LANES];
+
     /// `exp` of values that are not above 0, to about two units in the last place; 0 where it would leave the normal
     /// numbers. The same approximation as that of [`crate::kernels::vector::softmax`].
     #[inline(always)]
@@ -128,11 +160,15 @@ impl Portable {
 impl Lanes for Portable {
     type Sums = [i32; LANES];
     type Quants = [[u8; 4]; LANES];
+    type Whole = [i32; LANES];
+    type Bytes = [u32; LANES];
+    type Pairs = [i32; LANES];
     type Halves = [f32; 2];
     type Folded = Self;
 
     const FUSED: bool = false;
     const ACCUMULATORS: usize = 3;
+    const DOTS: bool = false;
 
     #[inline(always)]
     fn splat(value: f32) -> Self {
@@ -310,6 +346,62 @@ impl Lanes for Portable {
     fn total(sums: Self::Sums) -> Self {
         Self(sums.map(|sum| sum as f32))
     }
+
+    #[inline(always)]
+    fn whole(value: i32) -> Self::Whole {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn from_whole(value: Self::Whole) -> Self {
+        Self::total(value)
+    }
+
+    #[inline(always)]
+    fn load_bytes(source: &[u32; LANES]) -> Self::Bytes {
+        *source
+    }
+
+    #[inline(always)]
+    fn add_dots(mut sums: Self::Whole, bytes: Self::Bytes, factors: &[u8; 4]) -> Self::Whole {
+        for (sum, bytes) in sums.iter_mut().zip(bytes) {
+            for (byte, factor) in bytes.to_le_bytes().into_iter().zip(factors) {
+                *sum += i32::from(byte) * i32::from(factor.cast_signed());
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn add_centred(mut sums: Self::Whole, bytes: Self::Bytes, factors: &[u8; 4]) -> Self::Whole {
+        for (sum, bytes) in sums.iter_mut().zip(bytes) {
+            for (byte, factor) in bytes.to_le_bytes().into_iter().zip(factors) {
+                *sum += (i32::from(byte) - 128) * i32::from(factor.cast_signed());
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn no_pairs() -> Self::Pairs {
+        [0; LANES]
+    }
+
+    #[inline(always)]
+    fn add_pairs(sums: Self::Pairs, bytes: Self::Bytes, factors: &[u8; 4]) -> Self::Pairs {
+        Self::add_dots(sums, bytes, factors)
+    }
+
+    #[inline(always)]
+    fn add_both(mut sums: Self::Whole, pairs: Self::Pairs) -> Self::Whole {
+        sums.iter_mut().zip(pairs).for_each(|(sum, pair)| *sum += pair);
+        sums
+    }
+
+    #[inline(always)]
+    fn every(source: &[u8], step: usize) -> [u32; LANES] {
+        std::array::from_fn(|lane| word(source, lane * step))
+    }
 }
 
 /// Two numbers as one, the first in the lower half.
@@ -323,4 +415,10 @@ fn join(first: i16, second: i16) -> u32 {
 #[expect(clippy::cast_possible_truncation)] // halves
 fn split(joined: u32) -> [i16; 2] {
     [(joined as u16).cast_signed(), ((joined >> 16) as u16).cast_signed()]
+}
+
+/// Four bytes of a slice.
+#[inline(always)]
+pub(super) fn word(source: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(source[at..].as_chunks().0[0])
 }

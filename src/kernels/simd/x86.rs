@@ -11,7 +11,7 @@ use std::mem::transmute;
 use half::{bf16, f16};
 
 use super::each;
-use super::lanes::{Factors, LANES, Lanes, ROUND};
+use super::lanes::{Factors, LANES, Lanes, ROUND, word};
 
 /// Numbers as the other type of the same size: arrays and vectors of plain numbers.
 macro_rules! as_bits {
@@ -39,7 +39,10 @@ macro_rules! forward {
 
 /// [`Lanes`] for a type that has all functions below of its own, those of quants on a condition.
 macro_rules! lanes {
-    (impl [$($generic:tt)*] for $of:ty: $sums:ty, $quants:ty, $folded:ty, quants if $has_quants:expr, $accumulators:literal accumulators) => {
+    (
+        impl [$($generic:tt)*] for $of:ty: $sums:ty, $quants:ty, $folded:ty, $whole:ty,
+        quants if $has_quants:expr, $accumulators:literal accumulators, dots: $dots:expr
+    ) => {
         #[allow(
             clippy::needless_arbitrary_self_type,
             clippy::assertions_on_constants,
@@ -48,11 +51,15 @@ macro_rules! lanes {
         impl<$($generic)*> Lanes for $of {
             type Sums = $sums;
             type Quants = $quants;
+            type Whole = $whole;
+            type Bytes = $whole;
+            type Pairs = $whole;
             type Halves = __m128;
             type Folded = $folded;
 
             const FUSED: bool = true;
             const ACCUMULATORS: usize = $accumulators;
+            const DOTS: bool = $dots;
 
             forward! {
                 if true;
@@ -84,11 +91,20 @@ macro_rules! lanes {
                 fn bytes(source: &[[u8; 4]; LANES]) -> Self::Quants;
                 fn nibbles(source: &[[u8; 4]; LANES]) -> [Self::Quants; 2];
                 fn total(sums: Self::Sums) -> Self;
+                fn whole(value: i32) -> Self::Whole;
+                fn from_whole(value: Self::Whole) -> Self;
+                fn load_bytes(source: &[u32; LANES]) -> Self::Bytes;
+                fn every(source: &[u8], step: usize) -> [u32; LANES];
+                fn no_pairs() -> Self::Pairs;
+                fn add_centred(sums: Self::Whole, bytes: Self::Bytes, factors: &[u8; 4]) -> Self::Whole;
+                fn add_pairs(sums: Self::Pairs, bytes: Self::Bytes, factors: &[u8; 4]) -> Self::Pairs;
+                fn add_both(sums: Self::Whole, pairs: Self::Pairs) -> Self::Whole;
             }
             forward! {
                 if $has_quants;
                 fn store_factors(self: Self, factor: Self, target: &mut [Factors; LANES / 4]) -> Self;
                 fn add_products(sums: Self::Sums, quants: Self::Quants, factors: &Factors) -> Self::Sums;
+                fn add_dots(sums: Self::Whole, bytes: Self::Bytes, factors: &[u8; 4]) -> Self::Whole;
             }
         }
     };
@@ -101,7 +117,10 @@ pub(super) struct Avx2([__m256; 2]);
 /// Every second byte of sixteen groups of four, and the ones between, as 16 bits.
 type WordPairs = [[__m256i; 2]; 2];
 
-lanes!(impl [] for Avx2: [__m256i; 2], WordPairs, __m256, quants if true, 6 accumulators);
+lanes!(
+    impl [] for Avx2: [__m256i; 2], WordPairs, __m256, [__m256i; 2],
+    quants if true, 6 accumulators, dots: false
+);
 
 impl Avx2 {
     #[inline]
@@ -341,6 +360,77 @@ impl Avx2 {
     fn total(sums: [__m256i; 2]) -> Self {
         Self(each!(2 of sums, |sums| _mm256_cvtepi32_ps(sums)))
     }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn whole(value: i32) -> [__m256i; 2] {
+        [_mm256_set1_epi32(value); 2]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn from_whole(value: [__m256i; 2]) -> Self {
+        Self::total(value)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn load_bytes(source: &[u32; LANES]) -> [__m256i; 2] {
+        as_bits!([u32; LANES] as [__m256i; 2], *source)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "see `Lanes::add_products`")]
+    fn add_dots(sums: [__m256i; 2], bytes: [__m256i; 2], factors: &[u8; 4]) -> [__m256i; 2] {
+        // Products of words are exact; sums of two products of bytes need not fit.
+        let factors = _mm256_set1_epi32(i32::from_le_bytes(*factors));
+        let (even, odd) = (_mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(factors)), _mm256_srai_epi16::<8>(factors));
+        each!([0, 1], |half| {
+            let evens = _mm256_madd_epi16(_mm256_and_si256(bytes[half], _mm256_set1_epi16(255)), even);
+            let odds = _mm256_madd_epi16(_mm256_srli_epi16::<8>(bytes[half]), odd);
+            _mm256_add_epi32(sums[half], _mm256_add_epi32(evens, odds))
+        })
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "see `Lanes::add_products`")]
+    fn add_centred(sums: [__m256i; 2], bytes: [__m256i; 2], factors: &[u8; 4]) -> [__m256i; 2] {
+        let factors = _mm256_set1_epi32(i32::from_le_bytes(*factors));
+        each!([0, 1], |half| {
+            // The bytes' signs move over to the factors: 2 * 128 * 127 fits.
+            let bytes = _mm256_xor_si256(bytes[half], _mm256_set1_epi8(-128));
+            let products = _mm256_maddubs_epi16(_mm256_abs_epi8(bytes), _mm256_sign_epi8(factors, bytes));
+            _mm256_add_epi32(sums[half], _mm256_madd_epi16(products, _mm256_set1_epi16(1)))
+        })
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn no_pairs() -> [__m256i; 2] {
+        [_mm256_setzero_si256(); 2]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "see `Lanes::add_products`")]
+    fn add_pairs(sums: [__m256i; 2], bytes: [__m256i; 2], factors: &[u8; 4]) -> [__m256i; 2] {
+        let factors = _mm256_set1_epi32(i32::from_le_bytes(*factors));
+        each!([0, 1], |half| _mm256_add_epi16(sums[half], _mm256_maddubs_epi16(bytes[half], factors)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn add_both(sums: [__m256i; 2], pairs: [__m256i; 2]) -> [__m256i; 2] {
+        each!([0, 1], |half| _mm256_add_epi32(sums[half], _mm256_madd_epi16(pairs[half], _mm256_set1_epi16(1))))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn every(source: &[u8], step: usize) -> [u32; LANES] {
+        std::array::from_fn(|lane| word(source, lane * step))
+    }
 }
 
 /// Where the digits of four numbers of 32 bits are: the second byte of each, and then the first.
@@ -363,7 +453,10 @@ const LOWER_SIGNS: [u8; 8] = [0, 0, 0, 0, 0x80, 0x80, 0x80, 0x80];
 pub(super) struct Avx512<const VNNI: bool>(__m512);
 
 // Sums are of the factors' higher digits, and of the lower ones.
-lanes!(impl [const VNNI: bool] for Avx512<VNNI>: [__m512i; 2], __m512i, __m512, quants if VNNI, 24 accumulators);
+lanes!(
+    impl [const VNNI: bool] for Avx512<VNNI>: [__m512i; 2], __m512i, __m512, __m512i,
+    quants if VNNI, 24 accumulators, dots: VNNI
+);
 
 impl<const VNNI: bool> Avx512<VNNI> {
     #[inline]
@@ -565,5 +658,75 @@ impl<const VNNI: bool> Avx512<VNNI> {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     fn total(sums: [__m512i; 2]) -> Self {
         Self(_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<8>(sums[0]), sums[1])))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn whole(value: i32) -> __m512i {
+        _mm512_set1_epi32(value)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn from_whole(value: __m512i) -> Self {
+        Self(_mm512_cvtepi32_ps(value))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn load_bytes(source: &[u32; LANES]) -> __m512i {
+        as_bits!([u32; LANES] as __m512i, *source)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "see `Lanes::add_products`")]
+    fn add_dots(sums: __m512i, bytes: __m512i, factors: &[u8; 4]) -> __m512i {
+        _mm512_dpbusd_epi32(sums, bytes, _mm512_set1_epi32(i32::from_le_bytes(*factors)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "see `Lanes::add_products`")]
+    fn add_centred(sums: __m512i, bytes: __m512i, factors: &[u8; 4]) -> __m512i {
+        let factors = _mm512_set1_epi32(i32::from_le_bytes(*factors));
+        let bytes = _mm512_xor_si512(bytes, _mm512_set1_epi8(-128));
+        let negative = _mm512_movepi8_mask(bytes);
+        let signed = _mm512_mask_sub_epi8(factors, negative, _mm512_setzero_si512(), factors);
+        let products = _mm512_maddubs_epi16(_mm512_abs_epi8(bytes), signed);
+        _mm512_add_epi32(sums, _mm512_madd_epi16(products, _mm512_set1_epi16(1)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn no_pairs() -> __m512i {
+        _mm512_setzero_si512()
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "see `Lanes::add_products`")]
+    fn add_pairs(sums: __m512i, bytes: __m512i, factors: &[u8; 4]) -> __m512i {
+        let factors = _mm512_set1_epi32(i32::from_le_bytes(*factors));
+        _mm512_add_epi16(sums, _mm512_maddubs_epi16(bytes, factors))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn add_both(sums: __m512i, pairs: __m512i) -> __m512i {
+        _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn every(source: &[u8], step: usize) -> [u32; LANES] {
+        let last = i32::try_from((LANES - 1) * step).ok().filter(|_| source.len() >= (LANES - 1) * step + 4);
+        assert!(last.is_some(), "words that lie {step} bytes apart, in {}", source.len());
+        let step = last.unwrap_or(0) / 15;
+        let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        let places = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(step));
+        // SAFETY: the last of them lies inside of the slice.
+        let words = unsafe { _mm512_i32gather_epi32::<1>(places, source.as_ptr().cast()) };
+        as_bits!(__m512i as [u32; LANES], words)
     }
 }

@@ -13,7 +13,7 @@ fn compare(name: &str, model: &Llama, tokens: usize) -> f32 {
 
 fn load(folder: &Path) -> (Checkpoint, Llama) {
     let checkpoint = checkpoint::open(folder).unwrap();
-    let model = checkpoint.model(&BackendKind::Kernels, WeightDtype::F32, &mut |_, _| {}).unwrap();
+    let model = checkpoint.model(&BackendKind::default(), WeightDtype::F32, &mut |_, _| {}).unwrap();
     (checkpoint, model)
 }
 
@@ -102,14 +102,14 @@ fn a_context_is_set_to_what_one_wants() {
     checkpoint.set_context(64).unwrap();
     assert_names(&checkpoint.notes()[0], &["64", "16"]);
     assert!(
-        compare("biases", &checkpoint.model(&BackendKind::Kernels, WeightDtype::F32, &mut |_, _| {}).unwrap(), 40)
+        compare("biases", &checkpoint.model(&BackendKind::default(), WeightDtype::F32, &mut |_, _| {}).unwrap(), 40)
             < TOLERANCE
     );
 
     let mut checkpoint = checkpoint::open(checkpoints("biases")).unwrap();
     checkpoint.set_context(8).unwrap();
     assert!(checkpoint.notes().is_empty());
-    let model = checkpoint.model(&BackendKind::Kernels, WeightDtype::F32, &mut |_, _| {}).unwrap();
+    let model = checkpoint.model(&BackendKind::default(), WeightDtype::F32, &mut |_, _| {}).unwrap();
     let mut cache = model.new_cache(KvDtype::F32, Retention::Full).unwrap();
     assert!(model.prefill(&[1; 9], &mut cache, &mut ()).unwrap_err().is_usage());
 

@@ -284,7 +284,7 @@ fn random_damage_of_safetensors_never_panics() {
         std::fs::write(&path, &bytes).unwrap();
         let result = catch_unwind(AssertUnwindSafe(|| {
             let model =
-                checkpoint::open(folder.path())?.model(&BackendKind::Kernels, WeightDtype::Auto, &mut |_, _| {})?;
+                checkpoint::open(folder.path())?.model(&BackendKind::default(), WeightDtype::Auto, &mut |_, _| {})?;
             let mut cache = model.new_cache(KvDtype::F16, Retention::Full).unwrap();
             model.prefill(&[1, 2, 3], &mut cache, &mut ())
         }));

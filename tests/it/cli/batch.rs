@@ -16,7 +16,8 @@ fn prompts_of_every_form_are_answered_in_order_as_alone() {
         "The capital of France is\n\n\"The capital of\\tItaly is\"\n{\"prompt\": \"One, two, three,\"}\n\
          {\"messages\": [{\"role\": \"user\", \"content\": \"What is the capital of France?\"}]}\n\"Quoted\" he said\n",
     );
-    let args = ["--prompts", "prompts.txt", "-n", "6", "--batch", "3", "--report", "r.json"];
+    let exact = ["--compute", "exact"];
+    let args = [&["--prompts", "prompts.txt", "-n", "6", "--batch", "3", "--report", "r.json"], &exact[..]].concat();
     let output = lab.run(&[&["generate", "--model", MODEL], &args[..]].concat());
     let answers = lines(&succeeds(&output));
     let figures = String::from_utf8(output.stderr).unwrap();
@@ -28,7 +29,7 @@ fn prompts_of_every_form_are_answered_in_order_as_alone() {
     for (index, prompt) in
         ["The capital of France is", "The capital of\tItaly is", "One, two, three,"].iter().enumerate()
     {
-        lab.generate(&["--prompt", prompt, "-n", "6", "--report", "single.json"]);
+        lab.generate(&[&["--prompt", prompt, "-n", "6", "--report", "single.json"], &exact[..]].concat());
         let single = lab.json("single.json");
         for key in ["text", "generated_tokens", "finish_reason", "kv"] {
             assert_eq!(answers[index][key], single[key], "{prompt}: {key}");

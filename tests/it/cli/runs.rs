@@ -58,7 +58,7 @@ fn a_raw_prompt_is_continued() {
 #[test]
 fn a_chat_is_answered() {
     let lab = Lab::new();
-    let args = ["--prompt", "What is the capital of France?", "-n", "24", "--report", "r.json"];
+    let args = ["--prompt", "What is the capital of France?", "-n", "24", "--compute", "exact", "--report", "r.json"];
     let text = lab.generate(&[&args[..], &["--chat"]].concat());
     assert!(text.contains("Paris") && !text.contains("<|im"), "{text}");
     let ids = lab.json("r.json")["prompt_tokens"].clone();

@@ -9,7 +9,7 @@ use adaptive_kvcache::arch::{HeadLayout, LlamaConfig, Rope, RopeLayout, RopeSett
 use adaptive_kvcache::backend::{Backend, Block, Candle, Embedding, Kernels, PromptRequest, Shown, Wanted, Weights};
 use adaptive_kvcache::cache::{AdaptiveKvCache, CacheLayer, HeadStep, KvDtype, Retention, Rows};
 use adaptive_kvcache::compress::HeadChoice;
-use adaptive_kvcache::kernels::quant::WeightMatrix;
+use adaptive_kvcache::kernels::quant::{Compute, WeightMatrix};
 use adaptive_kvcache::ops::{DecodeWith, Ops};
 use adaptive_kvcache::tokens::TokenClass;
 use candle_core::Device;
@@ -468,7 +468,7 @@ fn table<B: Backend>(
 
 /// The lines of the CPU kernels.
 pub fn kernels(observer: &mut impl Observer) {
-    table("kernels", Kernels::new, &KvDtype::ALL, observer);
+    table("kernels", |config| Kernels::new(config, Compute::Fast), &KvDtype::ALL, observer);
 }
 
 /// The lines of candle operations on the CPU, in both ways of decoding.

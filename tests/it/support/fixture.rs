@@ -152,7 +152,7 @@ impl Fixture {
 
     /// The fixture through our own loader, matrices in `dtype`.
     pub fn load(&self, dtype: GgmlDType, weights: WeightDtype) -> Loaded {
-        self.load_for(&BackendKind::Kernels, dtype, weights)
+        self.load_for(&BackendKind::default(), dtype, weights)
     }
 
     /// As [`load`](Self::load), for the CPU kernels or for candle operations.

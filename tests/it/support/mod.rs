@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use adaptive_kvcache::backend::BackendKind;
 use adaptive_kvcache::cache::Retention;
-use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, load};
+use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, load, open};
 use adaptive_kvcache::compress::AdaptiveConfig;
+use adaptive_kvcache::kernels::quant::Compute;
 use adaptive_kvcache::ops::{DecodeWith, Ops};
 use adaptive_kvcache::tokenizer::Tokenizer;
 use candle_core::Device;
@@ -53,10 +54,12 @@ pub fn smollm2_f32() -> &'static Loaded {
     MODEL.get_or_init(|| load(smollm2_path(), WeightDtype::F32).unwrap())
 }
 
-/// The real model on its quantised blocks, loaded once.
+/// The real model on its quantised blocks, loaded once; with exact products, so that what it says of two words that are
+/// nearly as probable does not hang on how many rows are computed at a time.
 pub fn smollm2() -> &'static Loaded {
     static MODEL: OnceLock<Loaded> = OnceLock::new();
-    MODEL.get_or_init(|| load(smollm2_path(), WeightDtype::Auto).unwrap())
+    let exact = BackendKind::Kernels(Compute::Exact);
+    MODEL.get_or_init(|| open(smollm2_path()).unwrap().load(&exact, WeightDtype::Auto, &mut |_, _| {}).unwrap())
 }
 
 /// Candle operations on the CPU.

@@ -56,7 +56,7 @@ impl Own {
         });
         let prepared = &mut self.prepared[index];
         if !prepared.valid {
-            prepared.activations.prepare(set, matrix.dtype(), &self.rows, matrix.cols());
+            prepared.activations.prepare(set, linear.compute, matrix.dtype(), &self.rows, matrix.cols());
             prepared.valid = true;
         }
         linear.forward_rows(set, rows, &prepared.activations, &mut self.products);

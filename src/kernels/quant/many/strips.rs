@@ -1,0 +1,609 @@
+//! Weights of any block format as bytes in strips: rows in the lanes, `weight = scale * (byte - zero) + offset`.
+//!
+//! A format says where its quants are and what they mean ([`Stored`]); what becomes of them is the same for all: they are
+//! taken as they are ([`Exact`]), or rounded to 8 bits so that more of them share a scale ([`Rounded`]).
+//!
+//! Not for: products (see [`super`]).
+
+use std::marker::PhantomData;
+
+use half::f16;
+
+use super::super::Rows;
+use super::{ROUND, STRIP, VECTORS};
+use crate::kernels::blocks::{BLOCK, BlockFormat, Quants};
+use crate::kernels::simd::{LANES, Lanes};
+
+/// The most runs in a block.
+const RUNS: usize = 16;
+
+/// Four bytes of each row.
+type Words = [u32; LANES];
+
+/// A number of each row.
+type Numbers = [f32; LANES];
+
+/// The scales and the offsets of a block's runs, for each row.
+#[derive(Default)]
+pub(in super::super) struct Scales {
+    scales: [Numbers; RUNS],
+    offsets: [Numbers; RUNS],
+}
+
+/// A format of blocks, runs of whose quants share a scale and an offset: `weight = scale * (quant - zero) + offset`.
+pub(in super::super) trait Stored: 'static {
+    /// Weights in a block.
+    const BLOCK: usize;
+    /// Size of a block in bytes.
+    const BYTES: usize;
+    /// Weights that share a scale.
+    const RUN: usize;
+    /// The largest quant; they have no sign.
+    const LARGEST: u8;
+    const ZERO: u8;
+    const HAS_OFFSETS: bool;
+
+    /// The scales, and the offsets if there are any; others are 0.
+    fn scales<L: Lanes>(block: Column<'_>, out: &mut Scales);
+
+    /// Hands over the quants, four of each row at a time.
+    fn quants<L: Lanes, S: Sink>(block: Column<'_>, sink: &mut S);
+}
+
+/// A block of some rows.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Column<'a> {
+    /// From the first row's block on.
+    data: &'a [u8],
+    row_bytes: usize,
+    /// At most as many as lanes; the last stands for those that lack.
+    rows: usize,
+}
+
+impl Column<'_> {
+    /// Four bytes of each row's block.
+    #[inline(always)]
+    fn words<L: Lanes>(&self, at: usize) -> Words {
+        let data = &self.data[at..];
+        if self.rows == LANES {
+            return L::every(data, self.row_bytes);
+        }
+        let mut words = [0; LANES];
+        for (row, word) in words.iter_mut().enumerate() {
+            let data = &data[row.min(self.rows - 1) * self.row_bytes..];
+            *word = u32::from_le_bytes(data.as_chunks().0[0]);
+        }
+        words
+    }
+}
+
+/// What takes the quants of a block.
+pub(in super::super) trait Sink {
+    /// * `four`: which four numbers of the block
+    fn put(&mut self, four: usize, quants: Words);
+}
+
+/// Some bits of each byte, shifted to the right.
+#[inline(always)]
+fn bits(words: Words, shift: usize, mask: u8) -> Words {
+    let mask = u32::from_ne_bytes([mask; 4]);
+    let mut words = words;
+    for word in &mut words {
+        *word = *word >> shift & mask;
+    }
+    words
+}
+
+/// Words with further bits, shifted to the left.
+#[inline(always)]
+fn with(words: Words, higher: Words, shift: usize) -> Words {
+    let mut words = words;
+    for (word, higher) in words.iter_mut().zip(higher) {
+        *word |= higher << shift;
+    }
+    words
+}
+
+/// Bytes that have a sign, with 128 added.
+#[inline(always)]
+fn unsigned(words: Words) -> Words {
+    let mut words = words;
+    for word in &mut words {
+        *word ^= 0x8080_8080;
+    }
+    words
+}
+
+/// The f16 in the lower or the upper half of each word.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation)] // a half
+fn halves<L: Lanes>(words: Words, upper: bool) -> Numbers {
+    let mut numbers = [f16::ZERO; LANES];
+    for (number, word) in numbers.iter_mut().zip(words) {
+        *number = f16::from_bits(if upper { word >> 16 } else { word } as u16);
+    }
+    let mut wide = [0.0; LANES];
+    L::load_f16(&numbers).store(&mut wide);
+    wide
+}
+
+/// The byte of each word at a place, some bits of it.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation)] // masked
+fn byte(words: Words, place: usize, shift: usize, mask: u8) -> [u8; LANES] {
+    let mut bytes = [0; LANES];
+    for (byte, word) in bytes.iter_mut().zip(words) {
+        *byte = (word >> (8 * place + shift)) as u8 & mask;
+    }
+    bytes
+}
+
+#[inline(always)]
+fn negative(numbers: Numbers) -> Numbers {
+    let mut numbers = numbers;
+    for number in &mut numbers {
+        *number = -*number;
+    }
+    numbers
+}
+
+/// Numbers times whole ones.
+#[inline(always)]
+fn times(numbers: Numbers, bytes: [u8; LANES], minus: f32) -> Numbers {
+    let mut products = numbers;
+    for (product, byte) in products.iter_mut().zip(bytes) {
+        *product *= f32::from(byte) - minus;
+    }
+    products
+}
+
+impl<B: BlockFormat> Stored for B {
+    const BLOCK: usize = BLOCK;
+    const BYTES: usize = B::BYTES;
+    const RUN: usize = BLOCK;
+    const LARGEST: u8 = match B::QUANTS {
+        Quants::Nibbles => 15,
+        Quants::Fives => 31,
+        Quants::Bytes => 255,
+    };
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a small whole number
+    const ZERO: u8 = match (B::QUANTS, B::OFFSET) {
+        (Quants::Bytes, _) => 128,
+        (_, Some(offset)) => -offset as u8,
+        (_, None) => 0,
+    };
+    const HAS_OFFSETS: bool = B::OFFSET.is_none();
+
+    #[inline(always)]
+    fn scales<L: Lanes>(block: Column<'_>, out: &mut Scales) {
+        let words = block.words::<L>(0);
+        out.scales[0] = halves::<L>(words, false);
+        if B::OFFSET.is_none() {
+            out.offsets[0] = halves::<L>(words, true);
+        }
+    }
+
+    #[inline(always)]
+    fn quants<L: Lanes, S: Sink>(block: Column<'_>, sink: &mut S) {
+        if B::QUANTS == Quants::Bytes {
+            for four in 0..8 {
+                sink.put(four, unsigned(block.words::<L>(B::QUANTS_AT + 4 * four)));
+            }
+            return;
+        }
+        let fifths = if B::QUANTS == Quants::Fives { block.words::<L>(B::QUANTS_AT - 4) } else { [0; LANES] };
+        for four in 0..4 {
+            let stored = block.words::<L>(B::QUANTS_AT + 4 * four);
+            for upper in 0..2 {
+                let four = four + 4 * upper;
+                let mut quants = bits(stored, 4 * upper, 15);
+                if B::QUANTS == Quants::Fives {
+                    for (quants, fifths) in quants.iter_mut().zip(fifths) {
+                        // Bit `i` of the four to byte `i`.
+                        *quants |= (((fifths >> (4 * four) & 15) * 0x0020_4081) & 0x0101_0101) << 4;
+                    }
+                }
+                sink.put(four, quants);
+            }
+        }
+    }
+}
+
+/// The scales and minima of `Q4_K` and `Q5_K`, eight of 6 bits each in 12 bytes.
+#[inline(always)]
+fn sixes<L: Lanes>(block: Column<'_>, out: &mut Scales) {
+    let words = block.words::<L>(0);
+    let (scale, minimum) = (halves::<L>(words, false), negative(halves::<L>(words, true)));
+    // Of the first four runs 6 bits each; of the others 4 together, and 2 in the bits that are left.
+    let [first, second, both] = [block.words::<L>(4), block.words::<L>(8), block.words::<L>(12)];
+    let later = [with(bits(both, 0, 15), bits(first, 6, 3), 4), with(bits(both, 4, 15), bits(second, 6, 3), 4)];
+    for run in 0..4 {
+        out.scales[run] = times(scale, byte(first, run, 0, 63), 0.0);
+        out.offsets[run] = times(minimum, byte(second, run, 0, 63), 0.0);
+        out.scales[run + 4] = times(scale, byte(later[0], run, 0, 63), 0.0);
+        out.offsets[run + 4] = times(minimum, byte(later[1], run, 0, 63), 0.0);
+    }
+}
+
+/// The format of 256 numbers in 4 bits, eight runs with a scale and a minimum each.
+pub(in super::super) struct Q4K;
+
+impl Stored for Q4K {
+    const BLOCK: usize = 256;
+    const BYTES: usize = 144;
+    const RUN: usize = 32;
+    const LARGEST: u8 = 15;
+    const ZERO: u8 = 0;
+    const HAS_OFFSETS: bool = true;
+
+    #[inline(always)]
+    fn scales<L: Lanes>(block: Column<'_>, out: &mut Scales) {
+        sixes::<L>(block, out);
+    }
+
+    #[inline(always)]
+    fn quants<L: Lanes, S: Sink>(block: Column<'_>, sink: &mut S) {
+        for word in 0..32 {
+            let stored = block.words::<L>(16 + 4 * word);
+            let four = word / 8 * 16 + word % 8;
+            sink.put(four, bits(stored, 0, 15));
+            sink.put(four + 8, bits(stored, 4, 15));
+        }
+    }
+}
+
+/// As [`Q4K`], in 5 bits.
+pub(in super::super) struct Q5K;
+
+impl Stored for Q5K {
+    const BLOCK: usize = 256;
+    const BYTES: usize = 176;
+    const RUN: usize = 32;
+    const LARGEST: u8 = 31;
+    const ZERO: u8 = 0;
+    const HAS_OFFSETS: bool = true;
+
+    #[inline(always)]
+    fn scales<L: Lanes>(block: Column<'_>, out: &mut Scales) {
+        sixes::<L>(block, out);
+    }
+
+    #[inline(always)]
+    fn quants<L: Lanes, S: Sink>(block: Column<'_>, sink: &mut S) {
+        for column in 0..8 {
+            let fifths = block.words::<L>(16 + 4 * column);
+            for part in 0..4 {
+                let stored = block.words::<L>(48 + 32 * part + 4 * column);
+                let four = 16 * part + column;
+                sink.put(four, with(bits(stored, 0, 15), bits(fifths, 2 * part, 1), 4));
+                sink.put(four + 8, with(bits(stored, 4, 15), bits(fifths, 2 * part + 1, 1), 4));
+            }
+        }
+    }
+}
+
+/// The format of 256 numbers in 6 bits, sixteen runs with a scale each.
+pub(in super::super) struct Q6K;
+
+impl Stored for Q6K {
+    const BLOCK: usize = 256;
+    const BYTES: usize = 210;
+    const RUN: usize = 16;
+    const LARGEST: u8 = 63;
+    const ZERO: u8 = 32;
+    const HAS_OFFSETS: bool = false;
+
+    #[inline(always)]
+    fn scales<L: Lanes>(block: Column<'_>, out: &mut Scales) {
+        // The last four bytes: the scale is in the upper half.
+        let scale = halves::<L>(block.words::<L>(206), true);
+        for run in 0..RUNS {
+            let words = unsigned(block.words::<L>(192 + run / 4 * 4));
+            out.scales[run] = times(scale, byte(words, run % 4, 0, 255), 128.0);
+        }
+    }
+
+    #[inline(always)]
+    fn quants<L: Lanes, S: Sink>(block: Column<'_>, sink: &mut S) {
+        for part in 0..2 {
+            for column in 0..8 {
+                let first = block.words::<L>(64 * part + 4 * column);
+                let second = block.words::<L>(64 * part + 32 + 4 * column);
+                let high = block.words::<L>(128 + 32 * part + 4 * column);
+                let four = 32 * part + column;
+                sink.put(four, with(bits(first, 0, 15), bits(high, 0, 3), 4));
+                sink.put(four + 8, with(bits(second, 0, 15), bits(high, 2, 3), 4));
+                sink.put(four + 16, with(bits(first, 4, 15), bits(high, 4, 3), 4));
+                sink.put(four + 24, with(bits(second, 4, 15), bits(high, 6, 3), 4));
+            }
+        }
+    }
+}
+
+/// The format of 256 numbers in 2 bits, sixteen runs with a scale and a minimum each.
+pub(in super::super) struct Q2K;
+
+impl Stored for Q2K {
+    const BLOCK: usize = 256;
+    const BYTES: usize = 84;
+    const RUN: usize = 16;
+    const LARGEST: u8 = 3;
+    const ZERO: u8 = 0;
+    const HAS_OFFSETS: bool = true;
+
+    #[inline(always)]
+    fn scales<L: Lanes>(block: Column<'_>, out: &mut Scales) {
+        let words = block.words::<L>(80);
+        let (scale, minimum) = (halves::<L>(words, false), negative(halves::<L>(words, true)));
+        for run in 0..RUNS {
+            let words = block.words::<L>(run / 4 * 4);
+            out.scales[run] = times(scale, byte(words, run % 4, 0, 15), 0.0);
+            out.offsets[run] = times(minimum, byte(words, run % 4, 4, 15), 0.0);
+        }
+    }
+
+    #[inline(always)]
+    fn quants<L: Lanes, S: Sink>(block: Column<'_>, sink: &mut S) {
+        for word in 0..16 {
+            let stored = block.words::<L>(16 + 4 * word);
+            let four = word / 8 * 32 + word % 8;
+            for part in 0..4 {
+                sink.put(four + 8 * part, bits(stored, 2 * part, 3));
+            }
+        }
+    }
+}
+
+/// The format of 256 numbers in 3 bits, sixteen runs with a scale each.
+pub(in super::super) struct Q3K;
+
+impl Stored for Q3K {
+    const BLOCK: usize = 256;
+    const BYTES: usize = 110;
+    const RUN: usize = 16;
+    const LARGEST: u8 = 7;
+    const ZERO: u8 = 4;
+    const HAS_OFFSETS: bool = false;
+
+    #[inline(always)]
+    fn scales<L: Lanes>(block: Column<'_>, out: &mut Scales) {
+        let scale = halves::<L>(block.words::<L>(106), true);
+        // Four bits of two scales in each of eight bytes, and two bits of four in each of the four behind.
+        let high = block.words::<L>(104);
+        for four in 0..4 {
+            let low = block.words::<L>(96 + four % 2 * 4);
+            let both = with(bits(low, four / 2 * 4, 15), bits(high, 2 * four, 3), 4);
+            for run in 0..4 {
+                out.scales[4 * four + run] = times(scale, byte(both, run, 0, 63), 32.0);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn quants<L: Lanes, S: Sink>(block: Column<'_>, sink: &mut S) {
+        for column in 0..8 {
+            let thirds = block.words::<L>(4 * column);
+            for half in 0..2 {
+                let stored = block.words::<L>(32 + 32 * half + 4 * column);
+                for part in 0..4 {
+                    let third = bits(thirds, 4 * half + part, 1);
+                    sink.put(32 * half + 8 * part + column, with(bits(stored, 2 * part, 3), third, 2));
+                }
+            }
+        }
+    }
+}
+
+/// How weights become bytes: `weight = scale * (byte - ZERO) + offset`.
+pub(in super::super) trait ByteFormat: 'static {
+    type Stored: Stored;
+    /// Weights that share a scale.
+    const GROUP: usize;
+    /// The largest byte.
+    const LARGEST: u8;
+    const ZERO: i32;
+    const HAS_OFFSETS: bool;
+
+    /// Writes some rows' blocks to a vector's place.
+    fn put<L: Lanes>(block: Column<'_>, target: Target<'_>);
+}
+
+/// Where a block of some rows goes.
+pub(in super::super) struct Target<'a> {
+    /// `[BLOCK / 4, VECTORS]`, of which every one of `vector` is written.
+    bytes: &'a mut [Fours],
+    /// `[BLOCK / GROUP, VECTORS]`
+    scales: &'a mut [[f32; LANES]],
+    /// As the scales; empty if there are none.
+    offsets: &'a mut [[f32; LANES]],
+    vector: usize,
+}
+
+/// Weights as they are stored.
+pub(in super::super) struct Exact<T>(PhantomData<T>);
+
+impl Sink for Target<'_> {
+    #[inline(always)]
+    fn put(&mut self, four: usize, quants: Words) {
+        self.bytes[four * VECTORS + self.vector] = Fours(quants);
+    }
+}
+
+impl<T: Stored> ByteFormat for Exact<T> {
+    type Stored = T;
+    const GROUP: usize = T::RUN;
+    const LARGEST: u8 = T::LARGEST;
+    const ZERO: i32 = T::ZERO as i32;
+    const HAS_OFFSETS: bool = T::HAS_OFFSETS;
+
+    #[inline(always)]
+    fn put<L: Lanes>(block: Column<'_>, mut target: Target<'_>) {
+        let mut scales = Scales::default();
+        T::scales::<L>(block, &mut scales);
+        for run in 0..T::BLOCK / T::RUN {
+            target.scales[run * VECTORS + target.vector] = scales.scales[run];
+            if T::HAS_OFFSETS {
+                target.offsets[run * VECTORS + target.vector] = scales.offsets[run];
+            }
+        }
+        T::quants::<L, _>(block, &mut target);
+    }
+}
+
+/// Weights rounded to 8 bits, of which `GROUP` share a scale.
+pub(in super::super) struct Rounded<T, const GROUP: usize>(PhantomData<T>);
+
+/// Rounds quants on their way: `byte = (quant * factor + term) >> 8`.
+struct Rounding<'a, T> {
+    target: Target<'a>,
+    /// For each run and row, twice.
+    factors: [[[u16; 2]; LANES]; RUNS],
+    terms: [[[u16; 2]; LANES]; RUNS],
+    of: PhantomData<T>,
+}
+
+impl<T: Stored> Sink for Rounding<'_, T> {
+    #[inline(always)]
+    fn put(&mut self, four: usize, quants: Words) {
+        let run = 4 * four / T::RUN;
+        let mut bytes = [0; LANES];
+        for lane in 0..LANES {
+            let words = [(quants[lane] & 0xffff) as u16, (quants[lane] >> 16) as u16];
+            let mut rounded = [0; 2];
+            for half in 0..2 {
+                let (factor, term) = (self.factors[run][lane][half], self.terms[run][lane][half]);
+                let even = (words[half] & 0xff).wrapping_mul(factor).wrapping_add(term) >> 8;
+                let odd = (words[half] >> 8).wrapping_mul(factor).wrapping_add(term) & 0xff00;
+                rounded[half] = even | odd;
+            }
+            bytes[lane] = u32::from(rounded[0]) | u32::from(rounded[1]) << 16;
+        }
+        self.target.put(four, bytes);
+    }
+}
+
+impl<T: Stored, const GROUP: usize> ByteFormat for Rounded<T, GROUP> {
+    type Stored = T;
+    const GROUP: usize = GROUP;
+    const LARGEST: u8 = 255;
+    const ZERO: i32 = 128;
+    const HAS_OFFSETS: bool = false;
+
+    #[inline(always)]
+    fn put<L: Lanes>(block: Column<'_>, target: Target<'_>) {
+        let mut scales = Scales::default();
+        T::scales::<L>(block, &mut scales);
+        let Scales { scales, offsets } = scales;
+        let runs = GROUP / T::RUN;
+        let mut rounding =
+            Rounding { target, factors: [[[0; 2]; LANES]; RUNS], terms: [[[0; 2]; LANES]; RUNS], of: PhantomData::<T> };
+        let (zero, range) = (f32::from(T::ZERO), f32::from(T::LARGEST));
+        for group in 0..T::BLOCK / GROUP {
+            // What quants from 0 to the largest can mean is between these.
+            let mut largest = [0.0_f32; LANES];
+            for run in group * runs..(group + 1) * runs {
+                for lane in 0..LANES {
+                    let least = offsets[run][lane] - scales[run][lane] * zero;
+                    let most = least + scales[run][lane] * range;
+                    largest[lane] = largest[lane].max(least.abs()).max(most.abs());
+                }
+            }
+            let mut inverses = [0.0; LANES];
+            for lane in 0..LANES {
+                inverses[lane] = if largest[lane] > 0.0 { 127.0 / largest[lane] } else { 0.0 };
+                largest[lane] /= 127.0;
+            }
+            rounding.target.scales[group * VECTORS + rounding.target.vector] = largest;
+            for run in group * runs..(group + 1) * runs {
+                for lane in 0..LANES {
+                    let scale = scales[run][lane] * inverses[lane];
+                    let offset = offsets[run][lane] * inverses[lane] - scale * zero;
+                    // In 256ths; half of a byte's step more rounds to the nearest.
+                    rounding.factors[run][lane] = [lowest_bits(scale * 256.0); 2];
+                    rounding.terms[run][lane] = [lowest_bits((offset + 128.5) * 256.0); 2];
+                }
+            }
+        }
+        T::quants::<L, _>(block, &mut rounding);
+    }
+}
+
+/// The lowest bits of a number, rounded to a whole one.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation)]
+fn lowest_bits(number: f32) -> u16 {
+    (number + ROUND).to_bits() as u16
+}
+
+/// A panel's weights.
+#[derive(Default)]
+pub(super) struct Strips {
+    /// Fours of columns of a strip, times its vectors.
+    fours: usize,
+    /// Groups of a strip, times its vectors.
+    groups: usize,
+    /// `[strips, cols / 4, VECTORS]`
+    bytes: Vec<Fours>,
+    /// `[strips, cols / group, VECTORS, LANES]`
+    scales: Vec<[f32; LANES]>,
+    /// As the scales; empty if there are none.
+    offsets: Vec<[f32; LANES]>,
+}
+
+/// Four bytes of each row, in a register's place.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Fours(pub Words);
+
+/// A strip's weights, see [`Strips`].
+#[derive(Clone, Copy)]
+pub(super) struct Strip<'a> {
+    pub bytes: &'a [Fours],
+    pub scales: &'a [[f32; LANES]],
+    pub offsets: &'a [[f32; LANES]],
+}
+
+impl Strips {
+    /// Unpacks rows; beyond the last one the last strip holds what is finite.
+    #[inline(always)]
+    pub fn unpack<L: Lanes, F: ByteFormat>(&mut self, rows: Rows<'_>, cols: usize) {
+        let (block, bytes) = (F::Stored::BLOCK, F::Stored::BYTES);
+        let strips = rows.count.div_ceil(STRIP);
+        (self.fours, self.groups) = (cols / 4 * VECTORS, cols / F::GROUP * VECTORS);
+        self.bytes.resize(strips * self.fours, Fours([0; LANES]));
+        self.scales.resize(strips * self.groups, [0.0; LANES]);
+        self.offsets.resize(if F::HAS_OFFSETS { strips * self.groups } else { 0 }, [0.0; LANES]);
+        let (fours, groups) = (block / 4 * VECTORS, block / F::GROUP * VECTORS);
+        for (index, first) in (0..strips * STRIP).step_by(LANES).enumerate() {
+            // Those that lack are the last one again.
+            let first = first.min(rows.count - 1);
+            let column = Column {
+                data: &rows.data[first * rows.row_bytes..],
+                row_bytes: rows.row_bytes,
+                rows: (rows.count - first).min(LANES),
+            };
+            let (strip, vector) = (index / VECTORS, index % VECTORS);
+            for place in 0..cols / block {
+                let column = Column { data: &column.data[place * bytes..], ..column };
+                let at = strip * self.groups + place * groups;
+                let offsets = if F::HAS_OFFSETS { &mut self.offsets[at..at + groups] } else { &mut [] };
+                let start = strip * self.fours + place * fours;
+                let target = Target {
+                    bytes: &mut self.bytes[start..start + fours],
+                    scales: &mut self.scales[at..at + groups],
+                    offsets,
+                    vector,
+                };
+                F::put::<L>(column, target);
+            }
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Strip<'_>> {
+        (0..self.bytes.len() / self.fours.max(1)).map(|strip| Strip {
+            bytes: &self.bytes[strip * self.fours..(strip + 1) * self.fours],
+            scales: &self.scales[strip * self.groups..(strip + 1) * self.groups],
+            offsets: self.offsets.get(strip * self.groups..(strip + 1) * self.groups).unwrap_or_default(),
+        })
+    }
+}
