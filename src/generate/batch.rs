@@ -14,8 +14,9 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use self::reading::{LastStep, Reading};
+use super::draft::Drafts;
 use super::sequence::Sequence;
-use super::{FinishReason, GenerationOptions, Sampler};
+use super::{DraftCounts, FinishReason, GenerationOptions, Sampler};
 use crate::cache::{AdaptiveKvCache, CacheBytes, KvDtype, Retention};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
@@ -82,6 +83,9 @@ pub struct BatchSummary {
     pub decoded_tokens: usize,
     /// Time that decoding steps took, drawing tokens included.
     pub decode_time: Duration,
+    /// What became of tokens that were guessed, as [`GenerationOptions::draft`] says: of a sequence as long as no other is
+    /// under way, since several read the weights together anyhow.
+    pub drafts: DraftCounts,
     /// The most sequences that were under way at a time.
     pub most_sequences: usize,
     /// The most bytes that all kept keys and values came to: of the sequences under way, and of a prompt that was read and
@@ -132,6 +136,8 @@ struct Active<'a> {
     /// The cache right after the prompt.
     kv: CacheBytes,
     sequence: Sequence<'a>,
+    /// Present while it is alone.
+    drafts: Option<Drafts>,
     text: String,
     /// Bytes that are put aside for it.
     reserved: usize,
@@ -351,7 +357,8 @@ impl<'a> Batch<'a> {
         self.prompts_kv = [self.prompts_kv, kv].into_iter().sum();
         let reserved = kv.kept.saturating_add(self.text_bytes(prompt_tokens, &options));
         let sequence = Sequence::new(self.tokenizer, Sampler::new(options.sampling, &ids), options);
-        let read = Active { index, name, prompt_tokens, cache, kv, sequence, text: String::new(), reserved };
+        let read =
+            Active { index, name, prompt_tokens, cache, kv, sequence, drafts: None, text: String::new(), reserved };
         self.held = Some((read, logits));
         self.note_bytes();
         Ok(())
@@ -385,21 +392,35 @@ impl<'a> Batch<'a> {
     /// Draws a sequence's next token.
     fn accept(&mut self, index: usize, logits: &[f32]) -> Result<()> {
         let active = &mut self.active[index];
-        if active.sequence.finish().is_none() {
-            let room = active.cache.seen() < self.model.config().context_length;
-            let step = check_logits(logits, active.cache.seen()).and_then(|()| active.sequence.accept(logits, room));
-            active.text += &step.map_err(|error| error.in_place(|| active.name.clone()))?.text;
-        }
-        Ok(())
+        active.accept(logits, active.cache.seen(), self.model.config().context_length)
     }
 
     /// Gives every sequence its pending token and draws the next; tells of the texts that end with it.
     fn step(&mut self, caller: &mut Caller<'_>) -> Result<()> {
         caller.ask()?;
         let started = self.clock.now();
+        let count = self.active.len();
+        if count == 1 {
+            self.step_alone()?;
+        } else {
+            self.step_together()?;
+        }
+        let finished: Vec<_> = (0..count).rev().filter_map(|index| self.finish(index)).collect();
+        let ended = self.clock.now();
+        self.last_step = LastStep { ended, took: ended.saturating_sub(started) };
+        self.summary.decode_time += self.last_step.took;
+        self.summary.decoded_tokens += count;
+        finished.into_iter().for_each(&mut *caller.done);
+        Ok(())
+    }
+
+    fn step_together(&mut self) -> Result<()> {
         let mut ids = Vec::with_capacity(self.active.len());
         let mut caches = Vec::with_capacity(self.active.len());
         for active in &mut self.active {
+            if let Some(mut drafts) = active.drafts.take() {
+                drafts.take_back(self.model, &mut active.cache)?;
+            }
             ids.extend(active.sequence.take_pending());
             caches.push(&mut active.cache);
         }
@@ -411,12 +432,26 @@ impl<'a> Batch<'a> {
             self.accept(index, logits)?;
         }
         self.logits = logits;
-        let finished: Vec<_> = (0..ids.len()).rev().filter_map(|index| self.finish(index)).collect();
-        let ended = self.clock.now();
-        self.last_step = LastStep { ended, took: ended.saturating_sub(started) };
-        self.summary.decode_time += self.last_step.took;
-        self.summary.decoded_tokens += ids.len();
-        finished.into_iter().for_each(&mut *caller.done);
+        Ok(())
+    }
+
+    /// The step of a sequence that shares the weights with no other: it may guess.
+    fn step_alone(&mut self) -> Result<()> {
+        let (model, context) = (self.model, self.model.config().context_length);
+        let Some(active) = self.active.first_mut() else { return Ok(()) };
+        let Active { cache, sequence, drafts, .. } = active;
+        let mut drafts = drafts.take().unwrap_or_else(|| {
+            Drafts::new(sequence.drafter(model, cache.retention()), std::mem::take(&mut self.logits))
+        });
+        let before = drafts.counts();
+        if let Some(id) = sequence.take_pending() {
+            drafts.give(model, cache, id, sequence.most_guesses(context - cache.seen().min(context)))?;
+        }
+        self.summary.drafts += drafts.counts().since(before);
+        let seen = cache.seen() - drafts.ahead();
+        active.accept(drafts.logits(), seen, context)?;
+        active.drafts = Some(drafts);
+        self.note_bytes();
         Ok(())
     }
 
@@ -446,6 +481,17 @@ impl<'a> Batch<'a> {
 }
 
 impl Active<'_> {
+    /// Draws the next token.
+    ///
+    /// * `seen`: tokens of the text that the cache has got
+    fn accept(&mut self, logits: &[f32], seen: usize, context: usize) -> Result<()> {
+        if self.sequence.finish().is_none() {
+            let step = check_logits(logits, seen).and_then(|()| self.sequence.accept(logits, seen < context));
+            self.text += &step.map_err(|error| error.in_place(|| self.name.clone()))?.text;
+        }
+        Ok(())
+    }
+
     fn into_text(self, finish_reason: FinishReason) -> FinishedText {
         FinishedText {
             index: self.index,

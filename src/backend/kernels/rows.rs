@@ -35,6 +35,11 @@ impl KernelRows {
         &self.heads
     }
 
+    /// The heads, to write to.
+    pub(super) fn heads_mut(&mut self) -> &mut [HeadCache] {
+        &mut self.heads
+    }
+
     /// The rows of every head, for attention.
     #[must_use]
     pub fn for_attention(&self) -> Vec<HeadRows<'_>> {
@@ -141,6 +146,30 @@ impl CacheLayer<KernelRows> {
             head.push(key, value)?;
         }
         ledger.advance(class);
+        Ok(())
+    }
+
+    /// Takes down that every head got rows for some tokens that follow, or, if they did not come through, lets those
+    /// rows go that a head may have got.
+    ///
+    /// * `classes`: of the tokens; none if they did not
+    pub(super) fn settle_run(&mut self, classes: &[TokenClass]) {
+        let (ledger, rows) = self.parts_mut();
+        for &class in classes {
+            ledger.advance(class);
+        }
+        for (head, positions) in rows.heads.iter_mut().zip(ledger.positions()) {
+            head.truncate(positions.len());
+        }
+    }
+
+    /// Forgets the newest tokens, as if they had never come.
+    ///
+    /// # Errors
+    /// As [`Ledger::take_back`].
+    pub fn take_back(&mut self, count: usize) -> Result<()> {
+        self.parts_mut().0.take_back(count)?;
+        self.settle_run(&[]);
         Ok(())
     }
 }
