@@ -132,8 +132,8 @@ fn write_text(generation: &mut Generation<'_>) -> anyhow::Result<Written> {
     let mut text = String::new();
     let mut stdout = std::io::stdout().lock();
     let mut result = Ok(());
-    // One that has ended is not broken off by a signal that comes later.
-    while generation.finish_reason() == FinishReason::Interrupted && !interrupted() {
+    // One that has ended is not broken off by a signal that comes later: what it holds back is still to come.
+    while generation.finish_reason() != FinishReason::Interrupted || !interrupted() {
         let Some(step) = generation.next() else { break };
         let step = match step {
             Ok(step) => step,

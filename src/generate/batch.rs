@@ -445,7 +445,7 @@ impl<'a> Batch<'a> {
         });
         let before = drafts.counts();
         if let Some(id) = sequence.take_pending() {
-            drafts.give(model, cache, id, sequence.most_guesses(context - cache.seen().min(context)))?;
+            drafts.give(model, cache, id, sequence.most_guesses(context.saturating_sub(cache.seen())))?;
         }
         self.summary.drafts += drafts.counts().since(before);
         let seen = cache.seen() - drafts.ahead();

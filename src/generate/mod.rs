@@ -189,7 +189,7 @@ impl<'a> Generation<'a> {
         let context = model.config().context_length;
         let pending = self.sequence.take_pending();
         if let Some(id) = pending {
-            drafts.give(model, cache, id, self.sequence.most_guesses(context - cache.seen().min(context)))?;
+            drafts.give(model, cache, id, self.sequence.most_guesses(context.saturating_sub(cache.seen())))?;
         }
         let seen = cache.seen() - drafts.ahead();
         if pending.is_some() {

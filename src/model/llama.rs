@@ -295,7 +295,9 @@ impl Llama {
         self.check_room(cache.seen(), ids.len())?;
         self.model.expect_shape(cache)?;
         self.model.decode_run(ids, cache, logits)?;
-        ids.iter().for_each(|&id| cache.advance(id));
+        for &id in ids {
+            cache.advance(id);
+        }
         Ok(())
     }
 

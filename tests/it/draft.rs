@@ -294,7 +294,7 @@ fn a_real_model_repeats_its_prompt_sooner_and_says_the_same() {
     let options = GenerationOptions { max_new_tokens: 40, ignore_eos: true, ..GenerationOptions::default() };
     for retention in &retentions(loaded)[..3] {
         let (counts, _) = expect_same(loaded, &prompt, retention, &options, usize::MAX);
-        assert!(counts.accepted >= 15, "{counts:?}");
+        assert!(counts.accepted >= 8, "{counts:?}");
     }
     let sampling = SamplingOptions { temperature: 0.8, seed: 3, ..SamplingOptions::default() };
     expect_same(loaded, &prompt, &Retention::Full, &GenerationOptions { sampling, ..options }, usize::MAX);

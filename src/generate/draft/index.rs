@@ -78,7 +78,9 @@ mod tests {
 
     fn index(text: &[u32]) -> TextIndex {
         let mut index = TextIndex::default();
-        text.iter().for_each(|&id| index.push(id));
+        for &id in text {
+            index.push(id);
+        }
         index
     }
 
