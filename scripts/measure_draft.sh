@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures what guesses from the text gain (`--draft`): texts that repeat their prompt, and texts that do not, with guesses
 # and without in turn. Prints a Markdown table: tokens/s of decoding without, the median ratio with guesses to without,
-# and how many of the guesses came true. It fails if a text is not the same.
+# how many of the guesses came true, and passes over the weights for each token. It fails if a text is not the same.
 #
 #   scripts/measure_draft.sh [MODEL.gguf]
 #
@@ -95,8 +95,8 @@ for text in sorted(work.glob("*.txt")):
         assert all(off["generated_tokens"] == auto["generated_tokens"] for off, auto in runs), text
         speed = lambda run: run["timings"]["decode_tokens_per_s"]
         ratio = statistics.median(speed(auto) / speed(off) for off, auto in runs)
-        drafts = runs[0][1]["draft"]
+        drafts, decoded = runs[0][1]["draft"], len(runs[0][0]["generated_tokens"]) - 1
         cells += [f"{statistics.median(speed(off) for off, _ in runs):.1f}", f"{ratio:.2f}",
-                  f"{drafts['accepted']} of {drafts['drafted']} ({len(runs[0][0]['generated_tokens'])} tokens)"]
+                  f"{drafts['accepted']} of {drafts['drafted']}, {1 - drafts['accepted'] / max(decoded, 1):.2f} passes"]
     print("| " + " | ".join(cells) + " |")
 PYTHON
