@@ -262,6 +262,42 @@ pub trait Backend: fmt::Debug + Clone + Send + Sync + 'static {
         Ok(())
     }
 
+    /// Whether several tokens of one sequence go through the weights together, in [`decode_run`](Self::decode_run).
+    fn decodes_runs(&self) -> bool {
+        false
+    }
+
+    /// Gives one sequence several tokens that follow one another, in one pass over the weights, and computes the logits
+    /// after each of them: bit by bit those of [`decode`](Self::decode), one token after the other.
+    ///
+    /// * `angles`: `[ids.len(), rope dim / 2]`, each token's as for [`decode`](Self::decode)
+    /// * `cache`: as for [`decode`](Self::decode), of which no head goes on evicting; tokens are not counted yet. After an
+    ///   error it is as it was
+    /// * `logits`: overwritten with `[ids.len(), vocab_size]`
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if this backend has no such pass, or heads go on evicting; others as [`decode`](Self::decode).
+    fn decode_run(
+        &self,
+        _weights: &Weights<Self>,
+        _ids: &[u32],
+        _angles: &[(f32, f32)],
+        _cache: &mut AdaptiveKvCache,
+        _logits: &mut Vec<f32>,
+    ) -> Result<()> {
+        Err(Error::unsupported(format!("several tokens of a sequence at a time, by the backend `{}`", Self::NAME)))
+    }
+
+    /// Forgets the newest tokens of a cache, as if they had never come; they are counted still.
+    ///
+    /// * `count`: of the tokens that were decoded since the last prompt
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if this backend has no [`decode_run`](Self::decode_run), or heads go on evicting.
+    fn take_back(&self, _cache: &mut AdaptiveKvCache, _count: usize) -> Result<()> {
+        Err(Error::unsupported(format!("taking tokens back, by the backend `{}`", Self::NAME)))
+    }
+
     /// Gives a layer a token's key and value.
     ///
     /// # Errors

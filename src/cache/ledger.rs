@@ -191,6 +191,37 @@ impl Ledger {
         self.seen += 1;
     }
 
+    /// Checks that several tokens may come now, some of which may be taken back again.
+    ///
+    /// * `position`: of the first
+    ///
+    /// # Errors
+    /// As [`check_next`](Self::check_next); [`Error::Unsupported`] if rows go while tokens are generated: then every
+    /// token has a say in what is left.
+    pub fn check_run(&self, position: usize, count: usize) -> Result<()> {
+        if self.is_watched() {
+            return Err(Error::unsupported("several tokens at a time where heads go on evicting"));
+        }
+        self.check_next(position)?;
+        as_position(position.saturating_add(count)).map(drop)
+    }
+
+    /// Forgets the newest tokens, of which every head holds the last rows; those must go, too.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if heads go on evicting, or a prompt was decided about since the tokens came; nothing has
+    /// changed then.
+    pub fn take_back(&mut self, count: usize) -> Result<()> {
+        if self.is_watched() || self.seen - self.settled < count {
+            return Err(Error::unsupported("taking tokens back of which it was decided what stays"));
+        }
+        for head in &mut self.positions {
+            head.truncate(head.len() - count);
+        }
+        self.seen -= count;
+        Ok(())
+    }
+
     /// Whether each head holds one row more during a step, and never more than that.
     #[must_use]
     pub fn holds_budget(&self) -> bool {
@@ -223,6 +254,12 @@ impl Ledger {
             self.positions.iter().zip(kept).map(|(held, kept)| held.len().saturating_sub(kept)).collect();
         self.eviction = Some(LayerEviction::new(eviction, segment, &past, summary, received)?);
         Ok(())
+    }
+
+    /// Whether heads go on evicting while tokens are generated.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        self.eviction.is_some()
     }
 
     /// Whether rows of a head may go after a step.

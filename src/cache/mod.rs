@@ -289,6 +289,14 @@ impl AdaptiveKvCache {
             self.recent.push(self.class(id));
         }
     }
+
+    /// Uncounts the newest tokens, which have gone from all layers.
+    ///
+    /// * `count`: of the tokens since the last prompt
+    pub(crate) fn retreat(&mut self, count: usize) {
+        self.seen -= count;
+        self.recent.truncate(self.recent.len().saturating_sub(count));
+    }
 }
 
 /// Says that a cache is not of the kind that a backend reads.

@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand};
 pub use measure::{BenchArgs, EvalArgs, FileArgs, MeasureArgs, TuneArgs};
 pub use model::{BackendChoice, BudgetArgs, CacheArgs, CacheDtype, ContextArgs, DeviceArgs, KeptRatioArgs};
 pub use model::{ModelArgs, NumbersArgs};
-pub use prompt::{DEFAULT_NEW_TOKENS, DEFAULT_PROMPT, DialogueArgs, PromptArgs, SamplingArgs, drawn_seed};
+pub use prompt::{DEFAULT_NEW_TOKENS, DEFAULT_PROMPT, DialogueArgs, DraftArgs, PromptArgs, SamplingArgs, drawn_seed};
 use values::positive;
 
 /// Runs LLaMA models with a KV cache that keeps, for every head, only what that head attends to.
@@ -113,6 +113,8 @@ pub struct GenerateArgs {
     #[command(flatten)]
     pub run: RunArgs,
     #[command(flatten)]
+    pub draft: DraftArgs,
+    #[command(flatten)]
     pub batch: BatchArgs,
     #[command(flatten)]
     pub cache: CacheArgs,
@@ -146,6 +148,8 @@ pub struct ChatArgs {
     pub dialogue: DialogueArgs,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub draft: DraftArgs,
     #[command(flatten)]
     pub cache: CacheArgs,
     #[command(flatten)]

@@ -7,9 +7,11 @@ use std::path::Path;
 
 use adaptive_kvcache::Error;
 use adaptive_kvcache::cache::{CacheBytes, Retention};
-use adaptive_kvcache::generate::{Batch, BatchLimits, BatchPrompt, BatchSummary, FinishReason};
+use adaptive_kvcache::generate::{
+    Batch, BatchLimits, BatchPrompt, BatchSummary, DraftCounts, FinishReason, GenerationOptions,
+};
 use adaptive_kvcache::memory::process_memory;
-use adaptive_kvcache::report::{BatchReport, BatchTextReport, megabytes, size};
+use adaptive_kvcache::report::{BatchReport, BatchTextReport, DraftReport, megabytes, size};
 use anyhow::Context;
 
 use super::args::{DEFAULT_NEW_TOKENS, GenerateArgs, PromptArgs, drawn_seed};
@@ -33,7 +35,8 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     let template = args.run.prompt.dialogue.template()?;
     let log = Log::start(&args.cache)?;
     listen()?;
-    let mut options = args.run.sampling.options(DEFAULT_NEW_TOKENS)?;
+    let draft = args.draft.draft.into();
+    let mut options = GenerationOptions { draft, ..args.run.sampling.options(DEFAULT_NEW_TOKENS)? };
     // Lines may be drawn though the command line says that the best token is taken.
     if prompts.draw() && args.run.sampling.seed.is_none() && !options.sampling.is_random() {
         options.sampling.seed = drawn_seed()?;
@@ -51,6 +54,7 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     };
     let prompts = prompts.into_iter().enumerate().map(to_batch).collect();
     let retention = if args.cache.use_adakv { session.loaded.retention(&config) } else { Retention::Full };
+    let obstacle = options.draft.obstacle(&session.loaded.model, &retention);
     let limits = BatchLimits { sequences: args.batch.batch, kv_bytes: args.batch.kv_budget };
     let (model, tokenizer) = (&session.loaded.model, &session.loaded.tokenizer);
     let mut batch = Batch::new(model, tokenizer, session.kv_dtype, retention, prompts, &options, limits)?
@@ -92,6 +96,7 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
             prefill_tokens_per_s: per_second(summary.prompt_tokens, summary.prefill_time),
             decode_tokens_per_s: per_second(summary.decoded_tokens, summary.decode_time),
             peak_rss_bytes: process_memory().unwrap_or_default().peak,
+            draft: DraftReport::new(obstacle, summary.drafts),
             texts,
         };
         while_writing(path, || report.write(path))?;
@@ -162,6 +167,10 @@ fn print(
         summary.decode_time.as_secs_f64() * 1e3,
         per_second(summary.decoded_tokens, summary.decode_time)
     )?;
+    if summary.drafts.drafted > 0 {
+        let DraftCounts { drafted, accepted } = summary.drafts;
+        writeln!(stderr, "guesses  {accepted} of {drafted} tokens came true")?;
+    }
     if let Some(seed) = seed {
         writeln!(stderr, "seed     {seed}")?;
     }

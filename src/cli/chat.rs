@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use adaptive_kvcache::cache::Retention;
-use adaptive_kvcache::generate::{Conversation, FinishReason, GenerationOptions, Turn};
+use adaptive_kvcache::generate::{Conversation, DraftCounts, FinishReason, GenerationOptions, Turn};
 use adaptive_kvcache::json::without_bom;
 use adaptive_kvcache::memory::process_memory;
 use adaptive_kvcache::reading::MAX_TEXT;
@@ -102,7 +102,7 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
         .with_chat_context(context)
         .with_prefill_options(session.prefill_options);
     let context = loaded.model.config().context_length;
-    let options = args.sampling.options(usize::MAX)?;
+    let options = GenerationOptions { draft: args.draft.draft.into(), ..args.sampling.options(usize::MAX)? };
 
     let seed = options.sampling.drawn_seed().map(|seed| format!("seed: {seed}"));
 
@@ -205,8 +205,12 @@ fn answer(
         FinishReason::Interrupted => ", broken off".to_owned(),
         FinishReason::Eos | FinishReason::Stop => String::new(),
     };
+    let guesses = match turn.drafts {
+        DraftCounts { drafted: 0, .. } => String::new(),
+        DraftCounts { drafted, accepted } => format!(", {accepted} of {drafted} guesses came true"),
+    };
     say(&format!(
-        "[{} + {} tokens{note}{}; {:.1} tokens/s; cache {:.2} of {:.2} MB]",
+        "[{} + {} tokens{note}{}; {:.1} tokens/s{guesses}; cache {:.2} of {:.2} MB]",
         turn.prompt_tokens,
         turn.answer_tokens,
         if turn.reread { ", the conversation was read again" } else { "" },

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use adaptive_kvcache::cache::{AdaptiveKvCache, CacheBytes, KvDtype, Retention};
 use adaptive_kvcache::fidelity::{Agreement, log_softmax};
-use adaptive_kvcache::generate::{Generation, GenerationOptions};
+use adaptive_kvcache::generate::{Draft, Generation, GenerationOptions};
 use adaptive_kvcache::memory::{process_memory, release_unused};
 use adaptive_kvcache::report::megabytes;
 use adaptive_kvcache::{Error, Result};
@@ -46,7 +46,8 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<Outcome> {
     let full_kv_dtype = args.full_kv_dtype.map_or(kv_dtype, KvDtype::from);
     session.check_kv_dtype(full_kv_dtype)?;
     let prompt = session.encode(&args.run.prompt)?;
-    let options = args.run.sampling.options(DEFAULT_NEW_TOKENS)?;
+    // What a cache costs is what decoding costs.
+    let options = GenerationOptions { draft: Draft::Off, ..args.run.sampling.options(DEFAULT_NEW_TOKENS)? };
 
     // Neither run should pay for what only a first one does: reading weights from disk, starting threads.
     let warm_up = &prompt[..prompt.len().min(WARM_UP_TOKENS)];

@@ -10,9 +10,9 @@ use adaptive_kvcache::cache::{CacheBytes, LayerSummary, Retention};
 use adaptive_kvcache::compress::Budget;
 use adaptive_kvcache::fidelity::top_logprobs;
 use adaptive_kvcache::files::check_folder;
-use adaptive_kvcache::generate::{FinishReason, Generation};
+use adaptive_kvcache::generate::{DraftCounts, FinishReason, Generation, GenerationOptions};
 use adaptive_kvcache::memory::process_memory;
-use adaptive_kvcache::report::{LayerReport, MemoryReport, Report, Timings, megabytes, memory_table};
+use adaptive_kvcache::report::{DraftReport, LayerReport, MemoryReport, Report, Timings, megabytes, memory_table};
 
 use anyhow::Context;
 
@@ -39,7 +39,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     }
     let template = args.run.prompt.template()?;
     listen()?;
-    let options = args.run.sampling.options(DEFAULT_NEW_TOKENS)?;
+    let draft = args.draft.draft.into();
+    let options = GenerationOptions { draft, ..args.run.sampling.options(DEFAULT_NEW_TOKENS)? };
 
     let session = Session::of_run(&args.run.model, &args.run.numbers)?.with_chat_template(template);
     let model = &session.loaded.model;
@@ -65,6 +66,9 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     let Written { text, time: decode_time, result: written } = write_text(&mut generation)?;
     let generated = generation.ids().to_vec();
     let finish_reason = generation.finish_reason();
+    let drafts = generation.drafts();
+    drop(generation);
+    let drafts = DraftReport::new(options.draft.obstacle(model, cache.retention()), drafts);
 
     // The first token comes from the prefill's own scores.
     let decoded = generated.len().saturating_sub(1);
@@ -85,7 +89,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     if !args.quiet {
         let ending = Ending { generated: generated.len(), finish_reason, context: model.config().context_length };
         let seed = options.sampling.drawn_seed();
-        let figures = Figures { kept, timings, memory, prompt_len: ids.len(), decoded, ending, seed };
+        let figures =
+            Figures { kept, timings, memory, prompt_len: ids.len(), decoded, drafts: drafts.counts, ending, seed };
         // Nobody may be listening any more: the report is still written.
         let _ = figures.print(&prefill.layers);
     }
@@ -100,6 +105,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
             generated_tokens: generated,
             text,
             finish_reason,
+            draft: drafts,
             kv: kept.into(),
             timings,
             memory,
@@ -126,13 +132,9 @@ fn write_text(generation: &mut Generation<'_>) -> anyhow::Result<Written> {
     let mut text = String::new();
     let mut stdout = std::io::stdout().lock();
     let mut result = Ok(());
-    // One that is complete is not broken off by a signal that comes later.
-    let mut is_complete = false;
-    while !interrupted() {
-        let Some(step) = generation.next() else {
-            is_complete = true;
-            break;
-        };
+    // One that has ended is not broken off by a signal that comes later: what it holds back is still to come.
+    while generation.finish_reason() != FinishReason::Interrupted || !interrupted() {
+        let Some(step) = generation.next() else { break };
         let step = match step {
             Ok(step) => step,
             Err(Error::Interrupted) => break,
@@ -151,7 +153,7 @@ fn write_text(generation: &mut Generation<'_>) -> anyhow::Result<Written> {
         }
     }
     let time = started.elapsed();
-    if !is_complete {
+    if generation.finish_reason() == FinishReason::Interrupted {
         let rest = generation.held_back();
         text += &rest;
         result = result.and_then(|()| stdout.write_all(rest.as_bytes()));
@@ -196,6 +198,7 @@ struct Figures {
     prompt_len: usize,
     /// Tokens that decoding steps gave.
     decoded: usize,
+    drafts: DraftCounts,
     ending: Ending,
     /// Present if it mattered.
     seed: Option<u64>,
@@ -225,7 +228,7 @@ impl fmt::Display for Ending {
 
 impl Figures {
     fn print(&self, layers: &[LayerSummary]) -> std::io::Result<()> {
-        let Self { kept, timings, memory, prompt_len, decoded, ending, seed } = self;
+        let Self { kept, timings, memory, prompt_len, decoded, drafts, ending, seed } = self;
         let mut stderr = std::io::stderr().lock();
         write!(stderr, "\n{}\n", memory_table(layers))?;
         writeln!(
@@ -238,6 +241,10 @@ impl Figures {
             "decode   {decoded} tokens in {:.0} ms, {:.1} tokens/s",
             timings.decode_ms, timings.decode_tokens_per_s
         )?;
+        if drafts.drafted > 0 {
+            let DraftCounts { drafted, accepted } = drafts;
+            writeln!(stderr, "guesses  {accepted} of {drafted} tokens came true")?;
+        }
         writeln!(stderr, "text     {ending}")?;
         if let Some(seed) = seed {
             writeln!(stderr, "seed     {seed}")?;

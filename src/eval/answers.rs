@@ -6,7 +6,7 @@
 use super::{AnswerRow, CacheEnd, CacheStart, Filled, Observer, Progress, Row, Subject, Variant, go_on};
 use crate::cache::{CacheBytes, KvDtype, Retention};
 use crate::error::{Error, Result};
-use crate::generate::{FinishReason, Generation, GenerationOptions};
+use crate::generate::{Draft, FinishReason, Generation, GenerationOptions};
 
 /// A prompt, in the form in which the model reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,7 +131,7 @@ impl Answer {
     ) -> Result<Self> {
         let Filled { mut cache, logits } = subject.fill(prompt, kv_dtype, retention, progress)?;
         let (kept_ratio, bytes, start) = (cache.kept_ratio(), cache.bytes(), CacheStart::of(&cache));
-        let options = GenerationOptions { max_new_tokens, ..GenerationOptions::default() };
+        let options = GenerationOptions { max_new_tokens, draft: Draft::Off, ..GenerationOptions::default() };
         let mut generation = Generation::new(subject.model, subject.tokenizer, &mut cache, prompt, logits, options);
         let mut text = String::new();
         for step in generation.by_ref() {
@@ -139,6 +139,7 @@ impl Answer {
             go_on(progress)?;
         }
         let (ids, finish_reason) = (generation.ids().to_vec(), generation.finish_reason());
+        drop(generation); // it may hold guesses in the cache
         Ok(Self { kept_ratio, bytes, end: start.end(&cache), ids, text, finish_reason })
     }
 }

@@ -8,14 +8,16 @@
 //! Not for: reading prompts from a file or writing results; the caller does both.
 
 mod reading;
+mod step;
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
 use self::reading::{LastStep, Reading};
+use super::draft::Drafts;
 use super::sequence::Sequence;
-use super::{FinishReason, GenerationOptions, Sampler};
+use super::{DraftCounts, FinishReason, GenerationOptions, Sampler};
 use crate::cache::{AdaptiveKvCache, CacheBytes, KvDtype, Retention};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
@@ -82,6 +84,9 @@ pub struct BatchSummary {
     pub decoded_tokens: usize,
     /// Time that decoding steps took, drawing tokens included.
     pub decode_time: Duration,
+    /// What became of tokens that were guessed, as [`GenerationOptions::draft`] says: of a sequence as long as no other is
+    /// under way, since several read the weights together anyhow.
+    pub drafts: DraftCounts,
     /// The most sequences that were under way at a time.
     pub most_sequences: usize,
     /// The most bytes that all kept keys and values came to: of the sequences under way, and of a prompt that was read and
@@ -132,6 +137,8 @@ struct Active<'a> {
     /// The cache right after the prompt.
     kv: CacheBytes,
     sequence: Sequence<'a>,
+    /// Present while it is alone.
+    drafts: Option<Drafts>,
     text: String,
     /// Bytes that are put aside for it.
     reserved: usize,
@@ -351,7 +358,8 @@ impl<'a> Batch<'a> {
         self.prompts_kv = [self.prompts_kv, kv].into_iter().sum();
         let reserved = kv.kept.saturating_add(self.text_bytes(prompt_tokens, &options));
         let sequence = Sequence::new(self.tokenizer, Sampler::new(options.sampling, &ids), options);
-        let read = Active { index, name, prompt_tokens, cache, kv, sequence, text: String::new(), reserved };
+        let read =
+            Active { index, name, prompt_tokens, cache, kv, sequence, drafts: None, text: String::new(), reserved };
         self.held = Some((read, logits));
         self.note_bytes();
         Ok(())
@@ -385,39 +393,7 @@ impl<'a> Batch<'a> {
     /// Draws a sequence's next token.
     fn accept(&mut self, index: usize, logits: &[f32]) -> Result<()> {
         let active = &mut self.active[index];
-        if active.sequence.finish().is_none() {
-            let room = active.cache.seen() < self.model.config().context_length;
-            let step = check_logits(logits, active.cache.seen()).and_then(|()| active.sequence.accept(logits, room));
-            active.text += &step.map_err(|error| error.in_place(|| active.name.clone()))?.text;
-        }
-        Ok(())
-    }
-
-    /// Gives every sequence its pending token and draws the next; tells of the texts that end with it.
-    fn step(&mut self, caller: &mut Caller<'_>) -> Result<()> {
-        caller.ask()?;
-        let started = self.clock.now();
-        let mut ids = Vec::with_capacity(self.active.len());
-        let mut caches = Vec::with_capacity(self.active.len());
-        for active in &mut self.active {
-            ids.extend(active.sequence.take_pending());
-            caches.push(&mut active.cache);
-        }
-        let mut logits = std::mem::take(&mut self.logits);
-        self.model.decode_unchecked(&ids, &mut caches, &mut logits)?;
-        self.note_bytes();
-        let vocab_size = logits.len() / ids.len();
-        for (index, logits) in logits.chunks_exact(vocab_size).enumerate() {
-            self.accept(index, logits)?;
-        }
-        self.logits = logits;
-        let finished: Vec<_> = (0..ids.len()).rev().filter_map(|index| self.finish(index)).collect();
-        let ended = self.clock.now();
-        self.last_step = LastStep { ended, took: ended.saturating_sub(started) };
-        self.summary.decode_time += self.last_step.took;
-        self.summary.decoded_tokens += ids.len();
-        finished.into_iter().for_each(&mut *caller.done);
-        Ok(())
+        active.accept(logits, active.cache.seen(), self.model.config().context_length)
     }
 
     fn note_bytes(&mut self) {
@@ -446,6 +422,17 @@ impl<'a> Batch<'a> {
 }
 
 impl Active<'_> {
+    /// Draws the next token.
+    ///
+    /// * `seen`: tokens of the text that the cache has got
+    fn accept(&mut self, logits: &[f32], seen: usize, context: usize) -> Result<()> {
+        if self.sequence.finish().is_none() {
+            let step = check_logits(logits, seen).and_then(|()| self.sequence.accept(logits, seen < context));
+            self.text += &step.map_err(|error| error.in_place(|| self.name.clone()))?.text;
+        }
+        Ok(())
+    }
+
     fn into_text(self, finish_reason: FinishReason) -> FinishedText {
         FinishedText {
             index: self.index,

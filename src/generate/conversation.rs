@@ -8,7 +8,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use super::{FinishReason, Generation, GenerationOptions, Sampler};
+use super::{DraftCounts, FinishReason, Generation, GenerationOptions, Sampler};
 use crate::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
 use crate::error::{Error, Result};
 use crate::model::{Llama, PrefillObserver, PrefillOptions};
@@ -79,6 +79,8 @@ pub struct Turn {
     pub prefill_time: Duration,
     /// Time that the answer took.
     pub decode_time: Duration,
+    /// What became of tokens that were guessed.
+    pub drafts: DraftCounts,
 }
 
 /// How many positions a KV head kept, the mean over all heads.
@@ -295,6 +297,7 @@ impl<'a> Conversation<'a> {
         }
         let held_back = generation.held_back();
         let (finish_reason, answer) = (generation.finish_reason(), generation.ids().to_vec());
+        let drafts = generation.drafts();
         self.sampler = Some(generation.into_sampler());
         if let Some(error) = failure {
             // What came before the failure is shown, whole.
@@ -319,6 +322,7 @@ impl<'a> Conversation<'a> {
             finish_reason,
             prefill_time,
             decode_time: started.elapsed(),
+            drafts,
         })
     }
 }

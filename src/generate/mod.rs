@@ -22,6 +22,7 @@
 
 mod batch;
 mod conversation;
+mod draft;
 mod sampling;
 mod sequence;
 mod stop;
@@ -31,11 +32,14 @@ use serde::Serialize;
 use crate::cache::AdaptiveKvCache;
 use crate::error::Result;
 use crate::model::Llama;
+use crate::numbers::check_logits;
 use crate::tokenizer::Tokenizer;
+use draft::Drafts;
 use sequence::Sequence;
 
 pub use batch::{Batch, BatchLimits, BatchPrompt, BatchSummary, FinishedText};
 pub use conversation::{Conversation, Turn};
+pub use draft::{Draft, DraftCounts};
 pub use sampling::{Sampler, SamplingOptions};
 pub use stop::StopFilter;
 
@@ -50,11 +54,20 @@ pub struct GenerationOptions {
     pub stop: Vec<String>,
     /// Go on after an end-of-sequence token.
     pub ignore_eos: bool,
+    /// Whether tokens are guessed from the text, which may be faster and changes nothing else; default
+    /// [`Auto`](Draft::Auto).
+    pub draft: Draft,
 }
 
 impl Default for GenerationOptions {
     fn default() -> Self {
-        Self { max_new_tokens: 128, sampling: SamplingOptions::default(), stop: Vec::new(), ignore_eos: false }
+        Self {
+            max_new_tokens: 128,
+            sampling: SamplingOptions::default(),
+            stop: Vec::new(),
+            ignore_eos: false,
+            draft: Draft::default(),
+        }
     }
 }
 
@@ -85,14 +98,29 @@ pub struct Step {
 
 /// Generates tokens, one for each call of `next`. A [stop](crate::stop) in the middle of a token is
 /// [`Error::Interrupted`](crate::Error::Interrupted); the cache is then of no further use.
+///
+/// While it generates, the cache may hold [guesses](Draft) beyond the text; when it is dropped, they are gone.
 #[derive(Debug)]
 pub struct Generation<'a> {
-    model: &'a Llama,
-    cache: &'a mut AdaptiveKvCache,
+    source: Source<'a>,
     sequence: Sequence<'a>,
-    logits: Vec<f32>,
     /// Nothing comes after an error.
     failed: bool,
+}
+
+/// Where scores come from.
+#[derive(Debug)]
+struct Source<'a> {
+    model: &'a Llama,
+    cache: &'a mut AdaptiveKvCache,
+    drafts: Drafts,
+}
+
+impl Drop for Source<'_> {
+    fn drop(&mut self) {
+        // Guesses are there only if they can be taken back.
+        let _ = self.drafts.take_back(self.model, self.cache);
+    }
 }
 
 impl<'a> Generation<'a> {
@@ -121,7 +149,9 @@ impl<'a> Generation<'a> {
         logits: Vec<f32>,
         options: GenerationOptions,
     ) -> Self {
-        Self { model, cache, sequence: Sequence::new(tokenizer, sampler, options), logits, failed: false }
+        let sequence = Sequence::new(tokenizer, sampler, options);
+        let drafts = Drafts::new(sequence.drafter(model, cache.retention()), logits);
+        Self { source: Source { model, cache, drafts }, sequence, failed: false }
     }
 
     /// What draws its tokens, for a text that goes on with it.
@@ -144,15 +174,28 @@ impl<'a> Generation<'a> {
     /// `[vocab_size]` logits from which the next token is drawn.
     #[must_use]
     pub fn logits(&self) -> &[f32] {
-        &self.logits
+        self.source.drafts.logits()
+    }
+
+    /// What became of guesses so far; none were made if there is an [obstacle](Draft::obstacle).
+    #[must_use]
+    pub fn drafts(&self) -> DraftCounts {
+        self.source.drafts.counts()
     }
 
     /// Draws a token and gives it to the model; the text that became certain.
     fn step(&mut self) -> Result<Step> {
-        if let Some(id) = self.sequence.take_pending() {
-            self.model.decode_batch(&[id], &mut [&mut *self.cache], &mut self.logits)?;
+        let Source { model, cache, drafts } = &mut self.source;
+        let context = model.config().context_length;
+        let pending = self.sequence.take_pending();
+        if let Some(id) = pending {
+            drafts.give(model, cache, id, self.sequence.most_guesses(context.saturating_sub(cache.seen())))?;
         }
-        self.sequence.accept(&self.logits, self.cache.seen() < self.model.config().context_length)
+        let seen = cache.seen() - drafts.ahead();
+        if pending.is_some() {
+            check_logits(drafts.logits(), seen)?;
+        }
+        self.sequence.accept(drafts.logits(), seen < context)
     }
 
     /// Ends a generation that is not gone on with, and takes the text that might have become a stop text; empty if there

@@ -96,6 +96,12 @@ impl Sampler {
         }
     }
 
+    /// The text so far, prompt included.
+    #[must_use]
+    pub fn text(&self) -> &[u32] {
+        &self.seen
+    }
+
     /// Draws the next token.
     ///
     /// * `logits`: `[vocab_size]`

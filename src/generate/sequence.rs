@@ -2,8 +2,11 @@
 //!
 //! Not for: computing logits; who holds a sequence gives each pending token to a model.
 
+use super::draft::Drafter;
 use super::{FinishReason, GenerationOptions, Sampler, Step, StopFilter};
+use crate::cache::Retention;
 use crate::error::Result;
+use crate::model::Llama;
 use crate::tokenizer::{StreamDecoder, Tokenizer};
 
 /// A text that is being generated.
@@ -48,6 +51,19 @@ impl<'a> Sequence<'a> {
     /// Why the text ended; `None` as long as it has not.
     pub(super) fn finish(&self) -> Option<FinishReason> {
         self.finish
+    }
+
+    /// How many guesses after the pending token could be of use: each lets a token be drawn, and so does the pending one.
+    ///
+    /// * `room`: tokens that the context has room for
+    pub(super) fn most_guesses(&self, room: usize) -> usize {
+        let drawn = self.options.max_new_tokens.saturating_sub(self.ids.len());
+        drawn.min(room).saturating_sub(1)
+    }
+
+    /// What guesses tokens of the text, if that is wanted and possible.
+    pub(super) fn drafter(&self, model: &Llama, retention: &Retention) -> Option<Drafter> {
+        self.options.draft.obstacle(model, retention).is_none().then(|| Drafter::new(self.sampler.text()))
     }
 
     /// Takes the token that the model must get before there are logits for the next.

@@ -43,6 +43,12 @@ trait Forward: fmt::Debug + Send + Sync {
 
     fn decode(&self, ids: &[u32], caches: &mut [&mut AdaptiveKvCache], logits: &mut Vec<f32>) -> Result<()>;
 
+    fn decodes_runs(&self) -> bool;
+
+    fn decode_run(&self, ids: &[u32], cache: &mut AdaptiveKvCache, logits: &mut Vec<f32>) -> Result<()>;
+
+    fn take_back(&self, cache: &mut AdaptiveKvCache, count: usize) -> Result<()>;
+
     fn decode_plain(
         &self,
         id: u32,
@@ -89,6 +95,21 @@ impl<B: Backend> Forward for Model<B> {
     fn decode(&self, ids: &[u32], caches: &mut [&mut AdaptiveKvCache], logits: &mut Vec<f32>) -> Result<()> {
         let angles: Vec<_> = caches.iter().flat_map(|cache| self.rope.angles(cache.seen(), 1)).collect();
         self.backend.decode(&self.weights, ids, &angles, caches, logits)
+    }
+
+    fn decodes_runs(&self) -> bool {
+        self.backend.decodes_runs()
+    }
+
+    fn decode_run(&self, ids: &[u32], cache: &mut AdaptiveKvCache, logits: &mut Vec<f32>) -> Result<()> {
+        // Each as of a sequence that ends with it: a rope may depend on the length.
+        let positions = cache.seen()..cache.seen() + ids.len();
+        let angles: Vec<_> = positions.flat_map(|position| self.rope.angles(position, 1)).collect();
+        self.backend.decode_run(&self.weights, ids, &angles, cache, logits)
+    }
+
+    fn take_back(&self, cache: &mut AdaptiveKvCache, count: usize) -> Result<()> {
+        self.backend.take_back(cache, count)
     }
 
     fn decode_plain(
@@ -249,6 +270,48 @@ impl Llama {
         for (cache, &id) in caches.iter_mut().zip(ids) {
             cache.advance(id);
         }
+        Ok(())
+    }
+
+    /// Whether [`decode_run`](Self::decode_run) is possible: with the CPU kernels, and caches of which no head goes on
+    /// evicting.
+    #[must_use]
+    pub fn decodes_runs(&self) -> bool {
+        self.model.decodes_runs()
+    }
+
+    /// Processes several tokens that follow one another, and returns the logits after each. Weights are read once for
+    /// all of them; the results are those of [`decode`](Self::decode), one token after the other, bit by bit. Tokens that
+    /// were only a guess can be [taken back](Self::take_back).
+    ///
+    /// * `logits`: overwritten with `[ids.len(), vocab_size]`, not looked at; give the same buffer again
+    ///
+    /// # Errors
+    /// [`Error::Input`] if there are no tokens, more than the context has room for, or one is unknown;
+    /// [`Error::Unsupported`] if the model does [not do so](Self::decodes_runs), or heads go on evicting; [`Error::Shape`] if
+    /// the cache is of another model; [`Error::Interrupted`] if a [stop](crate::stop) was requested. The cache is then as it
+    /// was.
+    pub fn decode_run(&self, ids: &[u32], cache: &mut AdaptiveKvCache, logits: &mut Vec<f32>) -> Result<()> {
+        self.check_room(cache.seen(), ids.len())?;
+        self.model.expect_shape(cache)?;
+        self.model.decode_run(ids, cache, logits)?;
+        for &id in ids {
+            cache.advance(id);
+        }
+        Ok(())
+    }
+
+    /// Forgets the newest tokens of a cache, as if they had never come.
+    ///
+    /// * `count`: at most the tokens that were decoded since the last prompt
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if there are not as many, the model does [not do so](Self::decodes_runs), or heads go on
+    /// evicting; [`Error::Shape`] if the cache is of another model. Nothing has changed then.
+    pub fn take_back(&self, count: usize, cache: &mut AdaptiveKvCache) -> Result<()> {
+        self.model.expect_shape(cache)?;
+        self.model.take_back(cache, count)?;
+        cache.retreat(count);
         Ok(())
     }
 

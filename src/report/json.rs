@@ -9,7 +9,7 @@ use crate::cache::{CacheBytes, LayerSummary};
 use crate::checkpoint::Loaded;
 use crate::compress::AdaptiveConfig;
 use crate::error::{Error, Result};
-use crate::generate::{FinishReason, FinishedText, GenerationOptions};
+use crate::generate::{DraftCounts, FinishReason, FinishedText, GenerationOptions};
 
 /// How texts were generated, one or many.
 #[derive(Debug, Serialize)]
@@ -42,11 +42,29 @@ pub struct Report {
     pub generated_tokens: Vec<u32>,
     pub text: String,
     pub finish_reason: FinishReason,
+    pub draft: DraftReport,
     /// The cache right after prefill.
     pub layers: Vec<LayerReport>,
     pub kv: KvReport,
     pub timings: Timings,
     pub memory: MemoryReport,
+}
+
+/// Tokens that were guessed from the text.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct DraftReport {
+    /// Why none could be; `null` if guesses were made where they were likely to come true.
+    pub obstacle: Option<&'static str>,
+    #[serde(flatten)]
+    pub counts: DraftCounts,
+}
+
+impl DraftReport {
+    /// * `obstacle`: see [`Draft::obstacle`](crate::generate::Draft::obstacle)
+    #[must_use]
+    pub fn new(obstacle: Option<&'static str>, counts: DraftCounts) -> Self {
+        Self { obstacle, counts }
+    }
 }
 
 /// The model that ran.
@@ -201,6 +219,8 @@ pub struct BatchReport {
     /// Of all sequences together.
     pub decode_tokens_per_s: f64,
     pub peak_rss_bytes: usize,
+    /// Of sequences as long as no others were under way.
+    pub draft: DraftReport,
     pub texts: Vec<BatchTextReport>,
 }
 

@@ -8,7 +8,7 @@ mod table;
 pub use crate::sizes::{MB, is_small, megabytes, short_size, size};
 pub(crate) use json::write_json;
 pub use json::{
-    BatchReport, BatchTextReport, KvReport, LayerReport, MemoryReport, ModelReport, Report, RunReport, Timings,
-    head_policies,
+    BatchReport, BatchTextReport, DraftReport, KvReport, LayerReport, MemoryReport, ModelReport, Report, RunReport,
+    Timings, head_policies,
 };
 pub use table::memory_table;

@@ -20,6 +20,7 @@ mod conversation;
 mod device;
 mod device_attention;
 mod device_ragged;
+mod draft;
 mod empty;
 #[cfg(unix)]
 mod emulation;

@@ -314,6 +314,7 @@ fn generation_goes_on_until_the_context_is_full() {
     assert!(generation.by_ref().all(|step| step.is_ok()));
     // One from the prompt's scores, and one from each of the two positions that are left.
     assert_eq!((generation.ids().len(), generation.finish_reason()), (3, FinishReason::Context));
+    drop(generation);
     assert_eq!(cache.seen(), context);
     assert!(loaded.model.decode(5, &mut cache).is_err());
     let again = loaded.model.prefill(&prompt, &mut cache, &mut ()).unwrap_err();

@@ -207,6 +207,25 @@ impl Backend for Kernels {
         step::run(self, weights, ids, angles, caches, logits)
     }
 
+    fn decodes_runs(&self) -> bool {
+        true
+    }
+
+    fn decode_run(
+        &self,
+        weights: &Weights<Self>,
+        ids: &[u32],
+        angles: &[(f32, f32)],
+        cache: &mut AdaptiveKvCache,
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
+        step::run_tokens(self, weights, ids, angles, cache, logits)
+    }
+
+    fn take_back(&self, cache: &mut AdaptiveKvCache, count: usize) -> Result<()> {
+        cache.layers_mut::<KernelRows>()?.iter_mut().try_for_each(|layer| layer.take_back(count))
+    }
+
     fn append(
         &self,
         layer: &mut CacheLayer<KernelRows>,

@@ -97,6 +97,15 @@ impl HeadCache {
         self.len -= 1;
     }
 
+    /// Lets the last rows go; what is allocated stays.
+    ///
+    /// * `len`: rows that stay
+    pub fn truncate(&mut self, len: usize) {
+        while self.len > len {
+            self.swap_remove(self.len - 1);
+        }
+    }
+
     /// Gives back what is allocated if it is much more than what the next rows need.
     pub(super) fn trim(&mut self) {
         if self.rows.spare() > 2 * growth(self.len) {

@@ -35,6 +35,11 @@ impl KernelRows {
         &self.heads
     }
 
+    /// The heads, to write to.
+    pub(super) fn heads_mut(&mut self) -> &mut [HeadCache] {
+        &mut self.heads
+    }
+
     /// The rows of every head, for attention.
     #[must_use]
     pub fn for_attention(&self) -> Vec<HeadRows<'_>> {
@@ -142,5 +147,74 @@ impl CacheLayer<KernelRows> {
         }
         ledger.advance(class);
         Ok(())
+    }
+
+    /// Takes down that every head got rows for some tokens that follow, or, if they did not come through, lets those
+    /// rows go that a head may have got.
+    ///
+    /// * `classes`: of the tokens; none if they did not
+    pub(super) fn settle_run(&mut self, classes: &[TokenClass]) {
+        let (ledger, rows) = self.parts_mut();
+        for &class in classes {
+            ledger.advance(class);
+        }
+        for (head, positions) in rows.heads.iter_mut().zip(ledger.positions()) {
+            head.truncate(positions.len());
+        }
+    }
+
+    /// Forgets the newest tokens, as if they had never come.
+    ///
+    /// # Errors
+    /// As [`Ledger::take_back`].
+    pub fn take_back(&mut self, count: usize) -> Result<()> {
+        self.parts_mut().0.take_back(count)?;
+        self.settle_run(&[]);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A run that is given up leaves rows in some heads, and some of its tokens in others.
+    #[test]
+    fn rows_that_the_books_do_not_know_go_without_a_trace() {
+        let layout = HeadLayout { num_heads: 4, num_kv_heads: 2, head_dim: 32 };
+        for dtype in KvDtype::ALL {
+            for len in [0, 1, 14, 15, 16, 17, 33] {
+                let rows = KernelRows::new(layout, dtype).unwrap();
+                let cache = &mut crate::cache::AdaptiveKvCache::new(1, &rows, crate::cache::Retention::Full);
+                let layer = &mut cache.layers_mut::<KernelRows>().unwrap()[0];
+                let row = |position: usize| {
+                    #[expect(clippy::cast_precision_loss)]
+                    let number = |index: usize| ((index * 7 + position * 13) % 29) as f32 - 11.0;
+                    (0..layout.kv_width()).map(number).collect::<Vec<f32>>()
+                };
+                for position in 0..len {
+                    layer.append(&row(position), &row(position + 5), position, TokenClass::default()).unwrap();
+                }
+                let before = layer.rows().heads().to_vec();
+                for (heads, count) in [(0..2, 5), (1..2, 3), (0..1, 20)] {
+                    for head in &mut layer.parts_mut().1.heads[heads] {
+                        for position in 0..count {
+                            head.push(&row(position)[..32], &row(position)[32..]).unwrap();
+                        }
+                    }
+                    layer.settle_run(&[]);
+                    assert!(layer.rows().heads() == before, "{dtype:?}, {count} after {len}");
+                    assert_eq!(layer.ledger().seen(), len);
+                }
+                let classes = [TokenClass::default(); 3];
+                for head in &mut layer.parts_mut().1.heads {
+                    (len..len + 3).for_each(|position| head.push(&row(position)[..32], &row(position)[32..]).unwrap());
+                }
+                layer.settle_run(&classes);
+                assert_eq!((layer.ledger().seen(), layer.ledger().lens()), (len + 3, vec![len + 3; 2]));
+                layer.take_back(3).unwrap();
+                assert!(layer.rows().heads() == before && layer.ledger().seen() == len);
+            }
+        }
     }
 }

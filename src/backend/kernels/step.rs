@@ -5,6 +5,9 @@
 //! How phases are cut into pieces depends on the number of threads, but no row's or range's result depends on who computes
 //! it, on its piece, or on what else is in the batch: neither do a step's. Buffers are kept from step to step.
 //!
+//! The rows of a step may also be several tokens of one sequence, each of which attends to those before it, too: see
+//! [`tokens`].
+//!
 //! The slow path, [`plain`](crate::backend::plain), is its oracle.
 
 #![expect(
@@ -13,6 +16,7 @@
 )]
 
 mod own;
+mod tokens;
 mod work;
 
 use std::cell::RefCell;
@@ -34,6 +38,8 @@ use crate::kernels::vector::{self, instruction_set};
 use crate::stop::Watch;
 use crate::tokens::TokenClass;
 use own::Own;
+use tokens::TokenRun;
+pub(super) use tokens::run_tokens;
 use work::{CacheRange, CacheWork, each_piece};
 
 /// Buffers of a step that its threads share.
@@ -74,6 +80,19 @@ pub(super) fn run(
     caches: &mut [&mut AdaptiveKvCache],
     logits: &mut Vec<f32>,
 ) -> Result<()> {
+    run_rows(kernels, weights, ids, angles, caches, false, logits)
+}
+
+/// As [`run`]; or, if `is_run`, gives one sequence several tokens. Its heads get their rows then, and its books do not.
+fn run_rows(
+    kernels: &Kernels,
+    weights: &Weights<Kernels>,
+    ids: &[u32],
+    angles: &[(f32, f32)],
+    caches: &mut [&mut AdaptiveKvCache],
+    is_run: bool,
+    logits: &mut Vec<f32>,
+) -> Result<()> {
     SHARED.with_borrow_mut(|shared| {
         let layout = kernels.layout;
         let batch = ids.len();
@@ -88,8 +107,11 @@ pub(super) fn run(
         let mut layers: Vec<&mut [KernelLayer]> =
             caches.iter_mut().map(|cache| cache.layers_mut::<KernelRows>()).collect::<Result<_>>()?;
         shared.cache_work.resize_with(weights.blocks.len(), CacheWork::default);
-        for (layer, work) in shared.cache_work.iter_mut().enumerate() {
-            work.cut(&layers, layer, threads);
+        let tokens = is_run.then(|| TokenRun::cut(layers.pop(), batch, threads, &mut shared.cache_work));
+        if tokens.is_none() {
+            for (layer, work) in shared.cache_work.iter_mut().enumerate() {
+                work.cut(&layers, layer, threads);
+            }
         }
         shared.head_steps.resize(batch * layout.num_kv_heads, HeadStep::default());
         let ranges = shared.cache_work.iter().map(|work| work.ranges.len()).max().unwrap_or(0);
@@ -112,6 +134,7 @@ pub(super) fn run(
             cache_work: &shared.cache_work,
             head_steps: SharedSlice::new(&mut shared.head_steps),
             caches: SharedSlice::new(&mut layers),
+            tokens,
             logits: SharedSlice::new(logits),
             failure: Mutex::new(None),
             stop: Watch::default(),
@@ -145,8 +168,10 @@ struct Step<'a, 'c> {
     /// `[layers]`
     cache_work: &'a [CacheWork],
     head_steps: SharedSlice<'a, HeadStep>,
-    /// `[batch]` of `[layers]`
+    /// `[batch]` of `[layers]`; empty if the rows are tokens of one sequence.
     caches: SharedSlice<'a, &'c mut [KernelLayer]>,
+    /// Present if the rows are tokens of one sequence.
+    tokens: Option<TokenRun<'c>>,
     logits: SharedSlice<'a, f32>,
     failure: Mutex<Option<Error>>,
     stop: Watch,
@@ -172,10 +197,14 @@ impl Step<'_, '_> {
         let activated = Target { slice: &self.activated, width: self.intermediate_size, first: 0 };
         for (index, block) in self.weights.blocks.iter().enumerate() {
             self.project(set, block, worker, own);
-            self.phase(worker, self.batch, |sequence| self.rotate_and_append(index, sequence));
-            self.attend(set, index, worker, own);
-            if !self.cache_work[index].evicting.is_empty() {
-                self.phase(worker, self.batch, |sequence| self.evict(index, sequence));
+            if let Some(tokens) = &self.tokens {
+                self.append_and_attend(set, tokens, index, worker);
+            } else {
+                self.phase(worker, self.batch, |sequence| self.rotate_and_append(index, sequence));
+                self.attend(set, index, worker, own);
+                if !self.cache_work[index].evicting.is_empty() {
+                    self.phase(worker, self.batch, |sequence| self.evict(index, sequence));
+                }
             }
             own.start_rows();
             self.each_piece(worker, block.o_proj.rows(), |rows| {

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use adaptive_kvcache::Error;
-use adaptive_kvcache::generate::{GenerationOptions, SamplingOptions};
-use clap::Args;
+use adaptive_kvcache::generate::{Draft, GenerationOptions, SamplingOptions};
 use clap::builder::BoolishValueParser;
+use clap::{Args, ValueEnum};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 
@@ -88,6 +88,31 @@ pub struct SamplingArgs {
     pub ignore_eos: bool,
 }
 
+/// Whether tokens are guessed.
+#[derive(Debug, Args)]
+pub struct DraftArgs {
+    /// Guess from the text what comes next, and check several guesses in one pass over the weights: the text stays the
+    /// same, and comes sooner where it repeats itself or the prompt. `auto` guesses where guesses have come true; never
+    /// with --backend candle or a GPU, with `"decode": "evict"`, or while several of --prompts decode together
+    #[arg(long, value_enum, default_value_t = DraftChoice::Auto, value_name = "auto|off", hide_possible_values = true)]
+    pub draft: DraftChoice,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum DraftChoice {
+    Auto,
+    Off,
+}
+
+impl From<DraftChoice> for Draft {
+    fn from(draft: DraftChoice) -> Self {
+        match draft {
+            DraftChoice::Auto => Self::Auto,
+            DraftChoice::Off => Self::Off,
+        }
+    }
+}
+
 impl SamplingArgs {
     /// Draws a seed if there is need of one that the user does not give.
     ///
@@ -111,6 +136,7 @@ impl SamplingArgs {
             },
             stop: self.stop.clone(),
             ignore_eos: self.ignore_eos,
+            draft: Draft::default(),
         })
     }
 }

@@ -11,7 +11,7 @@ use super::super::{Filled, Watch};
 use super::{Observer, Subject, go_on};
 use crate::cache::{AdaptiveKvCache, KvDtype, Retention};
 use crate::error::{Error, Result};
-use crate::generate::{Conversation, Generation, GenerationOptions};
+use crate::generate::{Conversation, Draft, Generation, GenerationOptions};
 use crate::tokenizer::{ChatFormat, ChatMessage};
 
 /// Tokens of an answer, at most.
@@ -138,7 +138,7 @@ impl Trial {
 }
 
 fn options() -> GenerationOptions {
-    GenerationOptions { max_new_tokens: ANSWER_TOKENS, ..GenerationOptions::default() }
+    GenerationOptions { max_new_tokens: ANSWER_TOKENS, draft: Draft::Off, ..GenerationOptions::default() }
 }
 
 /// Reads a question token by token, and answers it.

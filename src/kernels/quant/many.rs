@@ -373,37 +373,55 @@ fn multiply_group<L: Lanes, F: ByteFormat, const ROWS: usize, const WIDTH: usize
     weights: &[[[Fours; VECTORS]; STEPS]],
     first: usize,
 ) -> [[L::Whole; WIDTH]; ROWS] {
-    // Sums of so many products fit 16 bits.
-    let fitting = (i16::MAX as usize / (2 * 127 * F::LARGEST as usize)).clamp(1, STEPS);
-    let is_small = F::LARGEST < 128;
     let mut sums = [[L::whole(0); WIDTH]; ROWS];
-    if L::DOTS || is_small {
+    if L::DOTS || F::LARGEST < 128 {
         for row in 0..ROWS {
             sums[row] = [L::whole(starts[row]); WIDTH];
         }
     }
-    for (bytes, weights) in bytes.iter().zip(weights) {
-        let mut pairs = [[L::no_pairs(); WIDTH]; ROWS];
-        for step in 0..STEPS {
-            let mut quants = [L::load_bytes(&weights[step][first].0); WIDTH];
-            for vector in 1..WIDTH {
-                quants[vector] = L::load_bytes(&weights[step][first + vector].0);
+    if L::DOTS {
+        for (bytes, weights) in bytes.iter().zip(weights) {
+            for step in 0..STEPS {
+                let mut quants = [L::load_bytes(&weights[step][first].0); WIDTH];
+                for vector in 1..WIDTH {
+                    quants[vector] = L::load_bytes(&weights[step][first + vector].0);
+                }
+                for row in 0..ROWS {
+                    for vector in 0..WIDTH {
+                        sums[row][vector] = L::add_dots(sums[row][vector], quants[vector], &bytes[step][row]);
+                    }
+                }
+            }
+        }
+        return sums;
+    }
+    let (bytes, weights) = (bytes.as_flattened(), weights.as_flattened());
+    if F::LARGEST < 128 {
+        // Sums of so many products fit 16 bits; more than four at a time are compiled to more than 16 registers hold.
+        let fitting = (i16::MAX as usize / (2 * 127 * F::LARGEST as usize)).min(4);
+        for (bytes, weights) in bytes.chunks(fitting).zip(weights.chunks(fitting)) {
+            let mut pairs = [[L::no_pairs(); WIDTH]; ROWS];
+            for (bytes, weights) in bytes.iter().zip(weights) {
+                for vector in 0..WIDTH {
+                    let quants = L::load_bytes(&weights[first + vector].0);
+                    for row in 0..ROWS {
+                        pairs[row][vector] = L::add_pairs(pairs[row][vector], quants, &bytes[row]);
+                    }
+                }
             }
             for row in 0..ROWS {
                 for vector in 0..WIDTH {
-                    let (sum, pair, x) = (&mut sums[row][vector], &mut pairs[row][vector], &bytes[step][row]);
-                    if L::DOTS {
-                        *sum = L::add_dots(*sum, quants[vector], x);
-                    } else if is_small {
-                        *pair = L::add_pairs(*pair, quants[vector], x);
-                        if (step + 1) % fitting == 0 {
-                            *sum = L::add_both(*sum, *pair);
-                            *pair = L::no_pairs();
-                        }
-                    } else {
-                        *sum = L::add_centred(*sum, quants[vector], x);
-                    }
+                    sums[row][vector] = L::add_both(sums[row][vector], pairs[row][vector]);
                 }
+            }
+        }
+        return sums;
+    }
+    for (bytes, weights) in bytes.iter().zip(weights) {
+        for vector in 0..WIDTH {
+            let quants = L::load_bytes(&weights[first + vector].0);
+            for row in 0..ROWS {
+                sums[row][vector] = L::add_centred(sums[row][vector], quants, &bytes[row]);
             }
         }
     }

@@ -7,6 +7,7 @@ mod bench;
 mod bounded;
 mod chat;
 mod device;
+mod draft;
 mod drawn;
 mod errors;
 mod eval;

@@ -29,6 +29,7 @@ pub(super) struct CacheWork {
 /// Rows of one head of one sequence.
 #[derive(Debug, Clone)]
 pub(super) struct CacheRange {
+    /// Whose queries attend to them: a sequence's, or, in a [run](super::TokenRun), those of one of its tokens.
     pub sequence: usize,
     pub kv_head: usize,
     pub rows: Range<usize>,
@@ -64,7 +65,7 @@ impl CacheWork {
 ///
 /// * `least`: in a piece, but for the last
 /// * `most`: in a piece
-fn pieces(count: usize, threads: usize, least: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn pieces(count: usize, threads: usize, least: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
     let mut first = 0;
     std::iter::from_fn(move || {
         let left = count - first;
