@@ -149,6 +149,9 @@ class Sequence:
         self.llama.llama_synchronize(self.context)
         return time.perf_counter() - started
 
+    def logits_address(self):
+        return ctypes.addressof(self.llama.llama_get_logits_ith(self.context, -1).contents)
+
     def most_probable(self):
         logits = self.llama.llama_get_logits_ith(self.context, -1)[: self.vocab_size]
         return logits.index(max(logits))
@@ -315,6 +318,18 @@ def machine():
     return f"{name}, {os.cpu_count()} cores"
 
 
+def logits_llamacpp(arguments):
+    """Writes the logits after each of some tokens behind a prompt, `[tokens, vocabulary]` f32."""
+    llama, log = load_library(arguments.libraries.resolve(), arguments.processor)
+    ids = [int(line) for line in arguments.ids.read_text().split()]
+    sequence = Sequence(llama, log, arguments, len(ids) + 1)
+    sequence.read(ids[: arguments.prompt_tokens])
+    with arguments.logits.open("wb") as out:
+        for token in ids[arguments.prompt_tokens :]:
+            sequence.read([token])
+            out.write(bytes((ctypes.c_float * sequence.vocab_size).from_address(sequence.logits_address())))
+
+
 def numbers(text):
     return [int(number) for number in text.split(",") if number]
 
@@ -338,6 +353,16 @@ for name, run in [("llamacpp", measure_llamacpp), ("mistralrs", measure_mistralr
         command.add_argument("--libraries", type=pathlib.Path, required=True, help="folder of its libraries and llama_cpp.py")
         command.add_argument("--processor", default="", help="the one of its CPU libraries to use, as haswell")
         command.add_argument("--flash-attention", type=int, choices=(0, 1), required=True)
+command = commands.add_parser("logits-llamacpp")
+command.set_defaults(run=logits_llamacpp)
+command.add_argument("--model", required=True)
+command.add_argument("--threads", type=int, default=2)
+command.add_argument("--flash-attention", type=int, choices=(0, 1), default=0)
+command.add_argument("--libraries", type=pathlib.Path, required=True)
+command.add_argument("--processor", default="")
+command.add_argument("--ids", type=pathlib.Path, required=True, help="file of the text's tokens, one a line")
+command.add_argument("--prompt-tokens", type=int, required=True, help="how many of them are the prompt")
+command.add_argument("--logits", type=pathlib.Path, required=True, help="file to write")
 command = commands.add_parser("table")
 command.set_defaults(run=table)
 command.add_argument("--caches", required=True, help="our columns, as full:f16,configs/fastgen.json:f16")

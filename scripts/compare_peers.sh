@@ -27,8 +27,6 @@
 # Needs npm, and Python with pip and venv, on x86-64 Linux. Nobody else should use the machine meanwhile.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-npm_package=@node-llama-cpp/linux-x64@3.22.1
-python_package=llama-cpp-python==0.3.36 # declares the functions of the same llama.cpp
 mistralrs_package=mistralrs==0.9.5
 
 threads=${THREADS:-1 2} rounds=${ROUNDS:-3} new_tokens=${NEW_TOKENS:-16}
@@ -42,27 +40,6 @@ need() { for tool; do command -v "$tool" >/dev/null || fail "\`$tool\` is needed
 list() { echo "$*" | tr -s ' ' ','; }
 need python3
 
-fetch_llamacpp() {
-    [ ! -f "$root/.cache/llamacpp/llama_cpp.py" ] || return 0
-    need npm
-    echo "fetching llama.cpp (88 MB, once) ..." >&2
-    local part=$root/.cache/llamacpp.part
-    rm -rf "$part"
-    mkdir -p "$part"
-    (
-        cd "$part"
-        npm pack --silent "$npm_package" >/dev/null
-        tar xzf node-llama-cpp-*.tgz --strip-components=3 package/bins/linux-x64
-        tar xzf node-llama-cpp-*.tgz --strip-components=1 package/LICENSE
-        python3 -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest . "$python_package" >&2
-        tar xzf llama_cpp_python-*.tar.gz --strip-components=2 --wildcards '*/llama_cpp/llama_cpp.py'
-        rm -f ./*.tgz ./*.tar.gz llama-addon.node
-        for library in libllama libggml; do ln -s "$(ls "$library".v*.so)" "$library.so"; done
-    )
-    rm -rf "$root/.cache/llamacpp"
-    mv "$part" "$root/.cache/llamacpp"
-}
-
 fetch_mistralrs() {
     [ ! -f "$root/.cache/mistralrs/ready" ] || return 0
     echo "fetching mistral.rs (30 MB, once) ..." >&2
@@ -74,7 +51,7 @@ fetch_mistralrs() {
 
 for peer in $peers; do
     case $peer in
-        llama.cpp) fetch_llamacpp ;;
+        llama.cpp) "$root/scripts/fetch_llamacpp.sh" ;;
         mistral.rs) fetch_mistralrs ;;
         ik_llama.cpp) [ -x "${IK_LLAMA:-}" ] || fail "IK_LLAMA must name ik_llama.cpp's \`llama-bench\`, not \`${IK_LLAMA:-}\`" ;;
         *) fail "PEERS: \`$peer\` is none of llama.cpp, mistral.rs, ik_llama.cpp" ;;
