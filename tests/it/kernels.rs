@@ -320,9 +320,6 @@ const EXACT_PRODUCT_TOLERANCE: f64 = 1e-4;
 /// off by up to 1.5/127/2 = 0.006, 0.0034 in the mean square, so that this is six standard deviations.
 const ROUNDED_PRODUCT_TOLERANCE: f64 = 2e-2;
 
-/// The same of the large formats: weights may be rounded, too, by up to half of a 127th of the largest of 64.
-const LARGE_PRODUCT_TOLERANCE: f64 = 3e-2;
-
 /// One unit in the last place of f32, for a number that is made by one multiplication and one addition, fused or not.
 const DEQUANTIZE_TOLERANCE: f64 = 2.5e-7;
 
@@ -379,10 +376,8 @@ fn check_products(dtype: GgmlDType, rows: usize, cols: usize) {
                 continue;
             }
             let rows = weights.chunks(cols).cycle();
-            let tolerance =
-                if LARGE_FORMATS.contains(&dtype) { LARGE_PRODUCT_TOLERANCE } else { ROUNDED_PRODUCT_TOLERANCE };
             for ((got, expected), row) in got.iter().zip(expected).zip(rows) {
-                let close = (f64::from(*got) - expected).abs() <= tolerance * dot(row, row).sqrt();
+                let close = (f64::from(*got) - expected).abs() <= ROUNDED_PRODUCT_TOLERANCE * dot(row, row).sqrt();
                 assert!(close, "{what}: {got}, expected {expected}");
             }
         }

@@ -16,7 +16,7 @@ use super::Rows;
 use crate::kernels::blocks::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use crate::kernels::gemm::MatrixMut;
 use crate::kernels::simd::{InstructionSet, LANES, Lanes, fetch, multiversion};
-use strips::{ByteFormat, Exact, Fours, Q2K, Q3K, Q4K, Q5K, Q6K, Rounded, Stored, Strips};
+use strips::{ByteFormat, Exact, Fours, Q2K, Q3K, Q4K, Q5K, Q6K, Stored, Strips};
 
 /// Vectors of weights that a tile is wide.
 const VECTORS: usize = 2;
@@ -58,21 +58,17 @@ impl ManyFormat {
 
     /// `None` for formats without blocks, and for those that hold no weights.
     pub fn new(set: InstructionSet, dtype: GgmlDType) -> Option<Self> {
-        /// More weights that share a scale, where sums of products are so fast that scales count.
-        fn large<T: Stored>(set: InstructionSet) -> ManyFormat {
-            if set.has_dots() { ManyFormat::of::<Rounded<T, 64>>(set) } else { ManyFormat::of::<Exact<T>>(set) }
-        }
         match dtype {
             GgmlDType::Q4_0 => Some(Self::of::<Exact<Q4_0>>(set)),
             GgmlDType::Q4_1 => Some(Self::of::<Exact<Q4_1>>(set)),
             GgmlDType::Q5_0 => Some(Self::of::<Exact<Q5_0>>(set)),
             GgmlDType::Q5_1 => Some(Self::of::<Exact<Q5_1>>(set)),
             GgmlDType::Q8_0 => Some(Self::of::<Exact<Q8_0>>(set)),
-            GgmlDType::Q2K => Some(large::<Q2K>(set)),
-            GgmlDType::Q3K => Some(large::<Q3K>(set)),
+            GgmlDType::Q2K => Some(Self::of::<Exact<Q2K>>(set)),
+            GgmlDType::Q3K => Some(Self::of::<Exact<Q3K>>(set)),
             GgmlDType::Q4K => Some(Self::of::<Exact<Q4K>>(set)),
             GgmlDType::Q5K => Some(Self::of::<Exact<Q5K>>(set)),
-            GgmlDType::Q6K => Some(large::<Q6K>(set)),
+            GgmlDType::Q6K => Some(Self::of::<Exact<Q6K>>(set)),
             GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 | GgmlDType::Q8_1 | GgmlDType::Q8K => None,
         }
     }
@@ -476,11 +472,7 @@ mod tests {
 
     const COLS: usize = 512;
 
-    fn is_rounded(set: InstructionSet, dtype: GgmlDType) -> bool {
-        set.has_dots() && matches!(dtype, GgmlDType::Q2K | GgmlDType::Q3K | GgmlDType::Q6K)
-    }
-
-    /// Activations that bytes hold as they are: products must be exact, but where weights are rounded.
+    /// Activations that bytes hold as they are: products must be exact.
     #[test]
     fn products_of_whole_numbers_are_exact_in_every_format_and_on_every_instruction_set() {
         let number = |i: usize| if i % 16 == 5 { -127_i8 } else { [-113, -42, 29, 0, 71, -6, 117][i * 5 % 7] };
@@ -489,21 +481,7 @@ mod tests {
             for (count, rows) in [(1, 1), (2, 15), (3, 16), (7, 33), (8, 70), (20, 32)] {
                 let x: Vec<f32> = (0..count * COLS).map(|i| f32::from(number(i)) / 64.0).collect();
                 let (out, wide) = products(set, dtype, halves, rows, &x);
-                if !is_rounded(set, dtype) {
-                    expect_products(&format!("{set:?} {dtype:?}"), &out, &wide, &x, COLS);
-                    continue;
-                }
-                for (index, &out) in out.iter().enumerate() {
-                    let (weights, x) = (&wide[index % rows * COLS..][..COLS], &x[index / rows * COLS..][..COLS]);
-                    let (mut sum, mut bound) = (0.0, 0.0);
-                    for (weights, x) in weights.chunks(64).zip(x.chunks(64)) {
-                        let largest = weights.iter().fold(0.0_f32, |largest, weight| largest.max(weight.abs()));
-                        sum += weights.iter().zip(x).map(|(w, x)| w * x).sum::<f32>();
-                        // Half a step; the steps are for what quants could mean, a little more than they do.
-                        bound += x.iter().map(|x| x.abs()).sum::<f32>() * largest * 1.3 / 127.0 * 0.5;
-                    }
-                    assert!((out - sum).abs() <= bound, "{set:?} {dtype:?} {index}: {out} for {sum}, within {bound}");
-                }
+                expect_products(&format!("{set:?} {dtype:?}"), &out, &wide, &x, COLS);
             }
         }
     }
@@ -563,7 +541,7 @@ mod tests {
                     &mut MatrixMut::new(&mut out, 1, rows, rows),
                 );
                 let expected: f64 = wide[..COLS].iter().zip(&x).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum();
-                let tolerance = if is_rounded(set, dtype) { 0.02 } else { 1e-5 } * expected.abs().max(1.0);
+                let tolerance = 1e-5 * expected.abs().max(1.0);
                 for &out in &out {
                     assert!(
                         (f64::from(out) - expected).abs() <= tolerance,
