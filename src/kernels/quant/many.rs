@@ -16,7 +16,7 @@ use super::Rows;
 use crate::kernels::blocks::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use crate::kernels::gemm::MatrixMut;
 use crate::kernels::simd::{InstructionSet, LANES, Lanes, fetch, multiversion};
-use strips::{ByteFormat, Exact, Fours, Q2K, Q3K, Q4K, Q5K, Q6K, Stored, Strips};
+use strips::{Format, Fours, Q2K, Q3K, Q4K, Q5K, Q6K, Strips};
 
 /// Vectors of weights that a tile is wide.
 const VECTORS: usize = 2;
@@ -47,28 +47,28 @@ pub(super) struct ManyFormat {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Kind {
     group: usize,
-    zero: i32,
+    zero: u8,
     has_offsets: bool,
 }
 
 impl ManyFormat {
-    fn of<F: ByteFormat>(set: InstructionSet) -> Self {
+    fn of<F: Format>(set: InstructionSet) -> Self {
         Self { set, kind: Kind::of::<F>(), round: RoundedRows::new::<F>, multiply: RoundedRows::multiply::<F> }
     }
 
     /// `None` for formats without blocks, and for those that hold no weights.
     pub fn new(set: InstructionSet, dtype: GgmlDType) -> Option<Self> {
         match dtype {
-            GgmlDType::Q4_0 => Some(Self::of::<Exact<Q4_0>>(set)),
-            GgmlDType::Q4_1 => Some(Self::of::<Exact<Q4_1>>(set)),
-            GgmlDType::Q5_0 => Some(Self::of::<Exact<Q5_0>>(set)),
-            GgmlDType::Q5_1 => Some(Self::of::<Exact<Q5_1>>(set)),
-            GgmlDType::Q8_0 => Some(Self::of::<Exact<Q8_0>>(set)),
-            GgmlDType::Q2K => Some(Self::of::<Exact<Q2K>>(set)),
-            GgmlDType::Q3K => Some(Self::of::<Exact<Q3K>>(set)),
-            GgmlDType::Q4K => Some(Self::of::<Exact<Q4K>>(set)),
-            GgmlDType::Q5K => Some(Self::of::<Exact<Q5K>>(set)),
-            GgmlDType::Q6K => Some(Self::of::<Exact<Q6K>>(set)),
+            GgmlDType::Q4_0 => Some(Self::of::<Q4_0>(set)),
+            GgmlDType::Q4_1 => Some(Self::of::<Q4_1>(set)),
+            GgmlDType::Q5_0 => Some(Self::of::<Q5_0>(set)),
+            GgmlDType::Q5_1 => Some(Self::of::<Q5_1>(set)),
+            GgmlDType::Q8_0 => Some(Self::of::<Q8_0>(set)),
+            GgmlDType::Q2K => Some(Self::of::<Q2K>(set)),
+            GgmlDType::Q3K => Some(Self::of::<Q3K>(set)),
+            GgmlDType::Q4K => Some(Self::of::<Q4K>(set)),
+            GgmlDType::Q5K => Some(Self::of::<Q5K>(set)),
+            GgmlDType::Q6K => Some(Self::of::<Q6K>(set)),
             GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 | GgmlDType::Q8_1 | GgmlDType::Q8K => None,
         }
     }
@@ -95,8 +95,8 @@ impl ManyFormat {
 }
 
 impl Kind {
-    fn of<F: ByteFormat>() -> Self {
-        Self { group: F::GROUP, zero: F::ZERO, has_offsets: F::HAS_OFFSETS }
+    fn of<F: Format>() -> Self {
+        Self { group: F::RUN, zero: F::ZERO, has_offsets: F::HAS_OFFSETS }
     }
 }
 
@@ -106,9 +106,7 @@ pub(super) struct RoundedRows {
     count: usize,
     cols: usize,
     kind: Kind,
-    /// Rows of a tile.
-    tile: usize,
-    /// `[tiles, cols / 4, tile]` four numbers with a sign each; rows after the last are 0.
+    /// `[tiles, cols / 4, tile]`, a tile of [`tile_rows`]: four numbers with a sign each; rows after the last are 0.
     bytes: Vec<[u8; 4]>,
     /// `[tiles, cols / group, tile]`
     scales: Vec<f32>,
@@ -121,20 +119,19 @@ pub(super) struct RoundedRows {
 
 impl RoundedRows {
     /// * `x`: `[count, cols]`, with whole groups
-    fn new<F: ByteFormat>(set: InstructionSet, x: &[f32], cols: usize) -> Self {
+    fn new<F: Format>(set: InstructionSet, x: &[f32], cols: usize) -> Self {
         assert!(
-            cols > 0 && cols.is_multiple_of(F::GROUP) && x.len().is_multiple_of(cols),
+            cols > 0 && cols.is_multiple_of(F::RUN) && x.len().is_multiple_of(cols),
             "{} in rows of {cols}",
             x.len()
         );
-        let (count, tile, groups) = (x.len() / cols, tile_rows(set), cols / F::GROUP);
+        let (count, tile, groups) = (x.len() / cols, tile_rows(set), cols / F::RUN);
         let rows = count.next_multiple_of(tile);
         let mut rounded = Self {
             set,
             count,
             cols,
             kind: Kind::of::<F>(),
-            tile,
             bytes: vec![[0; 4]; rows * cols / 4],
             scales: vec![0.0; rows * groups],
             starts: vec![0; rows * groups],
@@ -166,8 +163,8 @@ impl RoundedRows {
         strips.div_ceil(panels).max(1) * STRIP
     }
 
-    fn multiply<F: ByteFormat>(&self, rows: Rows<'_>, strips: &mut Strips, out: &mut MatrixMut<'_>) {
-        let row_bytes = self.cols / F::Stored::BLOCK * F::Stored::BYTES;
+    fn multiply<F: Format>(&self, rows: Rows<'_>, strips: &mut Strips, out: &mut MatrixMut<'_>) {
+        let row_bytes = self.cols / F::BLOCK * F::BYTES;
         assert!(self.kind == Kind::of::<F>() && rows.row_bytes == row_bytes, "activations rounded for {:?}", self.kind);
         if rows.count > 0 && self.count > 0 {
             multiply_panel::<F>(self.set, self, rows, strips, out);
@@ -204,19 +201,19 @@ struct RoundTile<'a> {
 
 multiversion! {
     /// Rounds the rows of a tile.
-    fn round_tile<F: ByteFormat>(work: RoundTile<'_>) = round_tile_body;
+    fn round_tile<F: Format>(work: RoundTile<'_>) = round_tile_body;
 }
 
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation)] // to 8 bits
-fn round_tile_body<L: Lanes, F: ByteFormat>(work: RoundTile<'_>) {
+fn round_tile_body<L: Lanes, F: Format>(work: RoundTile<'_>) {
     let RoundTile { x, cols, tile, bytes, scales, starts, sums } = work;
-    let mut rounded = vec![[0; 4]; F::GROUP / 4];
+    let mut rounded = vec![[0; 4]; F::RUN / 4];
     for (row, x) in x.chunks_exact(cols).enumerate() {
         // NaN if there is anything that no byte can say.
         let nothing = x.as_chunks::<LANES>().0.iter().fold(L::splat(0.0), |n, x| L::load(x).mul_add(L::splat(0.0), n));
         let nothing = nothing.sum();
-        for (group, x) in x.chunks_exact(F::GROUP).enumerate() {
+        for (group, x) in x.chunks_exact(F::RUN).enumerate() {
             let x = x.as_chunks::<LANES>().0;
             let [mut largest, mut sum] = [L::splat(0.0); 2];
             for x in x {
@@ -236,11 +233,11 @@ fn round_tile_body<L: Lanes, F: ByteFormat>(work: RoundTile<'_>) {
             let at = group * tile + row;
             scales[at] = largest / 127.0 + nothing;
             let sum = sum.sum();
-            starts[at] = -F::ZERO * sum as i32;
+            starts[at] = -i32::from(F::ZERO) * sum as i32;
             if F::HAS_OFFSETS {
                 sums[at] = sum * scales[at];
             }
-            let fours = bytes[group * F::GROUP / 4 * tile..].chunks_exact_mut(tile);
+            let fours = bytes[group * F::RUN / 4 * tile..].chunks_exact_mut(tile);
             for (fours, &rounded) in fours.zip(&rounded) {
                 fours[row] = rounded;
             }
@@ -250,12 +247,12 @@ fn round_tile_body<L: Lanes, F: ByteFormat>(work: RoundTile<'_>) {
 
 multiversion! {
     /// Unpacks a panel and multiplies it with all rows of activations.
-    fn multiply_panel<F: ByteFormat>(x: &RoundedRows, rows: Rows<'_>, strips: &mut Strips, out: &mut MatrixMut<'_>)
+    fn multiply_panel<F: Format>(x: &RoundedRows, rows: Rows<'_>, strips: &mut Strips, out: &mut MatrixMut<'_>)
         = multiply_panel_body, quants;
 }
 
 #[inline(always)]
-fn multiply_panel_body<L: Lanes, F: ByteFormat>(
+fn multiply_panel_body<L: Lanes, F: Format>(
     x: &RoundedRows,
     rows: Rows<'_>,
     strips: &mut Strips,
@@ -271,12 +268,12 @@ fn multiply_panel_body<L: Lanes, F: ByteFormat>(
 
 /// In tiles of `ROWS` rows of activations and `WIDTH` vectors of weights.
 #[inline(always)]
-fn multiply_strips<L: Lanes, F: ByteFormat, const ROWS: usize, const WIDTH: usize>(
+fn multiply_strips<L: Lanes, F: Format, const ROWS: usize, const WIDTH: usize>(
     x: &RoundedRows,
     strips: &Strips,
     out: &mut MatrixMut<'_>,
 ) {
-    assert_eq!(x.tile, ROWS, "rows of a tile");
+    assert_eq!(tile_rows(x.set), ROWS, "rows of a tile");
     for (index, strip) in strips.iter().enumerate() {
         for first in (0..VECTORS).step_by(WIDTH) {
             for tile in 0..x.count.div_ceil(ROWS) {
@@ -312,13 +309,13 @@ fn store_totals<L: Lanes>(totals: L, out: &mut [f32]) {
 
 /// The products of a tile of activations with a strip, or with some vectors of it.
 #[inline(always)]
-fn multiply_tile<L: Lanes, F: ByteFormat, const ROWS: usize, const WIDTH: usize>(
+fn multiply_tile<L: Lanes, F: Format, const ROWS: usize, const WIDTH: usize>(
     x: &RoundedRows,
     tile: usize,
     strip: strips::Strip<'_>,
     first: usize,
 ) -> [[L; WIDTH]; ROWS] {
-    let groups = x.cols / F::GROUP;
+    let groups = x.cols / F::RUN;
     let of_tile = tile * groups..(tile + 1) * groups;
     let scales = &x.scales.as_chunks::<ROWS>().0[of_tile.clone()];
     let starts = &x.starts.as_chunks::<ROWS>().0[of_tile.clone()];
@@ -329,7 +326,7 @@ fn multiply_tile<L: Lanes, F: ByteFormat, const ROWS: usize, const WIDTH: usize>
     let weight_offsets = if F::HAS_OFFSETS { &strip.offsets.as_chunks::<VECTORS>().0[..groups] } else { &[] };
     // Steps in the text of the program: short loops within short loops are hard to foresee.
     let (bytes, weights) = (bytes.as_chunks::<STEPS>().0, weights.as_chunks::<STEPS>().0);
-    let size = F::GROUP / 4 / STEPS;
+    let size = F::RUN / 4 / STEPS;
 
     let mut totals = [[L::splat(0.0); WIDTH]; ROWS];
     for group in 0..groups {
@@ -363,7 +360,7 @@ fn multiply_tile<L: Lanes, F: ByteFormat, const ROWS: usize, const WIDTH: usize>
 ///
 /// * `starts`: what they begin with
 #[inline(always)]
-fn multiply_group<L: Lanes, F: ByteFormat, const ROWS: usize, const WIDTH: usize>(
+fn multiply_group<L: Lanes, F: Format, const ROWS: usize, const WIDTH: usize>(
     starts: &[i32; ROWS],
     bytes: &[[[[u8; 4]; ROWS]; STEPS]],
     weights: &[[[Fours; VECTORS]; STEPS]],

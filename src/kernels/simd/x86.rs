@@ -720,9 +720,13 @@ impl<const VNNI: bool> Avx512<VNNI> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     fn every(source: &[u8], step: usize) -> [u32; LANES] {
-        let last = i32::try_from((LANES - 1) * step).ok().filter(|_| source.len() >= (LANES - 1) * step + 4);
-        assert!(last.is_some(), "words that lie {step} bytes apart, in {}", source.len());
-        let step = last.unwrap_or(0) / 15;
+        let last = (LANES - 1) * step;
+        assert!(
+            i32::try_from(last).is_ok() && source.len() >= last + 4,
+            "words {step} bytes apart, in {}",
+            source.len()
+        );
+        let step = i32::try_from(step).unwrap_or(0); // it is smaller than the last place
         let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         let places = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(step));
         // SAFETY: the last of them lies inside of the slice.

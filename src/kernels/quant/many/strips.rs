@@ -1,12 +1,10 @@
 //! Weights of any block format as bytes in strips: rows in the lanes, `weight = scale * (byte - zero) + offset`.
 //!
-//! A format says where its quants are and what they mean ([`Stored`]); what becomes of them is the same for all: they are
-//! taken as they are ([`Exact`]). Rounding them to 8 bits, so that more of them share a scale, made formats with runs of 16 a
-//! quarter faster, and the divergence of a 0.5B model in Q4_K_M a tenth larger (0.0016 against 0.0014).
+//! A format says where its quants are and what they mean ([`Format`]); they become bytes as they are. Rounding them to 8 bits,
+//! so that more of them share a scale, made formats with runs of 16 a quarter faster, and the divergence of a 0.5B model in
+//! `Q4_K_M` a tenth larger (0.0016 against 0.0014).
 //!
 //! Not for: products (see [`super`]).
-
-use std::marker::PhantomData;
 
 use half::f16;
 
@@ -31,24 +29,26 @@ pub(in super::super) struct Scales {
     offsets: [Numbers; RUNS],
 }
 
-/// A format of blocks, runs of whose quants share a scale and an offset: `weight = scale * (quant - zero) + offset`.
-pub(in super::super) trait Stored: 'static {
+/// A format of blocks, runs of whose quants share a scale and an offset: `weight = scale * (quant - zero) + offset`. What is
+/// not said of a format is what most of those of 256 numbers have.
+pub(in super::super) trait Format: 'static {
     /// Weights in a block.
-    const BLOCK: usize;
+    const BLOCK: usize = 256;
     /// Size of a block in bytes.
     const BYTES: usize;
     /// Weights that share a scale.
-    const RUN: usize;
+    const RUN: usize = 16;
     /// The largest quant; they have no sign.
     const LARGEST: u8;
-    const ZERO: u8;
-    const HAS_OFFSETS: bool;
+    /// The quant that means 0, apart from the offset.
+    const ZERO: u8 = 0;
+    const HAS_OFFSETS: bool = Self::ZERO == 0;
 
     /// The scales, and the offsets if there are any; others are 0.
     fn scales<L: Lanes>(block: Column<'_>, out: &mut Scales);
 
-    /// Hands over the quants, four of each row at a time.
-    fn quants<L: Lanes, S: Sink>(block: Column<'_>, sink: &mut S);
+    /// Hands over the quants.
+    fn quants<L: Lanes>(block: Column<'_>, target: &mut Target<'_>);
 }
 
 /// A block of some rows.
@@ -76,12 +76,6 @@ impl Column<'_> {
         }
         words
     }
-}
-
-/// What takes the quants of a block.
-pub(in super::super) trait Sink {
-    /// * `four`: which four numbers of the block
-    fn put(&mut self, four: usize, quants: Words);
 }
 
 /// Some bits of each byte, shifted to the right.
@@ -158,7 +152,7 @@ fn times(numbers: Numbers, bytes: [u8; LANES], minus: f32) -> Numbers {
     products
 }
 
-impl<B: BlockFormat> Stored for B {
+impl<B: BlockFormat> Format for B {
     const BLOCK: usize = BLOCK;
     const BYTES: usize = B::BYTES;
     const RUN: usize = BLOCK;
@@ -173,7 +167,6 @@ impl<B: BlockFormat> Stored for B {
         (_, Some(offset)) => -offset as u8,
         (_, None) => 0,
     };
-    const HAS_OFFSETS: bool = B::OFFSET.is_none();
 
     #[inline(always)]
     fn scales<L: Lanes>(block: Column<'_>, out: &mut Scales) {
@@ -185,10 +178,10 @@ impl<B: BlockFormat> Stored for B {
     }
 
     #[inline(always)]
-    fn quants<L: Lanes, S: Sink>(block: Column<'_>, sink: &mut S) {
+    fn quants<L: Lanes>(block: Column<'_>, target: &mut Target<'_>) {
         if B::QUANTS == Quants::Bytes {
             for four in 0..8 {
-                sink.put(four, unsigned(block.words::<L>(B::QUANTS_AT + 4 * four)));
+                target.put(four, unsigned(block.words::<L>(B::QUANTS_AT + 4 * four)));
             }
             return;
         }
@@ -204,7 +197,7 @@ impl<B: BlockFormat> Stored for B {
                         *quants |= (((fifths >> (4 * four) & 15) * 0x0020_4081) & 0x0101_0101) << 4;
                     }
                 }
-                sink.put(four, quants);
+                target.put(four, quants);
             }
         }
     }
@@ -229,13 +222,10 @@ fn sixes<L: Lanes>(block: Column<'_>, out: &mut Scales) {
 /// The format of 256 numbers in 4 bits, eight runs with a scale and a minimum each.
 pub(in super::super) struct Q4K;
 
-impl Stored for Q4K {
-    const BLOCK: usize = 256;
+impl Format for Q4K {
     const BYTES: usize = 144;
     const RUN: usize = 32;
     const LARGEST: u8 = 15;
-    const ZERO: u8 = 0;
-    const HAS_OFFSETS: bool = true;
 
     #[inline(always)]
     fn scales<L: Lanes>(block: Column<'_>, out: &mut Scales) {
@@ -243,12 +233,12 @@ impl Stored for Q4K {
     }
 
     #[inline(always)]
-    fn quants<L: Lanes, S: Sink>(block: Column<'_>, sink: &mut S) {
+    fn quants<L: Lanes>(block: Column<'_>, target: &mut Target<'_>) {
         for word in 0..32 {
             let stored = block.words::<L>(16 + 4 * word);
             let four = word / 8 * 16 + word % 8;
-            sink.put(four, bits(stored, 0, 15));
-            sink.put(four + 8, bits(stored, 4, 15));
+            target.put(four, bits(stored, 0, 15));
+            target.put(four + 8, bits(stored, 4, 15));
         }
     }
 }
@@ -256,13 +246,10 @@ impl Stored for Q4K {
 /// As [`Q4K`], in 5 bits.
 pub(in super::super) struct Q5K;
 
-impl Stored for Q5K {
-    const BLOCK: usize = 256;
+impl Format for Q5K {
     const BYTES: usize = 176;
     const RUN: usize = 32;
     const LARGEST: u8 = 31;
-    const ZERO: u8 = 0;
-    const HAS_OFFSETS: bool = true;
 
     #[inline(always)]
     fn scales<L: Lanes>(block: Column<'_>, out: &mut Scales) {
@@ -270,14 +257,14 @@ impl Stored for Q5K {
     }
 
     #[inline(always)]
-    fn quants<L: Lanes, S: Sink>(block: Column<'_>, sink: &mut S) {
+    fn quants<L: Lanes>(block: Column<'_>, target: &mut Target<'_>) {
         for column in 0..8 {
             let fifths = block.words::<L>(16 + 4 * column);
             for part in 0..4 {
                 let stored = block.words::<L>(48 + 32 * part + 4 * column);
                 let four = 16 * part + column;
-                sink.put(four, with(bits(stored, 0, 15), bits(fifths, 2 * part, 1), 4));
-                sink.put(four + 8, with(bits(stored, 4, 15), bits(fifths, 2 * part + 1, 1), 4));
+                target.put(four, with(bits(stored, 0, 15), bits(fifths, 2 * part, 1), 4));
+                target.put(four + 8, with(bits(stored, 4, 15), bits(fifths, 2 * part + 1, 1), 4));
             }
         }
     }
@@ -286,13 +273,10 @@ impl Stored for Q5K {
 /// The format of 256 numbers in 6 bits, sixteen runs with a scale each.
 pub(in super::super) struct Q6K;
 
-impl Stored for Q6K {
-    const BLOCK: usize = 256;
+impl Format for Q6K {
     const BYTES: usize = 210;
-    const RUN: usize = 16;
     const LARGEST: u8 = 63;
     const ZERO: u8 = 32;
-    const HAS_OFFSETS: bool = false;
 
     #[inline(always)]
     fn scales<L: Lanes>(block: Column<'_>, out: &mut Scales) {
@@ -305,17 +289,17 @@ impl Stored for Q6K {
     }
 
     #[inline(always)]
-    fn quants<L: Lanes, S: Sink>(block: Column<'_>, sink: &mut S) {
+    fn quants<L: Lanes>(block: Column<'_>, target: &mut Target<'_>) {
         for part in 0..2 {
             for column in 0..8 {
                 let first = block.words::<L>(64 * part + 4 * column);
                 let second = block.words::<L>(64 * part + 32 + 4 * column);
                 let high = block.words::<L>(128 + 32 * part + 4 * column);
                 let four = 32 * part + column;
-                sink.put(four, with(bits(first, 0, 15), bits(high, 0, 3), 4));
-                sink.put(four + 8, with(bits(second, 0, 15), bits(high, 2, 3), 4));
-                sink.put(four + 16, with(bits(first, 4, 15), bits(high, 4, 3), 4));
-                sink.put(four + 24, with(bits(second, 4, 15), bits(high, 6, 3), 4));
+                target.put(four, with(bits(first, 0, 15), bits(high, 0, 3), 4));
+                target.put(four + 8, with(bits(second, 0, 15), bits(high, 2, 3), 4));
+                target.put(four + 16, with(bits(first, 4, 15), bits(high, 4, 3), 4));
+                target.put(four + 24, with(bits(second, 4, 15), bits(high, 6, 3), 4));
             }
         }
     }
@@ -324,13 +308,9 @@ impl Stored for Q6K {
 /// The format of 256 numbers in 2 bits, sixteen runs with a scale and a minimum each.
 pub(in super::super) struct Q2K;
 
-impl Stored for Q2K {
-    const BLOCK: usize = 256;
+impl Format for Q2K {
     const BYTES: usize = 84;
-    const RUN: usize = 16;
     const LARGEST: u8 = 3;
-    const ZERO: u8 = 0;
-    const HAS_OFFSETS: bool = true;
 
     #[inline(always)]
     fn scales<L: Lanes>(block: Column<'_>, out: &mut Scales) {
@@ -344,12 +324,12 @@ impl Stored for Q2K {
     }
 
     #[inline(always)]
-    fn quants<L: Lanes, S: Sink>(block: Column<'_>, sink: &mut S) {
+    fn quants<L: Lanes>(block: Column<'_>, target: &mut Target<'_>) {
         for word in 0..16 {
             let stored = block.words::<L>(16 + 4 * word);
             let four = word / 8 * 32 + word % 8;
             for part in 0..4 {
-                sink.put(four + 8 * part, bits(stored, 2 * part, 3));
+                target.put(four + 8 * part, bits(stored, 2 * part, 3));
             }
         }
     }
@@ -358,13 +338,10 @@ impl Stored for Q2K {
 /// The format of 256 numbers in 3 bits, sixteen runs with a scale each.
 pub(in super::super) struct Q3K;
 
-impl Stored for Q3K {
-    const BLOCK: usize = 256;
+impl Format for Q3K {
     const BYTES: usize = 110;
-    const RUN: usize = 16;
     const LARGEST: u8 = 7;
     const ZERO: u8 = 4;
-    const HAS_OFFSETS: bool = false;
 
     #[inline(always)]
     fn scales<L: Lanes>(block: Column<'_>, out: &mut Scales) {
@@ -381,73 +358,34 @@ impl Stored for Q3K {
     }
 
     #[inline(always)]
-    fn quants<L: Lanes, S: Sink>(block: Column<'_>, sink: &mut S) {
+    fn quants<L: Lanes>(block: Column<'_>, target: &mut Target<'_>) {
         for column in 0..8 {
             let thirds = block.words::<L>(4 * column);
             for half in 0..2 {
                 let stored = block.words::<L>(32 + 32 * half + 4 * column);
                 for part in 0..4 {
                     let third = bits(thirds, 4 * half + part, 1);
-                    sink.put(32 * half + 8 * part + column, with(bits(stored, 2 * part, 3), third, 2));
+                    target.put(32 * half + 8 * part + column, with(bits(stored, 2 * part, 3), third, 2));
                 }
             }
         }
     }
 }
 
-/// How weights become bytes: `weight = scale * (byte - ZERO) + offset`.
-pub(in super::super) trait ByteFormat: 'static {
-    type Stored: Stored;
-    /// Weights that share a scale.
-    const GROUP: usize;
-    /// The largest byte.
-    const LARGEST: u8;
-    const ZERO: i32;
-    const HAS_OFFSETS: bool;
-
-    /// Writes some rows' blocks to a vector's place.
-    fn put<L: Lanes>(block: Column<'_>, target: Target<'_>);
-}
-
 /// Where a block of some rows goes.
 pub(in super::super) struct Target<'a> {
     /// `[BLOCK / 4, VECTORS]`, of which every one of `vector` is written.
     bytes: &'a mut [Fours],
-    /// `[BLOCK / GROUP, VECTORS]`
-    scales: &'a mut [[f32; LANES]],
-    /// As the scales; empty if there are none.
-    offsets: &'a mut [[f32; LANES]],
     vector: usize,
 }
 
-/// Weights as they are stored.
-pub(in super::super) struct Exact<T>(PhantomData<T>);
-
-impl Sink for Target<'_> {
+impl Target<'_> {
+    /// Takes quants, four of each row.
+    ///
+    /// * `four`: which four numbers of the block
     #[inline(always)]
     fn put(&mut self, four: usize, quants: Words) {
         self.bytes[four * VECTORS + self.vector] = Fours(quants);
-    }
-}
-
-impl<T: Stored> ByteFormat for Exact<T> {
-    type Stored = T;
-    const GROUP: usize = T::RUN;
-    const LARGEST: u8 = T::LARGEST;
-    const ZERO: i32 = T::ZERO as i32;
-    const HAS_OFFSETS: bool = T::HAS_OFFSETS;
-
-    #[inline(always)]
-    fn put<L: Lanes>(block: Column<'_>, mut target: Target<'_>) {
-        let mut scales = Scales::default();
-        T::scales::<L>(block, &mut scales);
-        for run in 0..T::BLOCK / T::RUN {
-            target.scales[run * VECTORS + target.vector] = scales.scales[run];
-            if T::HAS_OFFSETS {
-                target.offsets[run * VECTORS + target.vector] = scales.offsets[run];
-            }
-        }
-        T::quants::<L, _>(block, &mut target);
     }
 }
 
@@ -482,35 +420,33 @@ pub(super) struct Strip<'a> {
 impl Strips {
     /// Unpacks rows; beyond the last one the last strip holds what is finite.
     #[inline(always)]
-    pub fn unpack<L: Lanes, F: ByteFormat>(&mut self, rows: Rows<'_>, cols: usize) {
-        let (block, bytes) = (F::Stored::BLOCK, F::Stored::BYTES);
+    pub fn unpack<L: Lanes, F: Format>(&mut self, rows: Rows<'_>, cols: usize) {
         let strips = rows.count.div_ceil(STRIP);
-        (self.fours, self.groups) = (cols / 4 * VECTORS, cols / F::GROUP * VECTORS);
+        (self.fours, self.groups) = (cols / 4 * VECTORS, cols / F::RUN * VECTORS);
         self.bytes.resize(strips * self.fours, Fours([0; LANES]));
         self.scales.resize(strips * self.groups, [0.0; LANES]);
         self.offsets.resize(if F::HAS_OFFSETS { strips * self.groups } else { 0 }, [0.0; LANES]);
-        let (fours, groups) = (block / 4 * VECTORS, block / F::GROUP * VECTORS);
+        let (fours, runs) = (F::BLOCK / 4 * VECTORS, F::BLOCK / F::RUN);
         for (index, first) in (0..strips * STRIP).step_by(LANES).enumerate() {
             // Those that lack are the last one again.
             let first = first.min(rows.count - 1);
-            let column = Column {
-                data: &rows.data[first * rows.row_bytes..],
-                row_bytes: rows.row_bytes,
-                rows: (rows.count - first).min(LANES),
-            };
+            let row_bytes = rows.row_bytes;
+            let data = &rows.data[first * row_bytes..];
             let (strip, vector) = (index / VECTORS, index % VECTORS);
-            for place in 0..cols / block {
-                let column = Column { data: &column.data[place * bytes..], ..column };
-                let at = strip * self.groups + place * groups;
-                let offsets = if F::HAS_OFFSETS { &mut self.offsets[at..at + groups] } else { &mut [] };
-                let start = strip * self.fours + place * fours;
-                let target = Target {
-                    bytes: &mut self.bytes[start..start + fours],
-                    scales: &mut self.scales[at..at + groups],
-                    offsets,
-                    vector,
-                };
-                F::put::<L>(column, target);
+            for block in 0..cols / F::BLOCK {
+                let column =
+                    Column { data: &data[block * F::BYTES..], row_bytes, rows: (rows.count - first).min(LANES) };
+                let mut numbers = Scales::default();
+                F::scales::<L>(column, &mut numbers);
+                for run in 0..runs {
+                    let at = strip * self.groups + (block * runs + run) * VECTORS + vector;
+                    self.scales[at] = numbers.scales[run];
+                    if F::HAS_OFFSETS {
+                        self.offsets[at] = numbers.offsets[run];
+                    }
+                }
+                let start = strip * self.fours + block * fours;
+                F::quants::<L>(column, &mut Target { bytes: &mut self.bytes[start..start + fours], vector });
             }
         }
     }
