@@ -74,6 +74,11 @@ pub trait Backend: fmt::Debug + Clone + Send + Sync + 'static {
     /// heads of about the same length.
     fn decoding(&self) -> &'static str;
 
+    /// How matrices of blocks are multiplied; `None` if a backend leaves no choice.
+    fn compute(&self) -> Option<Compute> {
+        None
+    }
+
     /// What candle operations run on; `None` if there are none.
     fn ops(&self) -> Option<&Ops> {
         None

@@ -12,6 +12,7 @@ use adaptive_kvcache::compress::{AdaptiveConfig, Budget};
 use adaptive_kvcache::device::{self, DeviceMemory};
 use adaptive_kvcache::generate::GenerationOptions;
 use adaptive_kvcache::json::without_bom;
+use adaptive_kvcache::kernels::quant::Compute;
 use adaptive_kvcache::model::{Prefill, PrefillObserver, PrefillOptions};
 use adaptive_kvcache::reading::{self, MAX_TEXT};
 use adaptive_kvcache::report::{ModelReport, RunReport, size};
@@ -113,6 +114,7 @@ impl Session {
             device,
             attention,
             decoding: self.loaded.model.decoding(),
+            compute: self.loaded.model.compute().map(Compute::name),
             threads: self.threads,
             kv_dtype: self.kv_dtype.name(),
             adaptive: config.is_some(),

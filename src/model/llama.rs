@@ -10,6 +10,7 @@ use crate::arch::{LlamaConfig, Rope};
 use crate::backend::{Backend, Weights, plain};
 use crate::cache::{AdaptiveKvCache, KvDtype, Retention};
 use crate::error::{Error, Result};
+use crate::kernels::quant::Compute;
 use crate::numbers::check_logits;
 use crate::ops::Ops;
 
@@ -26,6 +27,7 @@ trait Forward: fmt::Debug + Send + Sync {
     fn name(&self) -> &'static str;
 
     fn decoding(&self) -> &'static str;
+    fn compute(&self) -> Option<Compute>;
 
     fn ops(&self) -> Option<&Ops>;
 
@@ -68,6 +70,10 @@ impl<B: Backend> Forward for Model<B> {
 
     fn decoding(&self) -> &'static str {
         self.backend.decoding()
+    }
+
+    fn compute(&self) -> Option<Compute> {
+        self.backend.compute()
     }
 
     fn ops(&self) -> Option<&Ops> {
@@ -144,6 +150,12 @@ impl Llama {
     #[must_use]
     pub fn decoding(&self) -> &'static str {
         self.model.decoding()
+    }
+
+    /// How its matrices of blocks are multiplied: see [`Backend::compute`].
+    #[must_use]
+    pub fn compute(&self) -> Option<Compute> {
+        self.model.compute()
     }
 
     /// What its candle operations run on, and how many there were; `None` if there are none.

@@ -21,6 +21,8 @@ pub struct RunReport {
     pub attention: &'static str,
     /// How tokens were decoded: `team`, `ragged` or `groups`, see [`Backend::decoding`](crate::backend::Backend::decoding).
     pub decoding: &'static str,
+    /// How matrices of blocks were multiplied: `fast` or `exact`; `null` for candle operations.
+    pub compute: Option<&'static str>,
     pub threads: usize,
     pub kv_dtype: &'static str,
     pub adaptive: bool,

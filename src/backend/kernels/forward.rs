@@ -19,7 +19,7 @@ use crate::backend::{Backend, Block, PromptRequest, Shown, Wanted, Weights};
 use crate::cache::{AdaptiveKvCache, CacheLayer, KvDtype};
 use crate::compress::stats::LayerStats;
 use crate::error::{Error, Result};
-use crate::kernels::quant::{Inputs, WeightMatrix};
+use crate::kernels::quant::{Compute, Inputs, WeightMatrix};
 use crate::kernels::vector::{self, instruction_set};
 use crate::numbers::all_finite;
 use crate::tokens::TokenClass;
@@ -62,6 +62,10 @@ impl Backend for Kernels {
 
     fn decoding(&self) -> &'static str {
         "team"
+    }
+
+    fn compute(&self) -> Option<Compute> {
+        Some(self.compute)
     }
 
     fn dtype(&self, stored: GgmlDType) -> Result<GgmlDType> {

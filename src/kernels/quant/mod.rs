@@ -63,6 +63,17 @@ pub enum Compute {
     Fast,
 }
 
+impl Compute {
+    /// As options and reports have it: `exact` or `fast`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Fast => "fast",
+        }
+    }
+}
+
 /// Rows of activations, `[count, cols]`, that several matrices are multiplied with: what is prepared for one is there for
 /// the next.
 pub struct Inputs<'a> {

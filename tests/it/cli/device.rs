@@ -39,6 +39,7 @@ fn texts_reports_and_pictures_are_those_of_the_kernels() {
     let [kernels, candle] = &reports[..] else { unreachable!() };
     assert_eq!((&kernels["attention"], &candle["attention"]), (&"cpu".into(), &"candle".into()));
     assert_eq!((&kernels["decoding"], &candle["decoding"]), (&"team".into(), &"groups".into()));
+    assert_eq!((&kernels["compute"], &candle["compute"]), (&"fast".into(), &Value::Null));
     for key in ["device", "text", "generated_tokens", "finish_reason", "config"] {
         assert_eq!(kernels[key], candle[key], "{key}");
     }
@@ -130,4 +131,26 @@ fn what_candle_operations_do_not_do_is_refused_with_a_way_out() {
     let tiny = ["bench", "--model", "tiny.gguf", "--backend", "candle", "--kv-dtype", "f16,q4_0"];
     lab.refuses(&tiny).status(1).names("q4_0").hints("--kv-dtype f16").is_short();
     lab.refuses(&["generate", "--model", "tiny.gguf", "--backend", "gpu"]).status(2).names("gpu");
+}
+
+/// Exact products are those of the weights as f32; candle operations have no choice.
+#[test]
+fn products_are_as_asked_for() {
+    // More tokens than are multiplied on the stored numbers.
+    let prompt = "One morning in spring, when the river was high and the ferry could not cross, the old miller walked along \
+                  the bank and counted the boats that";
+    let lab = Lab::new();
+    let generate = |args: &[&str]| {
+        let own = ["--prompt", prompt, "-n", "12", "--use-adakv", "0", "--report", "r.json"];
+        lab.generate(&[&own[..], args].concat());
+        lab.json("r.json")
+    };
+    let [exact, fast, wide] = [&["--compute", "exact"][..], &["--compute", "fast"], &["--dtype", "f32"]].map(generate);
+    assert_eq!((&exact["compute"], &fast["compute"]), (&"exact".into(), &"fast".into()));
+    let logprob = |report: &Value| report["next_token_logprobs"][0][1].as_f64().unwrap();
+    assert_eq!(exact["generated_tokens"], wide["generated_tokens"]);
+    assert!((logprob(&exact) - logprob(&wide)).abs() < 1e-4, "{} {}", logprob(&exact), logprob(&wide));
+    assert!((logprob(&fast) - logprob(&wide)).abs() > 1e-4, "{} {}", logprob(&fast), logprob(&wide));
+    let refused = lab.generate_refuses(&["--prompt", "a", "--backend", "candle", "--compute", "exact"]);
+    refused.status(1).names("--compute").hints("--backend kernels");
 }
