@@ -12,7 +12,7 @@ macro_rules! as_bits {
     }};
 }
 
-/// Functions of [`Lanes`] that call those of the same name that the type has of its own.
+/// Functions of [`Lanes`](super::lanes::Lanes) that call those of the same name that the type has of its own.
 macro_rules! forward {
     (if $has:expr; $(fn $name:ident($($argument:ident: $type:ty),*) -> $result:ty;)+) => {
         $(
@@ -27,7 +27,7 @@ macro_rules! forward {
     };
 }
 
-/// [`Lanes`] for a type that has all functions below of its own, those of quants on a condition.
+/// [`Lanes`](super::lanes::Lanes) for a type that has all functions below of its own, those of quants on a condition.
 macro_rules! lanes {
     (
         impl [$($generic:tt)*] for $of:ty: $sums:ty, $quants:ty, $folded:ty, $whole:ty,
