@@ -83,6 +83,23 @@ pub fn with_file_at(address: usize, use_name: &mut dyn FnMut(&[u8])) -> bool {
     false
 }
 
+/// Tells the operating system that bytes are not needed in memory for now, if they lie in a mapped file. They stay readable; a
+/// refusal only costs memory.
+pub(super) fn release(bytes: &[u8]) {
+    #[cfg(unix)]
+    if with_file_at(bytes.as_ptr() as usize, &mut |_| {}) {
+        // SAFETY: `sysconf` reads a constant.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096).max(1);
+        let before = bytes.as_ptr() as usize % page;
+        let start = bytes.as_ptr().wrapping_sub(before);
+        // SAFETY: the pages are of one mapping, which is read-only, backed by its file and kept alive by whoever lends the
+        // bytes; pages that are read again have the same bytes.
+        let _ = unsafe { libc::madvise(start.cast_mut().cast(), before + bytes.len(), libc::MADV_DONTNEED) };
+    }
+    #[cfg(not(unix))]
+    let _ = bytes;
+}
+
 /// The list of all ranges: it grows, and what is no longer needed of it is used again.
 static NODES: AtomicPtr<Node> = AtomicPtr::new(null_mut());
 
@@ -177,6 +194,24 @@ mod tests {
         let mut name = None;
         with_file_at(address, &mut |bytes| name = Some(String::from_utf8(bytes.to_vec()).unwrap()));
         name
+    }
+
+    #[test]
+    fn released_bytes_are_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("numbers");
+        let numbers: Vec<u8> = (0..50_000_u32).map(|at| (at % 251) as u8).collect();
+        std::fs::write(&path, &numbers).unwrap();
+        let file = MappedFile::new(&File::open(&path).unwrap(), &path).unwrap();
+        for range in [0..50_000, 4_097..4_098, 5_000..49_999, 0..0] {
+            assert!(file[range.clone()] == numbers[range.clone()]);
+            release(&file[range]);
+            assert!(*file == numbers[..]);
+        }
+        // Memory that is no file's is left alone.
+        let memory = numbers.clone();
+        release(&memory);
+        assert!(memory == numbers);
     }
 
     #[test]

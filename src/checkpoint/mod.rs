@@ -13,6 +13,7 @@
 //! Not for: computing.
 
 mod caches;
+mod convert;
 mod files;
 pub mod gguf;
 pub mod hf_config;
@@ -149,12 +150,18 @@ impl Checkpoint {
     #[must_use]
     pub fn decode_bytes(&self, dtype: WeightDtype) -> usize {
         let name = |role| format!("{}.weight", self.assembly.naming.name(role));
-        let unread = name(if self.is_tied() { weights::Role::LmHead } else { weights::Role::EmbedTokens });
+        let (mut output, mut unread) = (name(weights::Role::LmHead), name(weights::Role::EmbedTokens));
+        if self.is_tied() {
+            (output, unread) = (unread, output);
+        }
         let read = self.tensors.iter().filter(|(name, _)| **name != unread);
-        read.map(|(_, tensor)| match dtype {
-            WeightDtype::Auto => tensor.len(),
-            WeightDtype::F32 => 4 * tensor.shape.iter().product::<usize>(),
-            WeightDtype::F16 | WeightDtype::Bf16 => 2 * tensor.shape.iter().product::<usize>(),
+        read.map(|(name, tensor)| {
+            // Norms and biases in blocks would be f32; they are too small to count.
+            let cols = tensor.shape.last().copied().unwrap_or(0);
+            let held = dtype.of_matrix(cols, *name == output);
+            held.map_or(tensor.len(), |held| {
+                tensor.shape.iter().product::<usize>().div_ceil(held.block_size()) * held.type_size()
+            })
         })
         .sum()
     }
@@ -204,6 +211,7 @@ impl Checkpoint {
         memory::release_unused();
         let model = self.model(backend, dtype, progress)?;
         let held = self.held_dtype(backend, dtype)?;
+        let checkpoint_notes = self.notes.iter().cloned().chain(dtype.note(&self.config)).collect();
         Ok(Loaded {
             model,
             tokenizer,
@@ -211,7 +219,7 @@ impl Checkpoint {
             dtype: self.dtype_name(held),
             weights_bytes: self.tensors.bytes(),
             decode_bytes: self.decode_bytes(held),
-            checkpoint_notes: self.notes,
+            checkpoint_notes,
         })
     }
 

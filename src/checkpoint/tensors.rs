@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use candle_core::quantized::GgmlDType;
 
+use super::mapped;
 use crate::error::{Error, Result};
 use crate::kernels::quant::SharedBytes;
 
@@ -95,7 +96,12 @@ impl StoredTensor {
         let all = (*owner).as_ref();
         let bytes = all.get(range.clone()).ok_or_else(|| Error::shape("a tensor's bytes", &range, all.len()))?;
         let is_aligned = (bytes.as_ptr() as usize).is_multiple_of(align);
-        Ok(if is_aligned { (owner, range) } else { aligned_copy(bytes) })
+        if is_aligned {
+            return Ok((owner, range));
+        }
+        let copy = aligned_copy(bytes);
+        mapped::release(bytes);
+        Ok(copy)
     }
 }
 

@@ -3,7 +3,8 @@
 //! As transformers 5 decides it (`PreTrainedModel.tie_weights`): the two are one if they are equal or only one of them is
 //! there, whichever that is. Not for: formats without such a setting, where an output layer of its own counts if it is there.
 
-use super::tensors::{StoredDtype, StoredTensor, Tensors};
+use super::mapped;
+use super::tensors::{StoredDtype, StoredTensor, TensorData, Tensors};
 use super::weights::{Naming, OutputLayer, Role, stored_matrix};
 use crate::error::Result;
 
@@ -21,7 +22,14 @@ pub(super) fn resolve(tensors: &mut Tensors, naming: Naming) -> Result<(OutputLa
     let [embedding, output] = [Role::EmbedTokens, Role::LmHead].map(|role| format!("{}.weight", naming.name(role)));
     match (tensors.get(&embedding), tensors.get(&output)) {
         (Some(a), Some(b)) => {
-            if is_equal(&embedding, a, &output, b)? {
+            let is_equal = is_equal(&embedding, a, &output, b)?;
+            // What was read to compare them may never be needed.
+            for tensor in [a, b] {
+                if let TensorData::Mapped { owner, range } = &tensor.data {
+                    mapped::release((**owner).as_ref().get(range.clone()).unwrap_or_default());
+                }
+            }
+            if is_equal {
                 return Ok((OutputLayer::Tied, None));
             }
             let note = format!(

@@ -6,20 +6,15 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::quantized::GgmlDType;
-use half::{bf16, f16};
-use rayon::prelude::*;
 
-use super::tensors::{StoredDtype, StoredTensor, Tensors, aligned_buffer};
+use super::tensors::{StoredDtype, StoredTensor, Tensors};
+use super::{convert, mapped};
 use crate::backend::{Backend, BackendKind, Block, Candle, Embedding, Kernels, Weights};
 use crate::error::{Error, Result};
 use crate::kernels::quant::WeightMatrix;
 use crate::model::{Llama, LlamaConfig};
-
-/// Rows that are converted at a time, on each thread: bounds what is held as f32.
-const CONVERTED_ROWS: usize = 4;
 
 /// What a file that cannot be used should be replaced by.
 const DTYPE_HINT: &str = "use a checkpoint in F32, F16 or BF16, or a quantised one in GGUF format";
@@ -40,6 +35,10 @@ const FOREIGN_TENSORS: [(&str, &str); 11] = [
 ];
 
 /// In which numbers weight matrices are held and multiplied. Norms and biases are f32 always.
+///
+/// In the quantised ones, the matrices of all layers are rounded to blocks in memory, tensor after tensor. The output layer
+/// is as `llama-quantize` makes it: `Q6_K` (`Q8_0` with [`Q8_0`](Self::Q8_0), or if its columns are no multiple of 256). The
+/// table of token vectors stays as it is stored, in its mapped file: of it only some rows are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WeightDtype {
     /// The file's own floats or quantised blocks, in the mapped file. For candle operations, quantised blocks as they are,
@@ -51,6 +50,12 @@ pub enum WeightDtype {
     F16,
     /// Every matrix rounded to bf16 in memory, unless it is stored so.
     Bf16,
+    /// Matrices of floats in blocks of 32, 34 bytes each.
+    Q8_0,
+    /// Matrices of floats in blocks of 32, 18 bytes each.
+    Q4_0,
+    /// Matrices of floats in blocks of 256, 144 bytes each; in `Q5_0` those whose columns are no multiple of 256.
+    Q4K,
 }
 
 impl WeightDtype {
@@ -62,7 +67,53 @@ impl WeightDtype {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
+            Self::Q8_0 => "q8_0",
+            Self::Q4_0 => "q4_0",
+            Self::Q4K => "q4_k",
         }
+    }
+
+    /// Whether matrices are quantised.
+    #[must_use]
+    pub fn is_blocks(self) -> bool {
+        matches!(self, Self::Q8_0 | Self::Q4_0 | Self::Q4K)
+    }
+
+    /// In what a matrix is held; `None` if that is left to its file and the backend.
+    ///
+    /// * `cols`: its columns
+    /// * `is_output`: whether it is the output layer
+    #[must_use]
+    pub fn of_matrix(self, cols: usize, is_output: bool) -> Option<GgmlDType> {
+        let has_large_blocks = cols.is_multiple_of(GgmlDType::Q4K.block_size());
+        Some(match self {
+            Self::Auto => return None,
+            Self::F32 => GgmlDType::F32,
+            Self::F16 => GgmlDType::F16,
+            Self::Bf16 => GgmlDType::BF16,
+            Self::Q8_0 => GgmlDType::Q8_0,
+            Self::Q4_0 | Self::Q4K if is_output && has_large_blocks => GgmlDType::Q6K,
+            Self::Q4_0 | Self::Q4K if is_output => GgmlDType::Q8_0,
+            Self::Q4_0 => GgmlDType::Q4_0,
+            Self::Q4K if has_large_blocks => GgmlDType::Q4K,
+            Self::Q4K => GgmlDType::Q5_0,
+        })
+    }
+
+    /// What a user should know of matrices that are not held in what is asked for, if a model has such.
+    pub(super) fn note(self, config: &LlamaConfig) -> Option<String> {
+        let widths = [config.hidden_size, config.heads.query_width(), config.intermediate_size];
+        let mut small: Vec<usize> =
+            widths.into_iter().filter(|&cols| self.of_matrix(cols, false) == Some(GgmlDType::Q5_0)).collect();
+        small.sort_unstable();
+        small.dedup();
+        let columns = small.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
+        (!small.is_empty()).then(|| {
+            format!(
+                "matrices of {columns} columns, no multiple of 256, are quantised to q5_0 instead of {}",
+                self.name()
+            )
+        })
     }
 }
 
@@ -247,7 +298,12 @@ impl<B: Backend> Taker<'_, B> {
         let LlamaConfig { hidden_size, vocab_size, num_layers, .. } = *config;
         self.refuse_foreign_quantisation()?;
         let table_name = self.weight_name(Role::EmbedTokens);
-        let table = Arc::new(self.matrix(&table_name, vocab_size, hidden_size)?);
+        let table = if self.dtype.is_blocks() {
+            self.take(&table_name, &[vocab_size, hidden_size])?
+        } else {
+            self.matrix(&table_name, vocab_size, hidden_size, false)?
+        };
+        let table = Arc::new(table);
         let embed_tokens = Embedding::new(Arc::clone(&table));
         let output_name = self.weight_name(Role::LmHead);
         let has_own = match self.assembly.output {
@@ -261,7 +317,12 @@ impl<B: Backend> Taker<'_, B> {
             self.linear(Role::LmHead, vocab_size, hidden_size, bias)?
         } else {
             self.used.insert(output_name);
-            self.backend.linear(table, None)?
+            let output = if self.dtype.is_blocks() {
+                Arc::new(self.in_dtype(&table_name, WeightMatrix::clone(&table), true)?)
+            } else {
+                table
+            };
+            self.backend.linear(output, None)?
         };
         let norm = self.vector(&self.weight_name(Role::Norm), hidden_size)?;
         let mut blocks = Vec::new();
@@ -326,7 +387,7 @@ impl<B: Backend> Taker<'_, B> {
             (Bias::Always, _) | (Bias::IfPresent, Some(_)) => Some(self.numbers(&bias_name, rows)?),
         };
         let name = self.weight_name(role);
-        let matrix = self.matrix(&name, rows, cols)?;
+        let matrix = self.matrix(&name, rows, cols, role == Role::LmHead)?;
         self.backend.linear(Arc::new(matrix), bias)
     }
 
@@ -338,13 +399,15 @@ impl<B: Backend> Taker<'_, B> {
     }
 
     /// A weight matrix in the numbers that are asked for.
-    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<WeightMatrix> {
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize, is_output: bool) -> Result<WeightMatrix> {
         let matrix = self.take(name, &[rows, cols])?;
-        let dtype = match self.dtype {
-            WeightDtype::Auto => self.backend.dtype(matrix.dtype())?,
-            WeightDtype::F32 => GgmlDType::F32,
-            WeightDtype::F16 => GgmlDType::F16,
-            WeightDtype::Bf16 => GgmlDType::BF16,
+        self.in_dtype(name, matrix, is_output)
+    }
+
+    fn in_dtype(&self, name: &str, matrix: WeightMatrix, is_output: bool) -> Result<WeightMatrix> {
+        let dtype = match self.dtype.of_matrix(matrix.cols(), is_output) {
+            Some(dtype) => dtype,
+            None => self.backend.dtype(matrix.dtype())?,
         };
         self.rounded(name, matrix, dtype)
     }
@@ -374,28 +437,29 @@ impl<B: Backend> Taker<'_, B> {
         stored_matrix(name, tensor, rows, shape[shape.len() - 1])
     }
 
+    /// A matrix in other numbers. What was mapped of it is given back.
     fn rounded(&self, name: &str, matrix: WeightMatrix, dtype: GgmlDType) -> Result<WeightMatrix> {
-        if matrix.dtype() == dtype {
+        let stored = matrix.dtype();
+        if stored == dtype {
             return Ok(matrix);
         }
-        let (bytes, is_finite) = match dtype {
-            GgmlDType::F16 => converted(&matrix, |value| {
-                let rounded = f16::from_f32(value);
-                (rounded.to_le_bytes(), rounded.is_finite())
-            }),
-            GgmlDType::BF16 => converted(&matrix, |value| {
-                let rounded = bf16::from_f32(value);
-                (rounded.to_le_bytes(), rounded.is_finite())
-            }),
-            // A number that is none is found where it is computed with.
-            GgmlDType::F32 => converted(&matrix, |value| (value.to_le_bytes(), true)),
-            _ => return Err(Error::unsupported(format!("converting tensor `{name}` to {dtype:?}"))),
-        };
-        if !is_finite {
-            return Err(self.too_large(name, &format!("{dtype:?}")));
+        let path = self.tensors.get(name).map_or(self.tensors.path(), |tensor| &tensor.path).display();
+        let wanted = if self.dtype.is_blocks() { self.dtype.name().to_owned() } else { format!("{dtype:?}") };
+        if self.dtype.is_blocks() && stored.block_size() > 1 {
+            let from = format!("{stored:?}").to_lowercase();
+            let what =
+                format!("quantising tensor `{name}` of `{path}` to {wanted} from {from}, which is quantised already,");
+            return Err(Error::unsupported(what).with_hint("use --dtype auto, or a checkpoint in f16, bf16 or f32"));
         }
-        let (buffer, range) = bytes;
-        WeightMatrix::new(Arc::new(buffer), range, dtype, matrix.rows(), matrix.cols())
+        let (cols, block) = (matrix.cols(), dtype.block_size());
+        if !cols.is_multiple_of(block) {
+            let columns = format!("whose {cols} columns are no multiple of {block}");
+            let what = format!("quantising tensor `{name}` of `{path}`, {columns}, to {wanted}");
+            return Err(Error::unsupported(what).with_hint("use --dtype auto, f16 or bf16"));
+        }
+        let converted = convert::converted(&matrix, dtype)?.ok_or_else(|| self.too_large(name, &wanted))?;
+        mapped::release(matrix.data());
+        Ok(converted)
     }
 }
 
@@ -414,32 +478,4 @@ pub(super) fn stored_matrix(name: &str, tensor: &StoredTensor, rows: usize, cols
     let (owner, range) = tensor.aligned(WeightMatrix::alignment(dtype))?;
     WeightMatrix::new(owner, range, dtype, rows, cols)
         .map_err(|error| Error::bad_file(&tensor.path, format!("tensor `{name}`: {error}")))
-}
-
-/// A matrix's numbers in other bytes, and whether all of them are finite there.
-fn converted<const BYTES: usize>(
-    matrix: &WeightMatrix,
-    convert: impl Fn(f32) -> ([u8; BYTES], bool) + Sync,
-) -> ((Vec<u8>, std::ops::Range<usize>), bool) {
-    let cols = matrix.cols();
-    let (mut buffer, range) = aligned_buffer(matrix.rows() * cols * BYTES);
-    let is_finite = AtomicBool::new(true);
-    let tasks = buffer[range.clone()].par_chunks_mut(CONVERTED_ROWS * cols * BYTES).enumerate();
-    tasks.for_each_init(Vec::new, |wide: &mut Vec<f32>, (task, out)| {
-        let first = task * CONVERTED_ROWS;
-        let rows = out.len() / (cols * BYTES);
-        wide.resize(rows * cols, 0.0);
-        matrix.dequantize_rows(first..first + rows, wide);
-        let (out, _) = out.as_chunks_mut::<BYTES>();
-        let mut finite = true;
-        for (out, &value) in out.iter_mut().zip(wide.iter()) {
-            let (bytes, is_finite) = convert(value);
-            finite &= is_finite;
-            *out = bytes;
-        }
-        if !finite {
-            is_finite.store(false, Ordering::Relaxed);
-        }
-    });
-    ((buffer, range), is_finite.into_inner())
 }

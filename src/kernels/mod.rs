@@ -8,6 +8,7 @@ pub(crate) mod blocks;
 pub mod element;
 pub mod gemm;
 pub mod quant;
+pub(crate) mod rounding;
 pub mod simd;
 pub mod team;
 pub(crate) mod tiles;

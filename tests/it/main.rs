@@ -43,6 +43,7 @@ mod numbers;
 mod peers_script;
 mod policy;
 mod profile;
+mod quantised;
 mod ragged;
 mod replay;
 mod shape_script;

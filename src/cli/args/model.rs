@@ -22,7 +22,10 @@ pub struct ModelArgs {
     pub model: PathBuf,
     #[command(flatten)]
     pub context: ContextArgs,
-    /// Numbers of the weight matrices: the file's own, or all converted
+    /// Numbers of the weight matrices: the file's own, or all converted; in q8_0, q4_0 and q4_k floats are quantised as they
+    /// are loaded: the matrices of all layers, and the output layer to q8_0, or to q6_k with the latter two; the embedding
+    /// stays as it is stored
+    #[expect(clippy::doc_markdown, reason = "printed by --help")]
     #[arg(long, value_enum, default_value_t = Dtype::Auto)]
     pub dtype: Dtype,
     #[command(flatten)]
@@ -100,6 +103,12 @@ pub enum Dtype {
     F32,
     F16,
     Bf16,
+    #[value(name = "q8_0")]
+    Q8_0,
+    #[value(name = "q4_0")]
+    Q4_0,
+    #[value(name = "q4_k")]
+    Q4K,
 }
 
 impl From<Dtype> for WeightDtype {
@@ -109,6 +118,9 @@ impl From<Dtype> for WeightDtype {
             Dtype::F32 => Self::F32,
             Dtype::F16 => Self::F16,
             Dtype::Bf16 => Self::Bf16,
+            Dtype::Q8_0 => Self::Q8_0,
+            Dtype::Q4_0 => Self::Q4_0,
+            Dtype::Q4K => Self::Q4K,
         }
     }
 }

@@ -41,21 +41,25 @@ const CHILD_DTYPE: &str = "CHECKPOINT_TEST_DTYPE";
 #[test]
 #[ignore = "run by the test of memory, in a process of its own"]
 fn memory_child() {
+    use WeightDtype::{Auto, Bf16, Q4_0, Q4K, Q8_0};
+
     let (Ok(folder), Ok(dtype)) = (std::env::var(CHILD_FOLDER), std::env::var(CHILD_DTYPE)) else { return };
-    let dtypes = [WeightDtype::Auto, WeightDtype::F32, WeightDtype::F16, WeightDtype::Bf16];
-    let dtype = dtypes.into_iter().find(|known| known.name() == dtype).unwrap();
+    let dtype = [Auto, Bf16, Q8_0, Q4_0, Q4K].into_iter().find(|known| known.name() == dtype).unwrap();
     let before = process_memory().unwrap().peak;
     logits(&model(folder, dtype), &[1, 2, 3, 4], &[5]);
     println!("grown by {} bytes", process_memory().unwrap().peak - before);
 }
 
-/// In their own format, weights are never in memory but as the mapped file; converted, at most the file's pages and the
-/// result are.
+/// In their own format, weights are never in memory but as the mapped file; converted, the result and the file's pages of one
+/// matrix are: the largest is a third of the weights. In blocks of 32 they have 34 of 64 bytes or 18, of 256 144 of 512, and
+/// the output layer 210 of 512.
 #[test]
 fn loading_takes_little_more_memory_than_the_weights() {
     let folder = tempfile::tempdir().unwrap();
     let weights = write_large(folder.path()).tensors().bytes() as f64;
-    for (dtype, factor) in [("auto", 1.2), ("bf16", 2.2)] {
+    for (dtype, least, most) in
+        [("auto", 0.9, 1.2), ("bf16", 0.9, 1.5), ("q8_0", 0.5, 0.8), ("q4_0", 0.3, 0.65), ("q4_k", 0.3, 0.65)]
+    {
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "checkpoint::memory::memory_child", "--ignored", "--nocapture"])
             .env(CHILD_FOLDER, folder.path())
@@ -65,7 +69,7 @@ fn loading_takes_little_more_memory_than_the_weights() {
         let text = String::from_utf8_lossy(&output.stdout);
         let grown = text.split("grown by ").nth(1).and_then(|rest| rest.split(' ').next()).expect(&text);
         let grown: f64 = grown.parse().unwrap();
-        assert!(grown > 0.9 * weights, "{dtype}: {grown} of {weights}: not all weights were read");
-        assert!(grown < factor * weights, "{dtype}: {grown} of {weights}");
+        assert!(grown > least * weights, "{dtype}: {grown} of {weights}: not all weights were read");
+        assert!(grown < most * weights, "{dtype}: {grown} of {weights}");
     }
 }
