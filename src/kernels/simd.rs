@@ -34,7 +34,9 @@ enum Level {
     Portable,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
-    /// The above and AVX-512 F, BW, DQ and VL.
+    /// The above and AVX-VNNI, without AVX-512: sums of products of bytes.
+    AvxVnni,
+    /// AVX2, FMA and F16C, and AVX-512 F, BW, DQ and VL.
     Avx512,
     /// The above and AVX-512 VBMI and VNNI: bytes in any order, and sums of products of bytes.
     Avx512Vnni,
@@ -42,16 +44,37 @@ enum Level {
 
 impl Level {
     /// From least to best.
-    const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Vnni];
+    const ALL: [Self; 5] = [Self::Portable, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Avx512Vnni];
 
     /// What users call it.
     fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avxvnni",
             Self::Avx512 => "avx512",
             Self::Avx512Vnni => "vnni",
         }
+    }
+
+    /// Whether this processor has it.
+    fn is_here(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as has;
+            return match self {
+                Self::Portable => true,
+                Self::Avx2 => has!("avx2") && has!("fma") && has!("f16c"),
+                Self::AvxVnni => Self::Avx2.is_here() && has!("avxvnni"),
+                Self::Avx512 => {
+                    let foundation = has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl");
+                    Self::Avx2.is_here() && foundation
+                }
+                Self::Avx512Vnni => Self::Avx512.is_here() && has!("avx512vbmi") && has!("avx512vnni"),
+            };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        return self == Self::Portable;
     }
 }
 
@@ -78,25 +101,13 @@ impl InstructionSet {
     /// The best set that this processor has.
     #[must_use]
     pub fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::is_x86_feature_detected as has;
-            if has!("avx2") && has!("fma") && has!("f16c") {
-                if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
-                    let bytes = has!("avx512vbmi") && has!("avx512vnni");
-                    return Self(if bytes { Level::Avx512Vnni } else { Level::Avx512 });
-                }
-                return Self(Level::Avx2);
-            }
-        }
-        Self::PORTABLE
+        Self::available().pop().unwrap_or_default()
     }
 
-    /// The sets that this processor has, [`PORTABLE`](Self::PORTABLE) first: tests run every kernel on each.
+    /// The sets that this processor has, [`PORTABLE`](Self::PORTABLE) first and the best last: tests run every kernel on each.
     #[must_use]
     pub fn available() -> Vec<Self> {
-        let best = Self::detect();
-        Level::ALL.into_iter().map(Self).filter(|&set| set <= best).collect()
+        Level::ALL.into_iter().filter(|level| level.is_here()).map(Self).collect()
     }
 
     /// Makes it the one that [`instruction_set`] returns: for tests and measurements of a lesser set than the processor's
@@ -113,14 +124,14 @@ impl InstructionSet {
         Err(Error::input(format!("instructions `{}` after `{}` were used", self.name(), in_use.name())))
     }
 
-    /// What [`FromStr`] reads: `portable`, `avx2`, `avx512` or `vnni`.
+    /// What [`FromStr`] reads: `portable`, `avx2`, `avxvnni`, `avx512` or `vnni`.
     #[must_use]
     pub fn name(self) -> &'static str {
         self.0.name()
     }
 
-    /// Whether [`Work::QUANTS`] runs with [`Lanes::DOTS`].
-    pub(crate) fn has_dots(self) -> bool {
+    /// Whether [`Work::QUANTS`] runs with [`Lanes::WIDE`].
+    pub(crate) fn is_wide(self) -> bool {
         self.0 == Level::Avx512Vnni
     }
 
@@ -179,7 +190,11 @@ pub(crate) fn dispatch<W: Work>(set: InstructionSet, work: W) -> W::Output {
     {
         #[target_feature(enable = "avx2,fma,f16c")]
         fn avx2<W: Work>(work: W) -> W::Output {
-            work.run::<x86::Avx2>()
+            work.run::<x86::Avx2<false>>()
+        }
+        #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+        fn avx_vnni<W: Work>(work: W) -> W::Output {
+            work.run::<x86::Avx2<true>>()
         }
         #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
         fn avx512<W: Work>(work: W) -> W::Output {
@@ -195,7 +210,9 @@ pub(crate) fn dispatch<W: Work>(set: InstructionSet, work: W) -> W::Output {
             // SAFETY: as above.
             Level::Avx512 | Level::Avx512Vnni if !W::QUANTS => return unsafe { avx512(work) },
             // SAFETY: as above.
-            Level::Avx2 | Level::Avx512 | Level::Avx512Vnni => return unsafe { avx2(work) },
+            Level::AvxVnni if W::QUANTS => return unsafe { avx_vnni(work) },
+            // SAFETY: as above.
+            Level::Avx2 | Level::AvxVnni | Level::Avx512 | Level::Avx512Vnni => return unsafe { avx2(work) },
             Level::Portable => {}
         }
     }

@@ -69,7 +69,7 @@ pub struct DeviceArgs {
     /// exact, in f32 [default: fast]
     #[arg(long, value_enum)]
     pub compute: Option<ComputeChoice>,
-    /// Instructions that the kernels use: portable, avx2, avx512 or vnni; for tests and measurements
+    /// Instructions that the kernels use: portable, avx2, avxvnni, avx512 or vnni; for tests and measurements
     #[arg(long, value_name = "SET", hide = true)]
     pub isa: Option<InstructionSet>,
 }

@@ -24,8 +24,15 @@ const VECTORS: usize = 2;
 /// Rows of weights in a strip, which is as wide as a tile.
 const STRIP: usize = VECTORS * LANES;
 
-/// Adding it leaves a whole number, rounded, in the lowest bits; 1.5 * 2^23.
+/// Adding it leaves a whole number, rounded, in the lowest bits; 1.5 * 2^23. Sums of products that begin with its bits are
+/// floats, moved by it: they need not be converted.
 const ROUND: f32 = 12_582_912.0;
+
+/// The bits of [`ROUND`].
+const START: i32 = ROUND.to_bits().cast_signed();
+
+/// Bits that are left of a scale: its product with [`ROUND`] is exact.
+const SCALE_BITS: u32 = !0b11;
 
 /// Steps of four columns that are taken at a time.
 const STEPS: usize = 4;
@@ -109,8 +116,9 @@ pub(super) struct RoundedRows {
     /// `[tiles, cols / 4, tile]`, a tile of [`tile_rows`]: four numbers with a sign each; rows after the last are 0.
     bytes: Vec<[u8; 4]>,
     /// `[tiles, cols / group, tile]`
-    scales: Vec<f32>,
-    /// `[tiles, cols / group, tile]`: what sums of products begin with, since bytes of weights have no sign.
+    scales: Vec<Scale>,
+    /// `[tiles, cols / group, tile]`: what sums of products begin with, since bytes of weights have no sign: bits of
+    /// [`ROUND`], and some.
     starts: Vec<i32>,
     /// `[tiles, cols / group, tile]`: sums of the activations as they were rounded, for weights with offsets; those before
     /// would be off by more, since offsets and quants may be large and cancel.
@@ -133,8 +141,8 @@ impl RoundedRows {
             cols,
             kind: Kind::of::<F>(),
             bytes: vec![[0; 4]; rows * cols / 4],
-            scales: vec![0.0; rows * groups],
-            starts: vec![0; rows * groups],
+            scales: vec![NO_SCALE; rows * groups],
+            starts: vec![START; rows * groups],
             sums: vec![0.0; if F::HAS_OFFSETS { rows * groups } else { 0 }],
         };
         let size = tile * groups;
@@ -172,13 +180,23 @@ impl RoundedRows {
     }
 }
 
+/// A scale, and what takes [`ROUND`] off of what is multiplied with it.
+#[derive(Clone, Copy)]
+struct Scale {
+    factor: f32,
+    /// `-ROUND * factor`
+    term: f32,
+}
+
+const NO_SCALE: Scale = Scale { factor: 0.0, term: 0.0 };
+
 /// Where panels are unpacked to; kept for reuse.
 #[derive(Default)]
 pub(super) struct PanelBuffers(Strips);
 
 /// Rows of a tile on an instruction set.
 fn tile_rows(set: InstructionSet) -> usize {
-    if set.has_dots() { WIDE_ROWS } else { NARROW_ROWS }
+    if set.is_wide() { WIDE_ROWS } else { NARROW_ROWS }
 }
 
 /// Rows of a tile where 32 registers hold two vectors of sums for each, in whole numbers and in floats.
@@ -193,7 +211,7 @@ struct RoundTile<'a> {
     cols: usize,
     tile: usize,
     bytes: &'a mut [[u8; 4]],
-    scales: &'a mut [f32],
+    scales: &'a mut [Scale],
     starts: &'a mut [i32],
     /// Empty if there are none.
     sums: &'a mut [f32],
@@ -231,11 +249,12 @@ fn round_tile_body<L: Lanes, F: Format>(work: RoundTile<'_>) {
                 }
             }
             let at = group * tile + row;
-            scales[at] = largest / 127.0 + nothing;
+            let factor = f32::from_bits((largest / 127.0).to_bits() & SCALE_BITS) + nothing;
+            scales[at] = Scale { factor, term: -ROUND * factor };
             let sum = sum.sum();
-            starts[at] = -i32::from(F::ZERO) * sum as i32;
+            starts[at] = START - i32::from(F::ZERO) * sum as i32;
             if F::HAS_OFFSETS {
-                sums[at] = sum * scales[at];
+                sums[at] = sum * factor;
             }
             let fours = bytes[group * F::RUN / 4 * tile..].chunks_exact_mut(tile);
             for (fours, &rounded) in fours.zip(&rounded) {
@@ -259,7 +278,7 @@ fn multiply_panel_body<L: Lanes, F: Format>(
     out: &mut MatrixMut<'_>,
 ) {
     strips.unpack::<L, F>(rows, x.cols);
-    if L::DOTS {
+    if L::WIDE {
         multiply_strips::<L, F, WIDE_ROWS, VECTORS>(x, strips, out);
     } else {
         multiply_strips::<L, F, NARROW_ROWS, 1>(x, strips, out);
@@ -338,10 +357,13 @@ fn multiply_tile<L: Lanes, F: Format, const ROWS: usize, const WIDTH: usize>(
             own_scales[vector] = L::load(&weight_scales[group][first + vector]);
         }
         for row in 0..ROWS {
-            let scale = L::splat(scales[group][row]);
+            let Scale { factor, term } = scales[group][row];
+            let [factor, term] = [L::splat(factor), L::splat(term)];
             for vector in 0..WIDTH {
-                let product = L::from_whole(products[row][vector]);
-                totals[row][vector] = product.mul_add(own_scales[vector].mul(scale), totals[row][vector]);
+                let moved = L::as_floats(products[row][vector]);
+                let product =
+                    if L::FUSED { moved.mul_add(factor, term) } else { moved.sub(L::splat(ROUND)).mul(factor) };
+                totals[row][vector] = product.mul_add(own_scales[vector], totals[row][vector]);
             }
         }
         if F::HAS_OFFSETS {
@@ -356,7 +378,7 @@ fn multiply_tile<L: Lanes, F: Format, const ROWS: usize, const WIDTH: usize>(
     totals
 }
 
-/// The sums of a group's products, as whole numbers.
+/// The sums of a group's products, as whole numbers behind the bits of [`ROUND`].
 ///
 /// * `starts`: what they begin with
 #[inline(always)]
@@ -366,7 +388,7 @@ fn multiply_group<L: Lanes, F: Format, const ROWS: usize, const WIDTH: usize>(
     weights: &[[[Fours; VECTORS]; STEPS]],
     first: usize,
 ) -> [[L::Whole; WIDTH]; ROWS] {
-    let mut sums = [[L::whole(0); WIDTH]; ROWS];
+    let mut sums = [[L::whole(START); WIDTH]; ROWS];
     if L::DOTS || F::LARGEST < 128 {
         for row in 0..ROWS {
             sums[row] = [L::whole(starts[row]); WIDTH];

@@ -38,8 +38,10 @@ pub trait Lanes: Copy {
     const FUSED: bool;
     /// Sums that stay in registers beside what is added to them.
     const ACCUMULATORS: usize;
-    /// Whether [`add_dots`](Self::add_dots) is one instruction, and there are 32 registers.
+    /// Whether [`add_dots`](Self::add_dots) is one instruction for a register.
     const DOTS: bool;
+    /// Whether it is one for all lanes, and there are 32 registers.
+    const WIDE: bool;
 
     fn splat(value: f32) -> Self;
     fn load(source: &[f32; LANES]) -> Self;
@@ -102,6 +104,8 @@ pub trait Lanes: Copy {
     fn whole(value: i32) -> Self::Whole;
     /// The whole numbers as floats.
     fn from_whole(value: Self::Whole) -> Self;
+    /// The floats whose bits are the whole numbers'.
+    fn as_floats(value: Self::Whole) -> Self;
     fn load_bytes(source: &[u32; LANES]) -> Self::Bytes;
     /// Adds the products of each lane's four bytes, which have no sign, with four bytes that have one.
     #[expect(clippy::trivially_copy_pass_by_ref)]
@@ -109,6 +113,9 @@ pub trait Lanes: Copy {
     /// As [`add_dots`](Self::add_dots), of bytes from which 128 is subtracted; no factor may be -128.
     #[expect(clippy::trivially_copy_pass_by_ref)]
     fn add_centred(sums: Self::Whole, bytes: Self::Bytes, factors: &[u8; 4]) -> Self::Whole;
+    /// Adds the products of each lane's two numbers of 16 bits, the first in the lower half, with two others.
+    #[expect(clippy::trivially_copy_pass_by_ref)]
+    fn add_words(sums: Self::Whole, words: Self::Bytes, factors: &[i16; 2]) -> Self::Whole;
     /// No sums yet.
     fn no_pairs() -> Self::Pairs;
     /// Adds sums of two products each. Bytes must be at most 127, and the sums fit.
@@ -169,6 +176,7 @@ impl Lanes for Portable {
     const FUSED: bool = false;
     const ACCUMULATORS: usize = 3;
     const DOTS: bool = false;
+    const WIDE: bool = false;
 
     #[inline(always)]
     fn splat(value: f32) -> Self {
@@ -358,6 +366,11 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn as_floats(value: Self::Whole) -> Self {
+        Self(value.map(|value| f32::from_bits(value.cast_unsigned())))
+    }
+
+    #[inline(always)]
     fn load_bytes(source: &[u32; LANES]) -> Self::Bytes {
         *source
     }
@@ -377,6 +390,16 @@ impl Lanes for Portable {
         for (sum, bytes) in sums.iter_mut().zip(bytes) {
             for (byte, factor) in bytes.to_le_bytes().into_iter().zip(factors) {
                 *sum += (i32::from(byte) - 128) * i32::from(factor.cast_signed());
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn add_words(mut sums: Self::Whole, words: Self::Bytes, factors: &[i16; 2]) -> Self::Whole {
+        for (sum, word) in sums.iter_mut().zip(words) {
+            for (number, &factor) in split(word).into_iter().zip(factors) {
+                *sum += i32::from(number) * i32::from(factor);
             }
         }
         sums

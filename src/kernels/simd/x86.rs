@@ -31,7 +31,7 @@ macro_rules! forward {
 macro_rules! lanes {
     (
         impl [$($generic:tt)*] for $of:ty: $sums:ty, $quants:ty, $folded:ty, $whole:ty,
-        quants if $has_quants:expr, $accumulators:literal accumulators, dots: $dots:expr
+        quants if $has_quants:expr, $accumulators:literal accumulators, dots: $dots:expr, wide: $wide:expr
     ) => {
         #[allow(
             clippy::needless_arbitrary_self_type,
@@ -50,6 +50,7 @@ macro_rules! lanes {
             const FUSED: bool = true;
             const ACCUMULATORS: usize = $accumulators;
             const DOTS: bool = $dots;
+            const WIDE: bool = $wide;
 
             forward! {
                 if true;
@@ -83,6 +84,7 @@ macro_rules! lanes {
                 fn total(sums: Self::Sums) -> Self;
                 fn whole(value: i32) -> Self::Whole;
                 fn from_whole(value: Self::Whole) -> Self;
+                fn as_floats(value: Self::Whole) -> Self;
                 fn load_bytes(source: &[u32; LANES]) -> Self::Bytes;
                 fn every(source: &[u8], step: usize) -> [u32; LANES];
                 fn no_pairs() -> Self::Pairs;
@@ -95,6 +97,7 @@ macro_rules! lanes {
                 fn store_factors(self: Self, factor: Self, target: &mut [Factors; LANES / 4]) -> Self;
                 fn add_products(sums: Self::Sums, quants: Self::Quants, factors: &Factors) -> Self::Sums;
                 fn add_dots(sums: Self::Whole, bytes: Self::Bytes, factors: &[u8; 4]) -> Self::Whole;
+                fn add_words(sums: Self::Whole, words: Self::Bytes, factors: &[i16; 2]) -> Self::Whole;
             }
         }
     };

@@ -28,7 +28,7 @@ fn what_the_processor_lacks_and_what_is_none_are_refused_in_one_sentence() {
     let lab = Lab::new();
     lab.write("tiny.gguf", TinyGguf::new().bytes());
     let available: Vec<&str> = InstructionSet::available().iter().map(|set| set.name()).collect();
-    for name in ["portable", "avx2", "avx512", "vnni"].into_iter().filter(|name| !available.contains(name)) {
+    for name in ["portable", "avx2", "avxvnni", "avx512", "vnni"].into_iter().filter(|name| !available.contains(name)) {
         lab.refuses(&["generate", "--model", "tiny.gguf", "--isa", name])
             .status(2)
             .names("--isa")

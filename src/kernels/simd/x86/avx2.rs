@@ -8,19 +8,19 @@ use half::{bf16, f16};
 use super::super::each;
 use super::super::lanes::{Factors, LANES, Lanes, word};
 
-/// AVX2, FMA and F16C.
+/// AVX2, FMA and F16C; with `DOTS` AVX-VNNI, too.
 #[derive(Clone, Copy)]
-pub(in super::super) struct Avx2([__m256; 2]);
+pub(in super::super) struct Avx2<const DOTS: bool>([__m256; 2]);
 
 /// Every second byte of sixteen groups of four, and the ones between, as 16 bits.
 type WordPairs = [[__m256i; 2]; 2];
 
 lanes!(
-    impl [] for Avx2: [__m256i; 2], WordPairs, __m256, [__m256i; 2],
-    quants if true, 6 accumulators, dots: false
+    impl [const DOTS: bool] for Avx2<DOTS>: [__m256i; 2], WordPairs, __m256, [__m256i; 2],
+    quants if true, 6 accumulators, dots: DOTS, wide: false
 );
 
-impl Avx2 {
+impl<const DOTS: bool> Avx2<DOTS> {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     fn splat(value: f32) -> Self {
@@ -273,14 +273,31 @@ impl Avx2 {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
+    fn as_floats(value: [__m256i; 2]) -> Self {
+        Self(each!(2 of value, |half| _mm256_castsi256_ps(half)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     fn load_bytes(source: &[u32; LANES]) -> [__m256i; 2] {
         as_bits!([u32; LANES] as [__m256i; 2], *source)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+    fn add_dots_at_once(sums: [__m256i; 2], bytes: [__m256i; 2], factors: [u8; 4]) -> [__m256i; 2] {
+        let factors = _mm256_set1_epi32(i32::from_le_bytes(factors));
+        each!([0, 1], |half| _mm256_dpbusd_avx_epi32(sums[half], bytes[half], factors))
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "see `Lanes::add_products`")]
     fn add_dots(sums: [__m256i; 2], bytes: [__m256i; 2], factors: &[u8; 4]) -> [__m256i; 2] {
+        if DOTS {
+            // SAFETY: `dispatch` hands out this type only where the processor has AVX-VNNI.
+            return unsafe { Self::add_dots_at_once(sums, bytes, *factors) };
+        }
         // Products of words are exact; sums of two products of bytes need not fit.
         let factors = _mm256_set1_epi32(i32::from_le_bytes(*factors));
         let (even, odd) = (_mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(factors)), _mm256_srai_epi16::<8>(factors));
@@ -289,6 +306,14 @@ impl Avx2 {
             let odds = _mm256_madd_epi16(_mm256_srli_epi16::<8>(bytes[half]), odd);
             _mm256_add_epi32(sums[half], _mm256_add_epi32(evens, odds))
         })
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "see `Lanes::add_products`")]
+    fn add_words(sums: [__m256i; 2], words: [__m256i; 2], factors: &[i16; 2]) -> [__m256i; 2] {
+        let factors = _mm256_set1_epi32(as_bits!([i16; 2] as i32, *factors));
+        each!([0, 1], |half| _mm256_add_epi32(sums[half], _mm256_madd_epi16(words[half], factors)))
     }
 
     #[inline]

@@ -31,7 +31,7 @@ pub(in super::super) struct Avx512<const VNNI: bool>(__m512);
 // Sums are of the factors' higher digits, and of the lower ones.
 lanes!(
     impl [const VNNI: bool] for Avx512<VNNI>: [__m512i; 2], __m512i, __m512, __m512i,
-    quants if VNNI, 24 accumulators, dots: VNNI
+    quants if VNNI, 24 accumulators, dots: VNNI, wide: VNNI
 );
 
 impl<const VNNI: bool> Avx512<VNNI> {
@@ -81,19 +81,19 @@ impl<const VNNI: bool> Avx512<VNNI> {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
     fn halves(source: [u8; 4]) -> __m128 {
-        Avx2::halves(source)
+        Avx2::<false>::halves(source)
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
     fn add_halves(halves: __m128, factor: f32, sums: __m128) -> __m128 {
-        Avx2::add_halves(halves, factor, sums)
+        Avx2::<false>::add_halves(halves, factor, sums)
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
     fn pair(halves: __m128) -> [f32; 2] {
-        Avx2::pair(halves)
+        Avx2::<false>::pair(halves)
     }
 
     #[inline]
@@ -250,6 +250,12 @@ impl<const VNNI: bool> Avx512<VNNI> {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn as_floats(value: __m512i) -> Self {
+        Self(_mm512_castsi512_ps(value))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     fn load_bytes(source: &[u32; LANES]) -> __m512i {
         as_bits!([u32; LANES] as __m512i, *source)
     }
@@ -259,6 +265,13 @@ impl<const VNNI: bool> Avx512<VNNI> {
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "see `Lanes::add_products`")]
     fn add_dots(sums: __m512i, bytes: __m512i, factors: &[u8; 4]) -> __m512i {
         _mm512_dpbusd_epi32(sums, bytes, _mm512_set1_epi32(i32::from_le_bytes(*factors)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "see `Lanes::add_products`")]
+    fn add_words(sums: __m512i, words: __m512i, factors: &[i16; 2]) -> __m512i {
+        _mm512_dpwssd_epi32(sums, words, _mm512_set1_epi32(as_bits!([i16; 2] as i32, *factors)))
     }
 
     #[inline]
