@@ -2,10 +2,14 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use super::HeadLayout;
 use crate::error::{Error, Result};
 use crate::kernels::attend::HeadRows;
 use crate::kernels::gemm::Matrix;
+use crate::kernels::int16::{Bits, Panels};
+use crate::kernels::vector::instruction_set;
 
 /// Numbers in a cache line.
 const CACHE_LINE: usize = 16;
@@ -49,6 +53,8 @@ struct HeadNumbers {
     numbers: Vec<f32>,
     order: Order,
     past_len: usize,
+    /// The rows, rounded for products that need not be exact; as many as [`PromptRows::round`] has found.
+    rounded: Option<Panels>,
 }
 
 impl HeadNumbers {
@@ -56,7 +62,7 @@ impl HeadNumbers {
     fn by_rows(mut past: Vec<f32>, head_dim: usize, capacity: usize) -> Self {
         let past_len = past.len() / head_dim;
         past.resize((past_len + capacity) * head_dim, 0.0);
-        Self { numbers: past, order: Order::Rows, past_len }
+        Self { numbers: past, order: Order::Rows, past_len, rounded: None }
     }
 
     /// * `past`: `[past_len, head_dim]`
@@ -66,7 +72,7 @@ impl HeadNumbers {
         // the cache.
         let stride = ((past_len + capacity).div_ceil(CACHE_LINE) | 1) * CACHE_LINE;
         let order = Order::Columns { stride };
-        let mut head = Self { numbers: vec![0.0; stride * head_dim], order, past_len };
+        let mut head = Self { numbers: vec![0.0; stride * head_dim], order, past_len, rounded: None };
         head.set(0, past, head_dim, head_dim);
         head
     }
@@ -89,6 +95,17 @@ impl HeadNumbers {
                     }
                 }
             }
+        }
+    }
+}
+
+impl PromptKv {
+    /// Rounds what is not yet, so that [`prefill`](super::prefill::prefill) attends in whole numbers of 16 bits, where the
+    /// processor is faster so; about as exact as with f16.
+    pub fn round(&mut self) {
+        if instruction_set().is_wide() {
+            self.keys.round();
+            self.values.round();
         }
     }
 }
@@ -148,7 +165,7 @@ impl PromptRows {
         if lens != expected || lens.len() != layout.num_kv_heads {
             return Err(Error::shape("a prompt's rows", expected, lens));
         }
-        let head = |(numbers, &past_len)| HeadNumbers { numbers, order: Order::Rows, past_len };
+        let head = |(numbers, &past_len)| HeadNumbers { numbers, order: Order::Rows, past_len, rounded: None };
         let heads = heads.into_iter().zip(past_lens).map(head).collect();
         Ok(Self { heads, layout, capacity: len, len })
     }
@@ -199,6 +216,35 @@ impl PromptRows {
         }
         self.len += seq_len;
         Ok(())
+    }
+
+    /// Rounds the rows that are not yet, for [products in 16 bits](crate::kernels::int16): keys for products of queries with
+    /// all of them, values for sums of them.
+    fn round(&mut self) {
+        let (head_dim, len, set) = (self.layout.head_dim, self.len, instruction_set());
+        self.heads.par_iter_mut().for_each(|head| {
+            let (new, stride) = match head.order {
+                Order::Rows => (Panels::of_rows(Bits::Left, head_dim), head_dim),
+                Order::Columns { stride } => (Panels::of_columns(Bits::Alike, head_dim), stride),
+            };
+            head.rounded.get_or_insert(new).extend(set, &head.numbers, stride, head.past_len + len);
+        });
+    }
+
+    /// A head's rows as columns of a matrix, `[head_dim, rows]`, if they are rounded so: keys.
+    pub(super) fn rounded_columns(&self, kv_head: usize) -> Option<&Panels> {
+        self.rounded(kv_head, |order| order != Order::Rows)
+    }
+
+    /// A head's rows as rows of a matrix, if they are rounded so: values.
+    pub(super) fn rounded_rows(&self, kv_head: usize) -> Option<&Panels> {
+        self.rounded(kv_head, |order| order == Order::Rows)
+    }
+
+    fn rounded(&self, kv_head: usize, is_wanted: impl Fn(Order) -> bool) -> Option<&Panels> {
+        let head = &self.heads[kv_head];
+        let rounded = head.rounded.as_ref().filter(|_| is_wanted(head.order));
+        rounded.filter(|rounded| rounded.len() == head.past_len + self.len)
     }
 
     /// Writes one row of a KV head to `out`, `[head_dim]`; those before the prompt's first count.

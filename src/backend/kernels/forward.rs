@@ -27,6 +27,9 @@ use crate::tokens::TokenClass;
 /// Numbers that one thread takes at a time in elementwise work.
 const ELEMENTS_PER_TASK: usize = 16 * 1024;
 
+/// Rows of a prompt from which on it pays to round all keys and values, those of earlier tokens, too.
+const MIN_ROUNDED_ROWS: usize = 32;
+
 /// Queries, keys and values of some tokens, queries and keys rotated.
 #[derive(Debug)]
 pub struct Projected {
@@ -38,12 +41,16 @@ pub struct Projected {
     values: Vec<f32>,
     /// `[seq_len, num_heads, head_dim]` queries before the rotation; empty if not wanted.
     unrotated_queries: Vec<f32>,
+    /// How they may be multiplied with each other.
+    compute: Compute,
 }
 
 /// A layer's keys and values of a prompt.
 #[derive(Debug)]
 pub struct KernelPrompt {
     kv: PromptKv,
+    /// Rows that it will have.
+    len: usize,
     /// Queries of the whole prompt, `[prompt_len, num_heads, head_dim]`, kept only if they may be asked again.
     queries: Option<Vec<f32>>,
 }
@@ -109,7 +116,7 @@ impl Backend for Kernels {
 
     fn prompt(&self, rows: &KernelRows, asks: PromptRequest<'_>) -> Result<KernelPrompt> {
         let queries = asks.again.then(|| Vec::with_capacity(asks.prompt_len * self.layout.query_width()));
-        Ok(KernelPrompt { kv: rows.prompt(asks.prompt_len)?, queries })
+        Ok(KernelPrompt { kv: rows.prompt(asks.prompt_len)?, len: asks.prompt_len, queries })
     }
 
     fn project(
@@ -129,7 +136,7 @@ impl Backend for Kernels {
         let rotations = rotations.get(first_row * self.half..).unwrap_or_default();
         self.rope.rotate(&mut queries, self.layout.query_width(), self.layout.head_dim, rotations);
         self.rope.rotate(&mut keys, self.layout.kv_width(), self.layout.head_dim, rotations);
-        Ok(Projected { queries, keys, values, unrotated_queries })
+        Ok(Projected { queries, keys, values, unrotated_queries, compute: block.q_proj.compute_after() })
     }
 
     fn attend(
@@ -140,13 +147,15 @@ impl Backend for Kernels {
         stats: Option<&mut LayerStats>,
         maps: Option<&mut [HeadGrid]>,
     ) -> Result<Vec<f32>> {
-        let PromptKv { keys, values } = &mut prompt.kv;
-        keys.push(&projected.keys)?;
-        values.push(&projected.values)?;
+        prompt.kv.keys.push(&projected.keys)?;
+        prompt.kv.values.push(&projected.values)?;
+        if projected.compute == Compute::Fast && prompt.len >= MIN_ROUNDED_ROWS {
+            prompt.kv.round();
+        }
         if let Some(queries) = &mut prompt.queries {
             queries.extend_from_slice(&projected.queries);
         }
-        let block = QueryBlock { queries: &projected.queries, first_row };
+        let (block, PromptKv { keys, values }) = (QueryBlock { queries: &projected.queries, first_row }, &prompt.kv);
         prefill(self.layout, block, keys, values, stats, maps)
     }
 

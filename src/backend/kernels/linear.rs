@@ -29,6 +29,11 @@ impl KernelLinear {
         Ok(Self { matrix, compute, bias })
     }
 
+    /// How what comes of the layer may be multiplied: exactly, if its weights are plain floats.
+    pub(super) fn compute_after(&self) -> Compute {
+        if self.matrix.dtype().block_size() == 1 { Compute::Exact } else { self.compute }
+    }
+
     /// Numbers of an output.
     pub(super) fn rows(&self) -> usize {
         self.matrix.rows()

@@ -57,8 +57,9 @@ const ROWS_PER_TASK: usize = 32;
 pub enum Compute {
     /// f32 for every format, with weights widened as they are needed: the oracle of the other.
     Exact,
-    /// Whole numbers: activations are rounded to 8 bits where a format gains by it. Matrices of plain floats are multiplied
-    /// as with [`Exact`](Self::Exact).
+    /// Whole numbers: activations are rounded to 8 bits where a format gains by it, and in attention over a prompt, where the
+    /// processor gains by it, to 16. Matrices of plain floats, and attention after them, are multiplied as with
+    /// [`Exact`](Self::Exact).
     #[default]
     Fast,
 }
