@@ -7,7 +7,7 @@ use adaptive_kvcache::attention::HeadLayout;
 use adaptive_kvcache::attention::decode::decode;
 use adaptive_kvcache::attention::map::MapAccumulator;
 use adaptive_kvcache::attention::prefill::{QueryBlock, largest_differences, prefill};
-use adaptive_kvcache::attention::prompt_rows::PromptRows;
+use adaptive_kvcache::attention::prompt_rows::{PromptKv, PromptRows};
 use adaptive_kvcache::backend::HeadCache;
 use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::compress::stats::MassRequest;
@@ -47,6 +47,24 @@ struct Prompt {
 }
 
 /// What the library makes of a prompt.
+/// With what a prompt's rows are multiplied.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Products {
+    Exact,
+    /// In 16 bits, where the processor is faster so.
+    Rounded,
+}
+
+impl Products {
+    /// By how much numbers may be off that exact products leave within `tolerance`.
+    fn tolerance(self, tolerance: f64) -> f64 {
+        match self {
+            Self::Exact => tolerance,
+            Self::Rounded => 100.0 * tolerance,
+        }
+    }
+}
+
 struct Results {
     out: Vec<f32>,
     stats: LayerStats,
@@ -98,23 +116,32 @@ impl Prompt {
 
     /// Runs the prompt through `prefill` in blocks of `block_len` rows.
     fn run(&self, request: &StatsRequest, block_len: usize) -> Results {
+        self.run_with(Products::Exact, request, block_len)
+    }
+
+    fn run_with(&self, products: Products, request: &StatsRequest, block_len: usize) -> Results {
         let (query_width, kv_width) = (self.layout.query_width(), self.layout.kv_width());
         let nothing = HeadCache::new(self.layout.head_dim, KvDtype::F32).unwrap();
         let past = vec![nothing.rows(); self.layout.num_kv_heads];
-        let (mut keys, mut values) = PromptRows::after(self.layout, self.len, &past).unwrap();
+        let (keys, values) = PromptRows::after(self.layout, self.len, &past).unwrap();
+        let mut kv = PromptKv { keys, values };
         let mut stats = LayerStats::new(request.clone(), vec![self.len; self.layout.num_heads]);
         let mut maps = MapAccumulator::new(self.layout.num_heads, self.len, MAP_SIDE);
         let mut out = Vec::new();
         for first in (0..self.len).step_by(block_len) {
             let end = (first + block_len).min(self.len);
-            keys.push(&self.keys[first * kv_width..end * kv_width]).unwrap();
-            values.push(&self.values[first * kv_width..end * kv_width]).unwrap();
+            kv.keys.push(&self.keys[first * kv_width..end * kv_width]).unwrap();
+            kv.values.push(&self.values[first * kv_width..end * kv_width]).unwrap();
+            if products == Products::Rounded {
+                kv.round();
+            }
+            let PromptKv { keys, values } = &kv;
             let block = QueryBlock { queries: &self.queries[first * query_width..end * query_width], first_row: first };
             let block_out =
-                prefill(self.layout, block, &keys, &values, Some(&mut stats), Some(maps.heads_mut())).unwrap();
+                prefill(self.layout, block, keys, values, Some(&mut stats), Some(maps.heads_mut())).unwrap();
             out.extend(block_out);
         }
-        Results { out, stats, maps, keys }
+        Results { out, stats, maps, keys: kv.keys }
     }
 
     fn whole(&self) -> QueryBlock<'_> {
@@ -140,7 +167,8 @@ fn as_numbers(mask: &[bool]) -> Vec<f32> {
 }
 
 /// Checks everything that `prefill` gives for a prompt against its maps, whole and in blocks.
-fn check_prompt(prompt: &Prompt, block_lens: &[usize]) {
+fn check_prompt(prompt: &Prompt, products: Products, block_lens: &[usize]) {
+    let [weight_tolerance, sum_tolerance] = [WEIGHT_TOLERANCE, SUM_TOLERANCE].map(|most| products.tolerance(most));
     let (layout, len) = (prompt.layout, prompt.len);
     let maps: Vec<_> = (0..layout.num_heads).map(|head| prompt.map(head)).collect();
     let expected_out = prompt.naive_out(&maps);
@@ -155,14 +183,14 @@ fn check_prompt(prompt: &Prompt, block_lens: &[usize]) {
     };
     let side = len.min(MAP_SIDE);
     for &block_len in block_lens {
-        let case = |what: &str| format!("{what}, {layout:?}, {len} tokens in blocks of {block_len}");
-        let results = prompt.run(&request, block_len);
-        assert_close(&case("output"), &results.out, &expected_out, WEIGHT_TOLERANCE);
+        let case = |what: &str| format!("{what}, {layout:?}, {len} tokens in blocks of {block_len}, {products:?}");
+        let results = prompt.run_with(products, &request, block_len);
+        assert_close(&case("output"), &results.out, &expected_out, weight_tolerance);
         for (head, map) in maps.iter().enumerate() {
             let stats = &results.stats.heads[head];
             let case = |what: &str| case(&format!("{what} of head {head}"));
             let close = |what: &str, got: &[f32], expected: &[f64]| {
-                assert_close(&case(what), got, expected, SUM_TOLERANCE);
+                assert_close(&case(what), got, expected, sum_tolerance);
             };
             close("column sums", &stats.column_sums, &column_sums(map, |_, _| true));
             let profiled = column_sums(map, |row, _| row >= first_row);
@@ -175,7 +203,7 @@ fn check_prompt(prompt: &Prompt, block_lens: &[usize]) {
                 &column_sums(map, |row, column| row >= first_row && row - column < window),
             );
             let differences: Vec<f64> = masks.iter().map(|mask| largest_difference(map, mask)).collect();
-            assert_close(&case("differences"), &stats.differences, &differences, WEIGHT_TOLERANCE);
+            assert_close(&case("differences"), &stats.differences, &differences, weight_tolerance);
 
             let mut cells = vec![0.0_f64; side * side];
             for (i, row) in map.iter().enumerate() {
@@ -184,12 +212,12 @@ fn check_prompt(prompt: &Prompt, block_lens: &[usize]) {
                     *cell = cell.max(*weight);
                 }
             }
-            assert_close(&case("map"), results.maps.cells(head), &cells, WEIGHT_TOLERANCE);
+            assert_close(&case("map"), results.maps.cells(head), &cells, weight_tolerance);
         }
     }
 
     // The second pass: other masks for each KV head, heads in any order and not all of them.
-    let keys = prompt.run(&StatsRequest::default(), len).keys;
+    let keys = prompt.run_with(products, &StatsRequest::default(), len).keys;
     let heads: Vec<usize> =
         (0..layout.num_kv_heads).rev().filter(|head| layout.num_kv_heads == 1 || *head != 1).collect();
     let wanted: Vec<(usize, Vec<Vec<bool>>)> = heads
@@ -204,7 +232,7 @@ fn check_prompt(prompt: &Prompt, block_lens: &[usize]) {
         let group = &maps[kv_head * layout.group_size()..(kv_head + 1) * layout.group_size()];
         let worst = |mask: &Vec<bool>| group.iter().map(|map| largest_difference(map, mask)).fold(0.0, f64::max);
         let expected: Vec<f64> = masks.iter().map(worst).collect();
-        assert_close(&format!("second pass of KV head {kv_head}"), got, &expected, WEIGHT_TOLERANCE);
+        assert_close(&format!("second pass of KV head {kv_head}"), got, &expected, weight_tolerance);
     }
 }
 
@@ -216,8 +244,18 @@ fn prefill_equals_naive_attention_for_every_shape_and_block_size() {
                 [(1, &[1][..]), (2, &[2, 1]), (17, &[17, 1, 5]), (100, &[100, 33, 7]), (300, &[300, 101, 65])]
             {
                 let prompt = Prompt::random(layout(num_kv_heads, group_size, head_dim), len, len as u64);
-                check_prompt(&prompt, block_lens);
+                check_prompt(&prompt, Products::Exact, block_lens);
             }
+        }
+    }
+}
+
+#[test]
+fn rounded_prompts_attend_as_exact_ones() {
+    for (num_kv_heads, group_size, head_dim) in [(2, 3, 64), (1, 4, 128), (3, 1, 80), (2, 1, 7)] {
+        for (len, block_lens) in [(1, &[1][..]), (100, &[100, 33, 7]), (300, &[300, 101, 65])] {
+            let prompt = Prompt::random(layout(num_kv_heads, group_size, head_dim), len, len as u64);
+            check_prompt(&prompt, Products::Rounded, block_lens);
         }
     }
 }
@@ -249,7 +287,7 @@ fn rows_of_a_prompt_are_where_they_were_put() {
 /// Long enough that tiles have fewer rows than at most, and their last one still fewer.
 #[test]
 fn prefill_equals_naive_attention_when_tiles_are_short() {
-    check_prompt(&Prompt::random(layout(1, 4, 8), 1000, 1), &[1000, 777]);
+    check_prompt(&Prompt::random(layout(1, 4, 8), 1000, 1), Products::Exact, &[1000, 777]);
 }
 
 #[test]
