@@ -160,7 +160,7 @@ impl Checkpoint {
             let cols = tensor.shape.last().copied().unwrap_or(0);
             let held = dtype.of_matrix(cols, *name == output);
             held.map_or(tensor.len(), |held| {
-                tensor.shape.iter().product::<usize>().div_ceil(held.block_size()) * held.type_size()
+                tensor.shape.iter().product::<usize>().div_ceil(held.block_size()) * held.block_bytes()
             })
         })
         .sum()

@@ -9,17 +9,15 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::quantized::GgmlDType;
-
 use super::mapped;
 use crate::error::{Error, Result};
-use crate::kernels::quant::SharedBytes;
+use crate::kernels::quant::{SharedBytes, WeightFormat};
 
 /// How a tensor's numbers are stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoredDtype {
     /// A format that is computed on: plain floats or quantised blocks.
-    Usable(GgmlDType),
+    Usable(WeightFormat),
     /// Any other, by the name that its file uses.
     Other(String),
 }
@@ -27,7 +25,7 @@ pub enum StoredDtype {
 impl std::fmt::Display for StoredDtype {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Usable(dtype) => write!(formatter, "{dtype:?}"),
+            Self::Usable(dtype) => write!(formatter, "{dtype}"),
             Self::Other(name) => formatter.write_str(name),
         }
     }

@@ -23,9 +23,7 @@ use std::arch::x86_64::{
 };
 use std::mem::transmute;
 
-use candle_core::quantized::GgmlDType;
-
-use super::Rows;
+use super::{Rows, WeightFormat};
 use crate::kernels::blocks::{BLOCK, Q4_0, Q4_1, Q8_0};
 use crate::kernels::simd::{Vnni, each, fetch};
 use large::{Q4K, Q5K, Q6K};
@@ -126,10 +124,15 @@ pub(super) trait GroupBlock {
 
 impl DigitRows {
     /// Whether there is a kernel for a format.
-    pub(super) fn has(dtype: GgmlDType) -> bool {
+    pub(super) fn has(dtype: WeightFormat) -> bool {
         matches!(
             dtype,
-            GgmlDType::Q4_0 | GgmlDType::Q4_1 | GgmlDType::Q8_0 | GgmlDType::Q4K | GgmlDType::Q5K | GgmlDType::Q6K
+            WeightFormat::Q4_0
+                | WeightFormat::Q4_1
+                | WeightFormat::Q8_0
+                | WeightFormat::Q4K
+                | WeightFormat::Q5K
+                | WeightFormat::Q6K
         )
     }
 
@@ -138,7 +141,7 @@ impl DigitRows {
     ///
     /// * `x`: `[count, cols]`
     /// * `offset_factor`: what sums of blocks are multiplied by
-    pub(super) fn prepare(&mut self, _: Vnni, dtype: GgmlDType, x: &[f32], cols: usize, offset_factor: f32) {
+    pub(super) fn prepare(&mut self, _: Vnni, dtype: WeightFormat, x: &[f32], cols: usize, offset_factor: f32) {
         // SAFETY: the processor has the instructions, as the caller's `Vnni` says.
         unsafe { self.prepare_for(dtype, x, cols, offset_factor) };
     }
@@ -149,31 +152,31 @@ impl DigitRows {
     ///
     /// # Panics
     /// If a size does not fit what was prepared.
-    pub(super) fn dot_rows(&self, _: Vnni, dtype: GgmlDType, rows: Rows<'_>, out: &mut [f32]) {
+    pub(super) fn dot_rows(&self, _: Vnni, dtype: WeightFormat, rows: Rows<'_>, out: &mut [f32]) {
         // SAFETY: as above.
         unsafe { self.dot_rows_for(dtype, rows, out) };
     }
 
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
-    fn prepare_for(&mut self, dtype: GgmlDType, x: &[f32], cols: usize, offset_factor: f32) {
+    fn prepare_for(&mut self, dtype: WeightFormat, x: &[f32], cols: usize, offset_factor: f32) {
         match dtype {
-            GgmlDType::Q4_1 => self.prepare_in::<Q4_1>(x, cols, offset_factor),
-            GgmlDType::Q8_0 => self.prepare_in::<Q8_0>(x, cols, offset_factor),
-            GgmlDType::Q4K => self.prepare_in::<Q4K>(x, cols, offset_factor),
-            GgmlDType::Q5K => self.prepare_in::<Q5K>(x, cols, offset_factor),
-            GgmlDType::Q6K => self.prepare_in::<Q6K>(x, cols, offset_factor),
+            WeightFormat::Q4_1 => self.prepare_in::<Q4_1>(x, cols, offset_factor),
+            WeightFormat::Q8_0 => self.prepare_in::<Q8_0>(x, cols, offset_factor),
+            WeightFormat::Q4K => self.prepare_in::<Q4K>(x, cols, offset_factor),
+            WeightFormat::Q5K => self.prepare_in::<Q5K>(x, cols, offset_factor),
+            WeightFormat::Q6K => self.prepare_in::<Q6K>(x, cols, offset_factor),
             _ => self.prepare_in::<Q4_0>(x, cols, offset_factor),
         }
     }
 
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
-    fn dot_rows_for(&self, dtype: GgmlDType, rows: Rows<'_>, out: &mut [f32]) {
+    fn dot_rows_for(&self, dtype: WeightFormat, rows: Rows<'_>, out: &mut [f32]) {
         match dtype {
-            GgmlDType::Q4_1 => self.dot_rows_in::<Q4_1>(rows, out),
-            GgmlDType::Q8_0 => self.dot_rows_in::<Q8_0>(rows, out),
-            GgmlDType::Q4K => self.dot_rows_in::<Q4K>(rows, out),
-            GgmlDType::Q5K => self.dot_rows_in::<Q5K>(rows, out),
-            GgmlDType::Q6K => self.dot_rows_in::<Q6K>(rows, out),
+            WeightFormat::Q4_1 => self.dot_rows_in::<Q4_1>(rows, out),
+            WeightFormat::Q8_0 => self.dot_rows_in::<Q8_0>(rows, out),
+            WeightFormat::Q4K => self.dot_rows_in::<Q4K>(rows, out),
+            WeightFormat::Q5K => self.dot_rows_in::<Q5K>(rows, out),
+            WeightFormat::Q6K => self.dot_rows_in::<Q6K>(rows, out),
             _ => self.dot_rows_in::<Q4_0>(rows, out),
         }
     }

@@ -9,14 +9,13 @@
 //! Not for: threads, or many activations at a time (then dequantised panels are faster, see
 //! [`WeightMatrix::matmul`](super::WeightMatrix::matmul)).
 
-use candle_core::quantized::GgmlDType;
 use candle_core::quantized::k_quants::{BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8K, GgmlType};
 use half::{bf16, f16};
 
 #[cfg(target_arch = "x86_64")]
 use super::digits::DigitRows;
 use super::widened::{BlockDot, block_dot_rows};
-use super::{Compute, Rows, Stored, blocks_of, dequantize};
+use super::{Compute, Rows, Stored, WeightFormat, blocks_of, dequantize};
 use crate::kernels::blocks::{BLOCK, BlockFormat, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use crate::kernels::element::Element;
 use crate::kernels::simd::InstructionSet;
@@ -28,7 +27,7 @@ use crate::kernels::vector;
 #[derive(Default)]
 pub struct Activations {
     form: Form,
-    dtype: Option<GgmlDType>,
+    dtype: Option<WeightFormat>,
     set: InstructionSet,
     count: usize,
     cols: usize,
@@ -72,7 +71,7 @@ impl Activations {
     ///
     /// # Panics
     /// If `x` is not a whole number of rows, or `cols` no whole number of the format's blocks.
-    pub fn prepare(&mut self, set: InstructionSet, compute: Compute, dtype: GgmlDType, x: &[f32], cols: usize) {
+    pub fn prepare(&mut self, set: InstructionSet, compute: Compute, dtype: WeightFormat, x: &[f32], cols: usize) {
         assert!(
             cols > 0 && x.len().is_multiple_of(cols) && cols.is_multiple_of(dtype.block_size()),
             "{} activations in rows of {cols} for {dtype:?}",
@@ -118,7 +117,7 @@ impl Activations {
     ///
     /// # Panics
     /// If the format is another.
-    pub(super) fn dot_rows(&self, dtype: GgmlDType, data: &[u8], row_bytes: usize, out: &mut [f32]) {
+    pub(super) fn dot_rows(&self, dtype: WeightFormat, data: &[u8], row_bytes: usize, out: &mut [f32]) {
         assert!(self.dtype == Some(dtype), "activations for {:?}, weights in {dtype:?}", self.dtype);
         let set = self.set;
         let rows = Rows { data, row_bytes, count: data.len() / row_bytes };
@@ -129,9 +128,9 @@ impl Activations {
             Form::Plain => {
                 for (x, out) in self.plain.chunks_exact(self.cols).zip(out.chunks_exact_mut(rows.count)) {
                     match dtype {
-                        GgmlDType::F32 => plain_dot_rows::<f32>(set, rows, x, out),
-                        GgmlDType::F16 => plain_dot_rows::<f16>(set, rows, x, out),
-                        GgmlDType::BF16 => plain_dot_rows::<bf16>(set, rows, x, out),
+                        WeightFormat::F32 => plain_dot_rows::<f32>(set, rows, x, out),
+                        WeightFormat::F16 => plain_dot_rows::<f16>(set, rows, x, out),
+                        WeightFormat::BF16 => plain_dot_rows::<bf16>(set, rows, x, out),
                         _ => unpacked_dot_rows(set, dtype, rows, x, out),
                     }
                 }
@@ -139,10 +138,10 @@ impl Activations {
             Form::Blocked => {
                 let work = BlockDot { rows, x: &self.plain, sums: &self.sums, cols: self.cols, out };
                 match dtype {
-                    GgmlDType::Q4_1 => block_dot_rows::<Q4_1>(set, work),
-                    GgmlDType::Q5_0 => block_dot_rows::<Q5_0>(set, work),
-                    GgmlDType::Q5_1 => block_dot_rows::<Q5_1>(set, work),
-                    GgmlDType::Q8_0 => block_dot_rows::<Q8_0>(set, work),
+                    WeightFormat::Q4_1 => block_dot_rows::<Q4_1>(set, work),
+                    WeightFormat::Q5_0 => block_dot_rows::<Q5_0>(set, work),
+                    WeightFormat::Q5_1 => block_dot_rows::<Q5_1>(set, work),
+                    WeightFormat::Q8_0 => block_dot_rows::<Q8_0>(set, work),
                     _ => block_dot_rows::<Q4_0>(set, work),
                 }
             }
@@ -152,11 +151,11 @@ impl Activations {
                 let x = self.large.chunks_exact(self.cols / BlockQ8K::BLCK_SIZE);
                 for (x, out) in x.zip(out.chunks_exact_mut(rows.count)) {
                     match dtype {
-                        GgmlDType::Q2K => large_dot_rows::<BlockQ2K>(rows, x, out),
-                        GgmlDType::Q3K => large_dot_rows::<BlockQ3K>(rows, x, out),
-                        GgmlDType::Q4K => large_dot_rows::<BlockQ4K>(rows, x, out),
-                        GgmlDType::Q5K => large_dot_rows::<BlockQ5K>(rows, x, out),
-                        GgmlDType::Q6K => large_dot_rows::<BlockQ6K>(rows, x, out),
+                        WeightFormat::Q2K => large_dot_rows::<BlockQ2K>(rows, x, out),
+                        WeightFormat::Q3K => large_dot_rows::<BlockQ3K>(rows, x, out),
+                        WeightFormat::Q4K => large_dot_rows::<BlockQ4K>(rows, x, out),
+                        WeightFormat::Q5K => large_dot_rows::<BlockQ5K>(rows, x, out),
+                        WeightFormat::Q6K => large_dot_rows::<BlockQ6K>(rows, x, out),
                         _ => large_dot_rows::<BlockQ8K>(rows, x, out),
                     }
                 }
@@ -166,16 +165,23 @@ impl Activations {
 }
 
 impl Form {
-    fn of(set: InstructionSet, compute: Compute, dtype: GgmlDType) -> Self {
+    fn of(set: InstructionSet, compute: Compute, dtype: WeightFormat) -> Self {
         #[cfg(target_arch = "x86_64")]
         if let (true, Compute::Fast, Some(vnni)) = (DigitRows::has(dtype), compute, set.vnni()) {
             return Self::Digits(vnni);
         }
         let _ = set;
         match dtype {
-            GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 | GgmlDType::Q8_1 => Self::Plain,
-            GgmlDType::Q4_0 | GgmlDType::Q4_1 | GgmlDType::Q5_0 | GgmlDType::Q5_1 | GgmlDType::Q8_0 => Self::Blocked,
-            GgmlDType::Q2K | GgmlDType::Q3K | GgmlDType::Q4K | GgmlDType::Q5K | GgmlDType::Q6K | GgmlDType::Q8K => {
+            WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 | WeightFormat::Q8_1 => Self::Plain,
+            WeightFormat::Q4_0 | WeightFormat::Q4_1 | WeightFormat::Q5_0 | WeightFormat::Q5_1 | WeightFormat::Q8_0 => {
+                Self::Blocked
+            }
+            WeightFormat::Q2K
+            | WeightFormat::Q3K
+            | WeightFormat::Q4K
+            | WeightFormat::Q5K
+            | WeightFormat::Q6K
+            | WeightFormat::Q8K => {
                 if compute == Compute::Fast {
                     Self::Rounded
                 } else {
@@ -187,12 +193,12 @@ impl Form {
 }
 
 /// What a block's offset is in its scale, or in its stored offset.
-fn offset_factor(dtype: GgmlDType) -> f32 {
+fn offset_factor(dtype: WeightFormat) -> f32 {
     let offset = match dtype {
-        GgmlDType::Q4_0 => Q4_0::OFFSET,
-        GgmlDType::Q5_0 => Q5_0::OFFSET,
-        GgmlDType::Q8_0 => Q8_0::OFFSET,
-        GgmlDType::Q4K | GgmlDType::Q5K => Some(-1.0), // minima are subtracted
+        WeightFormat::Q4_0 => Q4_0::OFFSET,
+        WeightFormat::Q5_0 => Q5_0::OFFSET,
+        WeightFormat::Q8_0 => Q8_0::OFFSET,
+        WeightFormat::Q4K | WeightFormat::Q5K => Some(-1.0), // minima are subtracted
         _ => None,
     };
     offset.unwrap_or(1.0)
@@ -206,7 +212,7 @@ fn plain_dot_rows<T: Element + Stored>(set: InstructionSet, rows: Rows<'_>, x: &
 }
 
 /// Products with rows of a format that has no kernel of its own: each row is unpacked first.
-fn unpacked_dot_rows(set: InstructionSet, dtype: GgmlDType, rows: Rows<'_>, x: &[f32], out: &mut [f32]) {
+fn unpacked_dot_rows(set: InstructionSet, dtype: WeightFormat, rows: Rows<'_>, x: &[f32], out: &mut [f32]) {
     let mut wide = vec![0.0; x.len()];
     for (out, row) in out.iter_mut().zip(rows.iter()) {
         dequantize(dtype, row, &mut wide);
@@ -226,7 +232,7 @@ mod tests {
     use crate::kernels::blocks;
     use crate::kernels::quant::samples::{expect_products, random_blocks};
 
-    fn check<B: BlockFormat>(dtype: GgmlDType, halves: &[usize]) {
+    fn check<B: BlockFormat>(dtype: WeightFormat, halves: &[usize]) {
         for (count, num_blocks) in [(1, 5), (2, 1), (3, 4), (7, 18)] {
             let (rows, cols) = (3, num_blocks * BLOCK);
             let data = random_blocks(rows * num_blocks, B::BYTES, halves);
@@ -252,16 +258,16 @@ mod tests {
 
     #[test]
     fn block_kernels_agree_on_every_instruction_set() {
-        check::<Q4_0>(GgmlDType::Q4_0, &[0]);
-        check::<Q4_1>(GgmlDType::Q4_1, &[0, 2]);
-        check::<Q5_0>(GgmlDType::Q5_0, &[0]);
-        check::<Q5_1>(GgmlDType::Q5_1, &[0, 2]);
-        check::<Q8_0>(GgmlDType::Q8_0, &[0]);
+        check::<Q4_0>(WeightFormat::Q4_0, &[0]);
+        check::<Q4_1>(WeightFormat::Q4_1, &[0, 2]);
+        check::<Q5_0>(WeightFormat::Q5_0, &[0]);
+        check::<Q5_1>(WeightFormat::Q5_1, &[0, 2]);
+        check::<Q8_0>(WeightFormat::Q8_0, &[0]);
     }
 
     /// Rows of any bits but for the scales, on processors that have the kernel. Activations are such that 8 bits hold
     /// them, so that products must be exact.
-    fn check_large<T: GgmlType + Stored>(dtype: GgmlDType, bytes: usize, halves: &[usize]) {
+    fn check_large<T: GgmlType + Stored>(dtype: WeightFormat, bytes: usize, halves: &[usize]) {
         if InstructionSet::detect().vnni().is_none() {
             return;
         }
@@ -282,9 +288,9 @@ mod tests {
 
     #[test]
     fn kernels_of_large_blocks_agree_with_dequantised_ones() {
-        check_large::<BlockQ4K>(GgmlDType::Q4K, 144, &[0, 2]);
-        check_large::<BlockQ5K>(GgmlDType::Q5K, 176, &[0, 2]);
-        check_large::<BlockQ6K>(GgmlDType::Q6K, 210, &[208]);
+        check_large::<BlockQ4K>(WeightFormat::Q4K, 144, &[0, 2]);
+        check_large::<BlockQ5K>(WeightFormat::Q5K, 176, &[0, 2]);
+        check_large::<BlockQ6K>(WeightFormat::Q6K, 210, &[208]);
     }
 
     /// Weights of 34 bytes a block with scale 1 and all quants alike.
@@ -302,9 +308,9 @@ mod tests {
             for quant in [-128, -127, 127] {
                 let row = q8_0_row(quant, num_blocks);
                 for value in [3e30, -3e30, 1.0, -1.0, 1e-25, 0.0] {
-                    activations.prepare(set, Compute::Fast, GgmlDType::Q8_0, &vec![value; cols], cols);
+                    activations.prepare(set, Compute::Fast, WeightFormat::Q8_0, &vec![value; cols], cols);
                     let mut out = [f32::NAN];
-                    activations.dot_rows(GgmlDType::Q8_0, &row, row.len(), &mut out);
+                    activations.dot_rows(WeightFormat::Q8_0, &row, row.len(), &mut out);
                     let expected = f32::from(quant) * value * 224.0;
                     assert!((out[0] - expected).abs() <= 1e-6 * expected.abs(), "{set:?}: {} for {expected}", out[0]);
                 }
@@ -322,9 +328,9 @@ mod tests {
                 for at in [0, 130, cols - 1] {
                     let mut x = vec![0.5; cols];
                     x[at] = value;
-                    activations.prepare(set, Compute::Fast, GgmlDType::Q8_0, &x, cols);
+                    activations.prepare(set, Compute::Fast, WeightFormat::Q8_0, &x, cols);
                     let mut out = [0.0];
-                    activations.dot_rows(GgmlDType::Q8_0, &row, row.len(), &mut out);
+                    activations.dot_rows(WeightFormat::Q8_0, &row, row.len(), &mut out);
                     assert!(!out[0].is_finite(), "{set:?}: {}", out[0]);
                 }
             }

@@ -9,10 +9,9 @@
 
 mod strips;
 
-use candle_core::quantized::GgmlDType;
 use rayon::prelude::*;
 
-use super::Rows;
+use super::{Rows, WeightFormat};
 use crate::kernels::blocks::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use crate::kernels::gemm::MatrixMut;
 use crate::kernels::simd::{InstructionSet, LANES, Lanes, fetch, multiversion};
@@ -57,19 +56,19 @@ impl ManyFormat {
     }
 
     /// `None` for formats without blocks, and for those that hold no weights.
-    pub fn new(set: InstructionSet, dtype: GgmlDType) -> Option<Self> {
+    pub fn new(set: InstructionSet, dtype: WeightFormat) -> Option<Self> {
         match dtype {
-            GgmlDType::Q4_0 => Some(Self::of::<Q4_0>(set)),
-            GgmlDType::Q4_1 => Some(Self::of::<Q4_1>(set)),
-            GgmlDType::Q5_0 => Some(Self::of::<Q5_0>(set)),
-            GgmlDType::Q5_1 => Some(Self::of::<Q5_1>(set)),
-            GgmlDType::Q8_0 => Some(Self::of::<Q8_0>(set)),
-            GgmlDType::Q2K => Some(Self::of::<Q2K>(set)),
-            GgmlDType::Q3K => Some(Self::of::<Q3K>(set)),
-            GgmlDType::Q4K => Some(Self::of::<Q4K>(set)),
-            GgmlDType::Q5K => Some(Self::of::<Q5K>(set)),
-            GgmlDType::Q6K => Some(Self::of::<Q6K>(set)),
-            GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 | GgmlDType::Q8_1 | GgmlDType::Q8K => None,
+            WeightFormat::Q4_0 => Some(Self::of::<Q4_0>(set)),
+            WeightFormat::Q4_1 => Some(Self::of::<Q4_1>(set)),
+            WeightFormat::Q5_0 => Some(Self::of::<Q5_0>(set)),
+            WeightFormat::Q5_1 => Some(Self::of::<Q5_1>(set)),
+            WeightFormat::Q8_0 => Some(Self::of::<Q8_0>(set)),
+            WeightFormat::Q2K => Some(Self::of::<Q2K>(set)),
+            WeightFormat::Q3K => Some(Self::of::<Q3K>(set)),
+            WeightFormat::Q4K => Some(Self::of::<Q4K>(set)),
+            WeightFormat::Q5K => Some(Self::of::<Q5K>(set)),
+            WeightFormat::Q6K => Some(Self::of::<Q6K>(set)),
+            WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 | WeightFormat::Q8_1 | WeightFormat::Q8K => None,
         }
     }
 
@@ -428,28 +427,28 @@ mod tests {
     use crate::kernels::quant::samples::{expect_products, random_blocks};
 
     /// Formats, and where in their blocks f16 numbers are.
-    const FORMATS: [(GgmlDType, &[usize]); 10] = [
-        (GgmlDType::Q4_0, &[0]),
-        (GgmlDType::Q4_1, &[0, 2]),
-        (GgmlDType::Q5_0, &[0]),
-        (GgmlDType::Q5_1, &[0, 2]),
-        (GgmlDType::Q8_0, &[0]),
-        (GgmlDType::Q2K, &[80, 82]),
-        (GgmlDType::Q3K, &[108]),
-        (GgmlDType::Q4K, &[0, 2]),
-        (GgmlDType::Q5K, &[0, 2]),
-        (GgmlDType::Q6K, &[208]),
+    const FORMATS: [(WeightFormat, &[usize]); 10] = [
+        (WeightFormat::Q4_0, &[0]),
+        (WeightFormat::Q4_1, &[0, 2]),
+        (WeightFormat::Q5_0, &[0]),
+        (WeightFormat::Q5_1, &[0, 2]),
+        (WeightFormat::Q8_0, &[0]),
+        (WeightFormat::Q2K, &[80, 82]),
+        (WeightFormat::Q3K, &[108]),
+        (WeightFormat::Q4K, &[0, 2]),
+        (WeightFormat::Q5K, &[0, 2]),
+        (WeightFormat::Q6K, &[208]),
     ];
 
     /// `[count, rows]` products by way of panels, and the weights as f32.
     fn products(
         set: InstructionSet,
-        dtype: GgmlDType,
+        dtype: WeightFormat,
         halves: &[usize],
         rows: usize,
         x: &[f32],
     ) -> (Vec<f32>, Vec<f32>) {
-        let data = random_blocks(rows * COLS / dtype.block_size(), dtype.type_size(), halves);
+        let data = random_blocks(rows * COLS / dtype.block_size(), dtype.block_bytes(), halves);
         let mut wide = vec![0.0; rows * COLS];
         dequantize(dtype, &data, &mut wide);
         let format = ManyFormat::new(set, dtype).unwrap();
@@ -489,7 +488,7 @@ mod tests {
         let (count, rows) = (3, 5);
         let x: Vec<f32> = (0..count * COLS).map(|i| [-11.3, -4.2, 2.9, 0.03, 7.1, -0.6, 0.7][i * 5 % 7]).collect();
         for set in InstructionSet::available() {
-            let (out, wide) = products(set, GgmlDType::Q4_1, &[0, 2], rows, &x);
+            let (out, wide) = products(set, WeightFormat::Q4_1, &[0, 2], rows, &x);
             for (index, &out) in out.iter().enumerate() {
                 let (weights, x) = (&wide[index % rows * COLS..][..COLS], &x[index / rows * COLS..][..COLS]);
                 let sum: f32 = weights.iter().zip(x).map(|(w, x)| w * x).sum();
@@ -518,7 +517,7 @@ mod tests {
         for (set, (dtype, _)) in InstructionSet::available().into_iter().flat_map(|set| FORMATS.map(|f| (set, f))) {
             for (byte, sign) in [(0xff, 1.0), (0xff, -1.0), (0, 1.0), (0x80, -1.0)] {
                 // Scales of NaN or 0 say nothing: 1 in their place.
-                let mut block = vec![byte; dtype.type_size()];
+                let mut block = vec![byte; dtype.block_bytes()];
                 for &half in FORMATS.iter().find(|format| format.0 == dtype).unwrap().1 {
                     block[half..half + 2].copy_from_slice(&[0, 0x3c]);
                 }
@@ -551,7 +550,7 @@ mod tests {
 
     #[test]
     fn panels_cover_all_rows_about_equally() {
-        let x = ManyFormat::new(InstructionSet::PORTABLE, GgmlDType::Q4_0).unwrap().round(&[0.0; 1536], 1536);
+        let x = ManyFormat::new(InstructionSet::PORTABLE, WeightFormat::Q4_0).unwrap().round(&[0.0; 1536], 1536);
         for (rows, threads, expected) in
             [(1, 1, 32), (256, 2, 128), (1536, 2, 256), (8960, 2, 256), (8960, 64, 160), (0, 2, 32)]
         {
@@ -562,7 +561,7 @@ mod tests {
 
     #[test]
     fn formats_without_panels_have_none() {
-        for dtype in [GgmlDType::F32, GgmlDType::F16, GgmlDType::BF16, GgmlDType::Q8_1, GgmlDType::Q8K] {
+        for dtype in [WeightFormat::F32, WeightFormat::F16, WeightFormat::BF16, WeightFormat::Q8_1, WeightFormat::Q8K] {
             assert!(ManyFormat::new(InstructionSet::PORTABLE, dtype).is_none(), "{dtype:?}");
         }
     }
