@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::kernels::quant::{SharedBytes, WeightFormat};
 
 /// How a tensor's numbers are stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StoredDtype {
     /// A format that is computed on: plain floats or quantised blocks.
     Usable(WeightFormat),
@@ -200,14 +200,14 @@ impl Tensors {
         self.by_name.values().map(StoredTensor::len).sum()
     }
 
-    /// The format that holds the most bytes, in lower case, as `"bf16"`; empty without any tensor.
+    /// The format that holds the most bytes; `None` without any tensor.
     #[must_use]
-    pub fn main_dtype(&self) -> String {
-        let mut bytes: BTreeMap<String, usize> = BTreeMap::new();
+    pub fn main_dtype(&self) -> Option<&StoredDtype> {
+        let mut bytes: BTreeMap<&StoredDtype, usize> = BTreeMap::new();
         for tensor in self.by_name.values() {
-            *bytes.entry(tensor.dtype.to_string()).or_default() += tensor.len();
+            *bytes.entry(&tensor.dtype).or_default() += tensor.len();
         }
         let main = bytes.into_iter().max_by_key(|(_, bytes)| *bytes);
-        main.map(|(dtype, _)| dtype.to_lowercase()).unwrap_or_default()
+        main.map(|(dtype, _)| dtype)
     }
 }

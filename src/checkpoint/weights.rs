@@ -39,8 +39,8 @@ const FOREIGN_TENSORS: [(&str, &str); 11] = [
 /// table of token vectors stays as it is stored, in its mapped file: of it only some rows are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WeightDtype {
-    /// The file's own floats or quantised blocks, in the mapped file. For candle operations, quantised blocks as they are,
-    /// and floats in what suits the device (see [`float_dtype`](crate::device::float_dtype)).
+    /// The file's own floats or quantised blocks, in the mapped file. For candle operations, quantised blocks as they are
+    /// where candle has the format, and all else in the floats that suit the device (see [`float_dtype`](crate::device::float_dtype)).
     Auto,
     /// Everything widened to f32 in memory: slow, and the mode in which results are compared to references.
     F32,

@@ -137,14 +137,14 @@ impl Backend for Candle {
     }
 
     fn dtype(&self, stored: WeightFormat) -> Result<WeightFormat> {
-        match stored {
-            WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 => Ok(match float_dtype(self.ops.device())? {
-                DType::F16 => WeightFormat::F16,
-                DType::BF16 => WeightFormat::BF16,
-                _ => WeightFormat::F32,
-            }),
-            blocks => Ok(blocks),
+        if stored.is_candle_blocks() {
+            return Ok(stored);
         }
+        Ok(match float_dtype(self.ops.device())? {
+            DType::F16 => WeightFormat::F16,
+            DType::BF16 => WeightFormat::BF16,
+            _ => WeightFormat::F32,
+        })
     }
 
     fn linear(&self, matrix: Arc<WeightMatrix>, bias: Option<Vec<f32>>) -> Result<CandleLinear> {

@@ -1,10 +1,11 @@
 //! Products of activations with rows of weights, on the stored numbers.
 //!
-//! Activations are prepared once for all rows of a matrix. Plain floats and the block formats of 32 numbers are widened
-//! to f32 in registers, so that a product equals the one with dequantised weights up to the order of additions; a block's
-//! offset is multiplied by the sum of its activations. The formats of 256 numbers use candle's integer products, which
-//! round the activations to 8 bits. Where the processor has sums of products of bytes, `Q4_0`, `Q4_1` and `Q8_0` use
-//! them, with activations as exact as f32, and `Q4_K`, `Q5_K` and `Q6_K`, with activations of 8 bits (`digits.rs`).
+//! Activations are prepared once for all rows of a matrix. Plain floats, the block formats of 32 numbers and `IQ4_XS` are
+//! widened to f32 in registers, so that a product equals the one with dequantised weights up to the order of additions; a
+//! block's offset is multiplied by the sum of its activations. The K-quants use candle's integer products, which round the
+//! activations to 8 bits. Where the processor has sums of products of bytes, `Q4_0`, `Q4_1`, `Q8_0`, `IQ4_NL` and `MXFP4`
+//! use them, with activations as exact as f32, and `Q4_K`, `Q5_K`, `Q6_K` and `IQ4_XS`, with activations of 8 bits
+//! (`digits.rs`).
 //!
 //! Not for: threads, or many activations at a time (then dequantised panels are faster, see
 //! [`WeightMatrix::matmul`](super::WeightMatrix::matmul)).
@@ -16,7 +17,7 @@ use half::{bf16, f16};
 use super::digits::DigitRows;
 use super::widened::{BlockDot, block_dot_rows};
 use super::{Compute, Rows, Stored, WeightFormat, blocks_of, dequantize};
-use crate::kernels::blocks::{BLOCK, BlockFormat, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+use crate::kernels::blocks::{BLOCK, BlockFormat, Iq4Nl, Iq4Xs, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use crate::kernels::element::Element;
 use crate::kernels::simd::InstructionSet;
 #[cfg(target_arch = "x86_64")]
@@ -138,6 +139,9 @@ impl Activations {
             Form::Blocked => {
                 let work = BlockDot { rows, x: &self.plain, sums: &self.sums, cols: self.cols, out };
                 match dtype {
+                    WeightFormat::Iq4Nl => block_dot_rows::<Iq4Nl>(set, work),
+                    WeightFormat::Iq4Xs => block_dot_rows::<Iq4Xs>(set, work),
+                    WeightFormat::Mxfp4 => block_dot_rows::<Mxfp4>(set, work),
                     WeightFormat::Q4_1 => block_dot_rows::<Q4_1>(set, work),
                     WeightFormat::Q5_0 => block_dot_rows::<Q5_0>(set, work),
                     WeightFormat::Q5_1 => block_dot_rows::<Q5_1>(set, work),
@@ -173,9 +177,14 @@ impl Form {
         let _ = set;
         match dtype {
             WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 | WeightFormat::Q8_1 => Self::Plain,
-            WeightFormat::Q4_0 | WeightFormat::Q4_1 | WeightFormat::Q5_0 | WeightFormat::Q5_1 | WeightFormat::Q8_0 => {
-                Self::Blocked
-            }
+            WeightFormat::Q4_0
+            | WeightFormat::Q4_1
+            | WeightFormat::Q5_0
+            | WeightFormat::Q5_1
+            | WeightFormat::Q8_0
+            | WeightFormat::Iq4Nl
+            | WeightFormat::Iq4Xs
+            | WeightFormat::Mxfp4 => Self::Blocked,
             WeightFormat::Q2K
             | WeightFormat::Q3K
             | WeightFormat::Q4K
@@ -232,10 +241,10 @@ mod tests {
     use crate::kernels::blocks;
     use crate::kernels::quant::samples::{expect_products, random_blocks};
 
-    fn check<B: BlockFormat>(dtype: WeightFormat, halves: &[usize]) {
+    fn check<B: BlockFormat>(dtype: WeightFormat, compute: Compute) {
         for (count, num_blocks) in [(1, 5), (2, 1), (3, 4), (7, 18)] {
-            let (rows, cols) = (3, num_blocks * BLOCK);
-            let data = random_blocks(rows * num_blocks, B::BYTES, halves);
+            let (rows, cols) = (3, num_blocks * dtype.block_size());
+            let data = random_blocks(dtype, rows * num_blocks);
             let row_bytes = data.len() / rows;
             let x: Vec<f32> = (0..count * cols).map(|i| [-11.3, -4.2, 2.9, 0.0, 7.1, -0.6, 11.7][i * 5 % 7]).collect();
             let mut wide = vec![0.0; rows * cols];
@@ -249,7 +258,7 @@ mod tests {
                     assert!((own - portable).abs() <= 1e-6 * portable.abs().max(1e-2), "{set:?}: {own} {portable}");
                 }
                 let mut out = vec![f32::NAN; count * rows];
-                activations.prepare(set, Compute::Fast, dtype, &x, cols);
+                activations.prepare(set, compute, dtype, &x, cols);
                 activations.dot_rows(dtype, &data, row_bytes, &mut out);
                 expect_products(&format!("{set:?}"), &out, &wide, &x, cols);
             }
@@ -258,25 +267,29 @@ mod tests {
 
     #[test]
     fn block_kernels_agree_on_every_instruction_set() {
-        check::<Q4_0>(WeightFormat::Q4_0, &[0]);
-        check::<Q4_1>(WeightFormat::Q4_1, &[0, 2]);
-        check::<Q5_0>(WeightFormat::Q5_0, &[0]);
-        check::<Q5_1>(WeightFormat::Q5_1, &[0, 2]);
-        check::<Q8_0>(WeightFormat::Q8_0, &[0]);
+        check::<Q4_0>(WeightFormat::Q4_0, Compute::Fast);
+        check::<Q4_1>(WeightFormat::Q4_1, Compute::Fast);
+        check::<Q5_0>(WeightFormat::Q5_0, Compute::Fast);
+        check::<Q5_1>(WeightFormat::Q5_1, Compute::Fast);
+        check::<Q8_0>(WeightFormat::Q8_0, Compute::Fast);
+        check::<Iq4Nl>(WeightFormat::Iq4Nl, Compute::Fast);
+        check::<Mxfp4>(WeightFormat::Mxfp4, Compute::Fast);
+        // Otherwise activations are of 8 bits where the processor sums products of bytes.
+        check::<Iq4Xs>(WeightFormat::Iq4Xs, Compute::Exact);
     }
 
     /// Rows of any bits but for the scales, on processors that have the kernel. Activations are such that 8 bits hold
     /// them, so that products must be exact.
-    fn check_large<T: GgmlType + Stored>(dtype: WeightFormat, bytes: usize, halves: &[usize]) {
+    fn check_large(dtype: WeightFormat) {
         if InstructionSet::detect().vnni().is_none() {
             return;
         }
         let mut activations = Activations::default();
         for (count, num_blocks) in [(1, 1), (2, 3), (5, 4)] {
             let (rows, cols) = (3, num_blocks * 256);
-            let data = random_blocks(rows * num_blocks, bytes, halves);
+            let data = random_blocks(dtype, rows * num_blocks);
             let mut wide = vec![0.0; rows * cols];
-            T::to_float(blocks_of(&data), &mut wide);
+            dequantize(dtype, &data, &mut wide);
             let number = |i: usize| if i % 128 == 5 { -127_i8 } else { [-113, -42, 29, 0, 71, -6, 117][i * 5 % 7] };
             let x: Vec<f32> = (0..count * cols).map(|i| f32::from(number(i)) / 64.0).collect();
             let mut out = vec![f32::NAN; count * rows];
@@ -288,9 +301,9 @@ mod tests {
 
     #[test]
     fn kernels_of_large_blocks_agree_with_dequantised_ones() {
-        check_large::<BlockQ4K>(WeightFormat::Q4K, 144, &[0, 2]);
-        check_large::<BlockQ5K>(WeightFormat::Q5K, 176, &[0, 2]);
-        check_large::<BlockQ6K>(WeightFormat::Q6K, 210, &[208]);
+        for dtype in [WeightFormat::Q4K, WeightFormat::Q5K, WeightFormat::Q6K, WeightFormat::Iq4Xs] {
+            check_large(dtype);
+        }
     }
 
     /// Weights of 34 bytes a block with scale 1 and all quants alike.

@@ -7,7 +7,7 @@ use candle_core::quantized::GgmlDType;
 
 /// A format of weights: plain floats, which are blocks of one number, or blocks of quants that share scales. As text it is
 /// ggml's name, as `Q4_K`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum WeightFormat {
     F32,
     F16,
@@ -24,11 +24,14 @@ pub enum WeightFormat {
     Q5K,
     Q6K,
     Q8K,
+    Iq4Nl,
+    Iq4Xs,
+    Mxfp4,
 }
 
 impl WeightFormat {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::F32,
         Self::F16,
         Self::BF16,
@@ -44,6 +47,9 @@ impl WeightFormat {
         Self::Q5K,
         Self::Q6K,
         Self::Q8K,
+        Self::Iq4Nl,
+        Self::Iq4Xs,
+        Self::Mxfp4,
     ];
 
     /// Number in files, name, numbers in a block and bytes of a block.
@@ -64,6 +70,9 @@ impl WeightFormat {
             Self::Q5K => (13, "Q5_K", 256, 176),
             Self::Q6K => (14, "Q6_K", 256, 210),
             Self::Q8K => (15, "Q8_K", 256, 292),
+            Self::Iq4Nl => (20, "IQ4_NL", 32, 18),
+            Self::Iq4Xs => (23, "IQ4_XS", 256, 136),
+            Self::Mxfp4 => (39, "MXFP4", 32, 17),
         }
     }
 
@@ -103,6 +112,12 @@ impl WeightFormat {
         self.block_size() == 1
     }
 
+    /// Whether it is blocks of quants that candle knows.
+    #[must_use]
+    pub fn is_candle_blocks(self) -> bool {
+        !self.is_float() && self.candle().is_some()
+    }
+
     /// candle's type of the same bytes; `None` where candle has none.
     #[must_use]
     pub fn candle(self) -> Option<GgmlDType> {
@@ -122,6 +137,7 @@ impl WeightFormat {
             Self::Q5K => GgmlDType::Q5K,
             Self::Q6K => GgmlDType::Q6K,
             Self::Q8K => GgmlDType::Q8K,
+            Self::Iq4Nl | Self::Iq4Xs | Self::Mxfp4 => return None,
         })
     }
 }

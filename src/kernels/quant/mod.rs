@@ -2,7 +2,7 @@
 //! them to memory first.
 //!
 //! Block layouts: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md> and ggml's `ggml-common.h`. A block holds
-//! 32 numbers (`Q4_0` .. `Q8_0`) or 256 (`Q2_K` .. `Q8_K`) of one row.
+//! 32 numbers (`Q4_0` .. `Q8_1`, `IQ4_NL`, `MXFP4`) or 256 (`Q2_K` .. `Q8_K`, `IQ4_XS`) of one row.
 //!
 //! Few rows of activations (decoding, short prompts) run on the stored numbers (`dot.rs`). More rows
 //! ([`WeightMatrix::matmul`], prefill) go through panels of weights: bytes, multiplied as whole numbers (`many.rs`), or, for
@@ -32,7 +32,7 @@ pub use dot::Activations;
 pub use format::WeightFormat;
 use many::{ManyFormat, PanelBuffers, RoundedRows};
 
-use super::blocks::{self, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+use super::blocks::{self, Iq4Nl, Iq4Xs, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use super::gemm::{Matrix, MatrixMut};
 use super::simd::InstructionSet;
 use super::vector::{self, instruction_set};
@@ -267,9 +267,13 @@ impl WeightMatrix {
     #[must_use]
     pub fn few_rows(&self) -> usize {
         match self.dtype {
-            WeightFormat::Q4_0 | WeightFormat::Q4_1 | WeightFormat::Q5_0 | WeightFormat::Q5_1 | WeightFormat::Q8_0 => {
-                FEW_ROWS
-            }
+            WeightFormat::Q4_0
+            | WeightFormat::Q4_1
+            | WeightFormat::Q5_0
+            | WeightFormat::Q5_1
+            | WeightFormat::Q8_0
+            | WeightFormat::Iq4Nl
+            | WeightFormat::Mxfp4 => FEW_ROWS,
             WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 => FEW_FLOAT_ROWS,
             _ => 1,
         }
@@ -397,6 +401,9 @@ fn dequantize(dtype: WeightFormat, data: &[u8], out: &mut [f32]) {
         WeightFormat::Q5_0 => blocks::dequantize::<Q5_0>(set, data, out),
         WeightFormat::Q5_1 => blocks::dequantize::<Q5_1>(set, data, out),
         WeightFormat::Q8_0 => blocks::dequantize::<Q8_0>(set, data, out),
+        WeightFormat::Iq4Nl => blocks::dequantize::<Iq4Nl>(set, data, out),
+        WeightFormat::Iq4Xs => blocks::dequantize::<Iq4Xs>(set, data, out),
+        WeightFormat::Mxfp4 => blocks::dequantize::<Mxfp4>(set, data, out),
         WeightFormat::Q8_1 => BlockQ8_1::to_float(blocks_of(data), out),
         WeightFormat::Q2K => BlockQ2K::to_float(blocks_of(data), out),
         WeightFormat::Q3K => BlockQ3K::to_float(blocks_of(data), out),
