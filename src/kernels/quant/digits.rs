@@ -2,7 +2,7 @@
 //! products of bytes (AVX-512 VNNI).
 //!
 //! An activation is a whole number times a scale, which 128 of them share. In three digits it has at most 24 bits (23 for
-//! `Q8_0`): as fine as an f32 of the largest one's size. A quant of up to 8 bits times such a number, summed over four
+//! quants with a sign): as fine as an f32 of the largest one's size. A quant of up to 8 bits times such a number, summed over four
 //! quants or eight, fits 32 bits, so that the sums within a block are exact, and a product is as good as one of f32. The
 //! formats of 256 numbers have one digit: activations of 8 bits, as ggml's products with them, which share a scale there in
 //! twice as many.

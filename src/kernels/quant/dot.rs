@@ -332,6 +332,23 @@ mod tests {
     }
 
     #[test]
+    fn scales_are_powers_down_to_the_smallest() {
+        let mut activations = Activations::default();
+        for set in InstructionSet::available() {
+            for (exponent, value) in [(0, 1e30), (1, 1e30), (2, 1e30), (127, -1.0), (254, 1e-6)] {
+                let mut row = [0x77; Mxfp4::BYTES]; // quants of 12
+                row[0] = exponent;
+                activations.prepare(set, Compute::Fast, WeightFormat::Mxfp4, &[value; BLOCK], BLOCK);
+                let mut out = [f32::NAN];
+                activations.dot_rows(WeightFormat::Mxfp4, &row, row.len(), &mut out);
+                let expected = 32.0 * 12.0 * f64::from(value) * 2_f64.powi(i32::from(exponent) - 128);
+                let is_close = (f64::from(out[0]) - expected).abs() <= 1e-6 * expected.abs();
+                assert!(is_close, "{set:?} {exponent}: {} for {expected}", out[0]);
+            }
+        }
+    }
+
+    #[test]
     fn what_is_no_number_stays_none() {
         let (num_blocks, mut activations) = (9, Activations::default());
         let cols = num_blocks * BLOCK;
