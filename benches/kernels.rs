@@ -16,14 +16,20 @@ use adaptive_kvcache::backend::KernelRows;
 use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, Retention};
 use adaptive_kvcache::compress::stats::MassRequest;
 use adaptive_kvcache::compress::{LayerStats, StatsRequest};
-use adaptive_kvcache::kernels::quant::{Compute, Inputs, WeightMatrix};
+use adaptive_kvcache::kernels::quant::{Compute, Inputs, WeightFormat, WeightMatrix};
 use adaptive_kvcache::kernels::vector::{instruction_set, softmax};
-use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::quantized::QTensor;
 use candle_core::{Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
-const WEIGHT_DTYPES: [GgmlDType; 6] =
-    [GgmlDType::Q4_1, GgmlDType::Q8_0, GgmlDType::Q4_0, GgmlDType::Q4K, GgmlDType::Q6K, GgmlDType::F16];
+const WEIGHT_DTYPES: [WeightFormat; 6] = [
+    WeightFormat::Q4_1,
+    WeightFormat::Q8_0,
+    WeightFormat::Q4_0,
+    WeightFormat::Q4K,
+    WeightFormat::Q6K,
+    WeightFormat::F16,
+];
 const KV_DTYPES: [KvDtype; 4] = KvDtype::ALL;
 
 /// Output and input features: a layer of SmolLM2-135M, which fits in a core's cache, and one of Llama-2-7B.
@@ -46,9 +52,9 @@ fn numbers(len: usize) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
-fn weights(dtype: GgmlDType, rows: usize, cols: usize) -> WeightMatrix {
+fn weights(dtype: WeightFormat, rows: usize, cols: usize) -> WeightMatrix {
     let tensor = Tensor::from_vec(numbers(rows * cols), (rows, cols), &Device::Cpu).unwrap();
-    let bytes = QTensor::quantize(&tensor, dtype).unwrap().data().unwrap().into_owned();
+    let bytes = QTensor::quantize(&tensor, dtype.candle().unwrap()).unwrap().data().unwrap().into_owned();
     let range = 0..bytes.len();
     WeightMatrix::new(Arc::new(bytes), range, dtype, rows, cols).unwrap()
 }

@@ -13,8 +13,6 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use candle_core::quantized::GgmlDType;
-
 pub use candle::{Candle, CandleLayer, CandleRows};
 pub use kernels::{HeadCache, KernelLayer, KernelRows, Kernels};
 
@@ -25,7 +23,7 @@ use crate::attention::replay::WidenedRows;
 use crate::cache::{AdaptiveKvCache, CacheLayer, KvDtype, Rows};
 use crate::compress::stats::{LayerStats, StatsRequest};
 use crate::error::{Error, Result};
-use crate::kernels::quant::{Compute, WeightMatrix};
+use crate::kernels::quant::{Compute, WeightFormat, WeightMatrix};
 use crate::ops::Ops;
 use crate::tokens::TokenClass;
 
@@ -92,7 +90,7 @@ pub trait Backend: fmt::Debug + Clone + Send + Sync + 'static {
     ///
     /// # Errors
     /// If the device is not one that computes.
-    fn dtype(&self, stored: GgmlDType) -> Result<GgmlDType>;
+    fn dtype(&self, stored: WeightFormat) -> Result<WeightFormat>;
 
     /// Takes in a matrix.
     ///

@@ -6,14 +6,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::quantized::QTensor;
 use candle_core::{Device, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::tensors::aligned_buffer;
-use crate::error::Result;
-use crate::kernels::quant::WeightMatrix;
+use crate::error::{Error, Result};
+use crate::kernels::quant::{WeightFormat, WeightMatrix};
 use crate::kernels::rounding;
 use crate::kernels::vector::instruction_set;
 
@@ -28,10 +28,10 @@ const LARGEST_QUANTISED: f32 = 8.0 * 65_504.0;
 /// * `dtype`: plain floats, or blocks that divide the matrix's columns
 ///
 /// # Errors
-/// [`Error::Tensor`](crate::error::Error::Tensor) for blocks that candle does not round to.
-pub(super) fn converted(matrix: &WeightMatrix, dtype: GgmlDType) -> Result<Option<WeightMatrix>> {
+/// [`Error::Tensor`] and [`Error::Unsupported`] for blocks that nothing rounds to.
+pub(super) fn converted(matrix: &WeightMatrix, dtype: WeightFormat) -> Result<Option<WeightMatrix>> {
     let (rows, cols) = (matrix.rows(), matrix.cols());
-    let row_bytes = cols / dtype.block_size() * dtype.type_size();
+    let row_bytes = cols / dtype.block_size() * dtype.block_bytes();
     let (mut buffer, range) = aligned_buffer(rows * row_bytes);
     let is_finite = AtomicBool::new(true);
     let tasks = buffer[range.clone()].par_chunks_mut(CONVERTED_ROWS * row_bytes).enumerate();
@@ -43,7 +43,7 @@ pub(super) fn converted(matrix: &WeightMatrix, dtype: GgmlDType) -> Result<Optio
         if !write(wide, cols, dtype, out)? {
             is_finite.store(false, Ordering::Relaxed);
         }
-        Ok::<(), crate::error::Error>(())
+        Ok::<(), Error>(())
     })?;
     if !is_finite.into_inner() {
         return Ok(None);
@@ -52,22 +52,22 @@ pub(super) fn converted(matrix: &WeightMatrix, dtype: GgmlDType) -> Result<Optio
 }
 
 /// Writes rows in other numbers; whether all of them are finite there.
-fn write(wide: &[f32], cols: usize, dtype: GgmlDType, out: &mut [u8]) -> Result<bool> {
+fn write(wide: &[f32], cols: usize, dtype: WeightFormat, out: &mut [u8]) -> Result<bool> {
     match dtype {
-        GgmlDType::F16 => {
+        WeightFormat::F16 => {
             return Ok(write_floats(wide, out, |value| {
                 let rounded = f16::from_f32(value);
                 (rounded.to_le_bytes(), rounded.is_finite())
             }));
         }
-        GgmlDType::BF16 => {
+        WeightFormat::BF16 => {
             return Ok(write_floats(wide, out, |value| {
                 let rounded = bf16::from_f32(value);
                 (rounded.to_le_bytes(), rounded.is_finite())
             }));
         }
         // A number that is none is found where it is computed with.
-        GgmlDType::F32 => return Ok(write_floats(wide, out, |value| (value.to_le_bytes(), true))),
+        WeightFormat::F32 => return Ok(write_floats(wide, out, |value| (value.to_le_bytes(), true))),
         _ => {}
     }
     // No number that is none is at most that.
@@ -75,10 +75,11 @@ fn write(wide: &[f32], cols: usize, dtype: GgmlDType, out: &mut [u8]) -> Result<
         return Ok(false);
     }
     match dtype {
-        GgmlDType::Q8_0 => rounding::q8_0(instruction_set(), wide, out),
-        GgmlDType::Q4_0 => rounding::q4_0(instruction_set(), wide, out),
-        GgmlDType::Q4K => rounding::q4_k(instruction_set(), wide, out),
+        WeightFormat::Q8_0 => rounding::q8_0(instruction_set(), wide, out),
+        WeightFormat::Q4_0 => rounding::q4_0(instruction_set(), wide, out),
+        WeightFormat::Q4K => rounding::q4_k(instruction_set(), wide, out),
         _ => {
+            let dtype = dtype.candle().ok_or_else(|| Error::unsupported(format!("rounding to {dtype}")))?;
             let rows = Tensor::from_slice(wide, (wide.len() / cols, cols), &Device::Cpu)?;
             out.copy_from_slice(&QTensor::quantize(&rows, dtype)?.data()?);
         }

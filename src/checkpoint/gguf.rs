@@ -14,14 +14,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::quantized::GgmlDType;
-
 use self::header::{Cursor, Header};
 use super::files::map_file;
 use super::mapped::MappedFile;
 use super::tensors::{StoredDtype, StoredTensor, TensorData, Tensors};
 use crate::error::{Error, Result};
-use crate::kernels::quant::SharedBytes;
+use crate::kernels::quant::{SharedBytes, WeightFormat};
 
 /// A metadata value; integers of all widths become one of two, floats one.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,7 +56,7 @@ fn text_of(bytes: &[u8]) -> String {
 #[derive(Debug, Clone, PartialEq)]
 pub struct TensorEntry {
     /// Block format.
-    pub dtype: GgmlDType,
+    pub dtype: WeightFormat,
     /// Sizes, outermost first: a weight is `[out_features, in_features]`.
     pub shape: Vec<usize>,
     /// Bytes of the file.

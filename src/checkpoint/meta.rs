@@ -12,8 +12,6 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::quantized::GgmlDType;
-
 use self::params::{PARAMS, check_keys, intermediate_size};
 use super::files::read_json;
 use super::gguf::TensorEntry;
@@ -24,7 +22,7 @@ use crate::arch::rope_scaling::Llama3Scaling;
 use crate::attention::HeadLayout;
 use crate::error::{Error, Result};
 use crate::json::Object;
-use crate::kernels::quant::SharedBytes;
+use crate::kernels::quant::{SharedBytes, WeightFormat};
 use crate::kernels::vector::MAX_HEAD_DIM;
 use crate::model::{LlamaConfig, RopeLayout, RopeSettings};
 
@@ -289,7 +287,7 @@ pub struct Merged {
     /// Where in them the tensor lies, aligned to its numbers.
     pub range: Range<usize>,
     /// Type of the numbers, as in the files.
-    pub dtype: GgmlDType,
+    pub dtype: WeightFormat,
     /// Sizes, outermost first.
     pub shape: Vec<usize>,
 }
@@ -411,7 +409,7 @@ pub fn merge(name: &str, shards: &[PthFile], hidden_size: usize) -> Result<Merge
             let maps: Vec<SharedBytes> = shards.iter().map(PthFile::shared_bytes).collect();
             let parts: Vec<&[u8]> =
                 maps.iter().zip(&entries).map(|(map, entry)| &(**map).as_ref()[entry.range.clone()]).collect();
-            let row = first.shape[1] * dtype.type_size();
+            let row = first.shape[1] * dtype.block_bytes();
             let chunk = if split == Split::Rows { first.range.len() } else { row };
             let (buffer, range) = interleave(&parts, chunk);
             for (shard, entry) in shards.iter().zip(&entries) {
@@ -422,7 +420,7 @@ pub fn merge(name: &str, shards: &[PthFile], hidden_size: usize) -> Result<Merge
         _ => {
             let map = shards[0].shared_bytes();
             let part = &(*map).as_ref()[first.range.clone()];
-            if (part.as_ptr() as usize).is_multiple_of(dtype.type_size()) {
+            if (part.as_ptr() as usize).is_multiple_of(dtype.block_bytes()) {
                 (map, first.range.clone())
             } else {
                 let (buffer, range) = interleave(&[part], part.len());

@@ -29,6 +29,7 @@ mod tied;
 pub mod weights;
 mod zip;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use candle_core::DType;
@@ -41,10 +42,11 @@ pub use weights::WeightDtype;
 use crate::backend::BackendKind;
 use crate::device;
 use crate::error::{Error, Result};
+use crate::kernels::quant::WeightFormat;
 use crate::memory;
 use crate::model::{Llama, LlamaConfig};
 use crate::tokenizer::{ModelIds, Tokenizer};
-use tensors::Tensors;
+use tensors::{StoredDtype, Tensors};
 use weights::{Assembly, OutputLayer};
 
 /// The layout of a checkpoint.
@@ -160,7 +162,7 @@ impl Checkpoint {
             let cols = tensor.shape.last().copied().unwrap_or(0);
             let held = dtype.of_matrix(cols, *name == output);
             held.map_or(tensor.len(), |held| {
-                tensor.shape.iter().product::<usize>().div_ceil(held.block_size()) * held.type_size()
+                tensor.shape.iter().product::<usize>().div_ceil(held.block_size()) * held.block_bytes()
             })
         })
         .sum()
@@ -171,7 +173,9 @@ impl Checkpoint {
     #[must_use]
     pub fn dtype_name(&self, dtype: WeightDtype) -> String {
         match dtype {
-            WeightDtype::Auto => self.tensors.main_dtype(),
+            WeightDtype::Auto => {
+                self.tensors.main_dtype().map(|dtype| dtype.to_string().to_lowercase()).unwrap_or_default()
+            }
             other => other.name().to_owned(),
         }
     }
@@ -211,7 +215,8 @@ impl Checkpoint {
         memory::release_unused();
         let model = self.model(backend, dtype, progress)?;
         let held = self.held_dtype(backend, dtype)?;
-        let checkpoint_notes = self.notes.iter().cloned().chain(dtype.note(&self.config)).collect();
+        let notes = self.notes.iter().cloned().chain(dtype.note(&self.config));
+        let checkpoint_notes = notes.chain(self.widening_note(backend, dtype)?).collect();
         Ok(Loaded {
             model,
             tokenizer,
@@ -253,15 +258,36 @@ impl Checkpoint {
 
     /// In which numbers most matrices are held with this choice, where the choice is left to what computes them.
     fn held_dtype(&self, backend: &BackendKind, dtype: WeightDtype) -> Result<WeightDtype> {
-        let is_float = matches!(&*self.tensors.main_dtype(), "f32" | "f16" | "bf16");
+        let is_blocks = |dtype: &StoredDtype| matches!(dtype, StoredDtype::Usable(format) if format.is_candle_blocks());
         Ok(match (backend, dtype) {
-            (BackendKind::Candle(ops), WeightDtype::Auto) if is_float => match device::float_dtype(ops.device())? {
-                DType::F16 => WeightDtype::F16,
-                DType::BF16 => WeightDtype::Bf16,
-                _ => WeightDtype::F32,
-            },
+            (BackendKind::Candle(ops), WeightDtype::Auto) if !self.tensors.main_dtype().is_some_and(is_blocks) => {
+                match device::float_dtype(ops.device())? {
+                    DType::F16 => WeightDtype::F16,
+                    DType::BF16 => WeightDtype::Bf16,
+                    _ => WeightDtype::F32,
+                }
+            }
             _ => dtype,
         })
+    }
+
+    /// What a user should know of blocks that candle operations do not compute with, if there are any.
+    fn widening_note(&self, backend: &BackendKind, dtype: WeightDtype) -> Result<Option<String>> {
+        let (BackendKind::Candle(ops), WeightDtype::Auto) = (backend, dtype) else { return Ok(None) };
+        let formats: BTreeSet<WeightFormat> = self
+            .tensors
+            .iter()
+            .filter_map(|(_, tensor)| match tensor.dtype {
+                StoredDtype::Usable(format) => (!format.is_float() && !format.is_candle_blocks()).then_some(format),
+                StoredDtype::Other(_) => None,
+            })
+            .collect();
+        if formats.is_empty() {
+            return Ok(None);
+        }
+        let names = formats.into_iter().map(|format| format.name().to_lowercase()).collect::<Vec<_>>().join(" and ");
+        let floats = device::float_dtype(ops.device())?.as_str();
+        Ok(Some(format!("matrices in {names} are held in {floats}: candle does not compute with these blocks")))
     }
 
     /// Makes the tokenizer.

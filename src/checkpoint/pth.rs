@@ -12,8 +12,6 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::quantized::GgmlDType;
-
 use super::files::map_file;
 use super::gguf::TensorEntry;
 use super::mapped::MappedFile;
@@ -21,7 +19,7 @@ use super::pickle::{self, Id, Pickle, Storage, Tensor, Value, shown};
 use super::zip;
 use crate::error::{Error, Result};
 use crate::foreign;
-use crate::kernels::quant::SharedBytes;
+use crate::kernels::quant::{SharedBytes, WeightFormat};
 
 /// More dimensions than weights have.
 const MAX_DIMS: usize = 8;
@@ -219,7 +217,7 @@ impl<'a> Reader<'a, '_> {
             self.unsupported(&format!("tensor `{name}` with numbers of `torch.{}`", shown(kind)))
                 .with_hint("convert the weights to float32, float16 or bfloat16")
         })?;
-        let item = dtype.type_size();
+        let item = dtype.block_bytes();
         let stored = self.storage(name, storage, item)?;
 
         let shape = self.whole_numbers(name, "sizes", tensor.shape)?;
@@ -295,11 +293,11 @@ impl<'a> Reader<'a, '_> {
 }
 
 /// The numbers of a class of storages, or of a type in the module `torch`.
-fn number_type(name: &str) -> Option<GgmlDType> {
+fn number_type(name: &str) -> Option<WeightFormat> {
     match name {
-        "FloatStorage" | "float32" | "float" => Some(GgmlDType::F32),
-        "HalfStorage" | "float16" | "half" => Some(GgmlDType::F16),
-        "BFloat16Storage" | "bfloat16" => Some(GgmlDType::BF16),
+        "FloatStorage" | "float32" | "float" => Some(WeightFormat::F32),
+        "HalfStorage" | "float16" | "half" => Some(WeightFormat::F16),
+        "BFloat16Storage" | "bfloat16" => Some(WeightFormat::BF16),
         _ => None,
     }
 }

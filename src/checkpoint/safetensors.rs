@@ -10,7 +10,6 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::quantized::GgmlDType;
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
@@ -22,7 +21,7 @@ use super::weights::Naming;
 use crate::error::{Error, Result};
 use crate::foreign;
 use crate::json::strict_json;
-use crate::kernels::quant::SharedBytes;
+use crate::kernels::quant::{SharedBytes, WeightFormat};
 
 /// Longest header that is read. Headers of the largest LLaMA models take about 200 KB.
 const MAX_HEADER_BYTES: u64 = 32 << 20;
@@ -127,9 +126,9 @@ fn open_file(path: &Path) -> Result<HashMap<String, StoredTensor>> {
 /// A format that is computed on, or the name of any other.
 fn stored_dtype(dtype: Dtype) -> StoredDtype {
     match dtype {
-        Dtype::F32 => StoredDtype::Usable(GgmlDType::F32),
-        Dtype::F16 => StoredDtype::Usable(GgmlDType::F16),
-        Dtype::BF16 => StoredDtype::Usable(GgmlDType::BF16),
+        Dtype::F32 => StoredDtype::Usable(WeightFormat::F32),
+        Dtype::F16 => StoredDtype::Usable(WeightFormat::F16),
+        Dtype::BF16 => StoredDtype::Usable(WeightFormat::BF16),
         other => StoredDtype::Other(other.to_string()),
     }
 }

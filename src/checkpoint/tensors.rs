@@ -9,17 +9,15 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::quantized::GgmlDType;
-
 use super::mapped;
 use crate::error::{Error, Result};
-use crate::kernels::quant::SharedBytes;
+use crate::kernels::quant::{SharedBytes, WeightFormat};
 
 /// How a tensor's numbers are stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StoredDtype {
     /// A format that is computed on: plain floats or quantised blocks.
-    Usable(GgmlDType),
+    Usable(WeightFormat),
     /// Any other, by the name that its file uses.
     Other(String),
 }
@@ -27,7 +25,7 @@ pub enum StoredDtype {
 impl std::fmt::Display for StoredDtype {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Usable(dtype) => write!(formatter, "{dtype:?}"),
+            Self::Usable(dtype) => write!(formatter, "{dtype}"),
             Self::Other(name) => formatter.write_str(name),
         }
     }
@@ -202,14 +200,14 @@ impl Tensors {
         self.by_name.values().map(StoredTensor::len).sum()
     }
 
-    /// The format that holds the most bytes, in lower case, as `"bf16"`; empty without any tensor.
+    /// The format that holds the most bytes; `None` without any tensor.
     #[must_use]
-    pub fn main_dtype(&self) -> String {
-        let mut bytes: BTreeMap<String, usize> = BTreeMap::new();
+    pub fn main_dtype(&self) -> Option<&StoredDtype> {
+        let mut bytes: BTreeMap<&StoredDtype, usize> = BTreeMap::new();
         for tensor in self.by_name.values() {
-            *bytes.entry(tensor.dtype.to_string()).or_default() += tensor.len();
+            *bytes.entry(&tensor.dtype).or_default() += tensor.len();
         }
         let main = bytes.into_iter().max_by_key(|(_, bytes)| *bytes);
-        main.map(|(dtype, _)| dtype.to_lowercase()).unwrap_or_default()
+        main.map(|(dtype, _)| dtype)
     }
 }

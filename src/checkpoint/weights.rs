@@ -7,13 +7,11 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use candle_core::quantized::GgmlDType;
-
 use super::tensors::{StoredDtype, StoredTensor, Tensors};
 use super::{convert, mapped};
 use crate::backend::{Backend, BackendKind, Block, Candle, Embedding, Kernels, Weights};
 use crate::error::{Error, Result};
-use crate::kernels::quant::WeightMatrix;
+use crate::kernels::quant::{WeightFormat, WeightMatrix};
 use crate::model::{Llama, LlamaConfig};
 
 /// What a file that cannot be used should be replaced by.
@@ -41,8 +39,8 @@ const FOREIGN_TENSORS: [(&str, &str); 11] = [
 /// table of token vectors stays as it is stored, in its mapped file: of it only some rows are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WeightDtype {
-    /// The file's own floats or quantised blocks, in the mapped file. For candle operations, quantised blocks as they are,
-    /// and floats in what suits the device (see [`float_dtype`](crate::device::float_dtype)).
+    /// The file's own floats or quantised blocks, in the mapped file. For candle operations, quantised blocks as they are
+    /// where candle has the format, and all else in the floats that suit the device (see [`float_dtype`](crate::device::float_dtype)).
     Auto,
     /// Everything widened to f32 in memory: slow, and the mode in which results are compared to references.
     F32,
@@ -84,19 +82,19 @@ impl WeightDtype {
     /// * `cols`: its columns
     /// * `is_output`: whether it is the output layer
     #[must_use]
-    pub fn of_matrix(self, cols: usize, is_output: bool) -> Option<GgmlDType> {
-        let has_large_blocks = cols.is_multiple_of(GgmlDType::Q4K.block_size());
+    pub fn of_matrix(self, cols: usize, is_output: bool) -> Option<WeightFormat> {
+        let has_large_blocks = cols.is_multiple_of(WeightFormat::Q4K.block_size());
         Some(match self {
             Self::Auto => return None,
-            Self::F32 => GgmlDType::F32,
-            Self::F16 => GgmlDType::F16,
-            Self::Bf16 => GgmlDType::BF16,
-            Self::Q8_0 => GgmlDType::Q8_0,
-            Self::Q4_0 | Self::Q4K if is_output && has_large_blocks => GgmlDType::Q6K,
-            Self::Q4_0 | Self::Q4K if is_output => GgmlDType::Q8_0,
-            Self::Q4_0 => GgmlDType::Q4_0,
-            Self::Q4K if has_large_blocks => GgmlDType::Q4K,
-            Self::Q4K => GgmlDType::Q5_0,
+            Self::F32 => WeightFormat::F32,
+            Self::F16 => WeightFormat::F16,
+            Self::Bf16 => WeightFormat::BF16,
+            Self::Q8_0 => WeightFormat::Q8_0,
+            Self::Q4_0 | Self::Q4K if is_output && has_large_blocks => WeightFormat::Q6K,
+            Self::Q4_0 | Self::Q4K if is_output => WeightFormat::Q8_0,
+            Self::Q4_0 => WeightFormat::Q4_0,
+            Self::Q4K if has_large_blocks => WeightFormat::Q4K,
+            Self::Q4K => WeightFormat::Q5_0,
         })
     }
 
@@ -104,7 +102,7 @@ impl WeightDtype {
     pub(super) fn note(self, config: &LlamaConfig) -> Option<String> {
         let widths = [config.hidden_size, config.heads.query_width(), config.intermediate_size];
         let mut small: Vec<usize> =
-            widths.into_iter().filter(|&cols| self.of_matrix(cols, false) == Some(GgmlDType::Q5_0)).collect();
+            widths.into_iter().filter(|&cols| self.of_matrix(cols, false) == Some(WeightFormat::Q5_0)).collect();
         small.sort_unstable();
         small.dedup();
         let columns = small.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
@@ -438,15 +436,15 @@ impl<B: Backend> Taker<'_, B> {
     }
 
     /// A matrix in other numbers. What was mapped of it is given back.
-    fn rounded(&self, name: &str, matrix: WeightMatrix, dtype: GgmlDType) -> Result<WeightMatrix> {
+    fn rounded(&self, name: &str, matrix: WeightMatrix, dtype: WeightFormat) -> Result<WeightMatrix> {
         let stored = matrix.dtype();
         if stored == dtype {
             return Ok(matrix);
         }
         let path = self.tensors.get(name).map_or(self.tensors.path(), |tensor| &tensor.path).display();
-        let wanted = if self.dtype.is_blocks() { self.dtype.name().to_owned() } else { format!("{dtype:?}") };
-        if self.dtype.is_blocks() && stored.block_size() > 1 {
-            let from = format!("{stored:?}").to_lowercase();
+        let wanted = if self.dtype.is_blocks() { self.dtype.name().to_owned() } else { dtype.to_string() };
+        if self.dtype.is_blocks() && !stored.is_float() {
+            let from = stored.name().to_lowercase();
             let what =
                 format!("quantising tensor `{name}` of `{path}` to {wanted} from {from}, which is quantised already,");
             return Err(Error::unsupported(what).with_hint("use --dtype auto, or a checkpoint in f16, bf16 or f32"));

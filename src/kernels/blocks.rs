@@ -1,10 +1,10 @@
-//! The formats of 32 numbers a block that share a scale, ggml's `Q4_0` .. `Q8_0`: each described once, for weights and for
-//! a quantised cache.
+//! The formats in which 32 numbers share a scale, ggml's `Q4_0` .. `Q8_0`, `IQ4_NL`, `IQ4_XS` and `MXFP4`: each described
+//! once, for weights and for a quantised cache.
 //!
-//! Weights stay in their file's own blocks: an f16 scale, then an f16 offset or fifth bits if there are any, then the quants
-//! ([`BlockFormat`]). In a cache scales and quants lie apart, so that each can be read as whole vectors ([`CacheFormat`]).
+//! Weights stay in their file's own blocks: a scale (f16, but for the last two), then an f16 offset or fifth bits if there
+//! are any, then the quants ([`BlockFormat`]). In a cache scales and quants lie apart, so that each can be read as whole vectors ([`CacheFormat`]).
 //!
-//! Not for: products (see [`super::quant`] and [`super::attend`]), or the formats of 256 numbers.
+//! Not for: products (see [`super::quant`] and [`super::attend`]), or the K-quants.
 
 use half::f16;
 
@@ -22,7 +22,18 @@ pub(crate) enum Quants {
     Fives,
     /// 8 bits with a sign.
     Bytes,
+    /// 4 bits, as nibbles: each says which number of the table it stands for.
+    Codes(&'static Codes),
 }
+
+/// What codes of 4 bits stand for.
+pub(crate) type Codes = [i8; 16];
+
+/// Those of `IQ4_NL` and `IQ4_XS`: denser where weights are.
+pub(crate) const IQ4_CODES: Codes = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// Those of `MXFP4`: floats of a sign, two bits of exponent and one of mantissa, doubled.
+pub(crate) const FP4_CODES: Codes = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// A format of blocks: `number = scale * quant + offset`.
 pub(crate) trait BlockFormat: Copy + std::fmt::Debug + PartialEq + Send + Sync + 'static {
@@ -32,34 +43,46 @@ pub(crate) trait BlockFormat: Copy + std::fmt::Debug + PartialEq + Send + Sync +
     /// What the offset is in scales; `None` if blocks store an offset of their own, behind the scale.
     const OFFSET: Option<f32>;
 
-    /// Bytes of a block's quants, without their fifth bits.
+    /// Runs of [`BLOCK`] numbers in a block, each with a scale.
+    const RUNS: usize = 1;
+
+    /// Bytes of a block's scales: more or fewer than two are not just one in f16.
+    const SCALE_BYTES: usize = 2;
+
+    /// Bytes of a run's quants, without their fifth bits.
     const QUANT_BYTES: usize = if matches!(Self::QUANTS, Quants::Bytes) { BLOCK } else { BLOCK / 2 };
 
     /// Where the quants are in a block of weights.
-    const QUANTS_AT: usize =
-        if Self::OFFSET.is_some() { 2 } else { 4 } + if matches!(Self::QUANTS, Quants::Fives) { 4 } else { 0 };
+    const QUANTS_AT: usize = Self::SCALE_BYTES
+        + if Self::OFFSET.is_some() { 0 } else { 2 }
+        + if matches!(Self::QUANTS, Quants::Fives) { 4 } else { 0 };
 
     /// Size of a block of weights.
-    const BYTES: usize = Self::QUANTS_AT + Self::QUANT_BYTES;
+    const BYTES: usize = Self::QUANTS_AT + Self::RUNS * Self::QUANT_BYTES;
 
-    /// The scale of a block of weights, and behind it the offset or something else.
+    /// The scale of a run of weights, and behind it the offset or something else.
     ///
     /// * `block`: `[BYTES]`
+    /// * `run`: below `RUNS`
     #[inline(always)]
-    fn scales<L: Lanes>(block: &[u8]) -> L::Halves {
+    fn scales<L: Lanes>(block: &[u8], run: usize) -> L::Halves {
+        let _ = run;
         L::halves(*part(block, 0))
     }
 
-    /// The quants of a block of weights, without the offset.
+    /// The quants of a run of weights, without the offset.
     ///
     /// * `block`: `[BYTES]`
+    /// * `run`: below `RUNS`
     #[inline(always)]
-    fn quants<L: Lanes>(block: &[u8]) -> [L; 2] {
-        let first = part(block, Self::QUANTS_AT);
+    fn quants<L: Lanes>(block: &[u8], run: usize) -> [L; 2] {
+        let at = Self::QUANTS_AT + run * Self::QUANT_BYTES;
+        let first = part(block, at);
         match Self::QUANTS {
-            Quants::Bytes => [L::load_i8(first), L::load_i8(part(block, Self::QUANTS_AT + LANES))],
+            Quants::Bytes => [L::load_i8(first), L::load_i8(part(block, at + LANES))],
             Quants::Nibbles => L::load_fives(first, 0),
-            Quants::Fives => L::load_fives(first, u32::from_le_bytes(*part(block, Self::QUANTS_AT - 4))),
+            Quants::Fives => L::load_fives(first, u32::from_le_bytes(*part(block, at - 4))),
+            Quants::Codes(codes) => L::load_codes(first, codes),
         }
     }
 }
@@ -71,14 +94,14 @@ fn part<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
 }
 
 macro_rules! formats {
-    ($($(#[$meta:meta])* $name:ident: $quants:ident, $offset:expr;)+) => {
+    ($($(#[$meta:meta])* $name:ident: $quants:expr, $offset:expr;)+) => {
         $(
             $(#[$meta])*
             #[derive(Debug, Clone, Copy, PartialEq)]
             pub(crate) struct $name;
 
             impl BlockFormat for $name {
-                const QUANTS: Quants = Quants::$quants;
+                const QUANTS: Quants = $quants;
                 const OFFSET: Option<f32> = $offset;
             }
         )+
@@ -86,33 +109,81 @@ macro_rules! formats {
 }
 formats! {
     /// 18 bytes a block.
-    Q4_0: Nibbles, Some(-8.0);
+    Q4_0: Quants::Nibbles, Some(-8.0);
     /// 20 bytes a block.
-    Q4_1: Nibbles, None;
+    Q4_1: Quants::Nibbles, None;
     /// 22 bytes a block.
-    Q5_0: Fives, Some(-16.0);
+    Q5_0: Quants::Fives, Some(-16.0);
     /// 24 bytes a block.
-    Q5_1: Fives, None;
+    Q5_1: Quants::Fives, None;
     /// 34 bytes a block.
-    Q8_0: Bytes, Some(0.0);
+    Q8_0: Quants::Bytes, Some(0.0);
+    /// 18 bytes a block.
+    Iq4Nl: Quants::Codes(&IQ4_CODES), Some(0.0);
+}
+
+/// 136 bytes a block of 256 numbers: an f16 scale of scales, the upper two bits of eight scales, their lower four, codes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Iq4Xs;
+
+impl BlockFormat for Iq4Xs {
+    const QUANTS: Quants = Quants::Codes(&IQ4_CODES);
+    const OFFSET: Option<f32> = Some(0.0);
+    const RUNS: usize = 8;
+    const SCALE_BYTES: usize = 8;
+
+    #[inline(always)]
+    fn scales<L: Lanes>(block: &[u8], run: usize) -> L::Halves {
+        let [scale, _] = L::pair(L::halves(*part(block, 0)));
+        let upper = block[2 + run / 4] >> (2 * (run % 4)) & 3;
+        let lower = block[4 + run / 2] >> (4 * (run % 2)) & 15;
+        L::half(scale * (f32::from(upper << 4 | lower) - 32.0))
+    }
+}
+
+/// 17 bytes a block: the scale is a power of two.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Mxfp4;
+
+impl BlockFormat for Mxfp4 {
+    const QUANTS: Quants = Quants::Codes(&FP4_CODES);
+    const OFFSET: Option<f32> = Some(0.0);
+    const SCALE_BYTES: usize = 1;
+
+    #[inline(always)]
+    fn scales<L: Lanes>(block: &[u8], _: usize) -> L::Halves {
+        L::half(half_of_power(block[0]))
+    }
+}
+
+/// Half of what a byte stands for that is a biased exponent (E8M0), as quants are doubled; 255 is no special case, as in
+/// ggml.
+#[inline(always)]
+pub(crate) fn half_of_power(exponent: u8) -> f32 {
+    // Below 2^-126 numbers have no exponent of their own.
+    f32::from_bits(if exponent < 2 { 0x0020_0000 << exponent } else { (u32::from(exponent) - 1) << 23 })
 }
 
 multiversion! {
-    /// Widens blocks of weights to f32; `out` holds 32 numbers a block.
+    /// Widens blocks of weights to f32; `out` holds 32 numbers a run.
     pub(super) fn dequantize<B: BlockFormat>(data: &[u8], out: &mut [f32]) = dequantize_body;
 }
 
 #[inline(always)]
 fn dequantize_body<L: Lanes, B: BlockFormat>(data: &[u8], out: &mut [f32]) {
-    for (block, out) in data.chunks_exact(B::BYTES).zip(out.as_chunks_mut::<BLOCK>().0) {
-        let scales = B::scales::<L>(block);
-        let scale = L::splat_first(scales);
-        let offset = match B::OFFSET {
-            Some(offset) => L::splat(offset).mul(scale),
-            None => L::splat(L::pair(scales)[1]),
-        };
-        for (quants, out) in B::quants::<L>(block).into_iter().zip(out.as_chunks_mut().0) {
-            quants.mul_add(scale, offset).store(out);
+    for (block, out) in data.chunks_exact(B::BYTES).zip(out.chunks_exact_mut(B::RUNS * BLOCK)) {
+        for (run, out) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+            let scales = B::scales::<L>(block, run);
+            let scale = L::splat_first(scales);
+            let offset = match B::OFFSET {
+                Some(offset) => L::splat(offset).mul(scale),
+                None => L::splat(L::pair(scales)[1]),
+            };
+            for (quants, out) in B::quants::<L>(block, run).into_iter().zip(out.as_chunks_mut().0) {
+                let is_offset = B::OFFSET != Some(0.0);
+                let numbers = if is_offset { quants.mul_add(scale, offset) } else { quants.mul(scale) };
+                numbers.store(out);
+            }
         }
     }
 }
@@ -196,4 +267,41 @@ impl CacheFormat for Q4_0 {
 /// The scale in f16; NaN if a number of the block is not finite, which no quant can say.
 fn finite_or_nan(numbers: &[f32; BLOCK], scale: f32) -> f16 {
     if numbers.iter().all(|number| number.is_finite()) { f16::from_f32(scale) } else { f16::NAN }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::kernels::simd::InstructionSet;
+
+    fn bytes(hexadecimal: &str) -> Vec<u8> {
+        let digits = hexadecimal.as_bytes().as_chunks::<2>().0;
+        digits.iter().map(|digits| u8::from_str_radix(str::from_utf8(digits).unwrap(), 16).unwrap()).collect()
+    }
+
+    fn check<B: BlockFormat>(known: &[[String; 2]]) {
+        assert!(known.len() > 3);
+        for [block, numbers] in known {
+            let (block, numbers) = (bytes(block), bytes(numbers));
+            assert_eq!(block.len(), B::BYTES);
+            for set in InstructionSet::available() {
+                let mut out = vec![f32::NAN; B::RUNS * BLOCK];
+                dequantize::<B>(set, &block, &mut out);
+                let out: Vec<u8> = out.iter().flat_map(|number| number.to_le_bytes()).collect();
+                assert!(out == numbers, "{set:?}: {block:x?}");
+            }
+        }
+    }
+
+    /// Bit for bit. The numbers are those of `scripts/block_oracle.py`.
+    #[test]
+    fn blocks_of_codes_hold_the_numbers_that_gguf_py_reads() {
+        let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/blocks.json")).unwrap();
+        let known: HashMap<String, Vec<[String; 2]>> = serde_json::from_str(&text).unwrap();
+        check::<Iq4Nl>(&known["IQ4_NL"]);
+        check::<Iq4Xs>(&known["IQ4_XS"]);
+        check::<Mxfp4>(&known["MXFP4"]);
+    }
 }

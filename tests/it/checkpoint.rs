@@ -23,7 +23,7 @@ use adaptive_kvcache::checkpoint::tensors::{StoredDtype, StoredTensor, TensorDat
 use adaptive_kvcache::checkpoint::weights::{Assembly, Bias, Naming, OutputLayer, assemble as assemble_model};
 use adaptive_kvcache::checkpoint::{self, Checkpoint, Format, WeightDtype};
 use adaptive_kvcache::fidelity::argmax;
-use adaptive_kvcache::kernels::quant::SharedBytes;
+use adaptive_kvcache::kernels::quant::{SharedBytes, WeightFormat};
 use adaptive_kvcache::memory::process_memory;
 use adaptive_kvcache::model::{Llama, RopeLayout};
 use candle_core::quantized::gguf_file::{self, Value as GgufValue};
@@ -225,7 +225,7 @@ fn tensors_need_not_lie_in_a_file() {
         let len = bytes.len();
         let bytes: SharedBytes = Arc::new(bytes);
         let data = TensorData::Made { len, make: Arc::new(move || Ok((Arc::clone(&bytes), 0..len))) };
-        let dtype = StoredDtype::Usable(GgmlDType::F32);
+        let dtype = StoredDtype::Usable(WeightFormat::F32);
         let tensor = StoredTensor { path: Path::new("memory").into(), dtype, shape: weight.dims().to_vec(), data };
         tensors.insert(name, tensor).unwrap();
     }

@@ -14,32 +14,13 @@ use adaptive_kvcache::attention::replay::{Replay, squared_attention};
 use adaptive_kvcache::backend::HeadCache;
 use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::kernels::attend::{attend_range, row_weights};
-use adaptive_kvcache::kernels::quant::{Activations, Compute, Inputs, WeightMatrix};
+use adaptive_kvcache::kernels::quant::{Activations, Compute, Inputs, WeightFormat, WeightMatrix};
 use adaptive_kvcache::kernels::simd::InstructionSet;
 use adaptive_kvcache::kernels::vector;
-use candle_core::quantized::GgmlDType;
-
-const FORMATS: [GgmlDType; 15] = [
-    GgmlDType::F32,
-    GgmlDType::F16,
-    GgmlDType::BF16,
-    GgmlDType::Q4_0,
-    GgmlDType::Q4_1,
-    GgmlDType::Q5_0,
-    GgmlDType::Q5_1,
-    GgmlDType::Q8_0,
-    GgmlDType::Q8_1,
-    GgmlDType::Q2K,
-    GgmlDType::Q3K,
-    GgmlDType::Q4K,
-    GgmlDType::Q5K,
-    GgmlDType::Q6K,
-    GgmlDType::Q8K,
-];
 
 /// Zeros, `rows` of 256 numbers.
-fn matrix(dtype: GgmlDType, rows: usize) -> WeightMatrix {
-    let len = rows * 256 / dtype.block_size() * dtype.type_size();
+fn matrix(dtype: WeightFormat, rows: usize) -> WeightMatrix {
+    let len = rows * 256 / dtype.block_size() * dtype.block_bytes();
     let bytes = vec![0_u8; len + 4];
     let first = bytes.as_ptr().align_offset(4);
     WeightMatrix::new(Arc::new(bytes), first..first + len, dtype, rows, 256).unwrap()
@@ -51,7 +32,7 @@ fn panics(work: impl FnOnce()) -> bool {
 
 #[test]
 fn a_matrix_without_rows_gives_products_without_numbers() {
-    for dtype in FORMATS {
+    for dtype in WeightFormat::ALL {
         for rows in [0, 3] {
             let matrix = matrix(dtype, rows);
             for set in InstructionSet::available() {
@@ -79,7 +60,7 @@ fn a_matrix_without_rows_gives_products_without_numbers() {
 #[test]
 fn rows_that_a_matrix_does_not_have_are_refused_however_large_their_numbers() {
     const MAX: usize = usize::MAX;
-    for dtype in FORMATS {
+    for dtype in WeightFormat::ALL {
         let matrix = matrix(dtype, 4);
         let row_bytes = matrix.bytes() / 4;
         let mut x = Activations::default();
@@ -97,7 +78,7 @@ fn rows_that_a_matrix_does_not_have_are_refused_however_large_their_numbers() {
         assert!(panics(|| matrix.matmul(&x_of_zeros, &mut none)), "{dtype:?}: results for 3 of 4 rows");
         // Activations that nobody prepared, or for another format.
         assert!(panics(|| matrix.dot_rows(0..4, &Activations::default(), &mut [])), "{dtype:?}");
-        let other = if dtype == GgmlDType::F32 { GgmlDType::F16 } else { GgmlDType::F32 };
+        let other = if dtype == WeightFormat::F32 { WeightFormat::F16 } else { WeightFormat::F32 };
         x.prepare(InstructionSet::PORTABLE, Compute::Fast, other, &[0.0; 256], 256);
         assert!(panics(|| matrix.dot_rows(0..4, &x, &mut [0.0; 4])), "{dtype:?}");
     }

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use adaptive_kvcache::Error;
 use adaptive_kvcache::kernels::element::Element;
-use adaptive_kvcache::kernels::quant::{Compute, Inputs, SharedBytes, WeightMatrix};
+use adaptive_kvcache::kernels::quant::{Compute, Inputs, SharedBytes, WeightFormat, WeightMatrix};
 use adaptive_kvcache::kernels::simd::InstructionSet;
 use adaptive_kvcache::kernels::vector;
-use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::quantized::QTensor;
 use candle_core::{Device, Tensor};
 use half::{bf16, f16};
+use rand::RngCore;
 use rand::rngs::StdRng;
 
 use crate::numbers::{assert_close, dot, seeded, softmax, uniform, widen};
@@ -297,21 +298,30 @@ fn merging_ranges_whose_scores_are_far_apart() {
 }
 
 /// Formats whose blocks are widened to f32: products are those with dequantised weights.
-const SMALL_FORMATS: [GgmlDType; 9] = [
-    GgmlDType::F32,
-    GgmlDType::F16,
-    GgmlDType::BF16,
-    GgmlDType::Q4_0,
-    GgmlDType::Q4_1,
-    GgmlDType::Q5_0,
-    GgmlDType::Q5_1,
-    GgmlDType::Q8_0,
-    GgmlDType::Q8_1,
+const SMALL_FORMATS: [WeightFormat; 11] = [
+    WeightFormat::F32,
+    WeightFormat::F16,
+    WeightFormat::BF16,
+    WeightFormat::Q4_0,
+    WeightFormat::Q4_1,
+    WeightFormat::Q5_0,
+    WeightFormat::Q5_1,
+    WeightFormat::Q8_0,
+    WeightFormat::Q8_1,
+    WeightFormat::Iq4Nl,
+    WeightFormat::Mxfp4,
 ];
 
 /// Formats in blocks of 256, for which `matvec` rounds the activations to 8 bits.
-const LARGE_FORMATS: [GgmlDType; 6] =
-    [GgmlDType::Q2K, GgmlDType::Q3K, GgmlDType::Q4K, GgmlDType::Q5K, GgmlDType::Q6K, GgmlDType::Q8K];
+const LARGE_FORMATS: [WeightFormat; 7] = [
+    WeightFormat::Q2K,
+    WeightFormat::Q3K,
+    WeightFormat::Q4K,
+    WeightFormat::Q5K,
+    WeightFormat::Q6K,
+    WeightFormat::Q8K,
+    WeightFormat::Iq4Xs,
+];
 
 /// Error of a product, relative to `1 + product`: f32 sums of up to 1024 products below 2.
 const EXACT_PRODUCT_TOLERANCE: f64 = 1e-4;
@@ -323,11 +333,32 @@ const ROUNDED_PRODUCT_TOLERANCE: f64 = 2e-2;
 /// One unit in the last place of f32, for a number that is made by one multiplication and one addition, fused or not.
 const DEQUANTIZE_TOLERANCE: f64 = 2.5e-7;
 
+/// A matrix of random blocks in a format that candle does not have, and its numbers; that they are those of gguf-py is tested
+/// beside the kernels.
+fn coded(dtype: WeightFormat, rows: usize, cols: usize, seed: u64) -> (WeightMatrix, Vec<f32>) {
+    let mut bytes = vec![0_u8; rows * cols / dtype.block_size() * dtype.block_bytes()];
+    seeded(seed).fill_bytes(&mut bytes);
+    for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+        match dtype {
+            WeightFormat::Mxfp4 => block[0] = 125,
+            WeightFormat::Iq4Nl => block[..2].copy_from_slice(&f16::from_f32(0.01).to_le_bytes()),
+            _ => block[..2].copy_from_slice(&f16::from_f32(0.000_4).to_le_bytes()),
+        }
+    }
+    let len = bytes.len();
+    let matrix = WeightMatrix::new(Arc::new(bytes), 0..len, dtype, rows, cols).unwrap();
+    let mut numbers = vec![f32::NAN; rows * cols];
+    matrix.dequantize_rows(0..rows, &mut numbers);
+    assert!(numbers.iter().all(|number| number.abs() < 2.0));
+    (matrix, numbers)
+}
+
 /// A matrix of random weights in a block format, and the numbers that candle reads from it.
-fn quantized(dtype: GgmlDType, rows: usize, cols: usize, seed: u64) -> (WeightMatrix, Vec<f32>) {
+fn quantized(dtype: WeightFormat, rows: usize, cols: usize, seed: u64) -> (WeightMatrix, Vec<f32>) {
+    let Some(candle) = dtype.candle() else { return coded(dtype, rows, cols, seed) };
     let weights = uniform(&mut seeded(seed), rows * cols, 1.0);
     let weights = Tensor::from_vec(weights, (rows, cols), &Device::Cpu).unwrap();
-    let tensor = QTensor::quantize(&weights, dtype).unwrap();
+    let tensor = QTensor::quantize(&weights, candle).unwrap();
     let numbers = tensor.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
     let bytes = tensor.data().unwrap().into_owned();
     let len = bytes.len();
@@ -346,7 +377,7 @@ fn naive_product(x: &[f32], weights: &[f32], cols: usize) -> Vec<f64> {
     x.chunks(cols).flat_map(|x| weights.chunks(cols).map(|row| dot(x, row))).collect()
 }
 
-fn check_products(dtype: GgmlDType, rows: usize, cols: usize) {
+fn check_products(dtype: WeightFormat, rows: usize, cols: usize) {
     let (matrix, weights) = quantized(dtype, rows, cols, (rows * cols) as u64);
     let case = |what: &str| format!("{what}, {dtype:?}, {rows} x {cols}");
 
@@ -397,7 +428,7 @@ fn products_with_every_format_equal_those_with_candles_own_dequantised_weights()
         }
     }
     // Plain floats need no whole blocks.
-    for dtype in [GgmlDType::F32, GgmlDType::F16, GgmlDType::BF16] {
+    for dtype in [WeightFormat::F32, WeightFormat::F16, WeightFormat::BF16] {
         for (rows, cols) in [(1, 1), (5, 7), (40, 33), (33, 129), (70, 1001)] {
             check_products(dtype, rows, cols);
         }
@@ -408,7 +439,7 @@ fn products_with_every_format_equal_those_with_candles_own_dequantised_weights()
 fn bytes_that_do_not_fit_are_refused() {
     for dtype in SMALL_FORMATS.into_iter().chain(LARGE_FORMATS) {
         let cols = 2 * dtype.block_size();
-        let size = 3 * 2 * dtype.type_size();
+        let size = 3 * 2 * dtype.block_bytes();
         let owner: SharedBytes = Arc::new(vec![0_u8; size + 16]);
         let address = (*owner).as_ref().as_ptr() as usize;
         let first = address.next_multiple_of(4) - address;
@@ -432,7 +463,7 @@ fn bytes_that_do_not_fit_are_refused() {
 
         let at = |offset: usize| matrix(first + offset..first + offset + size, 3, cols);
         assert!(matches!(at(1), Err(Error::Unsupported { .. })), "{dtype:?}: an odd address");
-        let needs_four = matches!(dtype, GgmlDType::F32 | GgmlDType::Q8K);
+        let needs_four = matches!(dtype, WeightFormat::F32 | WeightFormat::Q8K);
         assert_eq!(at(2).is_err(), needs_four, "{dtype:?}: an even address");
     }
 }

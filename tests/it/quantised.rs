@@ -9,7 +9,7 @@ use adaptive_kvcache::cache::{KvDtype, Retention};
 use adaptive_kvcache::checkpoint::tensors::{MakeBytes, StoredDtype, StoredTensor, TensorData, Tensors};
 use adaptive_kvcache::checkpoint::weights::{Assembly, Bias, Naming, OutputLayer, assemble};
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype, open};
-use adaptive_kvcache::kernels::quant::{Compute, SharedBytes};
+use adaptive_kvcache::kernels::quant::{Compute, SharedBytes, WeightFormat};
 use adaptive_kvcache::model::Llama;
 use candle_core::quantized::gguf_file::{self, Value as GgufValue};
 use candle_core::quantized::{GgmlDType, QTensor};
@@ -216,7 +216,7 @@ fn tensors_that_are_put_together_are_quantised() {
         let len = bytes.len();
         let bytes: SharedBytes = Arc::new(bytes);
         let make: MakeBytes = Arc::new(move || Ok((Arc::clone(&bytes), 0..len)));
-        let dtype = StoredDtype::Usable(GgmlDType::F16);
+        let dtype = StoredDtype::Usable(WeightFormat::F16);
         let (path, shape) = (Path::new("made").into(), weight.dims().to_vec());
         tensors.insert(name, StoredTensor { path, dtype, shape, data: TensorData::Made { len, make } }).unwrap();
     }

@@ -75,6 +75,9 @@ fn all_formats_hold_the_same_weights() {
         ("q4_k_m", 0.3),
         ("q5_k_m", 0.2),
         ("q6_k", 0.1),
+        ("iq4_nl", 0.4),
+        ("iq4_xs", 0.4),
+        ("mxfp4", 0.6),
     ] {
         let rounded = read(format);
         let error = norm(rounded.iter().zip(&exact).map(|(a, b)| a - b)) / norm(exact.iter().copied());

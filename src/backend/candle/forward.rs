@@ -6,7 +6,6 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Tensor};
 
 use super::linear::CandleLinear;
@@ -22,7 +21,7 @@ use crate::cache::{CacheLayer, KvDtype};
 use crate::compress::stats::LayerStats;
 use crate::device::float_dtype;
 use crate::error::Result;
-use crate::kernels::quant::WeightMatrix;
+use crate::kernels::quant::{WeightFormat, WeightMatrix};
 use crate::ops::{DecodeWith, Ops};
 use crate::tokens::TokenClass;
 
@@ -137,15 +136,15 @@ impl Backend for Candle {
         Some(&self.ops)
     }
 
-    fn dtype(&self, stored: GgmlDType) -> Result<GgmlDType> {
-        match stored {
-            GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => Ok(match float_dtype(self.ops.device())? {
-                DType::F16 => GgmlDType::F16,
-                DType::BF16 => GgmlDType::BF16,
-                _ => GgmlDType::F32,
-            }),
-            blocks => Ok(blocks),
+    fn dtype(&self, stored: WeightFormat) -> Result<WeightFormat> {
+        if stored.is_candle_blocks() {
+            return Ok(stored);
         }
+        Ok(match float_dtype(self.ops.device())? {
+            DType::F16 => WeightFormat::F16,
+            DType::BF16 => WeightFormat::BF16,
+            _ => WeightFormat::F32,
+        })
     }
 
     fn linear(&self, matrix: Arc<WeightMatrix>, bias: Option<Vec<f32>>) -> Result<CandleLinear> {

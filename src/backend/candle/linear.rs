@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
+use candle_core::quantized::{QMatMul, QStorage, QTensor};
 use candle_core::{DType, Device, Module, Tensor};
 
 use crate::error::{Error, Result};
-use crate::kernels::quant::WeightMatrix;
+use crate::kernels::quant::{WeightFormat, WeightMatrix};
 use crate::ops::Ops;
 use crate::stop;
 
@@ -30,11 +30,13 @@ impl CandleLinear {
         let (device, shape) = (ops.device(), (matrix.rows(), matrix.cols()));
         let dense = |dtype| Tensor::from_raw_buffer(matrix.data(), dtype, &[shape.0, shape.1], device);
         let weights = match matrix.dtype() {
-            GgmlDType::F32 => Weights::Dense(dense(DType::F32)?),
-            GgmlDType::F16 => Weights::Dense(dense(DType::F16)?),
-            GgmlDType::BF16 => Weights::Dense(dense(DType::BF16)?),
+            WeightFormat::F32 => Weights::Dense(dense(DType::F32)?),
+            WeightFormat::F16 => Weights::Dense(dense(DType::F16)?),
+            WeightFormat::BF16 => Weights::Dense(dense(DType::BF16)?),
             blocks => {
-                let storage = QStorage::from_data(matrix.data().into(), device, blocks)?;
+                let dtype =
+                    blocks.candle().ok_or_else(|| Error::unsupported(format!("{blocks} in candle operations")))?;
+                let storage = QStorage::from_data(matrix.data().into(), device, dtype)?;
                 Weights::Quantised(Arc::new(QTensor::new(storage, shape)?))
             }
         };

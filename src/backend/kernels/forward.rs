@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use candle_core::quantized::GgmlDType;
 use rayon::prelude::*;
 
 use super::Kernels;
@@ -19,7 +18,7 @@ use crate::backend::{Backend, Block, PromptRequest, Shown, Wanted, Weights};
 use crate::cache::{AdaptiveKvCache, CacheLayer, KvDtype};
 use crate::compress::stats::LayerStats;
 use crate::error::{Error, Result};
-use crate::kernels::quant::{Compute, Inputs, WeightMatrix};
+use crate::kernels::quant::{Compute, Inputs, WeightFormat, WeightMatrix};
 use crate::kernels::vector::{self, instruction_set};
 use crate::numbers::all_finite;
 use crate::tokens::TokenClass;
@@ -75,7 +74,7 @@ impl Backend for Kernels {
         Some(self.compute)
     }
 
-    fn dtype(&self, stored: GgmlDType) -> Result<GgmlDType> {
+    fn dtype(&self, stored: WeightFormat) -> Result<WeightFormat> {
         Ok(stored)
     }
 

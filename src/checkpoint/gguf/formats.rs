@@ -1,9 +1,7 @@
-//! ggml's block formats: their numbers in a file, their names, and which of them are computed with.
+//! ggml's block formats: the names of all, also of those that are not computed with.
 //!
 //! Source: `enum ggml_type` of <https://github.com/ggml-org/llama.cpp/blob/master/ggml/include/ggml.h>; numbers that were
 //! given up keep their last name.
-
-use candle_core::quantized::GgmlDType;
 
 /// The names of all formats, by number.
 const NAMES: [&str; 43] = [
@@ -52,28 +50,6 @@ const NAMES: [&str; 43] = [
     "Q2_0",
 ];
 
-/// A format that is computed with.
-pub(super) fn computed(number: u32) -> Option<GgmlDType> {
-    Some(match number {
-        0 => GgmlDType::F32,
-        1 => GgmlDType::F16,
-        2 => GgmlDType::Q4_0,
-        3 => GgmlDType::Q4_1,
-        6 => GgmlDType::Q5_0,
-        7 => GgmlDType::Q5_1,
-        8 => GgmlDType::Q8_0,
-        9 => GgmlDType::Q8_1,
-        10 => GgmlDType::Q2K,
-        11 => GgmlDType::Q3K,
-        12 => GgmlDType::Q4K,
-        13 => GgmlDType::Q5K,
-        14 => GgmlDType::Q6K,
-        15 => GgmlDType::Q8K,
-        30 => GgmlDType::BF16,
-        _ => return None,
-    })
-}
-
 /// A format for people: as `IQ4_XS (number 23)`.
 pub(super) fn shown(number: u32) -> String {
     let name = usize::try_from(number).ok().and_then(|number| NAMES.get(number));
@@ -83,6 +59,7 @@ pub(super) fn shown(number: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::quant::WeightFormat;
 
     #[test]
     fn names_stand_at_their_numbers() {
@@ -91,8 +68,7 @@ mod tests {
         }
         assert_eq!(shown(99), "number 99");
         for (number, name) in (0..).zip(NAMES) {
-            let Some(dtype) = computed(number) else { continue };
-            assert_eq!(format!("{dtype:?}"), name.replace("_K", "K"));
+            assert!(WeightFormat::of_number(number).is_none_or(|format| format.name() == name), "{number}");
         }
     }
 }

@@ -9,12 +9,11 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::quantized::GgmlDType;
-
 use super::formats;
 use super::{Array, TensorEntry, Value, text_of};
 use crate::error::{Error, Result};
 use crate::foreign;
+use crate::kernels::quant::WeightFormat;
 
 const MAGIC: &[u8; 4] = b"GGUF";
 const DEFAULT_ALIGNMENT: u64 = 32;
@@ -37,7 +36,7 @@ pub(super) struct Header {
 }
 
 /// Name, block format, shape, offset and size of one tensor.
-type RawTensor = (String, GgmlDType, Vec<usize>, u64, u64);
+type RawTensor = (String, WeightFormat, Vec<usize>, u64, u64);
 
 impl Header {
     /// Reads a file's header.
@@ -255,7 +254,7 @@ impl<'a> Cursor<'a> {
         shape.reverse();
         let kind = self.u32()?;
         let offset = self.u64()?;
-        let dtype = formats::computed(kind).ok_or_else(|| {
+        let dtype = WeightFormat::of_number(kind).ok_or_else(|| {
             let (format, path) = (formats::shown(kind), self.path.display());
             Error::unsupported(format!("the block format {format} of tensor `{name}` in `{path}`"))
                 .with_hint("take the same model with K-quants, as Q4_K_M, or in Q8_0, Q5_0, Q4_0, F16, BF16 or F32")
@@ -264,7 +263,7 @@ impl<'a> Cursor<'a> {
         if !shape.last().is_some_and(|cols| cols.is_multiple_of(block)) {
             return Err(self.error(format!("tensor `{name}` {shape:?} has rows that are not whole blocks of {block}")));
         }
-        let size = (numbers / block as u64).checked_mul(dtype.type_size() as u64);
+        let size = (numbers / block as u64).checked_mul(dtype.block_bytes() as u64);
         let size = size.ok_or_else(|| self.error(format!("tensor `{name}` {shape:?} is absurdly large")))?;
         Ok((name, dtype, shape, offset, size))
     }

@@ -159,7 +159,7 @@ fn read(bytes: &[u8]) -> Result<HashMap<String, TensorEntry>> {
     assert!(computed() - before < SLOW, "{} hundredths of a second", computed() - before);
     for (name, TensorEntry { dtype, shape, range }) in outcome.iter().flatten() {
         assert!(range.start <= range.end && range.end <= bytes.len(), "{name} {range:?}");
-        assert_eq!(range.len(), shape.iter().product::<usize>() * dtype.type_size(), "{name}");
+        assert_eq!(range.len(), shape.iter().product::<usize>() * dtype.block_bytes(), "{name}");
     }
     outcome
 }
@@ -193,7 +193,7 @@ fn metas_checkpoints_are_read() {
     let tensors = file.tensors();
     assert_eq!(tensors.len(), 3 + 3 * 9 + usize::from(tensors.contains_key("rope.freqs")));
     for (name, shape) in [("tok_embeddings.weight", vec![1000, 64]), ("norm.weight", vec![64])] {
-        assert_eq!((tensors[name].dtype, &tensors[name].shape), (GgmlDType::BF16, &shape), "{name}");
+        assert_eq!((tensors[name].dtype, &tensors[name].shape), (WeightFormat::BF16, &shape), "{name}");
     }
     assert_eq!(file.tensor_bytes(), tensors.values().map(|entry| entry.range.len()).sum::<usize>());
 
@@ -213,7 +213,7 @@ fn a_tensor_is_a_place_in_the_file() {
     let mut tensor = Written::new();
     let plain = checkpoint(&whole(&dict("a", &tensor.pickle())));
     let entry = &read(&plain).unwrap()["a"];
-    assert_eq!((entry.dtype, entry.shape.as_slice()), (GgmlDType::F32, [2, 3].as_slice()));
+    assert_eq!((entry.dtype, entry.shape.as_slice()), (WeightFormat::F32, [2, 3].as_slice()));
     assert_eq!(plain[entry.range.clone()], [7; 24]);
     assert_ne!(plain[entry.range.start - 9], 7, "it begins 8 bytes into the storage");
 

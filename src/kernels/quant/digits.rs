@@ -2,7 +2,7 @@
 //! products of bytes (AVX-512 VNNI).
 //!
 //! An activation is a whole number times a scale, which 128 of them share. In three digits it has at most 24 bits (23 for
-//! `Q8_0`): as fine as an f32 of the largest one's size. A quant of up to 8 bits times such a number, summed over four
+//! quants with a sign): as fine as an f32 of the largest one's size. A quant of up to 8 bits times such a number, summed over four
 //! quants or eight, fits 32 bits, so that the sums within a block are exact, and a product is as good as one of f32. The
 //! formats of 256 numbers have one digit: activations of 8 bits, as ggml's products with them, which share a scale there in
 //! twice as many.
@@ -16,19 +16,19 @@ mod small;
 
 use std::arch::x86_64::{
     __m128, __m128i, __m512, __m512i, _mm_setzero_ps, _mm512_add_epi32, _mm512_add_ps, _mm512_and_si512,
-    _mm512_castps_si512, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_cvtps_epi32, _mm512_dpbusd_epi32,
-    _mm512_fmadd_ps, _mm512_max_epu32, _mm512_mul_ps, _mm512_reduce_add_ps, _mm512_reduce_max_epu32, _mm512_set1_epi8,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srai_epi32,
+    _mm512_broadcast_i32x4, _mm512_castps_si512, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_cvtps_epi32,
+    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_max_epu32, _mm512_mul_ps, _mm512_reduce_add_ps,
+    _mm512_reduce_max_epu32, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_slli_epi32, _mm512_srai_epi32, _mm512_srli_epi16,
     _mm512_sub_epi32, _mm512_zextps128_ps512,
 };
 use std::mem::transmute;
 
-use candle_core::quantized::GgmlDType;
-
-use super::Rows;
-use crate::kernels::blocks::{BLOCK, Q4_0, Q4_1, Q8_0};
+use super::{Rows, WeightFormat};
+use crate::kernels::blocks::{BLOCK, Codes, Iq4Nl, Iq4Xs, Mxfp4, Q4_0, Q4_1, Q8_0};
 use crate::kernels::simd::{Vnni, each, fetch};
 use large::{Q4K, Q5K, Q6K};
+use small::NIBBLE_PLACES;
 
 /// Numbers that are unpacked at a time, and whose activations share a scale.
 const GROUP: usize = 128;
@@ -126,10 +126,18 @@ pub(super) trait GroupBlock {
 
 impl DigitRows {
     /// Whether there is a kernel for a format.
-    pub(super) fn has(dtype: GgmlDType) -> bool {
+    pub(super) fn has(dtype: WeightFormat) -> bool {
         matches!(
             dtype,
-            GgmlDType::Q4_0 | GgmlDType::Q4_1 | GgmlDType::Q8_0 | GgmlDType::Q4K | GgmlDType::Q5K | GgmlDType::Q6K
+            WeightFormat::Iq4Nl
+                | WeightFormat::Iq4Xs
+                | WeightFormat::Mxfp4
+                | WeightFormat::Q4_0
+                | WeightFormat::Q4_1
+                | WeightFormat::Q8_0
+                | WeightFormat::Q4K
+                | WeightFormat::Q5K
+                | WeightFormat::Q6K
         )
     }
 
@@ -138,7 +146,7 @@ impl DigitRows {
     ///
     /// * `x`: `[count, cols]`
     /// * `offset_factor`: what sums of blocks are multiplied by
-    pub(super) fn prepare(&mut self, _: Vnni, dtype: GgmlDType, x: &[f32], cols: usize, offset_factor: f32) {
+    pub(super) fn prepare(&mut self, _: Vnni, dtype: WeightFormat, x: &[f32], cols: usize, offset_factor: f32) {
         // SAFETY: the processor has the instructions, as the caller's `Vnni` says.
         unsafe { self.prepare_for(dtype, x, cols, offset_factor) };
     }
@@ -149,31 +157,37 @@ impl DigitRows {
     ///
     /// # Panics
     /// If a size does not fit what was prepared.
-    pub(super) fn dot_rows(&self, _: Vnni, dtype: GgmlDType, rows: Rows<'_>, out: &mut [f32]) {
+    pub(super) fn dot_rows(&self, _: Vnni, dtype: WeightFormat, rows: Rows<'_>, out: &mut [f32]) {
         // SAFETY: as above.
         unsafe { self.dot_rows_for(dtype, rows, out) };
     }
 
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
-    fn prepare_for(&mut self, dtype: GgmlDType, x: &[f32], cols: usize, offset_factor: f32) {
+    fn prepare_for(&mut self, dtype: WeightFormat, x: &[f32], cols: usize, offset_factor: f32) {
         match dtype {
-            GgmlDType::Q4_1 => self.prepare_in::<Q4_1>(x, cols, offset_factor),
-            GgmlDType::Q8_0 => self.prepare_in::<Q8_0>(x, cols, offset_factor),
-            GgmlDType::Q4K => self.prepare_in::<Q4K>(x, cols, offset_factor),
-            GgmlDType::Q5K => self.prepare_in::<Q5K>(x, cols, offset_factor),
-            GgmlDType::Q6K => self.prepare_in::<Q6K>(x, cols, offset_factor),
+            WeightFormat::Iq4Nl => self.prepare_in::<Iq4Nl>(x, cols, offset_factor),
+            WeightFormat::Iq4Xs => self.prepare_in::<Iq4Xs>(x, cols, offset_factor),
+            WeightFormat::Mxfp4 => self.prepare_in::<Mxfp4>(x, cols, offset_factor),
+            WeightFormat::Q4_1 => self.prepare_in::<Q4_1>(x, cols, offset_factor),
+            WeightFormat::Q8_0 => self.prepare_in::<Q8_0>(x, cols, offset_factor),
+            WeightFormat::Q4K => self.prepare_in::<Q4K>(x, cols, offset_factor),
+            WeightFormat::Q5K => self.prepare_in::<Q5K>(x, cols, offset_factor),
+            WeightFormat::Q6K => self.prepare_in::<Q6K>(x, cols, offset_factor),
             _ => self.prepare_in::<Q4_0>(x, cols, offset_factor),
         }
     }
 
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
-    fn dot_rows_for(&self, dtype: GgmlDType, rows: Rows<'_>, out: &mut [f32]) {
+    fn dot_rows_for(&self, dtype: WeightFormat, rows: Rows<'_>, out: &mut [f32]) {
         match dtype {
-            GgmlDType::Q4_1 => self.dot_rows_in::<Q4_1>(rows, out),
-            GgmlDType::Q8_0 => self.dot_rows_in::<Q8_0>(rows, out),
-            GgmlDType::Q4K => self.dot_rows_in::<Q4K>(rows, out),
-            GgmlDType::Q5K => self.dot_rows_in::<Q5K>(rows, out),
-            GgmlDType::Q6K => self.dot_rows_in::<Q6K>(rows, out),
+            WeightFormat::Iq4Nl => self.dot_rows_in::<Iq4Nl>(rows, out),
+            WeightFormat::Iq4Xs => self.dot_rows_in::<Iq4Xs>(rows, out),
+            WeightFormat::Mxfp4 => self.dot_rows_in::<Mxfp4>(rows, out),
+            WeightFormat::Q4_1 => self.dot_rows_in::<Q4_1>(rows, out),
+            WeightFormat::Q8_0 => self.dot_rows_in::<Q8_0>(rows, out),
+            WeightFormat::Q4K => self.dot_rows_in::<Q4K>(rows, out),
+            WeightFormat::Q5K => self.dot_rows_in::<Q5K>(rows, out),
+            WeightFormat::Q6K => self.dot_rows_in::<Q6K>(rows, out),
             _ => self.dot_rows_in::<Q4_0>(rows, out),
         }
     }
@@ -354,16 +368,34 @@ fn load_half(digit: &[u8; GROUP], half: usize) -> __m512i {
     unsafe { transmute::<[u8; GROUP / 2], __m512i>(digit.as_chunks().0[half]) }
 }
 
-/// A group of signed bytes in the order of its numbers, half of them in a register; for activations of so many digits.
+/// 64 bytes of nibbles: the low ones and the high ones.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+fn nibbles(bytes: __m512i) -> [__m512i; 2] {
+    let low = _mm512_set1_epi8(0x0f);
+    [_mm512_and_si512(bytes, low), _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low)]
+}
+
+/// What codes stand for.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+fn decoded(quants: [__m512i; 2], codes: &Codes) -> [__m512i; 2] {
+    // SAFETY: plain numbers of the same size.
+    let codes = _mm512_broadcast_i32x4(unsafe { transmute::<Codes, __m128i>(*codes) });
+    each!(2 of quants, |quants| _mm512_shuffle_epi8(codes, quants))
+}
+
+/// A group of signed bytes, half of them in a register, in the order of its numbers or, if `OF_NIBBLES`, the first halves of
+/// its four blocks and then the second ones; for activations of so many digits.
 #[derive(Clone, Copy)]
-pub(super) struct ByteGroup<const DIGITS: usize> {
+pub(super) struct ByteGroup<const DIGITS: usize, const OF_NIBBLES: bool> {
     quants: [__m512i; 2],
     /// What the bias of unsigned activations adds to the products.
     bias: [__m512i; 2],
     scales: [__m512; 2],
 }
 
-impl<const DIGITS: usize> ByteGroup<DIGITS> {
+impl<const DIGITS: usize, const OF_NIBBLES: bool> ByteGroup<DIGITS, OF_NIBBLES> {
     /// * `scales`: for each lane of four quants
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
@@ -374,10 +406,10 @@ impl<const DIGITS: usize> ByteGroup<DIGITS> {
     }
 }
 
-impl<const DIGITS: usize> Group for ByteGroup<DIGITS> {
+impl<const DIGITS: usize, const OF_NIBBLES: bool> Group for ByteGroup<DIGITS, OF_NIBBLES> {
     const DIGITS: usize = DIGITS;
     const SIGNED: bool = true;
-    const PLACES: [usize; GROUP / LANES] = [0, 16, 32, 48, 64, 80, 96, 112];
+    const PLACES: [usize; GROUP / LANES] = if OF_NIBBLES { NIBBLE_PLACES } else { [0, 16, 32, 48, 64, 80, 96, 112] };
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]

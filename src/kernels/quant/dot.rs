@@ -1,23 +1,23 @@
 //! Products of activations with rows of weights, on the stored numbers.
 //!
-//! Activations are prepared once for all rows of a matrix. Plain floats and the block formats of 32 numbers are widened
-//! to f32 in registers, so that a product equals the one with dequantised weights up to the order of additions; a block's
-//! offset is multiplied by the sum of its activations. The formats of 256 numbers use candle's integer products, which
-//! round the activations to 8 bits. Where the processor has sums of products of bytes, `Q4_0`, `Q4_1` and `Q8_0` use
-//! them, with activations as exact as f32, and `Q4_K`, `Q5_K` and `Q6_K`, with activations of 8 bits (`digits.rs`).
+//! Activations are prepared once for all rows of a matrix. Plain floats, the block formats of 32 numbers and `IQ4_XS` are
+//! widened to f32 in registers, so that a product equals the one with dequantised weights up to the order of additions; a
+//! block's offset is multiplied by the sum of its activations. The K-quants use candle's integer products, which round the
+//! activations to 8 bits. Where the processor has sums of products of bytes, `Q4_0`, `Q4_1`, `Q8_0`, `IQ4_NL` and `MXFP4`
+//! use them, with activations as exact as f32, and `Q4_K`, `Q5_K`, `Q6_K` and `IQ4_XS`, with activations of 8 bits
+//! (`digits.rs`).
 //!
 //! Not for: threads, or many activations at a time (then dequantised panels are faster, see
 //! [`WeightMatrix::matmul`](super::WeightMatrix::matmul)).
 
-use candle_core::quantized::GgmlDType;
 use candle_core::quantized::k_quants::{BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8K, GgmlType};
 use half::{bf16, f16};
 
 #[cfg(target_arch = "x86_64")]
 use super::digits::DigitRows;
 use super::widened::{BlockDot, block_dot_rows};
-use super::{Compute, Rows, Stored, blocks_of, dequantize};
-use crate::kernels::blocks::{BLOCK, BlockFormat, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+use super::{Compute, Rows, Stored, WeightFormat, blocks_of, dequantize};
+use crate::kernels::blocks::{BLOCK, BlockFormat, Iq4Nl, Iq4Xs, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use crate::kernels::element::Element;
 use crate::kernels::simd::InstructionSet;
 #[cfg(target_arch = "x86_64")]
@@ -28,7 +28,7 @@ use crate::kernels::vector;
 #[derive(Default)]
 pub struct Activations {
     form: Form,
-    dtype: Option<GgmlDType>,
+    dtype: Option<WeightFormat>,
     set: InstructionSet,
     count: usize,
     cols: usize,
@@ -72,7 +72,7 @@ impl Activations {
     ///
     /// # Panics
     /// If `x` is not a whole number of rows, or `cols` no whole number of the format's blocks.
-    pub fn prepare(&mut self, set: InstructionSet, compute: Compute, dtype: GgmlDType, x: &[f32], cols: usize) {
+    pub fn prepare(&mut self, set: InstructionSet, compute: Compute, dtype: WeightFormat, x: &[f32], cols: usize) {
         assert!(
             cols > 0 && x.len().is_multiple_of(cols) && cols.is_multiple_of(dtype.block_size()),
             "{} activations in rows of {cols} for {dtype:?}",
@@ -118,7 +118,7 @@ impl Activations {
     ///
     /// # Panics
     /// If the format is another.
-    pub(super) fn dot_rows(&self, dtype: GgmlDType, data: &[u8], row_bytes: usize, out: &mut [f32]) {
+    pub(super) fn dot_rows(&self, dtype: WeightFormat, data: &[u8], row_bytes: usize, out: &mut [f32]) {
         assert!(self.dtype == Some(dtype), "activations for {:?}, weights in {dtype:?}", self.dtype);
         let set = self.set;
         let rows = Rows { data, row_bytes, count: data.len() / row_bytes };
@@ -129,9 +129,9 @@ impl Activations {
             Form::Plain => {
                 for (x, out) in self.plain.chunks_exact(self.cols).zip(out.chunks_exact_mut(rows.count)) {
                     match dtype {
-                        GgmlDType::F32 => plain_dot_rows::<f32>(set, rows, x, out),
-                        GgmlDType::F16 => plain_dot_rows::<f16>(set, rows, x, out),
-                        GgmlDType::BF16 => plain_dot_rows::<bf16>(set, rows, x, out),
+                        WeightFormat::F32 => plain_dot_rows::<f32>(set, rows, x, out),
+                        WeightFormat::F16 => plain_dot_rows::<f16>(set, rows, x, out),
+                        WeightFormat::BF16 => plain_dot_rows::<bf16>(set, rows, x, out),
                         _ => unpacked_dot_rows(set, dtype, rows, x, out),
                     }
                 }
@@ -139,10 +139,13 @@ impl Activations {
             Form::Blocked => {
                 let work = BlockDot { rows, x: &self.plain, sums: &self.sums, cols: self.cols, out };
                 match dtype {
-                    GgmlDType::Q4_1 => block_dot_rows::<Q4_1>(set, work),
-                    GgmlDType::Q5_0 => block_dot_rows::<Q5_0>(set, work),
-                    GgmlDType::Q5_1 => block_dot_rows::<Q5_1>(set, work),
-                    GgmlDType::Q8_0 => block_dot_rows::<Q8_0>(set, work),
+                    WeightFormat::Iq4Nl => block_dot_rows::<Iq4Nl>(set, work),
+                    WeightFormat::Iq4Xs => block_dot_rows::<Iq4Xs>(set, work),
+                    WeightFormat::Mxfp4 => block_dot_rows::<Mxfp4>(set, work),
+                    WeightFormat::Q4_1 => block_dot_rows::<Q4_1>(set, work),
+                    WeightFormat::Q5_0 => block_dot_rows::<Q5_0>(set, work),
+                    WeightFormat::Q5_1 => block_dot_rows::<Q5_1>(set, work),
+                    WeightFormat::Q8_0 => block_dot_rows::<Q8_0>(set, work),
                     _ => block_dot_rows::<Q4_0>(set, work),
                 }
             }
@@ -152,11 +155,11 @@ impl Activations {
                 let x = self.large.chunks_exact(self.cols / BlockQ8K::BLCK_SIZE);
                 for (x, out) in x.zip(out.chunks_exact_mut(rows.count)) {
                     match dtype {
-                        GgmlDType::Q2K => large_dot_rows::<BlockQ2K>(rows, x, out),
-                        GgmlDType::Q3K => large_dot_rows::<BlockQ3K>(rows, x, out),
-                        GgmlDType::Q4K => large_dot_rows::<BlockQ4K>(rows, x, out),
-                        GgmlDType::Q5K => large_dot_rows::<BlockQ5K>(rows, x, out),
-                        GgmlDType::Q6K => large_dot_rows::<BlockQ6K>(rows, x, out),
+                        WeightFormat::Q2K => large_dot_rows::<BlockQ2K>(rows, x, out),
+                        WeightFormat::Q3K => large_dot_rows::<BlockQ3K>(rows, x, out),
+                        WeightFormat::Q4K => large_dot_rows::<BlockQ4K>(rows, x, out),
+                        WeightFormat::Q5K => large_dot_rows::<BlockQ5K>(rows, x, out),
+                        WeightFormat::Q6K => large_dot_rows::<BlockQ6K>(rows, x, out),
                         _ => large_dot_rows::<BlockQ8K>(rows, x, out),
                     }
                 }
@@ -166,16 +169,28 @@ impl Activations {
 }
 
 impl Form {
-    fn of(set: InstructionSet, compute: Compute, dtype: GgmlDType) -> Self {
+    fn of(set: InstructionSet, compute: Compute, dtype: WeightFormat) -> Self {
         #[cfg(target_arch = "x86_64")]
         if let (true, Compute::Fast, Some(vnni)) = (DigitRows::has(dtype), compute, set.vnni()) {
             return Self::Digits(vnni);
         }
         let _ = set;
         match dtype {
-            GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 | GgmlDType::Q8_1 => Self::Plain,
-            GgmlDType::Q4_0 | GgmlDType::Q4_1 | GgmlDType::Q5_0 | GgmlDType::Q5_1 | GgmlDType::Q8_0 => Self::Blocked,
-            GgmlDType::Q2K | GgmlDType::Q3K | GgmlDType::Q4K | GgmlDType::Q5K | GgmlDType::Q6K | GgmlDType::Q8K => {
+            WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 | WeightFormat::Q8_1 => Self::Plain,
+            WeightFormat::Q4_0
+            | WeightFormat::Q4_1
+            | WeightFormat::Q5_0
+            | WeightFormat::Q5_1
+            | WeightFormat::Q8_0
+            | WeightFormat::Iq4Nl
+            | WeightFormat::Iq4Xs
+            | WeightFormat::Mxfp4 => Self::Blocked,
+            WeightFormat::Q2K
+            | WeightFormat::Q3K
+            | WeightFormat::Q4K
+            | WeightFormat::Q5K
+            | WeightFormat::Q6K
+            | WeightFormat::Q8K => {
                 if compute == Compute::Fast {
                     Self::Rounded
                 } else {
@@ -187,12 +202,12 @@ impl Form {
 }
 
 /// What a block's offset is in its scale, or in its stored offset.
-fn offset_factor(dtype: GgmlDType) -> f32 {
+fn offset_factor(dtype: WeightFormat) -> f32 {
     let offset = match dtype {
-        GgmlDType::Q4_0 => Q4_0::OFFSET,
-        GgmlDType::Q5_0 => Q5_0::OFFSET,
-        GgmlDType::Q8_0 => Q8_0::OFFSET,
-        GgmlDType::Q4K | GgmlDType::Q5K => Some(-1.0), // minima are subtracted
+        WeightFormat::Q4_0 => Q4_0::OFFSET,
+        WeightFormat::Q5_0 => Q5_0::OFFSET,
+        WeightFormat::Q8_0 => Q8_0::OFFSET,
+        WeightFormat::Q4K | WeightFormat::Q5K => Some(-1.0), // minima are subtracted
         _ => None,
     };
     offset.unwrap_or(1.0)
@@ -206,7 +221,7 @@ fn plain_dot_rows<T: Element + Stored>(set: InstructionSet, rows: Rows<'_>, x: &
 }
 
 /// Products with rows of a format that has no kernel of its own: each row is unpacked first.
-fn unpacked_dot_rows(set: InstructionSet, dtype: GgmlDType, rows: Rows<'_>, x: &[f32], out: &mut [f32]) {
+fn unpacked_dot_rows(set: InstructionSet, dtype: WeightFormat, rows: Rows<'_>, x: &[f32], out: &mut [f32]) {
     let mut wide = vec![0.0; x.len()];
     for (out, row) in out.iter_mut().zip(rows.iter()) {
         dequantize(dtype, row, &mut wide);
@@ -226,10 +241,10 @@ mod tests {
     use crate::kernels::blocks;
     use crate::kernels::quant::samples::{expect_products, random_blocks};
 
-    fn check<B: BlockFormat>(dtype: GgmlDType, halves: &[usize]) {
+    fn check<B: BlockFormat>(dtype: WeightFormat, compute: Compute) {
         for (count, num_blocks) in [(1, 5), (2, 1), (3, 4), (7, 18)] {
-            let (rows, cols) = (3, num_blocks * BLOCK);
-            let data = random_blocks(rows * num_blocks, B::BYTES, halves);
+            let (rows, cols) = (3, num_blocks * dtype.block_size());
+            let data = random_blocks(dtype, rows * num_blocks);
             let row_bytes = data.len() / rows;
             let x: Vec<f32> = (0..count * cols).map(|i| [-11.3, -4.2, 2.9, 0.0, 7.1, -0.6, 11.7][i * 5 % 7]).collect();
             let mut wide = vec![0.0; rows * cols];
@@ -243,7 +258,7 @@ mod tests {
                     assert!((own - portable).abs() <= 1e-6 * portable.abs().max(1e-2), "{set:?}: {own} {portable}");
                 }
                 let mut out = vec![f32::NAN; count * rows];
-                activations.prepare(set, Compute::Fast, dtype, &x, cols);
+                activations.prepare(set, compute, dtype, &x, cols);
                 activations.dot_rows(dtype, &data, row_bytes, &mut out);
                 expect_products(&format!("{set:?}"), &out, &wide, &x, cols);
             }
@@ -252,25 +267,29 @@ mod tests {
 
     #[test]
     fn block_kernels_agree_on_every_instruction_set() {
-        check::<Q4_0>(GgmlDType::Q4_0, &[0]);
-        check::<Q4_1>(GgmlDType::Q4_1, &[0, 2]);
-        check::<Q5_0>(GgmlDType::Q5_0, &[0]);
-        check::<Q5_1>(GgmlDType::Q5_1, &[0, 2]);
-        check::<Q8_0>(GgmlDType::Q8_0, &[0]);
+        check::<Q4_0>(WeightFormat::Q4_0, Compute::Fast);
+        check::<Q4_1>(WeightFormat::Q4_1, Compute::Fast);
+        check::<Q5_0>(WeightFormat::Q5_0, Compute::Fast);
+        check::<Q5_1>(WeightFormat::Q5_1, Compute::Fast);
+        check::<Q8_0>(WeightFormat::Q8_0, Compute::Fast);
+        check::<Iq4Nl>(WeightFormat::Iq4Nl, Compute::Fast);
+        check::<Mxfp4>(WeightFormat::Mxfp4, Compute::Fast);
+        // Otherwise activations are of 8 bits where the processor sums products of bytes.
+        check::<Iq4Xs>(WeightFormat::Iq4Xs, Compute::Exact);
     }
 
     /// Rows of any bits but for the scales, on processors that have the kernel. Activations are such that 8 bits hold
     /// them, so that products must be exact.
-    fn check_large<T: GgmlType + Stored>(dtype: GgmlDType, bytes: usize, halves: &[usize]) {
+    fn check_large(dtype: WeightFormat) {
         if InstructionSet::detect().vnni().is_none() {
             return;
         }
         let mut activations = Activations::default();
         for (count, num_blocks) in [(1, 1), (2, 3), (5, 4)] {
             let (rows, cols) = (3, num_blocks * 256);
-            let data = random_blocks(rows * num_blocks, bytes, halves);
+            let data = random_blocks(dtype, rows * num_blocks);
             let mut wide = vec![0.0; rows * cols];
-            T::to_float(blocks_of(&data), &mut wide);
+            dequantize(dtype, &data, &mut wide);
             let number = |i: usize| if i % 128 == 5 { -127_i8 } else { [-113, -42, 29, 0, 71, -6, 117][i * 5 % 7] };
             let x: Vec<f32> = (0..count * cols).map(|i| f32::from(number(i)) / 64.0).collect();
             let mut out = vec![f32::NAN; count * rows];
@@ -282,9 +301,9 @@ mod tests {
 
     #[test]
     fn kernels_of_large_blocks_agree_with_dequantised_ones() {
-        check_large::<BlockQ4K>(GgmlDType::Q4K, 144, &[0, 2]);
-        check_large::<BlockQ5K>(GgmlDType::Q5K, 176, &[0, 2]);
-        check_large::<BlockQ6K>(GgmlDType::Q6K, 210, &[208]);
+        for dtype in [WeightFormat::Q4K, WeightFormat::Q5K, WeightFormat::Q6K, WeightFormat::Iq4Xs] {
+            check_large(dtype);
+        }
     }
 
     /// Weights of 34 bytes a block with scale 1 and all quants alike.
@@ -302,12 +321,29 @@ mod tests {
             for quant in [-128, -127, 127] {
                 let row = q8_0_row(quant, num_blocks);
                 for value in [3e30, -3e30, 1.0, -1.0, 1e-25, 0.0] {
-                    activations.prepare(set, Compute::Fast, GgmlDType::Q8_0, &vec![value; cols], cols);
+                    activations.prepare(set, Compute::Fast, WeightFormat::Q8_0, &vec![value; cols], cols);
                     let mut out = [f32::NAN];
-                    activations.dot_rows(GgmlDType::Q8_0, &row, row.len(), &mut out);
+                    activations.dot_rows(WeightFormat::Q8_0, &row, row.len(), &mut out);
                     let expected = f32::from(quant) * value * 224.0;
                     assert!((out[0] - expected).abs() <= 1e-6 * expected.abs(), "{set:?}: {} for {expected}", out[0]);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn scales_are_powers_down_to_the_smallest() {
+        let mut activations = Activations::default();
+        for set in InstructionSet::available() {
+            for (exponent, value) in [(0, 1e30), (1, 1e30), (2, 1e30), (127, -1.0), (254, 1e-6)] {
+                let mut row = [0x77; Mxfp4::BYTES]; // quants of 12
+                row[0] = exponent;
+                activations.prepare(set, Compute::Fast, WeightFormat::Mxfp4, &[value; BLOCK], BLOCK);
+                let mut out = [f32::NAN];
+                activations.dot_rows(WeightFormat::Mxfp4, &row, row.len(), &mut out);
+                let expected = 32.0 * 12.0 * f64::from(value) * 2_f64.powi(i32::from(exponent) - 128);
+                let is_close = (f64::from(out[0]) - expected).abs() <= 1e-6 * expected.abs();
+                assert!(is_close, "{set:?} {exponent}: {} for {expected}", out[0]);
             }
         }
     }
@@ -322,9 +358,9 @@ mod tests {
                 for at in [0, 130, cols - 1] {
                     let mut x = vec![0.5; cols];
                     x[at] = value;
-                    activations.prepare(set, Compute::Fast, GgmlDType::Q8_0, &x, cols);
+                    activations.prepare(set, Compute::Fast, WeightFormat::Q8_0, &x, cols);
                     let mut out = [0.0];
-                    activations.dot_rows(GgmlDType::Q8_0, &row, row.len(), &mut out);
+                    activations.dot_rows(WeightFormat::Q8_0, &row, row.len(), &mut out);
                     assert!(!out[0].is_finite(), "{set:?}: {}", out[0]);
                 }
             }

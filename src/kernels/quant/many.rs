@@ -9,11 +9,10 @@
 
 mod strips;
 
-use candle_core::quantized::GgmlDType;
 use rayon::prelude::*;
 
-use super::Rows;
-use crate::kernels::blocks::{Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+use super::{Rows, WeightFormat};
+use crate::kernels::blocks::{Iq4Nl, Iq4Xs, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use crate::kernels::gemm::MatrixMut;
 use crate::kernels::simd::{InstructionSet, LANES, Lanes, fetch, multiversion};
 use strips::{Format, Fours, Q2K, Q3K, Q4K, Q5K, Q6K, Strips};
@@ -64,19 +63,22 @@ impl ManyFormat {
     }
 
     /// `None` for formats without blocks, and for those that hold no weights.
-    pub fn new(set: InstructionSet, dtype: GgmlDType) -> Option<Self> {
+    pub fn new(set: InstructionSet, dtype: WeightFormat) -> Option<Self> {
         match dtype {
-            GgmlDType::Q4_0 => Some(Self::of::<Q4_0>(set)),
-            GgmlDType::Q4_1 => Some(Self::of::<Q4_1>(set)),
-            GgmlDType::Q5_0 => Some(Self::of::<Q5_0>(set)),
-            GgmlDType::Q5_1 => Some(Self::of::<Q5_1>(set)),
-            GgmlDType::Q8_0 => Some(Self::of::<Q8_0>(set)),
-            GgmlDType::Q2K => Some(Self::of::<Q2K>(set)),
-            GgmlDType::Q3K => Some(Self::of::<Q3K>(set)),
-            GgmlDType::Q4K => Some(Self::of::<Q4K>(set)),
-            GgmlDType::Q5K => Some(Self::of::<Q5K>(set)),
-            GgmlDType::Q6K => Some(Self::of::<Q6K>(set)),
-            GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 | GgmlDType::Q8_1 | GgmlDType::Q8K => None,
+            WeightFormat::Q4_0 => Some(Self::of::<Q4_0>(set)),
+            WeightFormat::Q4_1 => Some(Self::of::<Q4_1>(set)),
+            WeightFormat::Q5_0 => Some(Self::of::<Q5_0>(set)),
+            WeightFormat::Q5_1 => Some(Self::of::<Q5_1>(set)),
+            WeightFormat::Q8_0 => Some(Self::of::<Q8_0>(set)),
+            WeightFormat::Q2K => Some(Self::of::<Q2K>(set)),
+            WeightFormat::Q3K => Some(Self::of::<Q3K>(set)),
+            WeightFormat::Q4K => Some(Self::of::<Q4K>(set)),
+            WeightFormat::Q5K => Some(Self::of::<Q5K>(set)),
+            WeightFormat::Q6K => Some(Self::of::<Q6K>(set)),
+            WeightFormat::Iq4Nl => Some(Self::of::<Iq4Nl>(set)),
+            WeightFormat::Iq4Xs => Some(Self::of::<Iq4Xs>(set)),
+            WeightFormat::Mxfp4 => Some(Self::of::<Mxfp4>(set)),
+            WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 | WeightFormat::Q8_1 | WeightFormat::Q8K => None,
         }
     }
 
@@ -447,31 +449,27 @@ fn multiply_group<L: Lanes, F: Format, const ROWS: usize, const WIDTH: usize>(
 mod tests {
     use super::*;
     use crate::kernels::quant::dequantize;
-    use crate::kernels::quant::samples::{expect_products, random_blocks};
+    use crate::kernels::quant::samples::{expect_products, random_blocks, set_scales_to_one};
 
-    /// Formats, and where in their blocks f16 numbers are.
-    const FORMATS: [(GgmlDType, &[usize]); 10] = [
-        (GgmlDType::Q4_0, &[0]),
-        (GgmlDType::Q4_1, &[0, 2]),
-        (GgmlDType::Q5_0, &[0]),
-        (GgmlDType::Q5_1, &[0, 2]),
-        (GgmlDType::Q8_0, &[0]),
-        (GgmlDType::Q2K, &[80, 82]),
-        (GgmlDType::Q3K, &[108]),
-        (GgmlDType::Q4K, &[0, 2]),
-        (GgmlDType::Q5K, &[0, 2]),
-        (GgmlDType::Q6K, &[208]),
+    const FORMATS: [WeightFormat; 13] = [
+        WeightFormat::Q4_0,
+        WeightFormat::Q4_1,
+        WeightFormat::Q5_0,
+        WeightFormat::Q5_1,
+        WeightFormat::Q8_0,
+        WeightFormat::Q2K,
+        WeightFormat::Q3K,
+        WeightFormat::Q4K,
+        WeightFormat::Q5K,
+        WeightFormat::Q6K,
+        WeightFormat::Iq4Nl,
+        WeightFormat::Iq4Xs,
+        WeightFormat::Mxfp4,
     ];
 
     /// `[count, rows]` products by way of panels, and the weights as f32.
-    fn products(
-        set: InstructionSet,
-        dtype: GgmlDType,
-        halves: &[usize],
-        rows: usize,
-        x: &[f32],
-    ) -> (Vec<f32>, Vec<f32>) {
-        let data = random_blocks(rows * COLS / dtype.block_size(), dtype.type_size(), halves);
+    fn products(set: InstructionSet, dtype: WeightFormat, rows: usize, x: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let data = random_blocks(dtype, rows * COLS / dtype.block_size());
         let mut wide = vec![0.0; rows * COLS];
         dequantize(dtype, &data, &mut wide);
         let format = ManyFormat::new(set, dtype).unwrap();
@@ -495,11 +493,10 @@ mod tests {
     #[test]
     fn products_of_whole_numbers_are_exact_in_every_format_and_on_every_instruction_set() {
         let number = |i: usize| if i % 16 == 5 { -127_i8 } else { [-113, -42, 29, 0, 71, -6, 117][i * 5 % 7] };
-        for (set, (dtype, halves)) in InstructionSet::available().into_iter().flat_map(|set| FORMATS.map(|f| (set, f)))
-        {
+        for (set, dtype) in InstructionSet::available().into_iter().flat_map(|set| FORMATS.map(|f| (set, f))) {
             for (count, rows) in [(1, 1), (2, 15), (3, 16), (7, 33), (8, 70), (20, 32)] {
                 let x: Vec<f32> = (0..count * COLS).map(|i| f32::from(number(i)) / 64.0).collect();
-                let (out, wide) = products(set, dtype, halves, rows, &x);
+                let (out, wide) = products(set, dtype, rows, &x);
                 expect_products(&format!("{set:?} {dtype:?}"), &out, &wide, &x, COLS);
             }
         }
@@ -511,7 +508,7 @@ mod tests {
         let (count, rows) = (3, 5);
         let x: Vec<f32> = (0..count * COLS).map(|i| [-11.3, -4.2, 2.9, 0.03, 7.1, -0.6, 0.7][i * 5 % 7]).collect();
         for set in InstructionSet::available() {
-            let (out, wide) = products(set, GgmlDType::Q4_1, &[0, 2], rows, &x);
+            let (out, wide) = products(set, WeightFormat::Q4_1, rows, &x);
             for (index, &out) in out.iter().enumerate() {
                 let (weights, x) = (&wide[index % rows * COLS..][..COLS], &x[index / rows * COLS..][..COLS]);
                 let sum: f32 = weights.iter().zip(x).map(|(w, x)| w * x).sum();
@@ -525,9 +522,8 @@ mod tests {
     fn what_is_no_number_stays_in_its_row_and_zeros_are_zeros() {
         let mut x = vec![0.0; 3 * COLS];
         (x[7], x[2 * COLS + 500]) = (f32::INFINITY, f32::NAN);
-        for (set, (dtype, halves)) in InstructionSet::available().into_iter().flat_map(|set| FORMATS.map(|f| (set, f)))
-        {
-            let (out, _) = products(set, dtype, halves, 20, &x);
+        for (set, dtype) in InstructionSet::available().into_iter().flat_map(|set| FORMATS.map(|f| (set, f))) {
+            let (out, _) = products(set, dtype, 20, &x);
             let rows: Vec<_> = out.chunks(20).collect();
             assert!(rows[0].iter().chain(rows[2]).all(|out| out.is_nan()), "{set:?} {dtype:?}: {out:?}");
             assert!(rows[1].iter().all(|&out| out == 0.0), "{set:?} {dtype:?}: {out:?}");
@@ -537,13 +533,11 @@ mod tests {
     /// The largest bytes on both sides, where sums of 16 bits must not overflow.
     #[test]
     fn the_largest_sums_fit() {
-        for (set, (dtype, _)) in InstructionSet::available().into_iter().flat_map(|set| FORMATS.map(|f| (set, f))) {
+        for (set, dtype) in InstructionSet::available().into_iter().flat_map(|set| FORMATS.map(|f| (set, f))) {
             for (byte, sign) in [(0xff, 1.0), (0xff, -1.0), (0, 1.0), (0x80, -1.0)] {
                 // Scales of NaN or 0 say nothing: 1 in their place.
-                let mut block = vec![byte; dtype.type_size()];
-                for &half in FORMATS.iter().find(|format| format.0 == dtype).unwrap().1 {
-                    block[half..half + 2].copy_from_slice(&[0, 0x3c]);
-                }
+                let mut block = vec![byte; dtype.block_bytes()];
+                set_scales_to_one(dtype, &mut block);
                 let rows = 16;
                 let data = block.repeat(rows * COLS / dtype.block_size());
                 let mut wide = vec![0.0; rows * COLS];
@@ -573,7 +567,7 @@ mod tests {
 
     #[test]
     fn panels_cover_all_rows_about_equally() {
-        let x = ManyFormat::new(InstructionSet::PORTABLE, GgmlDType::Q4_0).unwrap().round(&[0.0; 1536], 1536);
+        let x = ManyFormat::new(InstructionSet::PORTABLE, WeightFormat::Q4_0).unwrap().round(&[0.0; 1536], 1536);
         for (rows, threads, expected) in
             [(1, 1, 32), (256, 2, 128), (1536, 2, 256), (8960, 2, 256), (8960, 64, 160), (0, 2, 32)]
         {
@@ -584,7 +578,7 @@ mod tests {
 
     #[test]
     fn formats_without_panels_have_none() {
-        for dtype in [GgmlDType::F32, GgmlDType::F16, GgmlDType::BF16, GgmlDType::Q8_1, GgmlDType::Q8K] {
+        for dtype in [WeightFormat::F32, WeightFormat::F16, WeightFormat::BF16, WeightFormat::Q8_1, WeightFormat::Q8K] {
             assert!(ManyFormat::new(InstructionSet::PORTABLE, dtype).is_none(), "{dtype:?}");
         }
     }

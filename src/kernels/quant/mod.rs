@@ -2,7 +2,7 @@
 //! them to memory first.
 //!
 //! Block layouts: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md> and ggml's `ggml-common.h`. A block holds
-//! 32 numbers (`Q4_0` .. `Q8_0`) or 256 (`Q2_K` .. `Q8_K`) of one row.
+//! 32 numbers (`Q4_0` .. `Q8_1`, `IQ4_NL`, `MXFP4`) or 256 (`Q2_K` .. `Q8_K`, `IQ4_XS`) of one row.
 //!
 //! Few rows of activations (decoding, short prompts) run on the stored numbers (`dot.rs`). More rows
 //! ([`WeightMatrix::matmul`], prefill) go through panels of weights: bytes, multiplied as whole numbers (`many.rs`), or, for
@@ -11,6 +11,7 @@
 #[cfg(target_arch = "x86_64")]
 mod digits;
 mod dot;
+mod format;
 mod many;
 #[cfg(test)]
 mod samples;
@@ -21,7 +22,6 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use candle_core::quantized::GgmlDType;
 use candle_core::quantized::k_quants::{
     BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8_1, BlockQ8K, GgmlType,
 };
@@ -29,9 +29,10 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 pub use dot::Activations;
+pub use format::WeightFormat;
 use many::{ManyFormat, PanelBuffers, RoundedRows};
 
-use super::blocks::{self, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+use super::blocks::{self, Iq4Nl, Iq4Xs, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use super::gemm::{Matrix, MatrixMut};
 use super::simd::InstructionSet;
 use super::vector::{self, instruction_set};
@@ -131,7 +132,7 @@ pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 pub struct WeightMatrix {
     owner: SharedBytes,
     range: Range<usize>,
-    dtype: GgmlDType,
+    dtype: WeightFormat,
     rows: usize,
     cols: usize,
 }
@@ -148,18 +149,18 @@ impl WeightMatrix {
     /// # Errors
     /// [`Error::Shape`] if `cols` is not a whole number of blocks, or `range` has not the size of the matrix or lies
     /// outside of the bytes; [`Error::Unsupported`] if the bytes are not aligned for their block type.
-    pub fn new(owner: SharedBytes, range: Range<usize>, dtype: GgmlDType, rows: usize, cols: usize) -> Result<Self> {
+    pub fn new(owner: SharedBytes, range: Range<usize>, dtype: WeightFormat, rows: usize, cols: usize) -> Result<Self> {
         let block = dtype.block_size();
         if cols == 0 || !cols.is_multiple_of(block) {
             return Err(Error::shape("a weight matrix", format!("columns in multiples of {block}"), cols));
         }
-        let expected = (cols / block).checked_mul(dtype.type_size()).and_then(|row| row.checked_mul(rows));
+        let expected = (cols / block).checked_mul(dtype.block_bytes()).and_then(|row| row.checked_mul(rows));
         let bytes = (*owner).as_ref().get(range.clone());
         match (expected, bytes) {
             (Some(expected), Some(bytes)) if expected == bytes.len() => {
                 let align = Self::alignment(dtype);
                 if !(bytes.as_ptr() as usize).is_multiple_of(align) {
-                    return Err(Error::unsupported(format!("a {dtype:?} tensor that is not aligned to {align} bytes")));
+                    return Err(Error::unsupported(format!("a {dtype} tensor that is not aligned to {align} bytes")));
                 }
             }
             _ => return Err(Error::shape("a weight matrix's bytes", expected, range)),
@@ -170,8 +171,8 @@ impl WeightMatrix {
     /// A multiple of this, in bytes, is where the bytes of a matrix must begin in memory: floats and the large blocks are
     /// read in place as their own type.
     #[must_use]
-    pub fn alignment(dtype: GgmlDType) -> usize {
-        if matches!(dtype, GgmlDType::F32 | GgmlDType::Q8K) { 4 } else { 2 }
+    pub fn alignment(dtype: WeightFormat) -> usize {
+        if matches!(dtype, WeightFormat::F32 | WeightFormat::Q8K) { 4 } else { 2 }
     }
 
     /// Number of output features.
@@ -188,7 +189,7 @@ impl WeightMatrix {
 
     /// The block format.
     #[must_use]
-    pub fn dtype(&self) -> GgmlDType {
+    pub fn dtype(&self) -> WeightFormat {
         self.dtype
     }
 
@@ -199,7 +200,7 @@ impl WeightMatrix {
     }
 
     fn row_bytes(&self) -> usize {
-        self.cols / self.dtype.block_size() * self.dtype.type_size()
+        self.cols / self.dtype.block_size() * self.dtype.block_bytes()
     }
 
     /// The stored bytes, row after row.
@@ -267,8 +268,14 @@ impl WeightMatrix {
     #[must_use]
     pub fn few_rows(&self) -> usize {
         match self.dtype {
-            GgmlDType::Q4_0 | GgmlDType::Q4_1 | GgmlDType::Q5_0 | GgmlDType::Q5_1 | GgmlDType::Q8_0 => FEW_ROWS,
-            GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => FEW_FLOAT_ROWS,
+            WeightFormat::Q4_0
+            | WeightFormat::Q4_1
+            | WeightFormat::Q5_0
+            | WeightFormat::Q5_1
+            | WeightFormat::Q8_0
+            | WeightFormat::Iq4Nl
+            | WeightFormat::Mxfp4 => FEW_ROWS,
+            WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 => FEW_FLOAT_ROWS,
             _ => 1,
         }
     }
@@ -384,23 +391,26 @@ fn blocks_of<T: Stored>(data: &[u8]) -> &[T] {
     blocks
 }
 
-fn dequantize(dtype: GgmlDType, data: &[u8], out: &mut [f32]) {
+fn dequantize(dtype: WeightFormat, data: &[u8], out: &mut [f32]) {
     let set = instruction_set();
     match dtype {
-        GgmlDType::F32 => out.copy_from_slice(blocks_of(data)),
-        GgmlDType::F16 => vector::widen::<f16>(set, blocks_of(data), out),
-        GgmlDType::BF16 => vector::widen::<bf16>(set, blocks_of(data), out),
-        GgmlDType::Q4_0 => blocks::dequantize::<Q4_0>(set, data, out),
-        GgmlDType::Q4_1 => blocks::dequantize::<Q4_1>(set, data, out),
-        GgmlDType::Q5_0 => blocks::dequantize::<Q5_0>(set, data, out),
-        GgmlDType::Q5_1 => blocks::dequantize::<Q5_1>(set, data, out),
-        GgmlDType::Q8_0 => blocks::dequantize::<Q8_0>(set, data, out),
-        GgmlDType::Q8_1 => BlockQ8_1::to_float(blocks_of(data), out),
-        GgmlDType::Q2K => BlockQ2K::to_float(blocks_of(data), out),
-        GgmlDType::Q3K => BlockQ3K::to_float(blocks_of(data), out),
-        GgmlDType::Q4K => BlockQ4K::to_float(blocks_of(data), out),
-        GgmlDType::Q5K => BlockQ5K::to_float(blocks_of(data), out),
-        GgmlDType::Q6K => BlockQ6K::to_float(blocks_of(data), out),
-        GgmlDType::Q8K => BlockQ8K::to_float(blocks_of(data), out),
+        WeightFormat::F32 => out.copy_from_slice(blocks_of(data)),
+        WeightFormat::F16 => vector::widen::<f16>(set, blocks_of(data), out),
+        WeightFormat::BF16 => vector::widen::<bf16>(set, blocks_of(data), out),
+        WeightFormat::Q4_0 => blocks::dequantize::<Q4_0>(set, data, out),
+        WeightFormat::Q4_1 => blocks::dequantize::<Q4_1>(set, data, out),
+        WeightFormat::Q5_0 => blocks::dequantize::<Q5_0>(set, data, out),
+        WeightFormat::Q5_1 => blocks::dequantize::<Q5_1>(set, data, out),
+        WeightFormat::Q8_0 => blocks::dequantize::<Q8_0>(set, data, out),
+        WeightFormat::Iq4Nl => blocks::dequantize::<Iq4Nl>(set, data, out),
+        WeightFormat::Iq4Xs => blocks::dequantize::<Iq4Xs>(set, data, out),
+        WeightFormat::Mxfp4 => blocks::dequantize::<Mxfp4>(set, data, out),
+        WeightFormat::Q8_1 => BlockQ8_1::to_float(blocks_of(data), out),
+        WeightFormat::Q2K => BlockQ2K::to_float(blocks_of(data), out),
+        WeightFormat::Q3K => BlockQ3K::to_float(blocks_of(data), out),
+        WeightFormat::Q4K => BlockQ4K::to_float(blocks_of(data), out),
+        WeightFormat::Q5K => BlockQ5K::to_float(blocks_of(data), out),
+        WeightFormat::Q6K => BlockQ6K::to_float(blocks_of(data), out),
+        WeightFormat::Q8K => BlockQ8K::to_float(blocks_of(data), out),
     }
 }

@@ -1,4 +1,4 @@
-//! Products of activations with blocks of 32 numbers, widened to f32 in registers.
+//! Products of activations with runs of 32 numbers that share a scale, widened to f32 in registers.
 //!
 //! Not for: products of whole numbers (see [`super::digits`]).
 
@@ -49,7 +49,7 @@ fn block_dot_rows_body<L: Lanes, B: BlockFormat>(work: BlockDot<'_>) {
     }
 }
 
-/// Where a block of weights is, and the activations of `N` rows, each of `num_blocks` blocks.
+/// Where a block (or run) of weights is, and the activations of `N` rows, each of `num_blocks` blocks.
 #[derive(Clone, Copy)]
 struct Place<'a> {
     row: &'a [u8],
@@ -70,12 +70,12 @@ unsafe fn add_block<L: Lanes, const N: usize, B: BlockFormat>(
     sums: &mut [L::Folded; N],
     offsets: &mut [L::Halves; N],
 ) {
-    let at = place.block * B::BYTES;
+    let at = place.block / B::RUNS * B::BYTES;
     fetch::<true>(place.row.as_ptr().wrapping_add(at + AHEAD));
     // SAFETY: the caller's promise, here and below.
     let block = unsafe { place.row.get_unchecked(at..at + B::BYTES) };
-    let scales = B::scales::<L>(block);
-    let quants = B::quants::<L>(block);
+    let scales = B::scales::<L>(block, place.block % B::RUNS);
+    let quants = B::quants::<L>(block, place.block % B::RUNS);
     for n in 0..N {
         let at = n * place.num_blocks + place.block;
         // SAFETY: as above.
@@ -101,7 +101,8 @@ fn some_columns<L: Lanes, const N: usize, B: BlockFormat>(work: BlockDot<'_>) {
         x.len() == N * num_blocks
             && x_sums.len() == N * num_blocks
             && out.len() == N * rows.count
-            && rows.row_bytes == num_blocks * B::BYTES
+            && num_blocks.is_multiple_of(B::RUNS)
+            && rows.row_bytes == num_blocks / B::RUNS * B::BYTES
     );
     for (index, row) in rows.iter().enumerate() {
         // Two sets of sums hide the latency of the multiply-add.

@@ -52,8 +52,12 @@ pub trait Lanes: Copy {
     /// The lower four bits of sixteen bytes, and the upper ones, each with a fifth bit: the lowest of `fifths` belongs to
     /// the first number.
     fn load_fives(source: &[u8; LANES], fifths: u32) -> [Self; 2];
+    /// What the lower four bits of sixteen bytes stand for in a table, and the upper ones.
+    fn load_codes(source: &[u8; LANES], table: &[i8; LANES]) -> [Self; 2];
     /// Two f16, widened. A type of their own: as two f32 the compiler would widen them one by one.
     fn halves(source: [u8; 4]) -> Self::Halves;
+    /// A number, and 0.
+    fn half(value: f32) -> Self::Halves;
     /// `halves * factor + sums`
     fn add_halves(halves: Self::Halves, factor: f32, sums: Self::Halves) -> Self::Halves;
     fn pair(halves: Self::Halves) -> [f32; 2];
@@ -128,6 +132,8 @@ pub trait Lanes: Copy {
     /// # Panics
     /// If there are not as many.
     fn every(source: &[u8], step: usize) -> [u32; LANES];
+    /// What bytes below 16 stand for in a table.
+    fn look_up(codes: &[u32; LANES], table: &[u8; LANES]) -> [u32; LANES];
 
     /// `exp` of values that are not above 0, to about two units in the last place; 0 where it would leave the normal
     /// numbers. The same approximation as that of [`crate::kernels::vector::softmax`].
@@ -210,6 +216,17 @@ impl Lanes for Portable {
             Self(std::array::from_fn(|lane| f32::from(source[lane] & 15 | fifth(lane)))),
             Self(std::array::from_fn(|lane| f32::from(source[lane] >> 4 | fifth(LANES + lane)))),
         ]
+    }
+
+    #[inline(always)]
+    fn load_codes(source: &[u8; LANES], table: &[i8; LANES]) -> [Self; 2] {
+        let number = |code: u8| f32::from(table[usize::from(code)]);
+        [Self(source.map(|byte| number(byte & 15))), Self(source.map(|byte| number(byte >> 4)))]
+    }
+
+    #[inline(always)]
+    fn half(value: f32) -> [f32; 2] {
+        [value, 0.0]
     }
 
     #[inline(always)]
@@ -424,6 +441,11 @@ impl Lanes for Portable {
     #[inline(always)]
     fn every(source: &[u8], step: usize) -> [u32; LANES] {
         std::array::from_fn(|lane| word(source, lane * step))
+    }
+
+    #[inline(always)]
+    fn look_up(codes: &[u32; LANES], table: &[u8; LANES]) -> [u32; LANES] {
+        codes.map(|codes| u32::from_le_bytes(codes.to_le_bytes().map(|code| table[usize::from(code)])))
     }
 }
 

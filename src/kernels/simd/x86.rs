@@ -60,7 +60,9 @@ macro_rules! lanes {
                 fn load_bf16(source: &[bf16; LANES]) -> Self;
                 fn load_i8(source: &[u8; LANES]) -> Self;
                 fn load_fives(source: &[u8; LANES], fifths: u32) -> [Self; 2];
+                fn load_codes(source: &[u8; LANES], table: &[i8; LANES]) -> [Self; 2];
                 fn halves(source: [u8; 4]) -> __m128;
+                fn half(value: f32) -> __m128;
                 fn add_halves(halves: __m128, factor: f32, sums: __m128) -> __m128;
                 fn pair(halves: __m128) -> [f32; 2];
                 fn splat_first(halves: __m128) -> Self;
@@ -87,6 +89,7 @@ macro_rules! lanes {
                 fn as_floats(value: Self::Whole) -> Self;
                 fn load_bytes(source: &[u32; LANES]) -> Self::Bytes;
                 fn every(source: &[u8], step: usize) -> [u32; LANES];
+                fn look_up(codes: &[u32; LANES], table: &[u8; LANES]) -> [u32; LANES];
                 fn no_pairs() -> Self::Pairs;
                 fn add_centred(sums: Self::Whole, bytes: Self::Bytes, factors: &[u8; 4]) -> Self::Whole;
                 fn add_pairs(sums: Self::Pairs, bytes: Self::Bytes, factors: &[u8; 4]) -> Self::Pairs;

@@ -6,6 +6,7 @@ mod batch;
 mod bench;
 mod bounded;
 mod chat;
+mod code_formats;
 mod device;
 mod draft;
 mod drawn;

@@ -9,11 +9,10 @@ use adaptive_kvcache::arch::{HeadLayout, LlamaConfig, Rope, RopeLayout, RopeSett
 use adaptive_kvcache::backend::{Backend, Block, Candle, Embedding, Kernels, PromptRequest, Shown, Wanted, Weights};
 use adaptive_kvcache::cache::{AdaptiveKvCache, CacheLayer, HeadStep, KvDtype, Retention, Rows};
 use adaptive_kvcache::compress::HeadChoice;
-use adaptive_kvcache::kernels::quant::{Compute, WeightMatrix};
+use adaptive_kvcache::kernels::quant::{Compute, WeightFormat, WeightMatrix};
 use adaptive_kvcache::ops::{DecodeWith, Ops};
 use adaptive_kvcache::tokens::TokenClass;
 use candle_core::Device;
-use candle_core::quantized::GgmlDType;
 use rand::rngs::StdRng;
 
 use crate::numbers::{seeded, softmax, uniform, widen};
@@ -53,7 +52,7 @@ pub fn matrix(numbers: &[f32], cols: usize) -> Arc<WeightMatrix> {
     let start = buffer.as_ptr().align_offset(64);
     buffer[start..start + bytes.len()].copy_from_slice(&bytes);
     let range = start..start + bytes.len();
-    Arc::new(WeightMatrix::new(Arc::new(buffer), range, GgmlDType::F32, numbers.len() / cols, cols).unwrap())
+    Arc::new(WeightMatrix::new(Arc::new(buffer), range, WeightFormat::F32, numbers.len() / cols, cols).unwrap())
 }
 
 fn product(weights: &[f32], x: &[f64]) -> Vec<f64> {

@@ -2,10 +2,8 @@
 
 use std::ops::Range;
 
-use candle_core::quantized::GgmlDType;
-
 use super::KernelLinear;
-use crate::kernels::quant::Activations;
+use crate::kernels::quant::{Activations, WeightFormat};
 use crate::kernels::simd::InstructionSet;
 
 /// Buffers of one thread.
@@ -23,7 +21,7 @@ pub(super) struct Own {
 /// A thread's rows, prepared for matrices of one format.
 #[derive(Debug)]
 struct Prepared {
-    dtype: GgmlDType,
+    dtype: WeightFormat,
     valid: bool,
     activations: Activations,
 }

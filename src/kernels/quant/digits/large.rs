@@ -1,10 +1,11 @@
 //! Groups of the formats of 256 numbers: half a block each.
 //!
-//! Layouts: `block_q4_K`, `block_q5_K` and `block_q6_K` of ggml's `ggml-common.h`.
+//! Layouts: `block_q4_K`, `block_q5_K`, `block_q6_K` and `block_iq4_xs` of ggml's `ggml-common.h`.
 
 use std::arch::x86_64::{
-    __m128, __m512, __m512i, _mm_broadcastss_ps, _mm_cvtepi32_ps, _mm_cvtepu8_epi32, _mm_cvtph_ps, _mm_cvtsi32_si128,
-    _mm_fmadd_ps, _mm_loadl_epi64, _mm_mul_ps, _mm_permute_ps, _mm256_broadcastss_ps, _mm256_cvtepi8_epi32,
+    __m128, __m512, __m512i, _mm_and_si128, _mm_broadcastss_ps, _mm_cvtepi32_ps, _mm_cvtepu8_epi32, _mm_cvtph_ps,
+    _mm_cvtsi32_si128, _mm_fmadd_ps, _mm_loadl_epi64, _mm_mul_ps, _mm_or_si128, _mm_permute_ps, _mm_set1_epi32,
+    _mm_setr_epi32, _mm_slli_epi32, _mm_srlv_epi32, _mm_sub_epi32, _mm256_broadcastss_ps, _mm256_cvtepi8_epi32,
     _mm256_cvtepi32_ps, _mm256_loadu_si256, _mm256_mul_ps, _mm256_set1_epi16, _mm512_and_si512, _mm512_broadcast_i64x4,
     _mm512_castsi256_si512, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_inserti64x4,
     _mm512_loadu_si512, _mm512_mul_ps, _mm512_or_si512, _mm512_permutexvar_ps, _mm512_set1_epi8, _mm512_set1_ps,
@@ -13,7 +14,8 @@ use std::arch::x86_64::{
 };
 use std::mem::transmute;
 
-use super::{BlockSums, ByteGroup, Digits, GROUP, Group, GroupBlock, LANES, load_half, load_sums};
+use super::{BlockSums, ByteGroup, Digits, GROUP, Group, GroupBlock, LANES, decoded, load_half, load_sums, nibbles};
+use crate::kernels::blocks::{BlockFormat, IQ4_CODES, Iq4Xs};
 use crate::kernels::simd::each;
 
 /// Numbers of a block.
@@ -90,11 +92,9 @@ fn pick(numbers: __m512, indices: &[Indices; 2]) -> [__m512; 2] {
 /// `bytes` points to so many readable bytes.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
-unsafe fn nibbles(bytes: *const u8) -> [__m512i; 2] {
+unsafe fn load_nibbles(bytes: *const u8) -> [__m512i; 2] {
     // SAFETY: the caller's promise.
-    let both = unsafe { _mm512_loadu_si512(bytes.cast()) };
-    let low = _mm512_set1_epi8(0x0f);
-    [_mm512_and_si512(both, low), _mm512_and_si512(_mm512_srli_epi16::<4>(both), low)]
+    nibbles(unsafe { _mm512_loadu_si512(bytes.cast()) })
 }
 
 /// 32 bytes, in both halves of a register.
@@ -191,7 +191,7 @@ pair_format!(Q5K, 176 bytes, quants_of_q5k);
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
 unsafe fn quants_of_q4k(block: *const u8, part: usize) -> [__m512i; 2] {
     // SAFETY: the caller's promise.
-    unsafe { nibbles(block.wrapping_add(16 + 64 * part)) }
+    unsafe { load_nibbles(block.wrapping_add(16 + 64 * part)) }
 }
 
 /// # Safety
@@ -200,7 +200,7 @@ unsafe fn quants_of_q4k(block: *const u8, part: usize) -> [__m512i; 2] {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
 unsafe fn quants_of_q5k(block: *const u8, part: usize) -> [__m512i; 2] {
     // SAFETY: the caller's promise.
-    let [even, odd] = unsafe { nibbles(block.wrapping_add(48 + 64 * part)) };
+    let [even, odd] = unsafe { load_nibbles(block.wrapping_add(48 + 64 * part)) };
     // Bit `b` of byte `i` belongs to number `i` of block `b`. Shifts are of 16 bits; what crosses a byte is masked.
     // SAFETY: the caller's promise.
     let bits = unsafe { twice(block.wrapping_add(16)) };
@@ -213,15 +213,15 @@ unsafe fn quants_of_q5k(block: *const u8, part: usize) -> [__m512i; 2] {
 }
 
 impl GroupBlock for Q6K {
-    type Group = ByteGroup<DIGITS>;
+    type Group = ByteGroup<DIGITS, false>;
     const BLOCK_BYTES: usize = 210;
     const BLOCK_NUMBERS: usize = NUMBERS;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
-    unsafe fn load<const WHOLE: bool>(block: *const u8, part: usize, _blocks: usize) -> ByteGroup<DIGITS> {
+    unsafe fn load<const WHOLE: bool>(block: *const u8, part: usize, _blocks: usize) -> ByteGroup<DIGITS, false> {
         // SAFETY: the caller's promise, here and below.
-        let [first, second] = unsafe { nibbles(block.wrapping_add(64 * part)) };
+        let [first, second] = unsafe { load_nibbles(block.wrapping_add(64 * part)) };
         // Bits `2q` and `2q + 1` of byte `i` belong to number `32 q + i`; shifts as for `Q5K`.
         // SAFETY: as above.
         let bits = unsafe { twice(block.wrapping_add(128 + 32 * part)) };
@@ -238,5 +238,30 @@ impl GroupBlock for Q6K {
         let scales = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(scales));
         let scales = _mm256_mul_ps(scales, _mm256_broadcastss_ps(stored));
         ByteGroup::new(quants, pick(_mm512_zextps256_ps512(scales), &SIXTEENTHS))
+    }
+}
+
+impl GroupBlock for Iq4Xs {
+    type Group = ByteGroup<DIGITS, true>;
+    const BLOCK_BYTES: usize = Self::BYTES;
+    const BLOCK_NUMBERS: usize = NUMBERS;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+    unsafe fn load<const WHOLE: bool>(block: *const u8, part: usize, _blocks: usize) -> ByteGroup<DIGITS, true> {
+        // SAFETY: the caller's promise, here and below.
+        let quants = unsafe { load_nibbles(block.wrapping_add(Self::QUANTS_AT + 64 * part)) };
+        // SAFETY: as above.
+        let [stored, upper, lower @ ..] = unsafe { block.cast::<[u16; 4]>().read_unaligned() };
+        // Four scales: of each two bits in a byte, and four bits in two bytes.
+        let upper = _mm_srlv_epi32(_mm_set1_epi32(i32::from(upper) >> (8 * part)), _mm_setr_epi32(0, 2, 4, 6));
+        let lower = _mm_srlv_epi32(_mm_set1_epi32(i32::from(lower[part])), _mm_setr_epi32(0, 4, 8, 12));
+        let upper = _mm_slli_epi32::<4>(_mm_and_si128(upper, _mm_set1_epi32(3)));
+        let scales = _mm_or_si128(upper, _mm_and_si128(lower, _mm_set1_epi32(15)));
+        let scales = _mm_cvtepi32_ps(_mm_sub_epi32(scales, _mm_set1_epi32(32)));
+        let stored = _mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(stored)));
+        let scales = _mm_mul_ps(scales, _mm_broadcastss_ps(stored));
+        let [scales, _] = pick(_mm512_zextps128_ps512(scales), &SIXTEENTHS);
+        ByteGroup::new(decoded(quants, &IQ4_CODES), [scales; 2])
     }
 }

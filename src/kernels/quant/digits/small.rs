@@ -1,16 +1,20 @@
 //! Groups of the formats of 32 numbers: four blocks each.
 
 use std::arch::x86_64::{
-    __m128, __m512, __m512i, _mm_cvtph_ps, _mm_fmadd_ps, _mm256_loadu_si256, _mm256_maskz_loadu_epi8, _mm512_and_si512,
-    _mm512_castsi256_si512, _mm512_castsi512_si256, _mm512_cvtepi32_ps, _mm512_cvtph_ps, _mm512_dpbusd_epi32,
-    _mm512_extracti32x4_epi32, _mm512_fmadd_ps, _mm512_inserti64x4, _mm512_loadu_si512, _mm512_maskz_loadu_epi8,
-    _mm512_mul_ps, _mm512_permutex2var_epi8, _mm512_permutexvar_epi16, _mm512_set1_epi8, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srli_epi16, _mm512_zextsi256_si512,
+    __m128, __m512, __m512i, _mm_cvtph_ps, _mm_fmadd_ps, _mm256_loadu_si256, _mm256_maskz_loadu_epi8,
+    _mm512_castsi256_si512, _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cmplt_epu32_mask, _mm512_cvtepi32_ps,
+    _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_extracti32x4_epi32, _mm512_fmadd_ps, _mm512_inserti64x4,
+    _mm512_loadu_si512, _mm512_mask_sllv_epi32, _mm512_maskz_loadu_epi8, _mm512_maskz_permutexvar_epi8, _mm512_mul_ps,
+    _mm512_permutex2var_epi8, _mm512_permutexvar_epi16, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_slli_epi32, _mm512_sub_epi32, _mm512_zextsi256_si512,
 };
 use std::mem::transmute;
 
-use super::{BLOCK, BlockSums, ByteGroup, Digits, GROUP, GROUP_BLOCKS, Group, GroupBlock, LANES, load_half, load_sums};
-use crate::kernels::blocks::{BlockFormat, Q4_0, Q4_1, Q8_0};
+use super::{
+    BLOCK, BlockSums, ByteGroup, Digits, GROUP, GROUP_BLOCKS, Group, GroupBlock, LANES, decoded, load_half, load_sums,
+    nibbles,
+};
+use crate::kernels::blocks::{BlockFormat, FP4_CODES, IQ4_CODES, Iq4Nl, Mxfp4, Q4_0, Q4_1, Q8_0};
 
 /// A group of nibbles.
 #[derive(Clone, Copy)]
@@ -30,7 +34,7 @@ struct Quants([u8; 64]);
 struct Scales([u16; 32]);
 
 /// Of 16 bytes of nibbles the low ones are a block's first half and the high ones its second.
-const NIBBLE_PLACES: [usize; GROUP / LANES] = [0, 64, 16, 80, 32, 96, 48, 112];
+pub(super) const NIBBLE_PLACES: [usize; GROUP / LANES] = [0, 64, 16, 80, 32, 96, 48, 112];
 
 #[expect(clippy::cast_possible_truncation)] // at most 80
 const fn nibble_table(block_bytes: usize, first: usize) -> Quants {
@@ -75,6 +79,8 @@ fn load_words(table: &Scales) -> __m512i {
     unsafe { transmute::<[u16; 32], __m512i>(table.0) }
 }
 
+/// The nibbles of a group, and its first 64 bytes, in which all scales are.
+///
 /// # Safety
 /// As [`GroupBlock::load`].
 #[inline]
@@ -83,8 +89,7 @@ unsafe fn load_nibbles<B: BlockFormat, const WHOLE: bool>(
     bytes: *const u8,
     blocks: usize,
     quants: &Quants,
-    scales: &Scales,
-) -> NibbleGroup {
+) -> ([__m512i; 2], __m512i) {
     let first_bytes = |count: usize| u64::MAX >> (64 - count);
     let (first, behind) = if WHOLE {
         #[expect(clippy::cast_possible_truncation)] // at most 16 bytes
@@ -98,12 +103,7 @@ unsafe fn load_nibbles<B: BlockFormat, const WHOLE: bool>(
         // SAFETY: only the bytes of the mask are read, those of the blocks that are there.
         (unsafe { _mm512_maskz_loadu_epi8(mask, bytes.cast()) }, _mm512_setzero_si512())
     };
-    let quants = _mm512_permutex2var_epi8(first, load_table(quants), behind);
-    let low = _mm512_set1_epi8(0x0f);
-    NibbleGroup {
-        quants: [_mm512_and_si512(quants, low), _mm512_and_si512(_mm512_srli_epi16::<4>(quants), low)],
-        scales: _mm512_permutexvar_epi16(load_words(scales), first),
-    }
+    (nibbles(_mm512_permutex2var_epi8(first, load_table(quants), behind)), first)
 }
 
 impl Group for NibbleGroup {
@@ -141,7 +141,8 @@ macro_rules! nibble_format {
                 static QUANTS: Quants = nibble_table($format::BYTES, $format::QUANTS_AT);
                 static SCALES: Scales = scale_table($format::BYTES, $offset_at);
                 // SAFETY: the caller's promise.
-                unsafe { load_nibbles::<Self, WHOLE>(bytes, blocks, &QUANTS, &SCALES) }
+                let (quants, first) = unsafe { load_nibbles::<Self, WHOLE>(bytes, blocks, &QUANTS) };
+                NibbleGroup { quants, scales: _mm512_permutexvar_epi16(load_words(&SCALES), first) }
             }
         }
     };
@@ -149,6 +150,54 @@ macro_rules! nibble_format {
 // The offset of `Q4_0` is -8 scales; that number is in the activations' sums.
 nibble_format!(Q4_0, offset at 0);
 nibble_format!(Q4_1, offset at 2);
+
+impl GroupBlock for Iq4Nl {
+    type Group = ByteGroup<3, true>;
+    const BLOCK_BYTES: usize = Self::BYTES;
+    const BLOCK_NUMBERS: usize = BLOCK;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+    unsafe fn load<const WHOLE: bool>(bytes: *const u8, _part: usize, blocks: usize) -> ByteGroup<3, true> {
+        static QUANTS: Quants = nibble_table(Iq4Nl::BYTES, Iq4Nl::QUANTS_AT);
+        static SCALES: Scales = scale_table(Iq4Nl::BYTES, 0);
+        // SAFETY: the caller's promise.
+        let (quants, first) = unsafe { load_nibbles::<Self, WHOLE>(bytes, blocks, &QUANTS) };
+        let scales = _mm512_permutexvar_epi16(load_words(&SCALES), first);
+        let scales = _mm512_cvtph_ps(_mm512_castsi512_si256(scales));
+        ByteGroup::new(decoded(quants, &IQ4_CODES), [scales; 2])
+    }
+}
+
+impl GroupBlock for Mxfp4 {
+    type Group = ByteGroup<3, true>;
+    const BLOCK_BYTES: usize = Self::BYTES;
+    const BLOCK_NUMBERS: usize = BLOCK;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
+    unsafe fn load<const WHOLE: bool>(bytes: *const u8, _part: usize, blocks: usize) -> ByteGroup<3, true> {
+        static QUANTS: Quants = nibble_table(Mxfp4::BYTES, Mxfp4::QUANTS_AT);
+        /// Of each lane's four bytes the first is its block's scale.
+        static SCALES: Quants = {
+            let mut table = nibble_table(Mxfp4::BYTES, 0);
+            let mut lane = 0;
+            while lane < LANES {
+                table.0[4 * lane] = table.0[lane / 4 * 16];
+                lane += 1;
+            }
+            table
+        };
+        // SAFETY: the caller's promise.
+        let (quants, first) = unsafe { load_nibbles::<Self, WHOLE>(bytes, blocks, &QUANTS) };
+        let exponents = _mm512_maskz_permutexvar_epi8(0x1111_1111_1111_1111, load_table(&SCALES), first);
+        // As `half_of_power`.
+        let normal = _mm512_slli_epi32::<23>(_mm512_sub_epi32(exponents, _mm512_set1_epi32(1)));
+        let small = _mm512_cmplt_epu32_mask(exponents, _mm512_set1_epi32(2));
+        let scales = _mm512_mask_sllv_epi32(normal, small, _mm512_set1_epi32(0x0020_0000), exponents);
+        ByteGroup::new(decoded(quants, &FP4_CODES), [_mm512_castsi512_ps(scales); 2])
+    }
+}
 
 /// For each lane of 32 bits the scale of its block, the first of two or the second: the only words of 34 bytes apart.
 static PAIR_SCALES: Scales = {
@@ -162,13 +211,13 @@ static PAIR_SCALES: Scales = {
 };
 
 impl GroupBlock for Q8_0 {
-    type Group = ByteGroup<3>;
+    type Group = ByteGroup<3, false>;
     const BLOCK_BYTES: usize = Self::BYTES;
     const BLOCK_NUMBERS: usize = BLOCK;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
-    unsafe fn load<const WHOLE: bool>(bytes: *const u8, _part: usize, blocks: usize) -> ByteGroup<3> {
+    unsafe fn load<const WHOLE: bool>(bytes: *const u8, _part: usize, blocks: usize) -> ByteGroup<3, false> {
         let mut quants = [_mm512_setzero_si512(); 2];
         let mut scales = [_mm512_setzero_ps(); 2];
         for pair in 0..2 {

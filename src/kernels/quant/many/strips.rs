@@ -10,7 +10,7 @@ use half::f16;
 
 use super::super::Rows;
 use super::{STRIP, VECTORS};
-use crate::kernels::blocks::{BLOCK, BlockFormat, Quants};
+use crate::kernels::blocks::{BLOCK, BlockFormat, Codes, Quants};
 use crate::kernels::simd::{LANES, Lanes};
 
 /// The most runs in a block.
@@ -61,7 +61,13 @@ pub(in super::super) struct Column<'a> {
     rows: usize,
 }
 
-impl Column<'_> {
+impl<'a> Column<'a> {
+    /// From a row's block on.
+    #[inline(always)]
+    fn row(&self, row: usize) -> &'a [u8] {
+        &self.data[row.min(self.rows - 1) * self.row_bytes..]
+    }
+
     /// Four bytes of each row's block.
     #[inline(always)]
     fn words<L: Lanes>(&self, at: usize) -> Words {
@@ -71,8 +77,7 @@ impl Column<'_> {
         }
         let mut words = [0; LANES];
         for (row, word) in words.iter_mut().enumerate() {
-            let data = &data[row.min(self.rows - 1) * self.row_bytes..];
-            *word = u32::from_le_bytes(data.as_chunks().0[0]);
+            *word = u32::from_le_bytes(self.row(row)[at..].as_chunks().0[0]);
         }
         words
     }
@@ -152,24 +157,64 @@ fn times(numbers: Numbers, bytes: [u8; LANES], minus: f32) -> Numbers {
     products
 }
 
+/// The quant that means 0 if codes become quants without a sign: the middle of all bytes if they need more than 7 bits, for
+/// which there are products of their own.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // at most 128
+const fn zero_of(codes: &Codes) -> u8 {
+    let ([mut least, mut largest], mut at) = ([0, 0], 0);
+    while at < codes.len() {
+        let number = codes[at] as i16;
+        least = if number < least { number } else { least };
+        largest = if number > largest { number } else { largest };
+        at += 1;
+    }
+    if largest - least < 128 { -least as u8 } else { 128 }
+}
+
+/// Codes as quants without a sign, and the largest of these.
+const fn unsigned_codes(codes: &Codes) -> ([u8; 16], u8) {
+    let (mut quants, mut largest, mut at) = ([0; 16], 0, 0);
+    while at < codes.len() {
+        quants[at] = codes[at].cast_unsigned().wrapping_add(zero_of(codes));
+        largest = if quants[at] > largest { quants[at] } else { largest };
+        at += 1;
+    }
+    (quants, largest)
+}
+
+/// The quants of a format's codes, if it has any.
+const fn quants_of_codes<B: BlockFormat>() -> [u8; 16] {
+    if let Quants::Codes(codes) = B::QUANTS { unsigned_codes(codes).0 } else { [0; 16] }
+}
+
 impl<B: BlockFormat> Format for B {
-    const BLOCK: usize = BLOCK;
+    const BLOCK: usize = B::RUNS * BLOCK;
     const BYTES: usize = B::BYTES;
     const RUN: usize = BLOCK;
     const LARGEST: u8 = match B::QUANTS {
         Quants::Nibbles => 15,
         Quants::Fives => 31,
         Quants::Bytes => 255,
+        Quants::Codes(codes) => unsigned_codes(codes).1,
     };
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a small whole number
     const ZERO: u8 = match (B::QUANTS, B::OFFSET) {
         (Quants::Bytes, _) => 128,
+        (Quants::Codes(codes), _) => zero_of(codes),
         (_, Some(offset)) => -offset as u8,
         (_, None) => 0,
     };
 
     #[inline(always)]
     fn scales<L: Lanes>(block: Column<'_>, out: &mut Scales) {
+        if B::SCALE_BYTES != 2 {
+            for run in 0..B::RUNS {
+                for row in 0..LANES {
+                    out.scales[run][row] = L::pair(B::scales::<L>(block.row(row), run))[0];
+                }
+            }
+            return;
+        }
         let words = block.words::<L>(0);
         out.scales[0] = halves::<L>(words, false);
         if B::OFFSET.is_none() {
@@ -186,16 +231,19 @@ impl<B: BlockFormat> Format for B {
             return;
         }
         let fifths = if B::QUANTS == Quants::Fives { block.words::<L>(B::QUANTS_AT - 4) } else { [0; LANES] };
-        for four in 0..4 {
-            let stored = block.words::<L>(B::QUANTS_AT + 4 * four);
+        for word in 0..4 * B::RUNS {
+            let stored = block.words::<L>(B::QUANTS_AT + 4 * word);
             for upper in 0..2 {
-                let four = four + 4 * upper;
+                let four = word / 4 * 8 + word % 4 + 4 * upper;
                 let mut quants = bits(stored, 4 * upper, 15);
                 if B::QUANTS == Quants::Fives {
                     for (quants, fifths) in quants.iter_mut().zip(fifths) {
                         // Bit `i` of the four to byte `i`.
                         *quants |= (((fifths >> (4 * four) & 15) * 0x0020_4081) & 0x0101_0101) << 4;
                     }
+                }
+                if matches!(B::QUANTS, Quants::Codes(_)) {
+                    quants = L::look_up(&quants, &const { quants_of_codes::<B>() });
                 }
                 target.put(four, quants);
             }

@@ -78,6 +78,30 @@ impl<const DOTS: bool> Avx2<DOTS> {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
+    fn load_codes(source: &[u8; LANES], table: &[i8; LANES]) -> [Self; 2] {
+        each!(2 of Self::coded(source, table), |numbers| {
+            let halves = [numbers, _mm_unpackhi_epi64(numbers, numbers)];
+            Self(each!(2 of halves, |half| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(half))))
+        })
+    }
+
+    /// What the lower four bits of sixteen bytes stand for in a table, and the upper ones, as bytes.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn coded(source: &[u8; LANES], table: &[i8; LANES]) -> [__m128i; 2] {
+        let (bytes, table) = (as_bits!([u8; LANES] as __m128i, *source), as_bits!([i8; LANES] as __m128i, *table));
+        let codes = [bytes, _mm_srli_epi16::<4>(bytes)];
+        each!(2 of codes, |codes| _mm_shuffle_epi8(table, _mm_and_si128(codes, _mm_set1_epi8(15))))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) fn half(value: f32) -> __m128 {
+        _mm_set_ss(value)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) fn halves(source: [u8; 4]) -> __m128 {
         _mm_cvtph_ps(_mm_cvtsi32_si128(i32::from_le_bytes(source)))
     }
@@ -353,5 +377,13 @@ impl<const DOTS: bool> Avx2<DOTS> {
     #[target_feature(enable = "avx2,fma,f16c")]
     fn every(source: &[u8], step: usize) -> [u32; LANES] {
         std::array::from_fn(|lane| word(source, lane * step))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn look_up(codes: &[u32; LANES], table: &[u8; LANES]) -> [u32; LANES] {
+        let table = _mm256_broadcastsi128_si256(as_bits!([u8; LANES] as __m128i, *table));
+        let codes = as_bits!([u32; LANES] as [__m256i; 2], *codes);
+        as_bits!([__m256i; 2] as [u32; LANES], each!(2 of codes, |codes| _mm256_shuffle_epi8(table, codes)))
     }
 }

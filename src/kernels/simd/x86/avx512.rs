@@ -80,6 +80,18 @@ impl<const VNNI: bool> Avx512<VNNI> {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+    fn load_codes(source: &[u8; LANES], table: &[i8; LANES]) -> [Self; 2] {
+        each!(2 of Avx2::coded(source, table), |numbers| Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(numbers))))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+    fn half(value: f32) -> __m128 {
+        Avx2::half(value)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
     fn halves(source: [u8; 4]) -> __m128 {
         Avx2::<false>::halves(source)
     }
@@ -321,5 +333,12 @@ impl<const VNNI: bool> Avx512<VNNI> {
         // SAFETY: the last of them lies inside of the slice.
         let words = unsafe { _mm512_i32gather_epi32::<1>(places, source.as_ptr().cast()) };
         as_bits!(__m512i as [u32; LANES], words)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn look_up(codes: &[u32; LANES], table: &[u8; LANES]) -> [u32; LANES] {
+        let table = _mm512_broadcast_i32x4(as_bits!([u8; LANES] as __m128i, *table));
+        as_bits!(__m512i as [u32; LANES], _mm512_shuffle_epi8(table, as_bits!([u32; LANES] as __m512i, *codes)))
     }
 }
