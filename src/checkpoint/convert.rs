@@ -78,6 +78,7 @@ fn write(wide: &[f32], cols: usize, dtype: GgmlDType, out: &mut [u8]) -> Result<
         GgmlDType::Q8_0 => rounding::q8_0(instruction_set(), wide, out),
         GgmlDType::Q4_0 => rounding::q4_0(instruction_set(), wide, out),
         GgmlDType::Q4K => rounding::q4_k(instruction_set(), wide, out),
+        GgmlDType::Q6K => rounding::q6_k(instruction_set(), wide, out),
         _ => {
             let rows = Tensor::from_slice(wide, (wide.len() / cols, cols), &Device::Cpu)?;
             out.copy_from_slice(&QTensor::quantize(&rows, dtype)?.data()?);
