@@ -93,7 +93,8 @@ fn quant_of<L: Lanes>(quotient: L) -> L {
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // of 8 bits
 fn write_block<L: Lanes>(numbers: &[f32; BLOCK], found: &Search<L>, out: &mut [u8; BLOCK_BYTES]) {
     let (scales, inverses) = (stored(found.scale), stored(found.inverse));
-    let largest = scales.iter().fold(0.0_f32, |largest, scale| if scale.abs() > largest.abs() { *scale } else { largest });
+    let largest =
+        scales.iter().fold(0.0_f32, |largest, scale| if scale.abs() > largest.abs() { *scale } else { largest });
     if largest.abs() < LEAST {
         out.fill(0);
         return;
@@ -121,10 +122,8 @@ fn write_block<L: Lanes>(numbers: &[f32; BLOCK], found: &Search<L>, out: &mut [u
             low[at] = (quants[at] & 15) | quants[at + 64] << 4;
         }
         for at in 0..32 {
-            high[at] = quants[at] >> 4
-                | quants[at + 32] >> 4 << 2
-                | quants[at + 64] >> 4 << 4
-                | quants[at + 96] >> 4 << 6;
+            high[at] =
+                quants[at] >> 4 | quants[at + 32] >> 4 << 2 | quants[at + 64] >> 4 << 4 | quants[at + 96] >> 4 << 6;
         }
     }
     for (byte, unit) in tail.iter_mut().zip(units) {
