@@ -78,6 +78,7 @@ fn write(wide: &[f32], cols: usize, dtype: WeightFormat, out: &mut [u8]) -> Resu
         WeightFormat::Q8_0 => rounding::q8_0(instruction_set(), wide, out),
         WeightFormat::Q4_0 => rounding::q4_0(instruction_set(), wide, out),
         WeightFormat::Q4K => rounding::q4_k(instruction_set(), wide, out),
+        WeightFormat::Q6K => rounding::q6_k(instruction_set(), wide, out),
         _ => {
             let dtype = dtype.candle().ok_or_else(|| Error::unsupported(format!("rounding to {dtype}")))?;
             let rows = Tensor::from_slice(wide, (wide.len() / cols, cols), &Device::Cpu)?;

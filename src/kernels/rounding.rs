@@ -1,30 +1,25 @@
 //! f32 numbers rounded to blocks of weights, as when a model is quantised while it is loaded.
 //!
-//! `Q8_0` and `Q4_0` are those of ggml's reference, byte for byte. For `Q4_K`, scale and minimum of each 32 numbers are
-//! searched as there (`quantize_row_q4_K_ref` in <https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c>):
-//! the best of 21 steps, by the squared error weighted with the numbers' sizes. The eight parts of a block are searched at
-//! once, a part in each lane.
+//! `Q8_0`, `Q4_0` and `Q6_K` are those of ggml's reference, byte for byte (`quantize_row_*_ref` in
+//! <https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-quants.c>); `Q4_K` is searched as there. Every
+//! instruction set does the same operations, none of them fused, so that blocks do not depend on it.
 //!
 //! Not for: caches, which have layouts of their own (see [`super::blocks`]), or computing with blocks.
 
-use std::array::from_fn;
+mod q4_k;
+mod q6_k;
 
 use half::f16;
+use q4_k::body as q4_k_body;
+use q6_k::body as q6_k_body;
 
-use super::simd::{Lanes, multiversion};
+use super::simd::{LANES, Lanes, multiversion};
 
-/// Numbers that share a scale.
-const PART: usize = 32;
-/// Parts of a block of `Q4_K`.
-const PARTS: usize = 8;
-/// The largest quant of `Q4_K`.
-const LARGEST_QUANT: f32 = 15.0;
-/// The largest scale or minimum of a part of `Q4_K`, in units of the block's.
-const LARGEST_SCALE: f32 = 63.0;
-/// How many steps are tried for a part, from its range over 14 to its range over 16.
-const TRIES: u8 = 21;
-/// Sums of which less is left than this share are rounding errors: the part's numbers are all alike.
-const LEAST_SPREAD: f32 = 1e-6;
+/// Numbers of a plain block.
+const BLOCK: usize = 32;
+
+/// Adding and subtracting it rounds to the nearest whole number, halves to even ones; 1.5 * 2^23.
+const ROUND: f32 = 12_582_912.0;
 
 multiversion! {
     /// Blocks of 34 bytes; the numbers are finite.
@@ -41,169 +36,102 @@ multiversion! {
     pub(crate) fn q4_k(numbers: &[f32], out: &mut [u8]) = q4_k_body;
 }
 
+multiversion! {
+    /// Blocks of 210 bytes for 256 numbers, which are finite.
+    pub(crate) fn q6_k(numbers: &[f32], out: &mut [u8]) = q6_k_body;
+}
+
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // at most 127
 fn q8_0_body<L: Lanes>(numbers: &[f32], out: &mut [u8]) {
     /// Just below a half: added to a number before its fraction is cut off, it rounds halves away from zero.
     const HALF: f32 = 0.499_999_97;
-    for (numbers, out) in numbers.as_chunks::<PART>().0.iter().zip(out.as_chunks_mut::<{ PART + 2 }>().0) {
-        let scale = largest(numbers) / 127.0;
-        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    for (numbers, out) in numbers.as_chunks::<BLOCK>().0.iter().zip(out.as_chunks_mut::<{ BLOCK + 2 }>().0) {
+        let [first, second] = vectors::<L>(numbers);
+        let scale = first.abs().max(second.abs()).largest() / 127.0;
+        let inverse = L::splat(if scale == 0.0 { 0.0 } else { 1.0 / scale });
         let (head, quants) = out.split_at_mut(2);
         head.copy_from_slice(&f16::from_f32(scale).to_le_bytes());
-        for (quant, number) in quants.iter_mut().zip(numbers) {
-            let scaled = number * inverse;
-            *quant = (scaled + HALF.copysign(scaled)) as i32 as u8;
+        let quants = quants.as_chunks_mut::<LANES>().0;
+        for (quants, numbers) in quants.iter_mut().zip([first, second]) {
+            let scaled = numbers.mul(inverse);
+            let half = L::splat(0.0).if_above(scaled, L::splat(-HALF), L::splat(HALF));
+            *quants = scaled.add(half).truncated();
         }
     }
 }
 
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // in 0..=16
 fn q4_0_body<L: Lanes>(numbers: &[f32], out: &mut [u8]) {
-    for (numbers, out) in numbers.as_chunks::<PART>().0.iter().zip(out.as_chunks_mut::<{ PART / 2 + 2 }>().0) {
-        // With the sign of the first of that size.
-        let largest = largest(numbers);
-        let largest = numbers.iter().find(|number| number.abs() == largest).copied().unwrap_or(0.0);
+    for (numbers, out) in numbers.as_chunks::<BLOCK>().0.iter().zip(out.as_chunks_mut::<{ BLOCK / 2 + 2 }>().0) {
+        let [first, second] = vectors::<L>(numbers);
+        let zero = L::splat(0.0);
+        let above = first.max(second).largest();
+        let below = zero.sub(first).max(zero.sub(second)).largest();
+        // The largest, with its sign; of two of the same size the first.
+        let largest = if above > below {
+            above
+        } else if below > above {
+            -below
+        } else {
+            numbers.iter().find(|number| number.abs() == above).copied().unwrap_or(0.0)
+        };
         let scale = largest / -8.0;
-        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        let inverse = L::splat(if scale == 0.0 { 0.0 } else { 1.0 / scale });
         let (head, bytes) = out.split_at_mut(2);
         head.copy_from_slice(&f16::from_f32(scale).to_le_bytes());
-        let quants: [i32; PART] = from_fn(|at| ((numbers[at] * inverse + 8.5) as i32).min(15));
-        let (low, high) = quants.split_at(PART / 2);
-        for ((byte, low), high) in bytes.iter_mut().zip(low).zip(high) {
-            *byte = (low | high << 4) as u8;
+        let mut quants = [[0; LANES]; 2];
+        for (quants, numbers) in quants.iter_mut().zip([first, second]) {
+            *quants = numbers.mul(inverse).add(L::splat(8.5)).min(L::splat(15.0)).truncated();
+        }
+        for (byte, (low, high)) in bytes.iter_mut().zip(quants[0].iter().zip(quants[1])) {
+            *byte = low | high << 4;
         }
     }
 }
 
-/// The largest size of a number.
+/// A plain block's numbers.
 #[inline(always)]
-fn largest(numbers: &[f32; PART]) -> f32 {
-    let mut largest = [0.0_f32; 8];
-    for eight in numbers.as_chunks::<8>().0 {
-        largest = from_fn(|lane| if eight[lane].abs() > largest[lane] { eight[lane].abs() } else { largest[lane] });
-    }
-    largest.into_iter().fold(0.0, f32::max)
+fn vectors<L: Lanes>(numbers: &[f32; BLOCK]) -> [L; 2] {
+    let numbers = numbers.as_chunks().0;
+    [L::load(&numbers[0]), L::load(&numbers[1])]
 }
 
+/// The nearest whole numbers, even ones for halves; what is no number stays none.
+///
+/// * `numbers`: at most 2^22 in size
 #[inline(always)]
-fn q4_k_body<L: Lanes>(numbers: &[f32], out: &mut [u8]) {
-    for (numbers, out) in numbers.as_chunks::<{ PART * PARTS }>().0.iter().zip(out.as_chunks_mut::<144>().0) {
-        let columns: [[f32; PARTS]; PART] = from_fn(|at| from_fn(|part| numbers[part * PART + at]));
-        q4_k_block(&columns, out);
-    }
+fn nearest<L: Lanes>(numbers: L) -> L {
+    numbers.add(L::splat(ROUND)).sub(L::splat(ROUND))
 }
 
-/// * `columns`: a number of each part, then the next of each
+/// Parts of `N` numbers: the first of each, then the second of each. Lanes without a part are 0.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // at most 63
-fn q4_k_block(columns: &[[f32; PARTS]; PART], out: &mut [u8; 144]) {
-    let (scales, minima) = scales_and_minima(columns);
-    let unit = |of: &[f32; PARTS]| of.iter().copied().fold(0.0, f32::max) / LARGEST_SCALE;
-    let units = [unit(&scales), unit(&minima)];
-    let in_units = |of: f32, unit: f32| if unit > 0.0 { (of / unit).round().clamp(0.0, LARGEST_SCALE) } else { 0.0 };
-    let scales = scales.map(|scale| in_units(scale, units[0]));
-    let minima = minima.map(|minimum| in_units(minimum, units[1]));
-    let halves = units.map(f16::from_f32);
-    let [unit, unit_of_minima] = halves.map(f16::to_f32);
-
-    let (head, quants) = out.split_at_mut(16);
-    head[..2].copy_from_slice(&halves[0].to_le_bytes());
-    head[2..4].copy_from_slice(&halves[1].to_le_bytes());
-    let bytes = &mut head[4..];
-    let (scale, minimum) = (scales.map(|scale| scale as u8), minima.map(|minimum| minimum as u8));
-    for part in 0..4 {
-        // Six bits each of the first four parts, whose two upper bits are those of the others.
-        bytes[part] = scale[part] | scale[part + 4] >> 4 << 6;
-        bytes[part + 4] = minimum[part] | minimum[part + 4] >> 4 << 6;
-        bytes[part + 8] = (scale[part + 4] & 15) | minimum[part + 4] << 4;
-    }
-
-    let inverse: [f32; PARTS] = from_fn(|part| {
-        let scale = unit * scales[part];
-        if scale > 0.0 { 1.0 / scale } else { 0.0 }
-    });
-    let below: [f32; PARTS] = from_fn(|part| -unit_of_minima * minima[part]);
-    for (at, column) in columns.iter().enumerate() {
-        let quant = quants_of(column, &below, &inverse).map(|quant| quant as u8);
-        for pair in 0..PARTS / 2 {
-            quants[pair * PART + at] = quant[2 * pair] | quant[2 * pair + 1] << 4;
+fn columns_of<L: Lanes, const N: usize>(numbers: &[f32]) -> [L; N] {
+    let mut columns = [[0.0; LANES]; N];
+    for (lane, part) in numbers.as_chunks::<N>().0.iter().enumerate() {
+        for (column, &number) in columns.iter_mut().zip(part) {
+            column[lane] = number;
         }
     }
+    let mut vectors = [L::splat(0.0); N];
+    for (vector, column) in vectors.iter_mut().zip(&columns) {
+        *vector = L::load(column);
+    }
+    vectors
 }
 
-/// Whole numbers nearest to a number of each part less the part's smallest, in steps.
+/// The numbers in lanes.
 #[inline(always)]
-fn quants_of(column: &[f32; PARTS], smallest: &[f32; PARTS], inverse: &[f32; PARTS]) -> [f32; PARTS] {
-    /// No number of this size has a fraction.
-    const WHOLE: f32 = 12_582_912.0;
-    from_fn(|part| {
-        let steps = (column[part] - smallest[part]) * inverse[part];
-        let steps = if steps > 0.0 { steps } else { 0.0 };
-        let steps = if steps < LARGEST_QUANT { steps } else { LARGEST_QUANT };
-        steps + WHOLE - WHOLE
-    })
-}
-
-/// The scale of each part, and how far its smallest number is below 0.
-#[inline(always)]
-fn scales_and_minima(columns: &[[f32; PARTS]; PART]) -> ([f32; PARTS], [f32; PARTS]) {
-    #[expect(clippy::cast_precision_loss)] // exact
-    const COUNT: f32 = PART as f32;
-    let (mut low, mut high, mut squares) = ([0.0_f32; PARTS], columns[0], [0.0_f32; PARTS]);
-    for column in columns {
-        low = from_fn(|part| if column[part] < low[part] { column[part] } else { low[part] });
-        high = from_fn(|part| if column[part] > high[part] { column[part] } else { high[part] });
-        squares = from_fn(|part| squares[part] + column[part] * column[part]);
-    }
-    let mean_size = squares.map(|sum| (sum / COUNT).sqrt());
-    let weight = |column: &[f32; PARTS]| -> [f32; PARTS] { from_fn(|part| mean_size[part] + column[part].abs()) };
-    let weights: [[f32; PARTS]; PART] = from_fn(|at| weight(&columns[at]));
-    let (mut sum_w, mut sum_wx) = ([0.0_f32; PARTS], [0.0_f32; PARTS]);
-    for (column, weight) in columns.iter().zip(&weights) {
-        sum_w = from_fn(|part| sum_w[part] + weight[part]);
-        sum_wx = from_fn(|part| sum_wx[part] + weight[part] * column[part]);
-    }
-
-    let range: [f32; PARTS] = from_fn(|part| high[part] - low[part]);
-    let mut best_scale = range.map(|range| range / LARGEST_QUANT);
-    let mut best_min = low;
-    let mut best_gain = [f32::NEG_INFINITY; PARTS];
-    for step in 0..TRIES {
-        let steps = LARGEST_QUANT - 1.0 + 0.1 * f32::from(step);
-        let inverse = range.map(|range| if range > 0.0 { steps / range } else { 0.0 });
-        let (mut sum_q, mut sum_qq, mut sum_xq) = ([0.0_f32; PARTS], [0.0_f32; PARTS], [0.0_f32; PARTS]);
-        for (column, weight) in columns.iter().zip(&weights) {
-            let quant = quants_of(column, &low, &inverse);
-            let weighted: [f32; PARTS] = from_fn(|part| weight[part] * quant[part]);
-            sum_q = from_fn(|part| sum_q[part] + weighted[part]);
-            sum_qq = from_fn(|part| sum_qq[part] + weighted[part] * quant[part]);
-            sum_xq = from_fn(|part| sum_xq[part] + weighted[part] * column[part]);
-        }
-        for part in 0..PARTS {
-            let (w, wx, q, qq, xq) = (sum_w[part], sum_wx[part], sum_q[part], sum_qq[part], sum_xq[part]);
-            let spread = w * qq - q * q;
-            if spread <= LEAST_SPREAD * w * qq {
-                continue;
-            }
-            // The line through the quants with the least error; a minimum above 0 cannot be said.
-            let (mut scale, mut min) = ((w * xq - wx * q) / spread, (qq * wx - q * xq) / spread);
-            if min > 0.0 {
-                (scale, min) = (xq / qq, 0.0);
-            }
-            // By how much the squared error is less than the sum of squares.
-            let gain = 2.0 * (scale * xq + min * wx) - (scale * scale * qq + 2.0 * scale * min * q + min * min * w);
-            if gain > best_gain[part] {
-                (best_gain[part], best_scale[part], best_min[part]) = (gain, scale, min);
-            }
-        }
-    }
-    (best_scale, best_min.map(|min| -min))
+fn stored<L: Lanes>(vector: L) -> [f32; LANES] {
+    let mut numbers = [0.0; LANES];
+    vector.store(&mut numbers);
+    numbers
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use candle_core::quantized::k_quants::{BlockQ4_0, BlockQ4K, BlockQ8_0, GgmlType};
     use candle_core::quantized::{GgmlDType, QTensor};
     use candle_core::{Device, Tensor};
@@ -260,7 +188,7 @@ mod tests {
 
     #[test]
     fn halves_are_rounded_away_from_zero() {
-        let mut numbers = [0.0_f32; PART];
+        let mut numbers = [0.0_f32; BLOCK];
         numbers[0] = 127.0;
         for (at, number) in numbers[1..].iter_mut().enumerate() {
             *number = [0.5, -0.5, 1.5, -2.5, 126.5, 0.499_999_97, -126.5][at % 7];
@@ -270,9 +198,51 @@ mod tests {
         }
     }
 
-    fn oracle_block(numbers: &[f32; PART]) -> Vec<u8> {
-        let tensor = Tensor::from_slice(numbers, (1, PART), &Device::Cpu).unwrap();
+    fn oracle_block(numbers: &[f32; BLOCK]) -> Vec<u8> {
+        let tensor = Tensor::from_slice(numbers, (1, BLOCK), &Device::Cpu).unwrap();
         QTensor::quantize(&tensor, GgmlDType::Q8_0).unwrap().data().unwrap().into_owned()
+    }
+
+    /// The numbers of `tests/data/rounding/make.py`.
+    #[expect(clippy::cast_precision_loss)] // exact
+    fn numbers_of_the_golden_file(blocks: usize) -> Vec<f32> {
+        let mut state = 1_u32;
+        let mut total = || -> i32 {
+            (0..4)
+                .map(|_| {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    (state >> 16).cast_signed() - 32_768
+                })
+                .sum()
+        };
+        let mut numbers = Vec::new();
+        for (block, at) in (0..blocks).flat_map(|block| (0..256_usize).map(move |at| (block, at))) {
+            let (drawn, group) = (total() as f32, at / 16);
+            let number = match block {
+                4 => 0.0,
+                5 => 30_000.0,
+                6 if group.is_multiple_of(3) => 0.0,
+                7 if group.is_multiple_of(2) => drawn / 4096.0,
+                8 => (at % 33) as f32 * 1024.0 - 16_384.0,
+                _ => drawn,
+            };
+            numbers.push(number * [(-21_f32).exp2(), (-36_f32).exp2(), (-15_f32).exp2()][block % 3]);
+        }
+        numbers
+    }
+
+    #[test]
+    fn q6_k_equals_ggmls_reference() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/rounding/q6_k.bin");
+        let golden = std::fs::read(path).unwrap();
+        assert!(golden.len() == 24 * 210);
+        let numbers = numbers_of_the_golden_file(24);
+        for set in InstructionSet::available() {
+            let blocks = rounded(set, q6_k, GgmlDType::Q6K, &numbers);
+            for (block, (ours, theirs)) in blocks.chunks(210).zip(golden.chunks(210)).enumerate() {
+                assert_eq!(ours, theirs, "{set:?}, block {block}");
+            }
+        }
     }
 
     fn widened_q4_k(data: Vec<u8>, count: usize) -> Vec<f32> {
@@ -312,6 +282,9 @@ mod tests {
         }
         for set in InstructionSet::available() {
             assert!(rounded(set, q4_k, GgmlDType::Q4K, &numbers) == first, "{set:?}");
+            // An odd number of blocks.
+            let some = rounded(set, q4_k, GgmlDType::Q4K, &numbers[256..1024]);
+            assert!(some == first[144..576], "{set:?}");
         }
     }
 }

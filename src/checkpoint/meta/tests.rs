@@ -1,7 +1,14 @@
 //! Meta's layout made in code: how tensors are put together, and what does not fit.
 
-use super::super::pth::tests::checkpoint_of;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::super::pth::tests::{NamedTensor, checkpoint_of, checkpoint_of_halves};
 use super::*;
+use crate::backend::BackendKind;
+use crate::cache::{KvDtype, Retention};
+use crate::checkpoint::WeightDtype;
+use crate::kernels::quant::Compute;
 
 const HIDDEN: usize = 8;
 const LLAMA3: &str = r#"{"dim": 8, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "vocab_size": 6, "multiple_of": 4,
@@ -217,8 +224,76 @@ fn buffers_of_llama_1_do_no_harm() {
     };
     let folder = folder(LLAMA3, &[half(0, buffer), half(1, buffer)]);
     let checkpoint = crate::checkpoint::open(folder.path()).unwrap();
-    let model = checkpoint
-        .model(&crate::backend::BackendKind::default(), crate::checkpoint::WeightDtype::F32, &mut |_, _| {})
-        .unwrap();
+    let model = checkpoint.model(&BackendKind::default(), WeightDtype::F32, &mut |_, _| {}).unwrap();
     assert_eq!(model.config().num_layers, 1);
+}
+
+/// A model whose rows are whole blocks of 32, as Llama 2 has it.
+const BLOCKS: &str =
+    r#"{"dim": 64, "n_layers": 2, "n_heads": 2, "vocab_size": 96, "multiple_of": 32, "norm_eps": 1e-05}"#;
+
+/// Its weights, random.
+fn weights_in_blocks() -> Vec<NamedTensor> {
+    let mut rng = StdRng::seed_from_u64(5);
+    let mut shapes = vec![
+        ("tok_embeddings.weight".to_owned(), vec![96, 64]),
+        ("output.weight".to_owned(), vec![96, 64]),
+        ("norm.weight".to_owned(), vec![64]),
+    ];
+    for layer in 0..2 {
+        let mut add =
+            |name: &str, shape: &[usize]| shapes.push((format!("layers.{layer}.{name}.weight"), shape.to_vec()));
+        ["wq", "wk", "wv", "wo"].iter().for_each(|name| add(&format!("attention.{name}"), &[64, 64]));
+        add("feed_forward.w1", &[192, 64]);
+        add("feed_forward.w2", &[64, 192]);
+        add("feed_forward.w3", &[192, 64]);
+        ["attention_norm", "ffn_norm"].iter().for_each(|name| add(name, &[64]));
+    }
+    let tensors = shapes.into_iter().map(|(name, shape)| {
+        let range = if shape.len() == 1 { 0.5..1.5 } else { -0.2..0.2 };
+        let numbers = (0..shape.iter().product()).map(|_| rng.random_range(range.clone())).collect();
+        (name, shape, numbers)
+    });
+    tensors.collect()
+}
+
+/// The half of every tensor that one of two files has.
+fn half_of(shard: usize, tensors: &[NamedTensor]) -> Vec<NamedTensor> {
+    let halves = tensors.iter().map(|(name, shape, numbers)| {
+        let by_columns = ["wo", "w2", "tok_embeddings"].iter().any(|part| name.contains(part));
+        let (shape, half) = match shape[..] {
+            [rows, cols] if by_columns => {
+                let columns = numbers.chunks(cols).flat_map(|row| &row[shard * cols / 2..(shard + 1) * cols / 2]);
+                (vec![rows, cols / 2], columns.copied().collect())
+            }
+            [rows, cols] => (vec![rows / 2, cols], numbers.chunks(rows / 2 * cols).nth(shard).unwrap().to_vec()),
+            _ => (shape.clone(), numbers.clone()),
+        };
+        (name.clone(), shape, half)
+    });
+    halves.collect()
+}
+
+#[test]
+fn folders_are_quantised_while_they_are_loaded() {
+    let tensors = weights_in_blocks();
+    let whole = folder(BLOCKS, &[checkpoint_of_halves(&tensors)]);
+    let halves = folder(BLOCKS, &[0, 1].map(|shard| checkpoint_of_halves(&half_of(shard, &tensors))));
+    let logits = |folder: &tempfile::TempDir, dtype| {
+        let checkpoint = crate::checkpoint::open(folder.path()).unwrap();
+        let model = checkpoint.model(&BackendKind::Kernels(Compute::Exact), dtype, &mut |_, _| {}).unwrap();
+        let mut cache = model.new_cache(KvDtype::F32, Retention::Full).unwrap();
+        model.prefill(&[3, 14, 15, 92, 65, 35], &mut cache, &mut ()).unwrap().logits
+    };
+    let wide = logits(&whole, WeightDtype::F32);
+    let size = wide.iter().map(|x| x * x).sum::<f32>().sqrt();
+    let mut shares = Vec::new();
+    for dtype in [WeightDtype::Q8_0, WeightDtype::Q4_0] {
+        let quantised = logits(&whole, dtype);
+        assert_eq!(quantised, logits(&halves, dtype), "{dtype:?}");
+        let difference = wide.iter().zip(&quantised).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
+        shares.push(difference / size);
+    }
+    // What rounding to a 254th and a 15th of a block's range does, added up over two layers.
+    assert!(0.0 < shares[0] && shares[0] < 0.03 && shares[0] < 0.2 * shares[1] && shares[1] < 0.35, "{shares:?}");
 }

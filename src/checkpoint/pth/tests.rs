@@ -82,8 +82,24 @@ fn checkpoint(pickle: &[u8]) -> Vec<u8> {
     archive(&[("x/data.pkl", pickle), ("x/byteorder", b"little"), ("x/data/0", &[7; 32])], Style::default())
 }
 
-/// A checkpoint of f32 tensors with these names, sizes and numbers.
-pub(in crate::checkpoint) fn checkpoint_of(tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Vec<u8> {
+/// A tensor's name, size and numbers.
+pub(in crate::checkpoint) type NamedTensor = (String, Vec<usize>, Vec<f32>);
+
+/// A checkpoint of these tensors in f32.
+pub(in crate::checkpoint) fn checkpoint_of(tensors: &[NamedTensor]) -> Vec<u8> {
+    checkpoint_in("FloatStorage", f32::to_le_bytes, tensors)
+}
+
+/// A checkpoint of these tensors in f16, as Llama 2 comes.
+pub(in crate::checkpoint) fn checkpoint_of_halves(tensors: &[NamedTensor]) -> Vec<u8> {
+    checkpoint_in("HalfStorage", |number| half::f16::from_f32(number).to_le_bytes(), tensors)
+}
+
+fn checkpoint_in<const BYTES: usize>(
+    class: &str,
+    to_bytes: fn(f32) -> [u8; BYTES],
+    tensors: &[NamedTensor],
+) -> Vec<u8> {
     let mut pickle = b"\x80\x02}".to_vec();
     let mut members = Vec::new();
     for (key, (name, shape, numbers)) in tensors.iter().enumerate() {
@@ -92,9 +108,9 @@ pub(in crate::checkpoint) fn checkpoint_of(tensors: &[(String, Vec<usize>, Vec<f
         let strides = (0..shape.len()).map(|dim| signed(shape[dim + 1..].iter().product())).collect();
         let shape = shape.iter().map(|&size| signed(size)).collect();
         let stored = signed(numbers.len());
-        let tensor = Written { class: "FloatStorage", key: &key, stored, offset: 0, shape, strides };
+        let tensor = Written { class, key: &key, stored, offset: 0, shape, strides };
         pickle.extend([text(name), tensor.pickle(), b"s".to_vec()].concat());
-        members.push((format!("x/data/{key}"), numbers.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()));
+        members.push((format!("x/data/{key}"), numbers.iter().flat_map(|&x| to_bytes(x)).collect::<Vec<u8>>()));
     }
     pickle.push(b'.');
     members.push(("x/data.pkl".to_owned(), pickle));

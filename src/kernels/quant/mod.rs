@@ -6,18 +6,19 @@
 //!
 //! Few rows of activations (decoding, short prompts) run on the stored numbers (`dot.rs`). More rows
 //! ([`WeightMatrix::matmul`], prefill) go through panels of weights: bytes, multiplied as whole numbers (`many.rs`), or, for
-//! plain floats and where exact products are asked for, f32.
+//! plain floats and where exact products are asked for, f32 (`floats.rs`).
 
 #[cfg(target_arch = "x86_64")]
 mod digits;
 mod dot;
+mod floats;
 mod format;
 mod many;
 #[cfg(test)]
 mod samples;
 mod widened;
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 pub use dot::Activations;
+use floats::{Buffers, PackedRows};
 pub use format::WeightFormat;
 use many::{ManyFormat, PanelBuffers, RoundedRows};
 
@@ -47,8 +49,9 @@ const STRIP_ROWS: usize = 64;
 /// Up to so many rows of activations go through block products, which unpack each block once for four of them.
 const FEW_ROWS: usize = 16;
 
-/// The same for plain floats, each row of which is widened for each row of activations.
-const FEW_FLOAT_ROWS: usize = 2;
+/// The same for plain floats, each row of which is widened for each row of activations. Of 1,536 columns in f16, on one thread
+/// of a Sapphire Rapids, 18.4 against 16.8 thousand million products a second at 6 rows, and 20.2 against 22.3 at 8.
+const FEW_FLOAT_ROWS: usize = 6;
 
 /// Rows that one thread takes at a time in a matrix-vector product.
 const ROWS_PER_TASK: usize = 32;
@@ -83,6 +86,7 @@ pub struct Inputs<'a> {
     x: &'a [f32],
     cols: usize,
     rounded: RefCell<Vec<Rc<RoundedRows>>>,
+    packed: OnceCell<PackedRows>,
 }
 
 impl std::fmt::Debug for Inputs<'_> {
@@ -97,7 +101,7 @@ impl<'a> Inputs<'a> {
     #[must_use]
     pub fn new(compute: Compute, x: &'a [f32], cols: usize) -> Self {
         assert!(cols > 0 && x.len().is_multiple_of(cols), "{} activations in rows of {cols}", x.len());
-        Self { compute, x, cols, rounded: RefCell::default() }
+        Self { compute, x, cols, rounded: RefCell::default(), packed: OnceCell::new() }
     }
 
     /// Rows of activations.
@@ -121,6 +125,11 @@ impl<'a> Inputs<'a> {
         let new = Rc::new(format.round(self.x, self.cols));
         rounded.push(Rc::clone(&new));
         new
+    }
+
+    /// They, for products in f32.
+    fn packed(&self, set: InstructionSet) -> &PackedRows {
+        self.packed.get_or_init(|| PackedRows::new(set, self.x, self.cols))
     }
 }
 
@@ -301,6 +310,7 @@ impl WeightMatrix {
             (1, _) => self.matvec(x.compute, x.x, out),
             (count, _) if count <= self.few_rows() => self.matmul_few(x, out),
             (_, Some(format)) => self.matmul_many(format, &x.rounded(format), out),
+            (_, None) if set > InstructionSet::PORTABLE => self.matmul_floats(x.packed(set), out),
             (count, None) => self.matmul_panels(x.x, count, out),
         }
     }
@@ -334,6 +344,7 @@ impl WeightMatrix {
         }
     }
 
+    /// By the `gemm` crate, which chooses its instructions by itself.
     fn matmul_panels(&self, x: &[f32], seq_len: usize, out: &mut [f32]) {
         let most = PANEL_NUMBERS / self.cols;
         // Whole strips of the product's own kernel leave no narrow rest.
@@ -348,6 +359,24 @@ impl WeightMatrix {
             panel.resize(rows.len() * self.cols, 0.0);
             self.dequantize_rows(rows.clone(), panel);
             view.set_product(x, Matrix::new(panel, rows.len(), self.cols, self.cols).transposed(), 1.0);
+        });
+    }
+
+    fn matmul_floats(&self, x: &PackedRows, out: &mut [f32]) {
+        let panel_rows = PackedRows::panel_rows(self.rows, rayon::current_num_threads());
+        let views = MatrixMut::new(out, x.count(), self.rows, self.rows).split_columns(panel_rows);
+        let (block, block_bytes) = (self.dtype.block_size(), self.dtype.block_bytes());
+        let panels = self.data().par_chunks(panel_rows * self.row_bytes()).zip(views);
+        panels.for_each_init(Buffers::default, |buffers, (data, mut view)| {
+            if crate::stop::is_requested() {
+                return;
+            }
+            let widen = |row: usize, columns: Range<usize>, out: &mut [f32]| {
+                let row = &data[row * self.row_bytes()..];
+                let blocks = columns.start / block..columns.end / block;
+                dequantize(self.dtype, &row[blocks.start * block_bytes..blocks.end * block_bytes], out);
+            };
+            x.multiply(data.len() / self.row_bytes(), widen, buffers, &mut view);
         });
     }
 }

@@ -75,8 +75,15 @@ pub trait Lanes: Copy {
     fn mul(self, other: Self) -> Self;
     /// `self * factor + term`
     fn mul_add(self, factor: Self, term: Self) -> Self;
+    fn div(self, other: Self) -> Self;
     /// The larger one; `other` where one is not a number.
     fn max(self, other: Self) -> Self;
+    /// The smaller one; `other` where one is not a number.
+    fn min(self, other: Self) -> Self;
+    /// `then` where the value is above `limit`, `otherwise` elsewhere, also where one is not a number.
+    fn if_above(self, limit: Self, then: Self, otherwise: Self) -> Self;
+    /// The values without their fractions, as bytes: the lowest eight bits of whole numbers that fit 32.
+    fn truncated(self) -> [u8; LANES];
     fn abs(self) -> Self;
     fn sum(self) -> f32;
     fn largest(self) -> f32;
@@ -295,8 +302,33 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        self.zip(other, |a, b| a / b)
+    }
+
+    #[inline(always)]
     fn max(self, other: Self) -> Self {
         self.zip(other, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        self.zip(other, |a, b| if a < b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn if_above(self, limit: Self, then: Self, otherwise: Self) -> Self {
+        let mut chosen = otherwise;
+        for lane in 0..LANES {
+            chosen.0[lane] = if self.0[lane] > limit.0[lane] { then.0[lane] } else { otherwise.0[lane] };
+        }
+        chosen
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // the lowest bits
+    fn truncated(self) -> [u8; LANES] {
+        self.0.map(|value| value as i32 as u8)
     }
 
     #[inline(always)]

@@ -74,7 +74,11 @@ macro_rules! lanes {
                 fn sub(self: Self, other: Self) -> Self;
                 fn mul(self: Self, other: Self) -> Self;
                 fn mul_add(self: Self, factor: Self, term: Self) -> Self;
+                fn div(self: Self, other: Self) -> Self;
                 fn max(self: Self, other: Self) -> Self;
+                fn min(self: Self, other: Self) -> Self;
+                fn if_above(self: Self, limit: Self, then: Self, otherwise: Self) -> Self;
+                fn truncated(self: Self) -> [u8; LANES];
                 fn abs(self: Self) -> Self;
                 fn sum(self: Self) -> f32;
                 fn largest(self: Self) -> f32;

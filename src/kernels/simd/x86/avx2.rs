@@ -174,8 +174,39 @@ impl<const DOTS: bool> Avx2<DOTS> {
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
+    fn div(self, other: Self) -> Self {
+        Self([_mm256_div_ps(self.0[0], other.0[0]), _mm256_div_ps(self.0[1], other.0[1])])
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
     fn max(self, other: Self) -> Self {
         Self([_mm256_max_ps(self.0[0], other.0[0]), _mm256_max_ps(self.0[1], other.0[1])])
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn min(self, other: Self) -> Self {
+        Self([_mm256_min_ps(self.0[0], other.0[0]), _mm256_min_ps(self.0[1], other.0[1])])
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn if_above(self, limit: Self, then: Self, otherwise: Self) -> Self {
+        Self(each!([0, 1], |half| {
+            let above = _mm256_cmp_ps::<_CMP_GT_OQ>(self.0[half], limit.0[half]);
+            _mm256_blendv_ps(otherwise.0[half], then.0[half], above)
+        }))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn truncated(self) -> [u8; LANES] {
+        let lowest = each!(2 of self.0, |half| _mm256_and_si256(_mm256_cvttps_epi32(half), _mm256_set1_epi32(255)));
+        // In each half of the registers by themselves: the first and the third four, then the second and the fourth.
+        let words = _mm256_permute4x64_epi64::<0b1101_1000>(_mm256_packus_epi32(lowest[0], lowest[1]));
+        let bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+        as_bits!(__m128i as [u8; LANES], bytes)
     }
 
     #[inline]

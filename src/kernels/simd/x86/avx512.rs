@@ -81,13 +81,13 @@ impl<const VNNI: bool> Avx512<VNNI> {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
     fn load_codes(source: &[u8; LANES], table: &[i8; LANES]) -> [Self; 2] {
-        each!(2 of Avx2::coded(source, table), |numbers| Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(numbers))))
+        each!(2 of Avx2::<false>::coded(source, table), |numbers| Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(numbers))))
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
     fn half(value: f32) -> __m128 {
-        Avx2::half(value)
+        Avx2::<false>::half(value)
     }
 
     #[inline]
@@ -164,8 +164,33 @@ impl<const VNNI: bool> Avx512<VNNI> {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn div(self, other: Self) -> Self {
+        Self(_mm512_div_ps(self.0, other.0))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     fn max(self, other: Self) -> Self {
         Self(_mm512_max_ps(self.0, other.0))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn min(self, other: Self) -> Self {
+        Self(_mm512_min_ps(self.0, other.0))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn if_above(self, limit: Self, then: Self, otherwise: Self) -> Self {
+        let above = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.0, limit.0);
+        Self(_mm512_mask_blend_ps(above, otherwise.0, then.0))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn truncated(self) -> [u8; LANES] {
+        as_bits!(__m128i as [u8; LANES], _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(self.0)))
     }
 
     #[inline]
