@@ -58,23 +58,25 @@ impl Level {
     }
 
     /// Whether this processor has it.
+    #[cfg(target_arch = "x86_64")]
     fn is_here(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::is_x86_feature_detected as has;
-            return match self {
-                Self::Portable => true,
-                Self::Avx2 => has!("avx2") && has!("fma") && has!("f16c"),
-                Self::AvxVnni => Self::Avx2.is_here() && has!("avxvnni"),
-                Self::Avx512 => {
-                    let foundation = has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl");
-                    Self::Avx2.is_here() && foundation
-                }
-                Self::Avx512Vnni => Self::Avx512.is_here() && has!("avx512vbmi") && has!("avx512vnni"),
-            };
+        use std::arch::is_x86_feature_detected as has;
+        match self {
+            Self::Portable => true,
+            Self::Avx2 => has!("avx2") && has!("fma") && has!("f16c"),
+            Self::AvxVnni => Self::Avx2.is_here() && has!("avxvnni"),
+            Self::Avx512 => {
+                let foundation = has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl");
+                Self::Avx2.is_here() && foundation
+            }
+            Self::Avx512Vnni => Self::Avx512.is_here() && has!("avx512vbmi") && has!("avx512vnni"),
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        return self == Self::Portable;
+    }
+
+    /// Whether this processor has it.
+    #[cfg(not(target_arch = "x86_64"))]
+    fn is_here(self) -> bool {
+        self == Self::Portable
     }
 }
 
