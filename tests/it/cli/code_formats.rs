@@ -54,12 +54,13 @@ fn models_write_what_their_weights_write_as_f32() {
 
         let (candle, stderr) = generate(&lab, &["--backend", "candle"]);
         assert!(stderr.contains(&format!("note: matrices in {format} are held in f32")), "{stderr}");
-        assert_eq!(candle["generated_tokens"], wide["generated_tokens"], "{name}");
+        // It rounds what the output layer's blocks are multiplied with.
+        assert!((logprob(&candle) - logprob(&wide)).abs() < 0.1, "{name}: {} {}", logprob(&candle), logprob(&wide));
 
         let shown = succeeds(&lab.run(&["inspect", "--model", "m.gguf"]));
         // The matrices of both layers, and the embedding but for MXFP4.
         let numbers = 2 * (256 * (256 + 128 + 128 + 256) + 3 * 256 * 512) + if format == "mxfp4" { 0 } else { 256_000 };
         let line = shown.lines().find(|line| line.trim_start().starts_with(name)).unwrap();
-        assert!(line.contains(&format!("{:.1} MB", f64::from(numbers / 32 * bytes) / 1e6)), "{line}");
+        assert!(line.contains(&format!("{:.1} MB", f64::from(numbers / 32 * bytes) / 1_048_576.0)), "{line}");
     }
 }
