@@ -243,11 +243,15 @@ fn weights_in_blocks() -> Vec<NamedTensor> {
     for layer in 0..2 {
         let mut add =
             |name: &str, shape: &[usize]| shapes.push((format!("layers.{layer}.{name}.weight"), shape.to_vec()));
-        ["wq", "wk", "wv", "wo"].iter().for_each(|name| add(&format!("attention.{name}"), &[64, 64]));
+        for name in ["wq", "wk", "wv", "wo"] {
+            add(&format!("attention.{name}"), &[64, 64]);
+        }
         add("feed_forward.w1", &[192, 64]);
         add("feed_forward.w2", &[64, 192]);
         add("feed_forward.w3", &[192, 64]);
-        ["attention_norm", "ffn_norm"].iter().for_each(|name| add(name, &[64]));
+        for name in ["attention_norm", "ffn_norm"] {
+            add(name, &[64]);
+        }
     }
     let tensors = shapes.into_iter().map(|(name, shape)| {
         let range = if shape.len() == 1 { 0.5..1.5 } else { -0.2..0.2 };
