@@ -445,7 +445,7 @@ mod tests {
                     std::thread::sleep(Duration::from_secs(1));
                 });
                 let mut most = lock(&most);
-                *most = most.max(computed() - before);
+                *most = most.max(computed().saturating_sub(before));
             });
             assert!(claimed.into_inner());
             let most = most.into_inner().unwrap();

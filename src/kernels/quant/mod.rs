@@ -12,6 +12,7 @@
 mod digits;
 mod dot;
 mod many;
+mod rounded;
 #[cfg(test)]
 mod samples;
 mod widened;
