@@ -6,6 +6,7 @@
 //! | target | fields |
 //! |---|---|
 //! | [`HEAD`] | `layer`, `head` (its KV head), `policies` (names, `", "` between them), `seen`, `kept` (tokens) |
+//! | [`THREADS`] | `threads` (how many compute), `source` (who said so, as in reports) |
 //! | [`LAYER`] | `layer`, `raw_bytes` (of a full cache), `kept_bytes` |
 //!
 //! Not for: how they are written down, which is the subscriber's.
@@ -19,6 +20,16 @@ use crate::compress::AdaptiveConfig;
 pub const HEAD: &str = "adaptive_kvcache::head";
 /// Target of the event of one layer's saving, which follows those of its heads.
 pub const LAYER: &str = "adaptive_kvcache::layer";
+
+/// Target of the event of how many threads compute.
+pub const THREADS: &str = "adaptive_kvcache::threads";
+
+/// Says how many threads compute.
+///
+/// * `source`: see [`RunReport`](crate::report::RunReport)
+pub fn threads_chosen(threads: usize, source: &str) {
+    info!(target: THREADS, threads, source);
+}
 
 /// Says what a layer keeps: one event for each head, in the order in which the search recovered them (by level, then head),
 /// then one for the layer. A method with a budget stands in place of policies.

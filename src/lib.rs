@@ -45,7 +45,7 @@
 //! | [`compress`] | configurations; what each head keeps, one file for each policy and method |
 //! | [`jinja`] | chat templates of strangers, run within bounds |
 //! | [`arch`] | sizes, heads and rotary positions of a model |
-//! | `kernels`, [`ops`], [`device`], [`clock`], `side_files`, [`files`], [`fidelity`], `foreign`, `numbers`, `reading`, `json`, [`stop`], [`error`], `guard`, [`memory`], `sizes`, [`tokens`] | leaves |
+//! | `kernels`, [`cores`], [`ops`], [`device`], [`clock`], `side_files`, [`files`], [`fidelity`], `foreign`, `numbers`, `reading`, `json`, [`stop`], [`error`], `guard`, [`memory`], `sizes`, [`tokens`] | leaves |
 //!
 //! Modules without a link are not for other programs: they are private, or public for the binary, tests and benchmarks.
 //!
@@ -59,6 +59,7 @@ pub mod cache;
 pub mod checkpoint;
 pub mod clock;
 pub mod compress;
+pub mod cores;
 pub mod device;
 pub mod error;
 pub mod eval;

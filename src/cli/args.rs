@@ -49,6 +49,21 @@ pub enum Command {
     Inspect(InspectArgs),
 }
 
+impl Command {
+    /// The most threads that the user asks for.
+    pub fn threads(&self) -> Option<u16> {
+        match self {
+            Self::Generate(args) => args.run.numbers.threads,
+            Self::Chat(args) => args.numbers.threads,
+            Self::Compare(args) => args.run.numbers.threads,
+            Self::Bench(args) => args.threads.iter().copied().max(),
+            Self::Eval(args) => args.measure.threads,
+            Self::Tune(args) => args.measure.threads,
+            Self::Inspect(_) => None,
+        }
+    }
+}
+
 fn policies_help() -> String {
     let lines: Vec<String> =
         POLICIES.iter().map(|policy| format!("  {:<12} {}", policy.name(), policy.summary())).collect();

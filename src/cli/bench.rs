@@ -39,7 +39,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
     };
     listen()?;
     let kv_dtypes = kv_dtypes(&args.kv_dtype);
-    let session = Session::open(&args.model, kv_dtypes[0], args.threads.iter().copied().max())?;
+    let session = Session::open(&args.model, kv_dtypes[0])?;
     for dtype in &kv_dtypes {
         session.check_kv_dtype(*dtype)?;
     }
@@ -53,7 +53,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
     };
     let threads: Vec<usize> = args.threads.iter().map(|&threads| threads::bounded(usize::from(threads))).collect();
     let plan = Plan {
-        threads: if threads.is_empty() { vec![session.threads] } else { distinct(&threads) },
+        threads: if threads.is_empty() { vec![session.threads.number] } else { distinct(&threads) },
         settings: settings.collect(),
         kv_dtypes,
         contexts: lengths(&args.contexts, &CONTEXTS),

@@ -14,7 +14,7 @@ use adaptive_kvcache::{Error, events, files};
 use anyhow::Context;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::filter::{EnvFilter, Targets};
+use tracing_subscriber::filter::{EnvFilter, LevelFilter, Targets};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
@@ -102,7 +102,9 @@ where
     W: for<'a> MakeWriter<'a> + 'static + Send + Sync,
 {
     let layer = tracing_subscriber::fmt::layer().event_format(OriginalFormat).with_writer(writer);
-    layer.with_filter(Targets::new().with_target("adaptive_kvcache", Level::INFO))
+    // Scripts read the log: heads and layers, and nothing else.
+    let targets = Targets::new().with_target("adaptive_kvcache", Level::INFO);
+    layer.with_filter(targets.with_target(events::THREADS, LevelFilter::OFF))
 }
 
 /// Writes to the log and keeps the first failure, which `tracing` has no way to return.

@@ -83,7 +83,7 @@ impl MeasureArgs {
 
     /// Loads the model, and checks that its cache can be in these numbers.
     pub fn open(&self, kv_dtypes: &[KvDtype]) -> anyhow::Result<Session> {
-        let session = Session::open(&self.model, self.full_kv_dtype.into(), self.threads)?;
+        let session = Session::open(&self.model, self.full_kv_dtype.into())?;
         for dtype in kv_dtypes {
             session.check_kv_dtype(*dtype)?;
         }

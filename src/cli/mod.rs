@@ -56,7 +56,6 @@ fn plain(text: &str) -> String {
 /// Parses the command line, runs the command and reports its failure.
 pub fn run() -> ExitCode {
     adaptive_kvcache::memory::share_one_heap();
-    threads::bound_environment();
     quiet_guarded_panics();
     interrupt::install();
     bus::install();
@@ -78,6 +77,7 @@ fn parse() -> anyhow::Result<Cli> {
 }
 
 fn execute(command: &Command) -> anyhow::Result<Outcome> {
+    threads::choose(command);
     if !matches!(command, Command::Generate(_) | Command::Chat(_)) {
         // The others start a log of their own.
         logging::start()?;

@@ -17,7 +17,7 @@ use adaptive_kvcache::model::{Prefill, PrefillObserver, PrefillOptions};
 use adaptive_kvcache::reading::{self, MAX_TEXT};
 use adaptive_kvcache::report::{ModelReport, RunReport, size};
 use adaptive_kvcache::tokenizer::{ChatFormat, ChatInput, ChatMessage, ChatTemplate, messages_from_json};
-use adaptive_kvcache::{Error, Result};
+use adaptive_kvcache::{Error, Result, events};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::{DEFAULT_PROMPT, DialogueArgs, ModelArgs, NumbersArgs, PromptArgs};
@@ -26,7 +26,7 @@ use super::device::backend;
 use super::interrupt::{interrupted, while_waiting};
 use super::pictures::{MAP_SIDE, Pictures};
 use super::terminal::note;
-use super::threads;
+use super::threads::{self, Threads};
 use super::variables;
 
 /// What is over sooner is shown no bar for.
@@ -39,30 +39,29 @@ const BUDGET_METHOD: &str = "replay";
 pub struct Session {
     pub loaded: Loaded,
     pub load_time: Duration,
-    pub threads: usize,
+    pub threads: Threads,
     pub kv_dtype: KvDtype,
     pub prefill_options: PrefillOptions,
 }
 
 impl Session {
     /// Opens the device, sets threads up and loads the model.
-    ///
-    /// * `threads`: all cores if it is not said
-    pub fn open(args: &ModelArgs, kv_dtype: KvDtype, threads: Option<u16>) -> anyhow::Result<Self> {
-        while_waiting(|| Self::load(args, kv_dtype, threads))
+    pub fn open(args: &ModelArgs, kv_dtype: KvDtype) -> anyhow::Result<Self> {
+        while_waiting(|| Self::load(args, kv_dtype))
     }
 
     /// As [`Session::open`], for a run.
     pub fn of_run(args: &ModelArgs, numbers: &NumbersArgs) -> anyhow::Result<Self> {
-        Self::open(args, numbers.kv_dtype.into(), numbers.threads)
+        Self::open(args, numbers.kv_dtype.into())
     }
 
-    fn load(args: &ModelArgs, kv_dtype: KvDtype, threads: Option<u16>) -> anyhow::Result<Self> {
+    fn load(args: &ModelArgs, kv_dtype: KvDtype) -> anyhow::Result<Self> {
         let backend = backend(&args.device)?;
-        let threads = threads::number(threads);
+        let threads = threads::chosen();
         // The error's own cause says the same again.
-        let started = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-        started.map_err(|error| anyhow::anyhow!("failed to start {threads} threads: {error}"))?;
+        let started = rayon::ThreadPoolBuilder::new().num_threads(threads.number).build_global();
+        started.map_err(|error| anyhow::anyhow!("failed to start {} threads: {error}", threads.number))?;
+        events::threads_chosen(threads.number, threads.source.name());
         let model = super::hub::local_path(&args.model)?;
         let started = Instant::now();
         let bar = progress_bar("loading");
@@ -79,7 +78,7 @@ impl Session {
         let session = Self {
             loaded,
             load_time: started.elapsed(),
-            threads: rayon::current_num_threads(),
+            threads,
             kv_dtype,
             prefill_options: PrefillOptions { chunk: args.prefill_chunk },
         };
@@ -115,7 +114,8 @@ impl Session {
             attention,
             decoding: self.loaded.model.decoding(),
             compute: self.loaded.model.compute().map(Compute::name),
-            threads: self.threads,
+            threads: self.threads.number,
+            threads_from: self.threads.source.name(),
             kv_dtype: self.kv_dtype.name(),
             adaptive: config.is_some(),
             config,

@@ -3,8 +3,11 @@
 //! Decoding one token is some hundred small phases of a few microseconds. Handing each to a general thread pool costs as
 //! much as the work itself; here the threads stay together for the whole token, and the end of a phase is a change of one
 //! number. A phase is over when all of its chunks are done, whoever did them: a thread whose core was taken away between
-//! chunks keeps nobody waiting before the end of the job, and catches up later. Threads that wait spin first, then give their core away; between
-//! jobs they sleep.
+//! chunks keeps nobody waiting before the end of the job, and catches up later. Threads that wait spin first, then give their core away, then
+//! take naps; between jobs they sleep. Those of a team that has more threads than there are CPUs for do not spin: what they wait
+//! for may need their CPU.
+//!
+//! Threads are not pinned to cores. See [`cores`](crate::cores) for the reason, and for how many are worth starting.
 //!
 //! Not for: work in large pieces (prefill), which rayon spreads as well.
 
@@ -14,6 +17,8 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{self, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread::available_parallelism;
+use std::time::Duration;
 
 use protocol::{Gate, Progress};
 
@@ -22,6 +27,13 @@ const SPINS: usize = 1500;
 
 /// How often a thread without a job gives its core away before it sleeps.
 const YIELDS: usize = 50;
+
+/// How often a thread that waits within a job gives its core away before it takes naps: a millisecond of its own time or
+/// so, in which every phase ends unless another process has taken a core away.
+const YIELDS_IN_JOB: usize = 2000;
+
+/// A nap: short beside what was waited before it.
+const NAP: Duration = Duration::from_micros(50);
 
 /// A job: every thread of the team may run it once, with the same phases in the same order.
 type Job<'a> = dyn Fn(&mut Worker<'_>) + Sync + 'a;
@@ -35,6 +47,7 @@ pub struct Team {
 
 struct Shared {
     size: usize,
+    patience: Patience,
     /// Counts jobs; its change announces one.
     generation: AtomicUsize,
     gate: Gate,
@@ -93,16 +106,41 @@ impl Worker<'_> {
     }
 }
 
-/// Spins, then gives the core away, until `done`.
-fn wait_until(mut done: impl FnMut() -> bool) {
-    let mut spins = 0;
+/// How a thread waits.
+#[derive(Clone, Copy)]
+struct Patience {
+    /// How often it looks before it gives its core away.
+    spins: usize,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { spins: SPINS }
+    }
+}
+
+impl Patience {
+    /// That of a team's threads.
+    ///
+    /// * `cpus`: how many of them can run at a time
+    fn of_team(size: usize, cpus: usize) -> Self {
+        if size > cpus { Self { spins: 0 } } else { Self::default() }
+    }
+}
+
+/// Spins, then gives the core away, then takes naps, until `done`.
+fn wait_until(patience: Patience, mut done: impl FnMut() -> bool) {
+    let mut looks = 0;
     while !done() {
-        spins += 1;
-        if spins < SPINS {
+        if looks < patience.spins {
             std::hint::spin_loop();
-        } else {
+        } else if looks < patience.spins + YIELDS_IN_JOB {
             std::thread::yield_now();
+        } else {
+            std::thread::sleep(NAP);
+            continue;
         }
+        looks += 1;
     }
 }
 
@@ -141,12 +179,13 @@ impl Shared {
 
     /// Waits for another job than that of generation `seen`; its generation.
     fn wait_for_job(&self, seen: usize) -> usize {
-        for look in 0..SPINS + YIELDS {
+        let spins = self.patience.spins;
+        for look in 0..spins + YIELDS {
             let generation = self.generation.load(Ordering::Acquire);
             if generation != seen {
                 return generation;
             }
-            if look < SPINS {
+            if look < spins {
                 std::hint::spin_loop();
             } else {
                 std::thread::yield_now();
@@ -168,13 +207,15 @@ impl Team {
     /// to do, and live until the program ends. There are fewer if the system refuses some: no phase waits for them.
     #[must_use]
     pub fn start(size: usize) -> Self {
+        let patience = Patience::of_team(size, available_parallelism().map_or(1, usize::from));
         let shared = Arc::new(Shared {
             size: size.max(1),
+            patience,
             generation: AtomicUsize::new(0),
-            gate: Gate::default(),
+            gate: Gate::new(patience),
             job: Mutex::new(None),
             wake: Condvar::new(),
-            progress: Progress::default(),
+            progress: Progress::new(patience),
         });
         for index in 1..shared.size {
             let shared = Arc::clone(&shared);
@@ -366,7 +407,7 @@ mod tests {
         team.try_run(&|worker| {
             let is_caller = std::thread::current().id() == caller;
             // The other thread gets to its first phase only after the caller has been through all of them.
-            wait_until(|| is_caller || late.load(Ordering::Acquire));
+            wait_until(Patience::default(), || is_caller || late.load(Ordering::Acquire));
             for _ in 0..10 {
                 worker.phase(3, |_| {
                     chunks.fetch_add(1, Ordering::Relaxed);
@@ -375,6 +416,41 @@ mod tests {
             late.store(true, Ordering::Release);
         });
         assert_eq!(chunks.into_inner(), 30);
+    }
+
+    #[test]
+    fn threads_spin_only_if_there_are_cpus_for_all() {
+        for (size, cpus, spins) in [(1, 1, SPINS), (2, 2, SPINS), (2, 64, SPINS), (2, 1, 0), (64, 8, 0)] {
+            assert_eq!(Patience::of_team(size, cpus).spins, spins, "{size} threads, {cpus} CPUs");
+        }
+    }
+
+    /// Of a second that one thread needs for its chunk, the other computes next to nothing.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn waiting_long_costs_little() {
+        /// What this thread has computed.
+        fn computed() -> Duration {
+            let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+            // SAFETY: the call writes to the structure.
+            assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) }, 0);
+            Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec).unwrap())
+        }
+        for team in [Team::start(2), Team::start(64)] {
+            let (claimed, most) = (AtomicBool::new(false), Mutex::new(Duration::ZERO));
+            team.try_run(&|worker| {
+                let before = computed();
+                worker.phase(1, |_| {
+                    claimed.store(true, Ordering::Release);
+                    std::thread::sleep(Duration::from_secs(1));
+                });
+                let mut most = lock(&most);
+                *most = most.max(computed().saturating_sub(before));
+            });
+            assert!(claimed.into_inner());
+            let most = most.into_inner().unwrap();
+            assert!(most < Duration::from_millis(300), "{most:?}");
+        }
     }
 
     #[test]

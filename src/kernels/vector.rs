@@ -201,9 +201,30 @@ multiversion! {
 
 #[inline(always)]
 fn rms_norm_body<L: Lanes>(row: &mut [f32], weight: &[f32], eps: f32) {
+    let scale = rms_scale_body::<L>(row, eps);
+    scale_by_body::<L>(row, weight, scale);
+}
+
+multiversion! {
+    /// `1 / sqrt(mean(row^2) + eps)`: what [`rms_norm`] multiplies a row and its weights by.
+    pub fn rms_scale(row: &[f32], eps: f32) -> f32 = rms_scale_body;
+}
+
+#[inline(always)]
+fn rms_scale_body<L: Lanes>(row: &[f32], eps: f32) -> f32 {
     #[expect(clippy::cast_precision_loss)]
     let mean = dot_body::<L>(row, row) / row.len() as f32;
-    let scale = 1.0 / (mean + eps).sqrt();
+    1.0 / (mean + eps).sqrt()
+}
+
+multiversion! {
+    /// `row[i] *= scale * weight[i]`, in place: part of a row of [`rms_norm`], whose whole row has this
+    /// [scale](rms_scale).
+    pub fn scale_by(row: &mut [f32], weight: &[f32], scale: f32) = scale_by_body;
+}
+
+#[inline(always)]
+fn scale_by_body<L: Lanes>(row: &mut [f32], weight: &[f32], scale: f32) {
     for (value, &weight) in row.iter_mut().zip(weight) {
         *value *= scale * weight;
     }

@@ -24,6 +24,9 @@ pub struct RunReport {
     /// How matrices of blocks were multiplied: `fast` or `exact`; `null` for candle operations.
     pub compute: Option<&'static str>,
     pub threads: usize,
+    /// Who said how many: `option`, `variable` (`RAYON_NUM_THREADS`), or, of what the machine has, what there is least of:
+    /// `cores`, `affinity` (cores that the process may run on) or `quota` (processor time of its control group).
+    pub threads_from: &'static str,
     pub kv_dtype: &'static str,
     pub adaptive: bool,
     /// The configuration as used, every default spelt out; `null` for a full cache.

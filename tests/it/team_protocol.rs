@@ -16,8 +16,12 @@ mod atomic {
     pub use loom::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 }
 
+/// How long a thread looks before it lets others run: it does so at once.
+#[derive(Default, Clone, Copy)]
+struct Patience;
+
 /// What the protocol waits by.
-fn wait_until(mut done: impl FnMut() -> bool) {
+fn wait_until(_: Patience, mut done: impl FnMut() -> bool) {
     while !done() {
         loom::thread::yield_now();
     }
@@ -72,7 +76,7 @@ fn phases(threads: usize, num_phases: usize, chunks: usize) {
         times: Vec<Counter>,
     }
     let team = Arc::new(Team {
-        progress: Progress::default(),
+        progress: Progress::new(Patience),
         cells: (0..chunks).map(|_| Shared::new(0)).collect(),
         times: (0..num_phases * chunks).map(|_| Counter::new(0)).collect(),
     });
@@ -119,7 +123,7 @@ fn jobs() {
         /// The job's number; 0 where there is none.
         job: Shared,
     }
-    let team = Arc::new(Team { gate: Gate::default(), progress: Progress::default(), job: Shared::new(0) });
+    let team = Arc::new(Team { gate: Gate::new(Patience), progress: Progress::new(Patience), job: Shared::new(0) });
     let other = {
         let team = Arc::clone(&team);
         loom::thread::spawn(move || {

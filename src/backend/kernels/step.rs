@@ -15,7 +15,10 @@
     reason = "one claim of a chunk, or one phase before, gives all parts of shared slices that are taken together"
 )]
 
+mod inputs;
 mod own;
+#[cfg(test)]
+mod tests;
 mod tokens;
 mod work;
 
@@ -32,11 +35,13 @@ use crate::backend::{Block, Weights};
 use crate::cache::{AdaptiveKvCache, HeadStep};
 use crate::error::{Error, Result};
 use crate::kernels::attend::{attend_range, row_weights};
+use crate::kernels::quant::Activations;
 use crate::kernels::simd::InstructionSet;
 use crate::kernels::team::{SharedSlice, Team, Worker};
 use crate::kernels::vector::{self, instruction_set};
 use crate::stop::Watch;
 use crate::tokens::TokenClass;
+use inputs::{MOST_FORMATS, Source};
 use own::Own;
 use tokens::TokenRun;
 pub(super) use tokens::run_tokens;
@@ -59,6 +64,8 @@ struct Shared {
     cache_work: Vec<CacheWork>,
     /// `[batch, num_kv_heads]`
     head_steps: Vec<HeadStep>,
+    /// Parts of rows that threads prepare for one another, [`MOST_FORMATS`] for each.
+    parts: Vec<Activations>,
 }
 
 thread_local! {
@@ -118,6 +125,11 @@ fn run_rows(
         shared.partial.resize(ranges * layout.group_size() * layout.head_dim, 0.0);
         shared.max_and_sum.resize(ranges * layout.group_size(), (0.0, 0.0));
         logits.resize(batch * weights.lm_head.rows(), 0.0);
+        // A row is in no more parts than there are threads for it.
+        let parts = batch * threads.div_ceil(batch) * MOST_FORMATS;
+        if shared.parts.len() < parts {
+            shared.parts.resize_with(parts, Activations::default);
+        }
         let step = Step {
             kernels,
             weights,
@@ -135,12 +147,22 @@ fn run_rows(
             head_steps: SharedSlice::new(&mut shared.head_steps),
             caches: SharedSlice::new(&mut layers),
             tokens,
+            parts: SharedSlice::new(&mut shared.parts),
+            least_spared: Step::least_spared(),
             logits: SharedSlice::new(logits),
             failure: Mutex::new(None),
             stop: Watch::default(),
             is_stopped: AtomicBool::new(false),
+            #[cfg(test)]
+            counting: tests::counting(threads),
         };
-        Team::run_on(threads, &|worker| OWN.with_borrow_mut(|own| step.run(worker, own)));
+        Team::run_on(threads, &|worker| {
+            OWN.with_borrow_mut(|own| {
+                step.run(worker, own);
+                #[cfg(test)]
+                step.count(own);
+            });
+        });
         if step.is_stopped.into_inner() {
             return Err(Error::Interrupted);
         }
@@ -172,11 +194,16 @@ struct Step<'a, 'c> {
     caches: SharedSlice<'a, &'c mut [KernelLayer]>,
     /// Present if the rows are tokens of one sequence.
     tokens: Option<TokenRun<'c>>,
+    parts: SharedSlice<'a, Activations>,
+    /// From how much spared work on, in picoseconds, threads make rows together.
+    least_spared: usize,
     logits: SharedSlice<'a, f32>,
     failure: Mutex<Option<Error>>,
     stop: Watch,
     /// Whether work was left out: from then on all of it is.
     is_stopped: AtomicBool,
+    #[cfg(test)]
+    counting: Option<tests::Counting>,
 }
 
 /// Where a thread writes products: columns of a shared `[batch, width]`.
@@ -206,17 +233,19 @@ impl Step<'_, '_> {
                     self.phase(worker, self.batch, |sequence| self.evict(index, sequence));
                 }
             }
-            own.start_rows();
+            let linears = [&block.o_proj];
+            let inputs = self.inputs(set, Source::Merged(index), &linears, worker, own);
             self.each_piece(worker, block.o_proj.rows(), |rows| {
-                own.with_rows(|own| self.merge(index, own));
+                own.with_rows(|own| self.take(set, &inputs, own));
                 own.apply(set, &block.o_proj, rows.clone());
                 // SAFETY: the piece is this thread's.
                 unsafe { hidden.add(set, &own.products, rows) };
             });
 
-            own.start_rows();
+            let linears = [&block.gate_proj, &block.up_proj];
+            let inputs = self.inputs(set, Source::Normed(&block.post_attention_layernorm), &linears, worker, own);
             self.each_piece(worker, block.gate_proj.rows(), |rows| {
-                own.with_rows(|own| self.norm_rows(set, &block.post_attention_layernorm, own));
+                own.with_rows(|own| self.take(set, &inputs, own));
                 own.apply(set, &block.gate_proj, rows.clone());
                 std::mem::swap(&mut own.products, &mut own.more_products);
                 own.apply(set, &block.up_proj, rows.clone());
@@ -225,10 +254,10 @@ impl Step<'_, '_> {
                 unsafe { activated.write(&own.products, rows) };
             });
 
-            own.start_rows();
+            let linears = [&block.down_proj];
+            let inputs = self.inputs(set, Source::Activated, &linears, worker, own);
             self.each_piece(worker, block.down_proj.rows(), |rows| {
-                // SAFETY: written in the phase before.
-                own.with_rows(|own| unsafe { self.activated.read(0..self.activated.len()) }.clone_into(&mut own.rows));
+                own.with_rows(|own| self.take(set, &inputs, own));
                 own.apply(set, &block.down_proj, rows.clone());
                 // SAFETY: the piece is this thread's.
                 unsafe { hidden.add(set, &own.products, rows) };
@@ -236,9 +265,10 @@ impl Step<'_, '_> {
         }
         let lm_head = &self.weights.lm_head;
         let logits = Target { slice: &self.logits, width: lm_head.rows(), first: 0 };
-        own.start_rows();
+        let linears = [lm_head];
+        let inputs = self.inputs(set, Source::Normed(&self.weights.norm), &linears, worker, own);
         self.each_piece(worker, lm_head.rows(), |rows| {
-            own.with_rows(|own| self.norm_rows(set, &self.weights.norm, own));
+            own.with_rows(|own| self.take(set, &inputs, own));
             own.apply(set, lm_head, rows.clone());
             // SAFETY: the piece is this thread's.
             unsafe { logits.write(&own.products, rows) };
@@ -259,7 +289,11 @@ impl Step<'_, '_> {
 
     /// [`Worker::phase`], whose work is left out once the step is stopped.
     fn phase(&self, worker: &mut Worker<'_>, count: usize, mut work: impl FnMut(usize)) {
+        #[cfg(test)]
+        let mut meeting = self.meeting(worker, count);
         worker.phase(count, |index| {
+            #[cfg(test)]
+            meeting.wait();
             if !self.is_stopped() {
                 work(index);
             }
@@ -268,20 +302,15 @@ impl Step<'_, '_> {
 
     /// [`each_piece`], whose work is left out once the step is stopped.
     fn each_piece(&self, worker: &mut Worker<'_>, rows: usize, mut work: impl FnMut(Range<usize>)) {
+        #[cfg(test)]
+        let mut meeting = self.meeting(worker, work::weight_pieces(rows, worker.team_size()).count());
         each_piece(worker, rows, |piece| {
+            #[cfg(test)]
+            meeting.wait();
             if !self.is_stopped() {
                 work(piece);
             }
         });
-    }
-
-    /// The hidden states, normalised, to the thread's own rows.
-    fn norm_rows(&self, set: InstructionSet, weight: &[f32], own: &mut Own) {
-        // SAFETY: nobody writes hidden states in phases that read them so.
-        unsafe { self.hidden.read(0..self.hidden.len()) }.clone_into(&mut own.rows);
-        for row in own.rows.chunks_exact_mut(weight.len()) {
-            vector::rms_norm(set, row, weight, self.kernels.eps);
-        }
     }
 
     /// Queries, keys and values.
@@ -289,9 +318,9 @@ impl Step<'_, '_> {
         // Their outputs lie one after the other.
         let linears = [&block.q_proj, &block.k_proj, &block.v_proj];
         let width = linears.iter().map(|linear| linear.rows()).sum();
-        own.start_rows();
+        let inputs = self.inputs(set, Source::Normed(&block.input_layernorm), &linears, worker, own);
         self.each_piece(worker, width, |piece| {
-            own.with_rows(|own| self.norm_rows(set, &block.input_layernorm, own));
+            own.with_rows(|own| self.take(set, &inputs, own));
             let mut first = 0;
             for linear in linears {
                 // A piece may be of more than one of them.
@@ -404,39 +433,6 @@ impl Step<'_, '_> {
         };
         if let Err(error) = cache[layer].evict(steps) {
             self.fail(error);
-        }
-    }
-
-    /// Puts the ranges of each head together, to the thread's own rows, `[batch, num_heads, head_dim]`.
-    fn merge(&self, layer: usize, own: &mut Own) {
-        let HeadLayout { num_heads, head_dim, .. } = self.kernels.layout;
-        let group_size = self.kernels.layout.group_size();
-        own.rows.resize(self.batch * num_heads * head_dim, 0.0);
-        // SAFETY: written in the phase before.
-        let (partial, max_and_sum) =
-            unsafe { (self.partial.read(0..self.partial.len()), self.max_and_sum.read(0..self.max_and_sum.len())) };
-        let parts = partial.chunks_exact(group_size * head_dim).zip(max_and_sum.chunks_exact(group_size));
-        for (range, (partial, max_and_sum)) in self.cache_work[layer].ranges.iter().zip(parts) {
-            let head = range.sequence * num_heads + range.kv_head * group_size;
-            let out = &mut own.rows[head * head_dim..(head + group_size) * head_dim];
-            if range.rows.start == 0 {
-                own.merged.clear();
-                own.merged.extend_from_slice(max_and_sum);
-                out.copy_from_slice(partial);
-            } else {
-                for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
-                    let partial = &partial[head * head_dim..(head + 1) * head_dim];
-                    vector::merge_partial(&mut own.merged[head], out, max_and_sum[head], partial);
-                }
-            }
-            if range.last {
-                for (out, (_, sum)) in out.chunks_exact_mut(head_dim).zip(&own.merged) {
-                    let scale = 1.0 / sum;
-                    for value in out {
-                        *value *= scale;
-                    }
-                }
-            }
         }
     }
 }

@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::model::{BudgetArgs, CacheDtype, ModelArgs};
 use super::values::{divergence, kept_share, positive, ratio};
+use crate::cli::threads;
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
@@ -16,8 +17,9 @@ pub struct BenchArgs {
     /// Text whose first tokens are the prompts, repeated if it is too short [default: chapters of a novel]
     #[arg(long, value_name = "PATH")]
     pub prompt_file: Option<PathBuf>,
-    /// Numbers of threads to compute with [default: all cores]
-    #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=1024))]
+    /// How many, one after the other
+    #[arg(long, help = threads::help("Numbers of threads to compute with"), value_name = "N,..", value_delimiter = ',',
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Vec<u16>,
     /// Caches: `full`, `fastgen` (the paper's setting), `replay`, or the path of a configuration (JSON)
     #[arg(long, value_name = "SETTING,..", value_delimiter = ',', default_value = "full")]
@@ -55,8 +57,9 @@ pub struct BenchArgs {
 pub struct MeasureArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Threads to compute with [default: all cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    /// How many
+    #[arg(long, help = threads::help("Threads to compute with"), value_name = "N",
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
     /// Text that is compressed and scored, and that tasks hide facts in [default: chapters of a novel]
     #[arg(long, value_name = "PATH")]

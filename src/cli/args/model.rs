@@ -13,6 +13,7 @@ use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 
 use super::values::{positive, ratio};
+use crate::cli::threads;
 
 /// Which model, and where and in which numbers it is computed.
 #[derive(Debug, Args)]
@@ -41,8 +42,9 @@ pub struct NumbersArgs {
     /// Numbers of the KV cache
     #[arg(long, value_enum, default_value_t = CacheDtype::F16)]
     pub kv_dtype: CacheDtype,
-    /// Threads to compute with [default: all cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    /// How many
+    #[arg(long, help = threads::help("Threads to compute with"), value_name = "N",
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
 }
 

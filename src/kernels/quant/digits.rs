@@ -162,6 +162,25 @@ impl DigitRows {
         unsafe { self.dot_rows_for(dtype, rows, out) };
     }
 
+    /// No rows.
+    pub(super) fn clear(&mut self) {
+        self.digits.clear();
+        self.scales.clear();
+        self.sums.clear();
+    }
+
+    /// Adds columns, in whole groups but for the last of a row, that were prepared for the same format.
+    pub(super) fn append(&mut self, part: &Self) {
+        self.digits.extend_from_slice(&part.digits);
+        self.scales.extend_from_slice(&part.scales);
+        self.sums.extend_from_slice(&part.sums);
+    }
+
+    /// Says how many rows all that was added comes to.
+    pub(super) fn set_count(&mut self, count: usize) {
+        self.groups = self.scales.len() / count;
+    }
+
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")]
     fn prepare_for(&mut self, dtype: WeightFormat, x: &[f32], cols: usize, offset_factor: f32) {
         match dtype {

@@ -14,6 +14,7 @@ mod dot;
 mod floats;
 mod format;
 mod many;
+mod rounded;
 #[cfg(test)]
 mod samples;
 mod widened;

@@ -1,16 +1,20 @@
 //! The numbers by which threads agree on who does what: the chunks of a phase, and who is inside of a job.
 //!
-//! Takes its atomic numbers and its way of waiting from the module around it: a test compiles this file once more with
+//! Takes its atomic numbers and its ways of waiting from the module around it: a test compiles this file once more with
 //! those of `loom`, which tries the orders in which threads and memory may act.
 //!
 //! Not for: starting threads, or handing them a job (see [`Team`](super::Team)).
 
 use super::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use super::wait_until;
+use super::{Patience, wait_until};
 
-/// Who uses the current job: [`OPEN`](Self::OPEN) while it may be entered, and twice the threads inside.
+/// Who is inside of the current job.
 #[derive(Default)]
-pub(super) struct Gate(AtomicUsize);
+pub(super) struct Gate {
+    /// [`OPEN`](Self::OPEN) while it may be entered, and twice the threads inside.
+    users: AtomicUsize,
+    patience: Patience,
+}
 
 /// A thread inside of a [`Gate`], until it is dropped.
 pub(super) struct Inside<'a>(&'a Gate);
@@ -19,26 +23,30 @@ impl Gate {
     const OPEN: usize = 1;
     const ONE: usize = 2;
 
+    pub(super) fn new(patience: Patience) -> Self {
+        Self { patience, ..Self::default() }
+    }
+
     /// `None` if the gate is closed.
     pub(super) fn enter(&self) -> Option<Inside<'_>> {
         let enter = |state: usize| (state & Self::OPEN != 0).then_some(state + Self::ONE);
-        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, enter).ok().map(|_| Inside(self))
+        self.users.fetch_update(Ordering::AcqRel, Ordering::Acquire, enter).ok().map(|_| Inside(self))
     }
 
     pub(super) fn open(&self) {
-        self.0.store(Self::OPEN, Ordering::Release);
+        self.users.store(Self::OPEN, Ordering::Release);
     }
 
     /// Lets nobody in any more, and waits until all have left; what they did is then seen.
     pub(super) fn close(&self) {
-        self.0.fetch_and(!Self::OPEN, Ordering::AcqRel);
-        wait_until(|| self.0.load(Ordering::Acquire) == 0);
+        self.users.fetch_and(!Self::OPEN, Ordering::AcqRel);
+        wait_until(self.patience, || self.users.load(Ordering::Acquire) == 0);
     }
 }
 
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(Gate::ONE, Ordering::AcqRel);
+        self.0.users.fetch_sub(Gate::ONE, Ordering::AcqRel);
     }
 }
 
@@ -50,9 +58,14 @@ pub(super) struct Progress {
     /// Chunks of the current phase that are done.
     done: AtomicUsize,
     broken: AtomicBool,
+    patience: Patience,
 }
 
 impl Progress {
+    pub(super) fn new(patience: Patience) -> Self {
+        Self { patience, ..Self::default() }
+    }
+
     /// Begins anew; to be called while nobody else looks.
     pub(super) fn reset(&self) {
         self.claims.store(0, Ordering::Relaxed);
@@ -99,7 +112,7 @@ impl Progress {
                 return;
             }
         }
-        wait_until(|| {
+        wait_until(self.patience, || {
             assert!(!self.is_broken(), "another thread of the team panicked");
             self.claims.load(Ordering::Acquire) >> 32 != phase
         });

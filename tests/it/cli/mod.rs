@@ -27,6 +27,8 @@ mod prompt_lines;
 mod runs;
 mod signals;
 mod templates;
+#[cfg(target_os = "linux")]
+mod threads;
 pub mod tiny_gguf;
 mod tune;
 mod turns;

@@ -227,7 +227,7 @@ fn the_report_is_whole_and_consistent() {
     };
     has(
         &report,
-        "version model device attention threads prefill_chunk kv_dtype adaptive config prompt_tokens next_token_logprobs",
+        "version model device attention threads threads_from prefill_chunk kv_dtype adaptive config prompt_tokens next_token_logprobs",
     );
     has(&report, "generated_tokens text finish_reason layers kv timings memory");
     let keys = "path format architecture num_layers num_heads num_kv_heads head_dim weights_bytes dtype";

@@ -75,11 +75,16 @@ pub(super) fn pieces(count: usize, threads: usize, least: usize, most: usize) ->
     })
 }
 
+/// Cuts rows of weights into pieces, in units of [`UNIT`] rows.
+pub(super) fn weight_pieces(rows: usize, threads: usize) -> impl Iterator<Item = Range<usize>> {
+    let least = (rows / (PIECES_PER_THREAD * threads * UNIT)).clamp(1, MAX_PIECE / 4);
+    pieces(rows.div_ceil(UNIT), threads, least, MAX_PIECE)
+}
+
 /// Runs a phase over pieces of `rows` rows of weights.
 pub(super) fn each_piece(worker: &mut Worker<'_>, rows: usize, mut work: impl FnMut(Range<usize>)) {
     let threads = worker.team_size();
-    let least = (rows / (PIECES_PER_THREAD * threads * UNIT)).clamp(1, MAX_PIECE / 4);
-    let pieces = || pieces(rows.div_ceil(UNIT), threads, least, MAX_PIECE);
+    let pieces = || weight_pieces(rows, threads);
     worker.phase(pieces().count(), |piece| {
         if let Some(units) = pieces().nth(piece) {
             work(units.start * UNIT..(units.end * UNIT).min(rows));
