@@ -135,9 +135,10 @@ impl BlockFormat for Iq4Xs {
     #[inline(always)]
     fn scales<L: Lanes>(block: &[u8], run: usize) -> L::Halves {
         let [scale, _] = L::pair(L::halves(*part(block, 0)));
-        let upper = block[2 + run / 4] >> (2 * (run % 4)) & 3;
-        let lower = block[4 + run / 2] >> (4 * (run % 2)) & 15;
-        L::half(scale * (f32::from(upper << 4 | lower) - 32.0))
+        let words = u64::from_le_bytes(*part(block, 0));
+        #[expect(clippy::cast_possible_truncation)] // 6 bits
+        let of_run = (words >> (16 + 2 * run) << 4 & 0x30 | words >> (32 + 4 * run) & 15) as u8;
+        L::half(scale * (f32::from(of_run) - 32.0))
     }
 }
 
