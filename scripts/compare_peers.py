@@ -24,6 +24,8 @@ import types
 
 # Prompt tokens that a batch holds: llama.cpp's own defaults for its command line tools.
 BATCH_TOKENS, MICRO_BATCH_TOKENS = 2048, 512
+# Numbers of a cache, as ggml numbers them.
+GGML_TYPES = {"f16": 1, "q8_0": 8}
 # Tokens decoded before those that are timed, and the most of a prompt that is read before those that are.
 WARM_UP_TOKENS, WARM_UP_PROMPT = 4, 512
 
@@ -37,7 +39,8 @@ class Rows:
         self.lengths = sorted({*self.contexts, *self.prefill})
 
     def add(self, work, context, tokens_per_s):
-        row = {"work": work, "context": context, "threads": self.arguments.threads, "kv_dtype": "f16"}
+        row = {"work": work, "context": context, "threads": self.arguments.threads}
+        row |= {"kv_dtype": getattr(self.arguments, "kv_dtype", "f16"), "past": getattr(self.arguments, "past", 0)}
         self.rows.append({**row, "setting": self.setting, "tokens_per_s": tokens_per_s})
 
     def save(self, peak_rss_bytes, version):
@@ -114,6 +117,7 @@ class Sequence:
         params.n_ctx, params.n_batch, params.n_ubatch = context_tokens, BATCH_TOKENS, MICRO_BATCH_TOKENS
         params.n_threads = params.n_threads_batch = arguments.threads
         params.flash_attn_type = arguments.flash_attention
+        params.type_k = params.type_v = GGML_TYPES[getattr(arguments, "kv_dtype", "f16")]
         params.no_perf = True
         self.context = llama.llama_init_from_model(self.model, params)
         if not self.context:
@@ -165,22 +169,26 @@ def measure_llamacpp(arguments):
     llama, log = load_library(arguments.libraries.resolve(), arguments.processor)
     library = next((line.split("libggml-cpu-")[1].split(".so")[0] for line in log if "libggml-cpu-" in line), arguments.processor)
     measured = Rows(arguments, f"llama.cpp, flash attention {'on' if arguments.flash_attention else 'off'}")
-    longest = measured.lengths[-1]
+    past, longest = arguments.past, arguments.past + measured.lengths[-1]
     sequence = Sequence(llama, log, arguments, longest + WARM_UP_TOKENS + arguments.new_tokens)
     tokens = repeated(sequence.tokenize(arguments.text.read_bytes()), longest)
     sequence.read(tokens[:WARM_UP_PROMPT])
+    sequence.clear()
+    if past > 0:
+        sequence.read(tokens[:past])
     for length in measured.lengths:
-        sequence.clear()
-        seconds = sequence.read(tokens[:length])
+        sequence.forget_from(past)
+        seconds = sequence.read(tokens[past : past + length])
         if length in measured.prefill:
             measured.add("prefill", length, length / seconds)
         if length in measured.contexts:
             sequence.generate(WARM_UP_TOKENS)
-            sequence.forget_from(length)
+            sequence.forget_from(past + length)
             # The text goes on as the warm-up ended: which tokens they are makes no difference to the work.
             measured.add("decode", length, 1 / statistics.median(sequence.generate(arguments.new_tokens)))
     version = next(arguments.libraries.glob("libllama.v*.so")).stem.split(".v")[1]
-    measured.save(peak_rss_bytes(), f"llama.cpp {version} (CPU library `{library or 'unknown'}`)")
+    numbers = "" if arguments.kv_dtype == "f16" else f", {arguments.kv_dtype} cache"
+    measured.save(peak_rss_bytes(), f"llama.cpp {version} (CPU library `{library or 'unknown'}`{numbers})")
 
 
 def measure_mistralrs(arguments):
@@ -262,7 +270,7 @@ def table(arguments):
     speeds, peaks = {}, {}
     for row in rows:
         column = f"{row['setting']}:{row['kv_dtype']}"
-        speeds.setdefault((row["threads"], row["work"], row["context"], column), []).append(row["tokens_per_s"])
+        speeds.setdefault((row["threads"], row["work"], (row["context"], row.get("past", 0)), column), []).append(row["tokens_per_s"])
         peaks.setdefault((row["threads"], column), []).append(row["peak_rss_bytes"])
     medians = {key: statistics.median(values) for key, values in speeds.items()}
     caches, others = arguments.caches.split(","), [peer for peer in arguments.peers.split(",") if peer not in ("", "llama.cpp")]
@@ -274,10 +282,11 @@ def table(arguments):
         print(f"\n{threads} thread{plural}, tokens/s, median over rounds ({rounds}); in brackets, the ratio to llama.cpp\n")
         columns = ["work", "llama.cpp", *(cache.replace(":", ", ") for cache in caches), *others, "ours to the fastest peer"]
         print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
-        for work, context in sorted({(row["work"], row["context"]) for row in rows}):
-            case = {key[3]: value for key, value in medians.items() if key[:3] == (threads, work, context)}
+        for work, (context, past) in sorted({key[1:3] for key in medians if key[0] == threads}):
+            case = {key[3]: value for key, value in medians.items() if key[:3] == (threads, work, (context, past))}
             cells = table_cells(case, caches, others)
-            print(f"| {'decode after' if work == 'decode' else 'prefill of'} {context} | " + " | ".join(cells) + " |")
+            behind = f" behind {past}" if past else ""
+            print(f"| {'decode after' if work == 'decode' else 'prefill of'} {context}{behind} | " + " | ".join(cells) + " |")
         most = {column: max(values) for (count, column), values in peaks.items() if count == threads}
         print("| peak MB | " + " | ".join(peak_cells(most, caches, others)) + " |")
 
@@ -353,6 +362,8 @@ for name, run in [("llamacpp", measure_llamacpp), ("mistralrs", measure_mistralr
         command.add_argument("--libraries", type=pathlib.Path, required=True, help="folder of its libraries and llama_cpp.py")
         command.add_argument("--processor", default="", help="the one of its CPU libraries to use, as haswell")
         command.add_argument("--flash-attention", type=int, choices=(0, 1), required=True)
+        command.add_argument("--kv-dtype", choices=list(GGML_TYPES), default="f16")
+        command.add_argument("--past", type=int, default=0, help="tokens in the cache before what is timed")
 command = commands.add_parser("logits-llamacpp")
 command.set_defaults(run=logits_llamacpp)
 command.add_argument("--model", required=True)

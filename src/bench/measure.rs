@@ -43,6 +43,8 @@ pub struct Plan {
     pub threads: Vec<usize>,
     pub settings: Vec<Setting>,
     pub kv_dtypes: Vec<KvDtype>,
+    /// Tokens of an earlier turn that every cache holds before the prompt, read while nothing is timed.
+    pub past: usize,
     /// Prompt lengths after which decoding is timed.
     pub contexts: Vec<usize>,
     /// Prompt lengths whose prefill is timed.
@@ -65,6 +67,12 @@ impl Plan {
         lengths
     }
 
+    /// Tokens of the text that are read, at most.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.lengths().last().map_or(0, |longest| self.past.saturating_add(*longest))
+    }
+
     /// Finds out whether a model can do it.
     ///
     /// # Errors
@@ -78,12 +86,15 @@ impl Plan {
             let reason = format!("{what} are more than the model's context of {context_length}");
             Err(Error::input(reason).with_hint("shorten the longest of --contexts and --prefill"))
         };
-        let new = self.new_tokens;
+        let (new, past) = (self.new_tokens, self.past);
+        let earlier = if past > 0 { format!("{past} tokens of an earlier turn, ") } else { String::new() };
         match (self.contexts.iter().max(), self.prefill.iter().max()) {
-            (Some(context), _) if context.saturating_add(new) > context_length => {
-                too_long(format!("a prompt of {context} tokens and {new} new ones"))
+            (Some(context), _) if past.saturating_add(*context).saturating_add(new) > context_length => {
+                too_long(format!("{earlier}a prompt of {context} tokens and {new} new ones"))
             }
-            (_, Some(&prefill)) if prefill > context_length => too_long(format!("{prefill} tokens")),
+            (_, Some(&prefill)) if past.saturating_add(prefill) > context_length => {
+                too_long(format!("{earlier}{prefill} tokens"))
+            }
             _ => Ok(()),
         }
     }
@@ -130,7 +141,7 @@ impl PrefillObserver for Watch<'_> {
 /// or the observer fails with.
 pub fn run(subject: Subject<'_>, plan: &Plan, clock: &dyn Clock, observer: &mut dyn Observer) -> Result<()> {
     plan.check(subject.model.config().context_length)?;
-    let longest = plan.lengths().last().copied().unwrap_or(0);
+    let longest = plan.tokens();
     if subject.prompt.len() < longest {
         return Err(Error::input(format!("the text has {} tokens, not {longest}", subject.prompt.len())));
     }
@@ -166,6 +177,8 @@ struct Stage<'a> {
 struct Variant<'a> {
     setting: &'a Setting,
     kv_dtype: KvDtype,
+    /// The cache after the earlier turn, if there is one.
+    past: Option<AdaptiveKvCache>,
     /// The cache right after the prompt, as long as it is needed.
     filled: Option<Filled>,
     kept_ratio: f64,
@@ -195,11 +208,31 @@ impl Stage<'_> {
         let Plan { settings, kv_dtypes, .. } = self.plan;
         let pairs = kv_dtypes.iter().flat_map(|&kv_dtype| settings.iter().map(move |setting| (setting, kv_dtype)));
         let mut variants: Vec<Variant<'_>> = pairs.map(|(setting, kv_dtype)| Variant::new(setting, kv_dtype)).collect();
+        if self.plan.past > 0 && !self.read_past(&mut variants, observer)? {
+            return Ok(());
+        }
         self.prefill(&mut variants, observer)?;
         if self.plan.contexts.contains(&self.context) && !observer.is_over() {
             self.decode(&mut variants, observer)?;
         }
         Ok(())
+    }
+
+    /// Fills the variants' caches with an earlier turn; whether all of it was read.
+    fn read_past(&self, variants: &mut [Variant<'_>], observer: &mut dyn Observer) -> Result<bool> {
+        let Subject { model, prompt, prefill_options, .. } = self.subject;
+        for variant in variants {
+            let what = format!("the earlier turn, {}, {}", variant.setting.name, variant.kv_dtype.name());
+            observer.starts(&what);
+            let mut cache = model.new_cache(variant.kv_dtype, variant.setting.retention.clone())?;
+            let past = &prompt[..self.plan.past];
+            match model.prefill_with(past, &mut cache, prefill_options, &mut Watch(observer)) {
+                Err(Error::Interrupted) => return Ok(false),
+                read => read.map_err(|error| error.in_place(|| what))?,
+            };
+            variant.past = Some(cache);
+        }
+        Ok(true)
     }
 
     /// Processes the prompt for each variant, several times if that is to be timed.
@@ -216,10 +249,13 @@ impl Stage<'_> {
                 let variant = &mut variants[index];
                 let what = self.describe(Work::Prefill, variant, run, warmup, runs);
                 observer.starts(&what);
-                let mut cache = self.subject.model.new_cache(variant.kv_dtype, variant.setting.retention.clone())?;
+                let mut cache = match &variant.past {
+                    Some(past) => past.clone(),
+                    None => self.subject.model.new_cache(variant.kv_dtype, variant.setting.retention.clone())?,
+                };
                 memory::release_unused();
                 memory::reset_peak();
-                let prompt = &self.subject.prompt[..len];
+                let prompt = &self.subject.prompt[self.plan.past..][..len];
                 let Subject { model, prefill_options, .. } = self.subject;
                 let (prefill, time_ms) =
                     timed(self.clock, || model.prefill_with(prompt, &mut cache, prefill_options, &mut Watch(observer)));
@@ -296,6 +332,7 @@ impl Stage<'_> {
             let tokens_in_time = if work == Work::Prefill { self.context as f64 } else { 1.0 };
             observer.row(Row {
                 work,
+                past: self.plan.past,
                 context: self.context,
                 threads: self.threads,
                 setting: variant.setting.name.clone(),
@@ -326,6 +363,7 @@ impl<'a> Variant<'a> {
         Self {
             setting,
             kv_dtype,
+            past: None,
             filled: None,
             kept_ratio: 1.0,
             kv_bytes: 0,
@@ -350,5 +388,7 @@ impl Samples {
 
 /// Bytes of the caches that wait for their turn.
 fn waiting_bytes(variants: &[Variant<'_>]) -> usize {
-    variants.iter().filter_map(|variant| variant.filled.as_ref()).map(|filled| filled.cache.bytes().allocated).sum()
+    let filled = variants.iter().filter_map(|variant| variant.filled.as_ref()).map(|filled| &filled.cache);
+    let past = variants.iter().filter_map(|variant| variant.past.as_ref());
+    filled.chain(past).map(|cache| cache.bytes().allocated).sum()
 }

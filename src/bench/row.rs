@@ -32,6 +32,8 @@ impl Work {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
     pub work: Work,
+    /// Tokens of an earlier turn that the cache held before the prompt.
+    pub past: usize,
     /// Tokens of the prompt.
     pub context: usize,
     pub threads: usize,
@@ -44,9 +46,9 @@ pub struct Row {
     pub times: Spread,
     /// Timed runs, warm-up left out; each decodes several tokens.
     pub runs: usize,
-    /// Kept share of the prompt's keys and values, in 0..=1.
+    /// Kept share of all keys and values, those of the earlier turn too, in 0..=1.
     pub kept_ratio: f64,
-    /// Bytes of the keys and values that are kept of the prompt.
+    /// Bytes of the keys and values that are kept of both.
     pub kv_bytes: usize,
     /// The most that was resident during the case, less caches that only waited: those of other cases, and the one that
     /// runs were forked from. 0 where the system does not tell. Where it can't be reset (anything but Linux) it is the

@@ -56,6 +56,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
         threads: if threads.is_empty() { vec![session.threads.number] } else { distinct(&threads) },
         settings: settings.collect(),
         kv_dtypes,
+        past: args.past as usize,
         contexts: lengths(&args.contexts, &CONTEXTS),
         prefill: lengths(&args.prefill, &PREFILL),
         new_tokens: args.new_tokens as usize,
@@ -64,8 +65,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
     };
     let model = &session.loaded.model;
     plan.check(model.config().context_length)?;
-    let longest = plan.lengths().last().copied().unwrap_or(0);
-    let prompt = first_tokens(&session.loaded.tokenizer, text, longest)?;
+    let prompt = first_tokens(&session.loaded.tokenizer, text, plan.tokens())?;
 
     let subject = Subject {
         model,

@@ -1,5 +1,6 @@
 //! Weights that are quantised while they are loaded: against the same blocks in a GGUF file, and against f32.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::numbers::{seeded, uniform};
 use crate::support::fixture::Fixture;
 use crate::support::{candle_on_cpu, data, max_difference};
 
@@ -74,11 +76,17 @@ fn random(tied: bool) -> Fixture {
         "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "tie_word_embeddings": tied, "hidden_act": "silu",
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}
     });
+    let rng = RefCell::new(seeded(16));
     let matrix = |rows: usize, cols: usize| {
-        let size = (cols as f32).sqrt().recip();
-        rounded(&Tensor::randn(0_f32, size, (rows, cols), &Device::Cpu).unwrap())
+        // Sums of four are about normal.
+        let parts = uniform(&mut rng.borrow_mut(), 4 * rows * cols, (0.75 / cols as f32).sqrt());
+        let numbers = parts.as_chunks::<4>().0.iter().map(|parts| parts.iter().sum()).collect();
+        rounded(&Tensor::from_vec::<_, f32>(numbers, (rows, cols), &Device::Cpu).unwrap())
     };
-    let norm = || rounded(&Tensor::rand(0.5_f32, 1.5, hidden, &Device::Cpu).unwrap());
+    let norm = || {
+        let numbers = uniform(&mut rng.borrow_mut(), hidden, 0.5).iter().map(|number| 1.0 + number).collect();
+        rounded(&Tensor::from_vec::<_, f32>(numbers, hidden, &Device::Cpu).unwrap())
+    };
     let mut weights = HashMap::from([
         ("model.embed_tokens.weight".to_owned(), matrix(vocab, hidden)),
         ("model.norm.weight".to_owned(), norm()),

@@ -35,6 +35,9 @@ pub struct BenchArgs {
     /// Prompt lengths, in tokens, whose prefill is timed [default: 512, if --contexts is not given either]
     #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
     pub prefill: Vec<u32>,
+    /// Tokens that each cache holds before the prompts, as of an earlier turn; reading them is not timed
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub past: u32,
     /// Tokens that each run decodes
     #[arg(short = 'n', long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub new_tokens: u32,

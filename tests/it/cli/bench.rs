@@ -18,8 +18,9 @@ use super::tiny_gguf::{Meta, TinyGguf};
 use super::{Lab, Refusal, succeeds};
 
 /// Keys of every row, in this order; decoding has more of them.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "work",
+    "past",
     "context",
     "threads",
     "setting",
@@ -55,6 +56,28 @@ fn bench(lab: &Lab, args: &[&str]) -> String {
 
 fn refuses(lab: &Lab, args: &[&str]) -> Refusal {
     lab.refuses(&[&BASE[..], args].concat())
+}
+
+/// What is timed comes behind an earlier turn, which counts among what is kept.
+#[test]
+fn prompts_follow_on_an_earlier_turn() {
+    let lab = lab();
+    let lists = ["--settings", "full,mass.json", "--contexts", "3", "--prefill", "9", "--kv-dtype", "f16,f32"];
+    bench(&lab, &[&lists[..], &["--past", "40", "-n", "2", "--json", "b.json"]].concat());
+    let json = lab.json("b.json");
+    let rows = json.as_array().unwrap();
+    assert_eq!(rows.len(), 8);
+    for row in rows {
+        assert_eq!(row["past"], 40);
+        let len = 40 + row["context"].as_u64().unwrap();
+        if row["setting"] == "full" && row["kv_dtype"] == "f16" {
+            assert_eq!(row["kv_bytes"], len * POSITION_BYTES, "{row}");
+        }
+        assert!((row["setting"] == "full") == (row["kept_ratio"] == 1.0), "{row}");
+    }
+    let past = |past: &'static str| ["--past", past, "--prefill", "9"];
+    refuses(&lab, &past("56")).names("56 tokens of an earlier turn, 9 tokens").names("64").hints("shorten");
+    bench(&lab, &past("55"));
 }
 
 #[test]
@@ -218,6 +241,7 @@ fn settings_take_turns_and_a_prompt_is_processed_no_more_than_needed() {
         threads: vec![1],
         settings: vec![setting("A"), setting("B")],
         kv_dtypes: vec![KvDtype::F16],
+        past: 0,
         contexts: vec![6, 4],
         prefill: vec![4],
         new_tokens: 3,

@@ -85,7 +85,7 @@ fn matrix(dtype: GgmlDType, rows: usize, cols: usize) -> Arc<WeightMatrix> {
     let few = QTensor::quantize(&tensor, dtype).unwrap().data().unwrap().into_owned();
     let bytes = few.repeat(rows / FEW);
     let range = 0..bytes.len();
-    Arc::new(WeightMatrix::new(Arc::new(bytes), range, dtype, rows, cols).unwrap())
+    Arc::new(WeightMatrix::new(Arc::new(bytes), range, dtype.into(), rows, cols).unwrap())
 }
 
 impl Shape {
