@@ -225,7 +225,6 @@ struct Strip {
     num_rows: usize,
 }
 
-/// All strips of a block, in the order in which their results are merged; it does not depend on the number of threads.
 /// Statistics of one KV head's query heads, to which strips are added in their order, whoever is done first: sums do not
 /// depend on threads, and few strips' statistics are there at a time.
 struct InOrder<'a> {
@@ -248,6 +247,7 @@ impl InOrder<'_> {
     }
 }
 
+/// All strips of a block, in the order in which their results are merged; it does not depend on the number of threads.
 struct Strips<'a> {
     layout: HeadLayout,
     block: QueryBlock<'a>,

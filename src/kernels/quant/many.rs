@@ -308,23 +308,11 @@ fn multiply_strips<L: Lanes, F: Format, const ROWS: usize, const WIDTH: usize>(
                 for (row, totals) in rows.zip(totals) {
                     let row = &mut out.row(row);
                     for (vector, totals) in totals.into_iter().enumerate() {
-                        store_totals(totals, row.get_mut(column + vector * LANES..).unwrap_or_default());
+                        totals.store_some(row.get_mut(column + vector * LANES..).unwrap_or_default());
                     }
                 }
             }
         }
-    }
-}
-
-/// Writes a vector, as far as there is room.
-#[inline(always)]
-fn store_totals<L: Lanes>(totals: L, out: &mut [f32]) {
-    if let Some(out) = out.first_chunk_mut() {
-        totals.store(out);
-    } else {
-        let mut numbers = [0.0; LANES];
-        totals.store(&mut numbers);
-        out.copy_from_slice(&numbers[..out.len()]);
     }
 }
 

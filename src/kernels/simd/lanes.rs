@@ -142,6 +142,29 @@ pub trait Lanes: Copy {
     /// What bytes below 16 stand for in a table.
     fn look_up(codes: &[u32; LANES], table: &[u8; LANES]) -> [u32; LANES];
 
+    /// The first numbers of a slice, and 0 where there are fewer.
+    #[inline(always)]
+    fn load_some(source: &[f32]) -> Self {
+        if let Some(source) = source.first_chunk() {
+            return Self::load(source);
+        }
+        let mut numbers = [0.0; LANES];
+        numbers[..source.len()].copy_from_slice(source);
+        Self::load(&numbers)
+    }
+
+    /// Writes to the beginning of a slice, as far as there is room.
+    #[inline(always)]
+    fn store_some(self, target: &mut [f32]) {
+        if let Some(target) = target.first_chunk_mut() {
+            self.store(target);
+            return;
+        }
+        let mut numbers = [0.0; LANES];
+        self.store(&mut numbers);
+        target.copy_from_slice(&numbers[..target.len()]);
+    }
+
     /// `exp` of values that are not above 0, to about two units in the last place; 0 where it would leave the normal
     /// numbers. The same approximation as that of [`crate::kernels::vector::softmax`].
     #[inline(always)]

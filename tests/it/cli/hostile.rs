@@ -97,7 +97,7 @@ fn what_is_not_computed_is_named() {
     text("llama.rope.scaling.type", "longrope").names("`longrope`").hints("linear");
     spoilt(&lab, |file| _ = file.set("llama.expert_count", Meta::U32(8))).names("mixture of experts");
     spoilt(&lab, |file| file.version = 1).names("version 1").hints("2 and 3");
-    spoilt(&lab, |file| file.tensor("blk.0.attn_q.weight").format = 20).names("20").names("attn_q").hints("Q4_K");
+    spoilt(&lab, |file| file.tensor("blk.0.attn_q.weight").format = 19).names("19").names("attn_q").hints("Q4_K");
     spoilt(&lab, |file| "blk.0.extra.weight".clone_into(&mut file.tensor("blk.0.attn_q.weight").name));
 }
 
