@@ -311,9 +311,11 @@ fn multiply_tile<L: Lanes>(
         let mut sums = [[L::whole(0); VECTORS]; ROWS];
         for (pair, numbers) in right.numbers[..pairs].iter().enumerate() {
             let [first, second] = [0, 1].map(|vector| L::load_bytes(&numbers.as_chunks().0[vector]));
-            for (sums, factors) in sums.iter_mut().zip(&left.numbers) {
-                sums[0] = L::add_words(sums[0], first, &factors[pair]);
-                sums[1] = L::add_words(sums[1], second, &factors[pair]);
+            #[expect(clippy::needless_range_loop, reason = "with iterators the sums are compiled to memory")]
+            for row in 0..ROWS {
+                let factors = &left.numbers[row][pair];
+                sums[row][0] = L::add_words(sums[row][0], first, factors);
+                sums[row][1] = L::add_words(sums[row][1], second, factors);
             }
         }
         let mut scales = [L::splat(0.0); VECTORS];
