@@ -344,29 +344,39 @@ mod tests {
         (0..len).map(|_| (0..4).map(|_| rng.random_range(-1.0_f32..1.0)).sum()).collect()
     }
 
-    /// `scale * left * right` in f64, and the sums of the products' sizes.
-    fn oracle(left: &[f32], right: &[f32], stride: usize, inner: usize, cols: usize, scale: f32) -> Vec<[f64; 2]> {
+    /// `scale * left * right` in f64.
+    fn oracle(left: &[f32], right: &[f32], stride: usize, inner: usize, cols: usize, scale: f32) -> Vec<f64> {
         let rows = left.chunks_exact(inner);
         let sum = |row: &[f32], col: usize| {
             let products = row.iter().enumerate().map(|(at, &x)| f64::from(x) * f64::from(right[at * stride + col]));
-            products.fold([0.0; 2], |[sum, size], product| [sum + product, size + product.abs()])
+            products.sum::<f64>() * f64::from(scale)
         };
-        let sums = rows.flat_map(|row| (0..cols).map(move |col| sum(row, col)));
-        sums.map(|both| both.map(|number| number * f64::from(scale))).collect()
+        rows.flat_map(|row| (0..cols).map(move |col| sum(row, col))).collect()
     }
 
-    /// By how much products may be off, as a share of the root of the mean square of the sums of their terms' sizes.
-    fn check(bits: Bits, got: &[f32], expected: &[[f64; 2]], what: &str) {
-        let most = match bits {
-            Bits::Alike => 2e-4, // measured: 1.2e-4
-            Bits::Left => 1e-3,
-        };
-        let sizes = expected.iter().map(|[_, size]| size);
-        let size = sizes.clone().sum::<f64>() / sizes.map(|_| 1.0).sum::<f64>();
-        for (got, [expected, _]) in got.iter().zip(expected) {
-            let error = (f64::from(*got) - expected).abs() / size;
-            assert!(error < most, "{what}: {got} for {expected}, {error} of {size}");
+    /// Each factor is off by at most half a step, and steps are at most what the largest number needs. Errors of several
+    /// terms cancel: by a root of their number on average.
+    fn check(
+        bits: Bits,
+        [left, right]: [&[f32]; 2],
+        inner: usize,
+        scale: f32,
+        got: &[f32],
+        expected: &[f64],
+        what: &str,
+    ) {
+        let largest = |numbers: &[f32]| numbers.iter().fold(0.0_f32, |most, number| most.max(number.abs()));
+        let steps: f32 = bits.limits().map(|limit| 0.51 / f32::from(limit)).iter().sum();
+        let of_term = f64::from(largest(left) * largest(right) * steps * scale);
+        let terms = (0..inner).map(|_| 1.0).sum::<f64>();
+        let errors = got.iter().zip(expected).map(|(got, expected)| f64::from(*got) - expected);
+        let [mut squares, mut count] = [0.0; 2];
+        for error in errors {
+            assert!(error.abs() <= terms * of_term, "{what}: off by {error}, {of_term} for each of {terms}");
+            (squares, count) = (squares + error * error, count + 1.0);
         }
+        let mean = (squares / count).sqrt();
+        assert!(mean <= terms.sqrt() * of_term, "{what}: off by {mean} on average, {of_term} for each of {terms}");
     }
 
     #[test]
@@ -392,7 +402,7 @@ mod tests {
                         let product = Product { left: &left, inner, scale: 0.3, out: &mut out, cols };
                         panels.multiply(set, product, &mut Buffer::default());
                         let what = format!("{set:?} {bits:?} {rows} x {inner} x {cols}");
-                        check(bits, &out, &expected, &what);
+                        check(bits, [&left, &right], inner, 0.3, &out, &expected, &what);
                         // All others fuse products and additions.
                         if set != InstructionSet::PORTABLE {
                             assert!(*first.get_or_insert_with(|| out.clone()) == out, "{what}");
@@ -421,7 +431,8 @@ mod tests {
             let mut out = vec![f32::NAN; rows * cols_used];
             let product = Product { left, inner, scale: 1.0, out: &mut out, cols: cols_used };
             panels.multiply(set, product, &mut Buffer::default());
-            check(bits, &out, &oracle(left, &right, cols, inner, cols_used, 1.0), "a part");
+            let expected = oracle(left, &right, cols, inner, cols_used, 1.0);
+            check(bits, [left, &right], inner, 1.0, &out, &expected, "a part");
         }
     }
 
