@@ -19,7 +19,6 @@ use super::{HeadLayout, expect_len};
 use crate::attention::map::HeadGrid;
 use crate::compress::stats::{HeadStats, LayerStats, StatsRequest, UnscaledRows, unscaled_row_difference};
 use crate::error::{Error, Result};
-use crate::kernels::gemm::{Matrix, MatrixMut};
 use crate::kernels::int16;
 use crate::kernels::vector::{self, instruction_set};
 use crate::stop;
@@ -27,10 +26,7 @@ use crate::stop;
 /// Scores that a tile may hold: they should stay in a core's cache between the two products.
 const TILE_SCORES: usize = 192 * 1024;
 
-/// Query rows that the products of matrices take at a time, in f32 and in 16 bits.
-const ROW_STEPS: [usize; 2] = [6, int16::ROWS];
-
-/// Query rows of a tile, at most, in steps; at least it is one step.
+/// Query rows of a tile, at most, in steps that products take at a time; at least it is one step.
 const TILE_STEPS: usize = 10;
 
 /// Query rows of a strip, at least (a prompt's last may have fewer): its tiles share one set of statistics.
@@ -98,10 +94,10 @@ pub fn prefill(
         let num_keys = strips.num_keys(strip);
         let mut head_stats = if collect { vec![HeadStats::new(request, num_keys); group_size] } else { Vec::new() };
         let mut out = vec![0.0; strip.num_rows * group_size * head_dim]; // [num_rows, group_size, head_dim]
-        let Scratch { queries, weights, scales, log_sums, products, buffer } = scratch;
+        let Scratch { map, products, buffer } = scratch;
         for tile in strips.tiles(strip) {
             stop::check()?;
-            let map = strips.map(tile, queries, weights, scales, log_sums, buffer);
+            let map = strips.map(tile, map, buffer);
             for (head, stats) in head_stats.iter_mut().enumerate() {
                 stats.add_rows(request, map.head(head));
                 stats.set_log_sums(map.num_keys - map.num_rows, map.head_log_sums(head));
@@ -118,20 +114,7 @@ pub fn prefill(
             }
             let rows = group_size * tile.num_rows;
             products.resize(rows * head_dim, 0.0);
-            if let Some(values) = values.rounded_rows(tile.kv_head) {
-                let (left, inner, out) = (map.weights, map.num_keys, &mut products[..]);
-                values.multiply(
-                    instruction_set(),
-                    int16::Product { left, inner, scale: 1.0, out, cols: head_dim },
-                    buffer,
-                );
-            } else {
-                MatrixMut::new(products, rows, head_dim, head_dim).set_product(
-                    Matrix::new(map.weights, rows, map.num_keys, map.num_keys),
-                    values.matrix(tile.kv_head, 0..map.num_keys),
-                    1.0,
-                );
-            }
+            values.sums(tile.kv_head, map.weights, map.num_keys, products, buffer);
             let first = tile.first_row - strip.first_row;
             for (index, (row, &scale)) in products.chunks_exact(head_dim).zip(map.scales).enumerate() {
                 let (head, token) = (index / tile.num_rows, first + index % tile.num_rows);
@@ -187,7 +170,7 @@ pub fn largest_differences(
             return Err(Error::shape("a mask of keys", format!("at most {num_keys}"), mask.len()));
         }
     }
-    let results = strips.for_all(|strip, Scratch { queries, weights, scales, log_sums, buffer, .. }| {
+    let results = strips.for_all(|strip, Scratch { map, buffer, .. }| {
         let masks = masks(strip.kv_head);
         let num_keys = keys.past_len(strip.kv_head) + keys.len();
         let mut worst = vec![0.0f32; masks.len()];
@@ -195,7 +178,7 @@ pub fn largest_differences(
             if stop::is_requested() {
                 break;
             }
-            let map = strips.map(tile, queries, weights, scales, log_sums, buffer);
+            let map = strips.map(tile, map, buffer);
             for (_, scale, weights) in (0..layout.group_size()).flat_map(|head| map.head(head).rows()) {
                 for (worst, mask) in worst.iter_mut().zip(masks) {
                     *worst = worst.max(unscaled_row_difference(num_keys - mask.len(), weights, scale, mask));
@@ -261,12 +244,18 @@ struct Strips<'a> {
 /// One thread's buffers, reused from tile to tile.
 #[derive(Default)]
 struct Scratch {
+    map: MapScratch,
+    products: Vec<f32>,
+    buffer: int16::Buffer,
+}
+
+/// What a [`TileMap`] is made in.
+#[derive(Default)]
+struct MapScratch {
     queries: Vec<f32>,
     weights: Vec<f32>,
     scales: Vec<f32>,
     log_sums: Vec<f32>,
-    products: Vec<f32>,
-    buffer: int16::Buffer,
 }
 
 /// A tile's rows of the attention maps of a query group, not yet divided by their sums.
@@ -314,7 +303,7 @@ impl<'a> Strips<'a> {
         let longest_past = (0..layout.num_kv_heads).map(|kv_head| keys.past_len(kv_head)).max().unwrap_or(0);
         let num_keys = longest_past + prompt_keys;
         let tile_rows = TILE_SCORES / (layout.group_size() * num_keys.max(1));
-        let step = ROW_STEPS[usize::from((0..layout.num_kv_heads).all(|head| keys.rounded_columns(head).is_some()))];
+        let step = keys.row_step();
         let tile_rows = (tile_rows / step).clamp(1, TILE_STEPS) * step;
         let strip_rows = STRIP_ROWS.next_multiple_of(tile_rows);
         let list = (0..seq_len)
@@ -366,15 +355,8 @@ impl<'a> Strips<'a> {
     }
 
     /// Computes a tile's rows of the attention maps.
-    fn map<'s>(
-        &self,
-        tile: Strip,
-        queries: &mut Vec<f32>,
-        weights: &'s mut Vec<f32>,
-        scales: &'s mut Vec<f32>,
-        log_sums: &'s mut Vec<f32>,
-        buffer: &mut int16::Buffer,
-    ) -> TileMap<'s> {
+    fn map<'s>(&self, tile: Strip, scratch: &'s mut MapScratch, buffer: &mut int16::Buffer) -> TileMap<'s> {
+        let MapScratch { queries, weights, scales, log_sums } = scratch;
         let HeadLayout { num_heads, head_dim, .. } = self.layout;
         let group_size = self.layout.group_size();
         queries.clear();
@@ -388,17 +370,8 @@ impl<'a> Strips<'a> {
         let rows = group_size * tile.num_rows;
         // What a tile before left is overwritten.
         weights.resize(rows * num_keys, 0.0);
-        let (set, scale) = (instruction_set(), self.layout.scale());
-        if let Some(keys) = self.keys.rounded_columns(tile.kv_head) {
-            let (left, out) = (&queries[..], &mut weights[..]);
-            keys.multiply(set, int16::Product { left, inner: head_dim, scale, out, cols: num_keys }, buffer);
-        } else {
-            MatrixMut::new(weights, rows, num_keys, num_keys).set_product(
-                Matrix::new(queries, rows, head_dim, head_dim),
-                self.keys.matrix(tile.kv_head, 0..num_keys).transposed(),
-                scale,
-            );
-        }
+        self.keys.scores(tile.kv_head, queries, self.layout.scale(), num_keys, weights, buffer);
+        let set = instruction_set();
         scales.clear();
         log_sums.clear();
         for (index, row) in weights.chunks_exact_mut(num_keys).enumerate() {

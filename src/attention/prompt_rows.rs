@@ -7,9 +7,12 @@ use rayon::prelude::*;
 use super::HeadLayout;
 use crate::error::{Error, Result};
 use crate::kernels::attend::HeadRows;
-use crate::kernels::gemm::Matrix;
-use crate::kernels::int16::{Bits, Panels};
+use crate::kernels::gemm::{Matrix, MatrixMut};
+use crate::kernels::int16::{self, Bits, Panels};
 use crate::kernels::vector::instruction_set;
+
+/// Rows that a product of f32 takes at a time.
+const FLOAT_ROWS: usize = 6;
 
 /// Numbers in a cache line.
 const CACHE_LINE: usize = 16;
@@ -182,6 +185,12 @@ impl PromptRows {
         self.len
     }
 
+    /// Tokens of the prompt that there is room for.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// Whether no token of the prompt is stored.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -231,16 +240,72 @@ impl PromptRows {
         });
     }
 
-    /// A head's rows as columns of a matrix, `[head_dim, rows]`, if they are rounded so: keys.
-    pub(super) fn rounded_columns(&self, kv_head: usize) -> Option<&Panels> {
-        self.rounded(kv_head, |order| order != Order::Rows)
+    /// Rows of vectors and of weights that [`scores`](Self::scores) and [`sums`](Self::sums) take at a time.
+    pub(super) fn row_step(&self) -> usize {
+        let is_rounded = (0..self.heads.len()).all(|kv_head| self.rounded(kv_head, |_| true).is_some());
+        if is_rounded { int16::ROWS } else { FLOAT_ROWS }
     }
 
-    /// A head's rows as rows of a matrix, if they are rounded so: values.
-    pub(super) fn rounded_rows(&self, kv_head: usize) -> Option<&Panels> {
-        self.rounded(kv_head, |order| order == Order::Rows)
+    /// Products of vectors with a head's first rows, on the calling thread.
+    ///
+    /// * `vectors`: `[count, head_dim]`
+    /// * `out`: `[count, num_rows]`, overwritten with `scale` times the products
+    ///
+    /// # Panics
+    /// If sizes do not fit, as of a matrix product.
+    pub(super) fn scores(
+        &self,
+        kv_head: usize,
+        vectors: &[f32],
+        scale: f32,
+        num_rows: usize,
+        out: &mut [f32],
+        buffer: &mut int16::Buffer,
+    ) {
+        let head_dim = self.layout.head_dim;
+        if let Some(columns) = self.rounded(kv_head, |order| order != Order::Rows) {
+            let product = int16::Product { left: vectors, inner: head_dim, scale, out, cols: num_rows };
+            columns.multiply(instruction_set(), product, buffer);
+        } else {
+            let count = vectors.len() / head_dim;
+            MatrixMut::new(out, count, num_rows, num_rows).set_product(
+                Matrix::new(vectors, count, head_dim, head_dim),
+                self.matrix(kv_head, 0..num_rows).transposed(),
+                scale,
+            );
+        }
     }
 
+    /// Sums of a head's first rows, on the calling thread.
+    ///
+    /// * `weights`: `[count, num_rows]`
+    /// * `out`: `[count, head_dim]`, overwritten
+    ///
+    /// # Panics
+    /// If sizes do not fit, as of a matrix product.
+    pub(super) fn sums(
+        &self,
+        kv_head: usize,
+        weights: &[f32],
+        num_rows: usize,
+        out: &mut [f32],
+        buffer: &mut int16::Buffer,
+    ) {
+        let head_dim = self.layout.head_dim;
+        if let Some(rows) = self.rounded(kv_head, |order| order == Order::Rows) {
+            let product = int16::Product { left: weights, inner: num_rows, scale: 1.0, out, cols: head_dim };
+            rows.multiply(instruction_set(), product, buffer);
+        } else {
+            let count = out.len() / head_dim;
+            MatrixMut::new(out, count, head_dim, head_dim).set_product(
+                Matrix::new(weights, count, num_rows, num_rows),
+                self.matrix(kv_head, 0..num_rows),
+                1.0,
+            );
+        }
+    }
+
+    /// All rows of a head, if they are rounded in an order that is wanted.
     fn rounded(&self, kv_head: usize, is_wanted: impl Fn(Order) -> bool) -> Option<&Panels> {
         let head = &self.heads[kv_head];
         let rounded = head.rounded.as_ref().filter(|_| is_wanted(head.order));

@@ -48,8 +48,6 @@ pub struct Projected {
 #[derive(Debug)]
 pub struct KernelPrompt {
     kv: PromptKv,
-    /// Rows that it will have.
-    len: usize,
     /// Queries of the whole prompt, `[prompt_len, num_heads, head_dim]`, kept only if they may be asked again.
     queries: Option<Vec<f32>>,
 }
@@ -115,7 +113,7 @@ impl Backend for Kernels {
 
     fn prompt(&self, rows: &KernelRows, asks: PromptRequest<'_>) -> Result<KernelPrompt> {
         let queries = asks.again.then(|| Vec::with_capacity(asks.prompt_len * self.layout.query_width()));
-        Ok(KernelPrompt { kv: rows.prompt(asks.prompt_len)?, len: asks.prompt_len, queries })
+        Ok(KernelPrompt { kv: rows.prompt(asks.prompt_len)?, queries })
     }
 
     fn project(
@@ -148,7 +146,7 @@ impl Backend for Kernels {
     ) -> Result<Vec<f32>> {
         prompt.kv.keys.push(&projected.keys)?;
         prompt.kv.values.push(&projected.values)?;
-        if projected.compute == Compute::Fast && prompt.len >= MIN_ROUNDED_ROWS {
+        if projected.compute == Compute::Fast && prompt.kv.keys.capacity() >= MIN_ROUNDED_ROWS {
             prompt.kv.round();
         }
         if let Some(queries) = &mut prompt.queries {

@@ -31,7 +31,7 @@ impl KernelLinear {
 
     /// How what comes of the layer may be multiplied: exactly, if its weights are plain floats.
     pub(super) fn compute_after(&self) -> Compute {
-        if self.matrix.dtype().block_size() == 1 { Compute::Exact } else { self.compute }
+        if self.matrix.dtype().is_float() { Compute::Exact } else { self.compute }
     }
 
     /// Numbers of an output.

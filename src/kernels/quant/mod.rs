@@ -277,15 +277,9 @@ impl WeightMatrix {
     /// Up to how many rows of activations products on the stored numbers are faster than through panels.
     #[must_use]
     pub fn few_rows(&self) -> usize {
-        match self.dtype {
-            WeightFormat::Q4_0
-            | WeightFormat::Q4_1
-            | WeightFormat::Q5_0
-            | WeightFormat::Q5_1
-            | WeightFormat::Q8_0
-            | WeightFormat::Iq4Nl
-            | WeightFormat::Mxfp4 => FEW_ROWS,
-            WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 => FEW_FLOAT_ROWS,
+        match self.dtype.block_size() {
+            1 => FEW_FLOAT_ROWS,
+            blocks::BLOCK => FEW_ROWS,
             _ => 1,
         }
     }
