@@ -67,6 +67,26 @@ pub fn release_unused() {
     }
 }
 
+/// Asks for large pages under as much of a buffer as whole ones fit in; nothing changes but speed. Where the system has none
+/// to give, or is not asked (anything but Linux), this does nothing.
+///
+/// Rows of products are far apart, each on pages of its own: with small ones, finding them is a twentieth of a prompt's time.
+pub fn prefer_large_pages(buffer: &mut [f32]) {
+    #[cfg(target_os = "linux")]
+    {
+        /// Of x86-64 and, most often, of others.
+        const LARGE_PAGE: usize = 2 << 20;
+        let bytes = size_of_val(buffer);
+        let start = buffer.as_mut_ptr().cast::<u8>();
+        let before = start.align_offset(LARGE_PAGE).min(bytes);
+        let len = (bytes - before) / LARGE_PAGE * LARGE_PAGE;
+        if len > 0 {
+            // SAFETY: the range lies within the buffer, and the advice changes nothing that it holds.
+            let _ = unsafe { libc::madvise(start.wrapping_add(before).cast(), len, libc::MADV_HUGEPAGE) };
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -251,9 +251,9 @@ pub fn squared_outputs(
         weights(rows.clone(), weights_of);
         expect_len("an output projection", weights_of, &[rows.len(), layout.query_width()])
     };
+    let panel_rows = (PANEL_NUMBERS / layout.query_width()).max(1);
     // Few values are multiplied as they are; for many there is a small matrix in between, the same for all.
     if values.iter().all(|values| values.len() / layout.head_dim < layout.head_dim) {
-        let panel_rows = (PANEL_NUMBERS / layout.query_width()).max(1);
         let panels = (0..hidden_size).into_par_iter().step_by(panel_rows).map_init(Vec::new, |buffer, first| {
             panel(first, panel_rows, buffer)?;
             Ok(squared_products(layout, buffer, values))
@@ -268,8 +268,13 @@ pub fn squared_outputs(
         }
         return Ok(heads);
     }
-    let mut weights = Vec::new();
-    panel(0, hidden_size, &mut weights)?;
+    let mut weights = vec![0.0; hidden_size * layout.query_width()];
+    let panels = weights.par_chunks_mut(panel_rows * layout.query_width()).enumerate();
+    panels.try_for_each_init(Vec::new, |buffer, (index, weights)| -> Result<()> {
+        panel(index * panel_rows, panel_rows, buffer)?;
+        weights.copy_from_slice(buffer);
+        Ok(())
+    })?;
     Ok((0..layout.num_heads).into_par_iter().map(|head| squared_by_gram(layout, &weights, values, head)).collect())
 }
 

@@ -193,6 +193,12 @@ pub trait Backend: fmt::Debug + Clone + Send + Sync + 'static {
         look: &mut dyn FnMut(Shown<'_>) -> Result<()>,
     ) -> Result<()>;
 
+    /// The last row alone of a chunk's residual stream and of what its queries attended to.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if a device refuses.
+    fn last_row(&self, hidden: &Self::Hidden, attended: Self::Attended) -> Result<(Self::Hidden, Self::Attended)>;
+
     /// Adds the attention's result and the MLP's to the residual stream.
     ///
     /// * `hidden`: as [`project`](Self::project) got it
@@ -236,6 +242,9 @@ pub trait Backend: fmt::Debug + Clone + Send + Sync + 'static {
     /// # Errors
     /// As [`project`](Self::project).
     fn logits(&self, weights: &Weights<Self>, hidden: &Self::Hidden) -> Result<Vec<f32>>;
+
+    /// Frees what was kept from layer to layer of a prompt.
+    fn release(&self) {}
 
     // ---- A token ----
 

@@ -59,6 +59,19 @@ impl<B: Backend> Model<B> {
         options: PrefillOptions,
         observer: &mut dyn PrefillObserver,
     ) -> Result<Prefill> {
+        let prefill = self.prefill_layers(ids, cache, options, observer);
+        self.backend.release();
+        memory::release_unused();
+        prefill
+    }
+
+    fn prefill_layers(
+        &self,
+        ids: &[u32],
+        cache: &mut AdaptiveKvCache,
+        options: PrefillOptions,
+        observer: &mut dyn PrefillObserver,
+    ) -> Result<Prefill> {
         let (backend, seen) = (&self.backend, cache.seen());
         let brief = Brief::new(cache, ids, observer.map_side());
         let mut keeper = Keeper::new(&brief);
@@ -66,6 +79,8 @@ impl<B: Backend> Model<B> {
         let mut hidden = self.embed(ids, seen, chunk_rows)?;
         let rotations = backend.rotations(self.rope.angles(seen, ids.len()))?;
         let (mut done, total) = (0, ids.len() * self.config.num_layers);
+        // Of what it puts out, only the last row is asked for.
+        let last_layer = self.config.num_layers.saturating_sub(1);
         for (index, block) in self.weights.blocks.iter().enumerate() {
             let layer = &cache.layers::<B::Rows>()?[index];
             let mut watch = brief.layer(self, layer);
@@ -76,13 +91,23 @@ impl<B: Backend> Model<B> {
                 let (stats, maps) = watch.collectors();
                 let attended = backend.attend(&mut prompt, &projected, first_row, stats, maps)?;
                 watch.look(backend, &projected, rows)?;
-                *rows = backend.finish(block, rows, attended)?;
+                if index < last_layer {
+                    *rows = backend.finish(block, rows, attended)?;
+                } else if first_row + chunk_rows >= ids.len() {
+                    let (row, attended) = backend.last_row(rows, attended)?;
+                    *rows = backend.finish(block, &row, attended)?;
+                }
                 done += chunk_rows.min(ids.len() - first_row);
                 if observer.progress(done, total).is_break() {
                     return Err(Error::Interrupted);
                 }
             }
-            self.check_layer(&hidden, index, (seen, ids.len()), chunk_rows)?;
+            let mut place = (seen, ids.len());
+            if index == last_layer {
+                hidden.drain(..hidden.len() - 1);
+                place = (seen + ids.len() - 1, 1);
+            }
+            self.check_layer(&hidden, index, place, chunk_rows)?;
             keeper.layer_done(self, index, watch, &prompt, cache, observer)?;
         }
         let (layers, profile_time) = keeper.finish::<B>(cache, observer)?;
@@ -91,7 +116,6 @@ impl<B: Backend> Model<B> {
         drop(hidden);
         let logits = backend.logits(&self.weights, &last)?;
         check_logits(&logits, cache.seen())?;
-        memory::release_unused();
         Ok(Prefill { logits, layers, profile_time })
     }
 
@@ -115,8 +139,8 @@ impl<B: Backend> Model<B> {
     /// Refuses what a layer made of a prompt if any of it is not a number: what follows would be made of it, and what heads
     /// keep be chosen by it.
     ///
-    /// * `hidden`: the layer's output, in chunks
-    /// * `seen`, `len`: tokens before the prompt, and of it
+    /// * `hidden`: rows of the layer's output, in chunks
+    /// * `seen`, `len`: positions before these rows, and how many they are
     fn check_layer(
         &self,
         hidden: &[B::Hidden],

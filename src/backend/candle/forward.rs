@@ -242,6 +242,11 @@ impl Backend for Candle {
         })
     }
 
+    fn last_row(&self, hidden: &Tensor, attended: Tensor) -> Result<(Tensor, Tensor)> {
+        let last = |rows: &Tensor| rows.narrow(0, rows.dim(0)?.saturating_sub(1), 1);
+        Ok((last(hidden)?, last(&attended)?))
+    }
+
     fn finish(&self, block: &Block<Self>, hidden: &Tensor, attended: Tensor) -> Result<Tensor> {
         let ops = &self.ops;
         let [attended] = CandleLinear::forward(ops, &attended, [&block.o_proj])?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::Kernels;
+use super::buffers::Buffer;
 use super::linear::KernelLinear;
 use super::rows::KernelRows;
 use super::step;
@@ -33,13 +34,13 @@ const MIN_ROUNDED_ROWS: usize = 32;
 #[derive(Debug)]
 pub struct Projected {
     /// `[seq_len, num_heads, head_dim]`
-    queries: Vec<f32>,
+    queries: Buffer,
     /// `[seq_len, num_kv_heads, head_dim]`
-    keys: Vec<f32>,
+    keys: Buffer,
     /// `[seq_len, num_kv_heads, head_dim]`
-    values: Vec<f32>,
+    values: Buffer,
     /// `[seq_len, num_heads, head_dim]` queries before the rotation; empty if not wanted.
-    unrotated_queries: Vec<f32>,
+    unrotated_queries: Buffer,
     /// How they may be multiplied with each other.
     compute: Compute,
 }
@@ -55,7 +56,7 @@ pub struct KernelPrompt {
 impl Backend for Kernels {
     type Linear = KernelLinear;
     type Vector = Arc<[f32]>;
-    type Hidden = Vec<f32>;
+    type Hidden = Buffer;
     type Rotations = Vec<(f32, f32)>;
     type Projected = Projected;
     type Attended = Vec<f32>;
@@ -103,8 +104,8 @@ impl Backend for Kernels {
         KernelRows::new(self.layout, dtype)
     }
 
-    fn hidden(&self, embedded: Vec<f32>) -> Result<Vec<f32>> {
-        Ok(embedded)
+    fn hidden(&self, embedded: Vec<f32>) -> Result<Buffer> {
+        Ok(self.buffers.holding(embedded))
     }
 
     fn rotations(&self, angles: Vec<(f32, f32)>) -> Result<Vec<(f32, f32)>> {
@@ -119,17 +120,17 @@ impl Backend for Kernels {
     fn project(
         &self,
         block: &Block<Self>,
-        hidden: &Vec<f32>,
+        hidden: &Buffer,
         rotations: &Vec<(f32, f32)>,
         first_row: usize,
         unrotated: bool,
     ) -> Result<Projected> {
-        let normed = norm_rows(hidden, &block.input_layernorm, self.eps)?;
+        let normed = self.norm_rows(hidden, &block.input_layernorm)?;
         let normed = self.inputs(&normed)?;
-        let mut queries = block.q_proj.forward(&normed)?;
-        let mut keys = block.k_proj.forward(&normed)?;
-        let values = block.v_proj.forward(&normed)?;
-        let unrotated_queries = if unrotated { queries.clone() } else { Vec::new() };
+        let mut queries = block.q_proj.forward(&normed, &self.buffers)?;
+        let mut keys = block.k_proj.forward(&normed, &self.buffers)?;
+        let values = block.v_proj.forward(&normed, &self.buffers)?;
+        let unrotated_queries = self.buffers.copy(if unrotated { &queries } else { &[] });
         let rotations = rotations.get(first_row * self.half..).unwrap_or_default();
         self.rope.rotate(&mut queries, self.layout.query_width(), self.layout.head_dim, rotations);
         self.rope.rotate(&mut keys, self.layout.kv_width(), self.layout.head_dim, rotations);
@@ -159,28 +160,34 @@ impl Backend for Kernels {
     fn show(
         &self,
         projected: &Projected,
-        hidden: &Vec<f32>,
+        hidden: &Buffer,
         _: Wanted,
         look: &mut dyn FnMut(Shown<'_>) -> Result<()>,
     ) -> Result<()> {
         look(Shown { queries: &projected.queries, unrotated_queries: &projected.unrotated_queries, hidden })
     }
 
-    fn finish(&self, block: &Block<Self>, hidden: &Vec<f32>, attended: Vec<f32>) -> Result<Vec<f32>> {
-        let mut residual = block.o_proj.forward(&Inputs::new(self.compute, &attended, self.layout.query_width()))?;
-        drop(attended);
+    fn last_row(&self, hidden: &Buffer, mut attended: Vec<f32>) -> Result<(Buffer, Vec<f32>)> {
+        let last = |numbers: usize, width: usize| numbers.saturating_sub(width);
+        let row = self.buffers.copy(&hidden[last(hidden.len(), self.hidden_size)..]);
+        attended.drain(..last(attended.len(), self.layout.query_width()));
+        Ok((row, attended))
+    }
+
+    fn finish(&self, block: &Block<Self>, hidden: &Buffer, attended: Vec<f32>) -> Result<Buffer> {
+        let attended = Inputs::new(self.compute, &attended, self.layout.query_width());
+        let mut residual = block.o_proj.forward(&attended, &self.buffers)?;
         add(&mut residual, hidden)?;
-        let normed = norm_rows(&residual, &block.post_attention_layernorm, self.eps)?;
+        let normed = self.norm_rows(&residual, &block.post_attention_layernorm)?;
         let inputs = self.inputs(&normed)?;
-        let mut activated = block.up_proj.forward(&inputs)?;
-        silu_mul(&block.gate_proj.forward(&inputs)?, &mut activated);
-        drop(inputs);
-        let activated = Inputs::new(self.compute, &activated, block.up_proj.rows());
-        add(&mut residual, &block.down_proj.forward(&activated)?)?;
+        let gate = block.gate_proj.forward(&inputs, &self.buffers)?;
+        let mut up = block.up_proj.forward(&inputs, &self.buffers)?;
+        let activated = Inputs::gated(self.compute, &gate, &mut up, block.up_proj.rows());
+        add(&mut residual, &block.down_proj.forward(&activated, &self.buffers)?)?;
         Ok(residual)
     }
 
-    fn bad_rows(&self, hidden: &Vec<f32>) -> Result<Vec<usize>> {
+    fn bad_rows(&self, hidden: &Buffer) -> Result<Vec<usize>> {
         if all_finite(hidden) {
             return Ok(Vec::new());
         }
@@ -201,9 +208,14 @@ impl Backend for Kernels {
         &prompt.kv
     }
 
-    fn logits(&self, weights: &Weights<Self>, hidden: &Vec<f32>) -> Result<Vec<f32>> {
+    fn logits(&self, weights: &Weights<Self>, hidden: &Buffer) -> Result<Vec<f32>> {
         let last = &hidden[hidden.len().saturating_sub(self.hidden_size)..];
-        weights.lm_head.forward(&self.inputs(&norm_rows(last, &weights.norm, self.eps)?)?)
+        let normed = self.norm_rows(last, &weights.norm)?;
+        Ok(weights.lm_head.forward(&self.inputs(&normed)?, &self.buffers)?.to_vec())
+    }
+
+    fn release(&self) {
+        self.buffers.clear();
     }
 
     fn decode(
@@ -269,20 +281,21 @@ impl Kernels {
         }
         Ok(Inputs::new(self.compute, rows, self.hidden_size))
     }
-}
 
-/// Root-mean-square norm of each row of `[seq_len, weight.len()]`, over threads.
-fn norm_rows(x: &[f32], weight: &[f32], eps: f32) -> Result<Vec<f32>> {
-    let (set, width) = (instruction_set(), weight.len().max(1));
-    if !x.len().is_multiple_of(width) {
-        return Err(Error::shape("a norm's input", format!("rows of {width}"), x.len()));
+    /// Root-mean-square norm of each row of `[seq_len, weight.len()]`, over threads.
+    fn norm_rows(&self, x: &[f32], weight: &[f32]) -> Result<Buffer> {
+        let (set, width) = (instruction_set(), weight.len().max(1));
+        if !x.len().is_multiple_of(width) {
+            return Err(Error::shape("a norm's input", format!("rows of {width}"), x.len()));
+        }
+        let mut out = self.buffers.take(x.len());
+        let size = (ELEMENTS_PER_TASK / width).max(1) * width;
+        out.par_chunks_mut(size).zip(x.par_chunks(size)).for_each(|(out, x)| {
+            out.copy_from_slice(x);
+            out.chunks_exact_mut(width).for_each(|row| vector::rms_norm(set, row, weight, self.eps));
+        });
+        Ok(out)
     }
-    let mut out = x.to_vec();
-    let rows_per_task = (ELEMENTS_PER_TASK / width).max(1);
-    out.par_chunks_mut(rows_per_task * width).for_each(|rows| {
-        rows.chunks_exact_mut(width).for_each(|row| vector::rms_norm(set, row, weight, eps));
-    });
-    Ok(out)
 }
 
 /// `sums += numbers`, over threads.
@@ -294,11 +307,4 @@ fn add(sums: &mut [f32], numbers: &[f32]) -> Result<()> {
     let chunks = sums.par_chunks_mut(ELEMENTS_PER_TASK).zip(numbers.par_chunks(ELEMENTS_PER_TASK));
     chunks.for_each(|(sums, numbers)| vector::add_assign(set, sums, numbers));
     Ok(())
-}
-
-/// `up *= silu(gate)`, over threads.
-fn silu_mul(gate: &[f32], up: &mut [f32]) {
-    let set = instruction_set();
-    let chunks = up.par_chunks_mut(ELEMENTS_PER_TASK).zip(gate.par_chunks(ELEMENTS_PER_TASK));
-    chunks.for_each(|(up, gate)| vector::silu_mul(set, gate, up));
 }

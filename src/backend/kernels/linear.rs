@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::buffers::{Buffer, Buffers};
 use crate::error::{Error, Result};
 use crate::kernels::quant::{Activations, Compute, Inputs, WeightMatrix};
 use crate::kernels::simd::InstructionSet;
@@ -48,12 +49,12 @@ impl KernelLinear {
     /// # Errors
     /// [`Error::Shape`] if the sizes do not fit; [`Error::Interrupted`] if a [stop] is requested while it works on several
     /// rows.
-    pub(super) fn forward(&self, x: &Inputs<'_>) -> Result<Vec<f32>> {
+    pub(super) fn forward(&self, x: &Inputs<'_>, buffers: &Buffers) -> Result<Buffer> {
         let (rows, cols) = (self.matrix.rows(), self.matrix.cols());
         if x.cols() != cols {
             return Err(Error::shape("a linear layer's input", format!("rows of {cols}"), x.cols()));
         }
-        let mut y = vec![0.0; x.count() * rows];
+        let mut y = buffers.take(x.count() * rows);
         self.matrix.matmul(x, &mut y);
         if x.count() > 1 {
             stop::check()?; // or the product may not be whole

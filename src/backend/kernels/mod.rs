@@ -2,6 +2,7 @@
 //!
 //! Tokens are decoded on a team of threads ([`step`]); prompts go through [`forward`].
 
+mod buffers;
 mod forward;
 mod head;
 mod linear;
@@ -14,6 +15,7 @@ pub use rows::{KernelLayer, KernelRows};
 
 use crate::arch::{HeadLayout, LlamaConfig, Rope};
 use crate::kernels::quant::Compute;
+use buffers::Buffers;
 
 /// The CPU's own kernels.
 #[derive(Debug, Clone)]
@@ -25,6 +27,7 @@ pub struct Kernels {
     /// Numbers of a position's rotations.
     half: usize,
     compute: Compute,
+    buffers: Buffers,
 }
 
 impl Kernels {
@@ -39,6 +42,7 @@ impl Kernels {
             rope: Rope::new(&config.rope),
             half: config.rope.dim / 2,
             compute,
+            buffers: Buffers::default(),
         }
     }
 }

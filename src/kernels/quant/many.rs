@@ -9,8 +9,11 @@
 
 mod strips;
 
+use std::cell::RefCell;
+
 use rayon::prelude::*;
 
+use super::inputs::Source;
 use super::{Rows, WeightFormat};
 use crate::kernels::blocks::{Iq4Nl, Iq4Xs, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use crate::kernels::gemm::MatrixMut;
@@ -45,7 +48,7 @@ pub(super) struct ManyFormat {
     set: InstructionSet,
     /// What activations are rounded for: formats with the same share them.
     kind: Kind,
-    round: fn(InstructionSet, &[f32], usize) -> RoundedRows,
+    round: fn(InstructionSet, Source<'_>, usize) -> RoundedRows,
     multiply: fn(&RoundedRows, Rows<'_>, &mut Strips, &mut MatrixMut<'_>),
 }
 
@@ -85,7 +88,7 @@ impl ManyFormat {
     /// Rounds rows of activations, over threads.
     ///
     /// * `x`: `[count, cols]`
-    pub fn round(self, x: &[f32], cols: usize) -> RoundedRows {
+    pub fn round(self, x: Source<'_>, cols: usize) -> RoundedRows {
         (self.round)(self.set, x, cols)
     }
 
@@ -129,7 +132,7 @@ pub(super) struct RoundedRows {
 
 impl RoundedRows {
     /// * `x`: `[count, cols]`, with whole groups
-    fn new<F: Format>(set: InstructionSet, x: &[f32], cols: usize) -> Self {
+    fn new<F: Format>(set: InstructionSet, x: Source<'_>, cols: usize) -> Self {
         assert!(
             cols > 0 && cols.is_multiple_of(F::RUN) && x.len().is_multiple_of(cols),
             "{} in rows of {cols}",
@@ -143,18 +146,23 @@ impl RoundedRows {
             cols,
             kind: Kind::of::<F>(),
             bytes: vec![[0; 4]; rows * cols / 4],
-            scales: vec![NO_SCALE; rows * groups],
-            starts: vec![START; rows * groups],
+            // Zeros are mapped when they are first written to, by the thread that does.
+            scales: vec![[0.0; 2]; rows * groups],
+            starts: vec![0; rows * groups],
             sums: vec![0.0; if F::HAS_OFFSETS { rows * groups } else { 0 }],
         };
         let size = tile * groups;
-        let tiles = x.par_chunks(tile * cols).zip(rounded.bytes.par_chunks_mut(tile * cols / 4));
+        let tiles = (0..count).into_par_iter().step_by(tile).zip(rounded.bytes.par_chunks_mut(tile * cols / 4));
         let scales = rounded.scales.par_chunks_mut(size).zip(rounded.starts.par_chunks_mut(size));
         // Where there are no sums, each tile gets none of them.
         let mut no_sums = vec![[0.0_f32; 0]; if F::HAS_OFFSETS { 0 } else { rows / tile }];
         let sums = rounded.sums.par_chunks_mut(size).chain(no_sums.par_iter_mut().map(|none| &mut none[..]));
-        tiles.zip(scales).zip(sums).for_each(|(((x, bytes), (scales, starts)), sums)| {
-            round_tile::<F>(set, RoundTile { x, cols, tile, bytes, scales, starts, sums });
+        tiles.zip(scales).zip(sums).for_each_init(Vec::new, |buffer, (((first, bytes), (scales, starts)), sums)| {
+            starts.fill(START); // of rows that lack, too: others than the bits of floats are slow
+            for row in first..(first + tile).min(count) {
+                let x = x.part(set, row * cols..(row + 1) * cols, buffer);
+                round_row::<F>(set, RoundRow { x, row: row - first, tile, bytes, scales, starts, sums });
+            }
         });
         rounded
     }
@@ -182,19 +190,22 @@ impl RoundedRows {
     }
 }
 
-/// A scale, and what takes [`ROUND`] off of what is multiplied with it.
-#[derive(Clone, Copy)]
-struct Scale {
-    factor: f32,
-    /// `-ROUND * factor`
-    term: f32,
-}
-
-const NO_SCALE: Scale = Scale { factor: 0.0, term: 0.0 };
+/// A scale, and what takes [`ROUND`] off of what is multiplied with it: `-ROUND` times the scale.
+type Scale = [f32; 2];
 
 /// Where panels are unpacked to; kept for reuse.
 #[derive(Default)]
 pub(super) struct PanelBuffers(Strips);
+
+impl PanelBuffers {
+    /// Works with the calling thread's.
+    pub fn with<T>(work: impl FnOnce(&mut Self) -> T) -> T {
+        thread_local! {
+            static BUFFERS: RefCell<PanelBuffers> = RefCell::default();
+        }
+        BUFFERS.with_borrow_mut(work)
+    }
+}
 
 /// Rows of a tile on an instruction set.
 fn tile_rows(set: InstructionSet) -> usize {
@@ -207,10 +218,12 @@ const WIDE_ROWS: usize = 7;
 /// Rows of a tile where there are fewer registers.
 const NARROW_ROWS: usize = 3;
 
-/// A tile of activations and where it is rounded to, see [`RoundedRows`].
-struct RoundTile<'a> {
+/// A row of activations and the tile that it is rounded to, see [`RoundedRows`].
+struct RoundRow<'a> {
     x: &'a [f32],
-    cols: usize,
+    /// Of the tile.
+    row: usize,
+    /// Rows of the tile.
     tile: usize,
     bytes: &'a mut [[u8; 4]],
     scales: &'a mut [Scale],
@@ -220,49 +233,51 @@ struct RoundTile<'a> {
 }
 
 multiversion! {
-    /// Rounds the rows of a tile.
-    fn round_tile<F: Format>(work: RoundTile<'_>) = round_tile_body;
+    /// Rounds a row of a tile.
+    fn round_row<F: Format>(work: RoundRow<'_>) = round_row_body;
 }
 
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation)] // to 8 bits
-fn round_tile_body<L: Lanes, F: Format>(work: RoundTile<'_>) {
-    let RoundTile { x, cols, tile, bytes, scales, starts, sums } = work;
+fn round_row_body<L: Lanes, F: Format>(work: RoundRow<'_>) {
+    let RoundRow { x, row, tile, bytes, scales, starts, sums } = work;
     let mut rounded = vec![[0; 4]; F::RUN / 4];
-    for (row, x) in x.chunks_exact(cols).enumerate() {
-        // NaN if there is anything that no byte can say.
-        let nothing = x.as_chunks::<LANES>().0.iter().fold(L::splat(0.0), |n, x| L::load(x).mul_add(L::splat(0.0), n));
-        let nothing = nothing.sum();
-        for (group, x) in x.chunks_exact(F::RUN).enumerate() {
-            let x = x.as_chunks::<LANES>().0;
-            let [mut largest, mut sum] = [L::splat(0.0); 2];
-            for x in x {
-                largest = L::load(x).abs().max(largest);
-            }
-            let largest = largest.largest();
-            let inverse = L::splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
-            for (x, rounded) in x.iter().zip(rounded.as_flattened_mut().as_chunks_mut::<LANES>().0) {
-                let moved = L::load(x).mul_add(inverse, L::splat(ROUND));
-                sum = sum.add(moved.sub(L::splat(ROUND)));
-                let mut numbers = [0.0; LANES];
-                moved.store(&mut numbers);
-                for (rounded, number) in rounded.iter_mut().zip(numbers) {
-                    *rounded = number.to_bits() as u8;
-                }
-            }
-            let at = group * tile + row;
-            let factor = f32::from_bits((largest / 127.0).to_bits() & SCALE_BITS) + nothing;
-            scales[at] = Scale { factor, term: -ROUND * factor };
-            let sum = sum.sum();
-            starts[at] = START - i32::from(F::ZERO) * sum as i32;
-            if F::HAS_OFFSETS {
-                sums[at] = sum * factor;
-            }
-            let fours = bytes[group * F::RUN / 4 * tile..].chunks_exact_mut(tile);
-            for (fours, &rounded) in fours.zip(&rounded) {
-                fours[row] = rounded;
+    // NaN if there is anything that no byte can say.
+    let mut nothing = L::splat(0.0);
+    for (group, x) in x.chunks_exact(F::RUN).enumerate() {
+        let x = x.as_chunks::<LANES>().0;
+        let [mut largest, mut sum] = [L::splat(0.0); 2];
+        for x in x {
+            let x = L::load(x);
+            largest = x.abs().max(largest);
+            nothing = x.mul_add(L::splat(0.0), nothing);
+        }
+        let largest = largest.largest();
+        let inverse = L::splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
+        for (x, rounded) in x.iter().zip(rounded.as_flattened_mut().as_chunks_mut::<LANES>().0) {
+            let moved = L::load(x).mul_add(inverse, L::splat(ROUND));
+            sum = sum.add(moved.sub(L::splat(ROUND)));
+            let mut numbers = [0.0; LANES];
+            moved.store(&mut numbers);
+            for (rounded, number) in rounded.iter_mut().zip(numbers) {
+                *rounded = number.to_bits() as u8;
             }
         }
+        let at = group * tile + row;
+        let factor = f32::from_bits((largest / 127.0).to_bits() & SCALE_BITS);
+        scales[at] = [factor, -ROUND * factor];
+        let sum = sum.sum();
+        starts[at] = START - i32::from(F::ZERO) * sum as i32;
+        if F::HAS_OFFSETS {
+            sums[at] = sum * factor;
+        }
+        let fours = bytes[group * F::RUN / 4 * tile..].chunks_exact_mut(tile);
+        for (fours, &rounded) in fours.zip(&rounded) {
+            fours[row] = rounded;
+        }
+    }
+    if nothing.sum().is_nan() {
+        scales[row] = [f32::NAN; 2]; // every product with the row has it in it
     }
 }
 
@@ -347,8 +362,7 @@ fn multiply_tile<L: Lanes, F: Format, const ROWS: usize, const WIDTH: usize>(
             own_scales[vector] = L::load(&weight_scales[group][first + vector]);
         }
         for row in 0..ROWS {
-            let Scale { factor, term } = scales[group][row];
-            let [factor, term] = [L::splat(factor), L::splat(term)];
+            let [factor, term] = scales[group][row].map(L::splat);
             for vector in 0..WIDTH {
                 let moved = L::as_floats(products[row][vector]);
                 let product =
@@ -461,7 +475,7 @@ mod tests {
         let mut wide = vec![0.0; rows * COLS];
         dequantize(dtype, &data, &mut wide);
         let format = ManyFormat::new(set, dtype).unwrap();
-        let x = format.round(x, COLS);
+        let x = format.round(Source::Rows(x), COLS);
         let mut out = vec![f32::NAN; x.count() * rows];
         let (row_bytes, mut buffers) = (data.len() / rows, PanelBuffers::default());
         for panel_rows in [x.panel_rows(rows, 1), STRIP] {
@@ -532,7 +546,7 @@ mod tests {
                 dequantize(dtype, &data, &mut wide);
                 let x = vec![sign * 127.0; COLS];
                 let format = ManyFormat::new(set, dtype).unwrap();
-                let x_bytes = format.round(&x, COLS);
+                let x_bytes = format.round(Source::Rows(&x), COLS);
                 let mut out = vec![f32::NAN; rows];
                 let panel = Rows { data: &data, row_bytes: data.len() / rows, count: rows };
                 format.multiply(
@@ -555,7 +569,9 @@ mod tests {
 
     #[test]
     fn panels_cover_all_rows_about_equally() {
-        let x = ManyFormat::new(InstructionSet::PORTABLE, WeightFormat::Q4_0).unwrap().round(&[0.0; 1536], 1536);
+        let x = ManyFormat::new(InstructionSet::PORTABLE, WeightFormat::Q4_0)
+            .unwrap()
+            .round(Source::Rows(&[0.0; 1536]), 1536);
         for (rows, threads, expected) in
             [(1, 1, 32), (256, 2, 128), (1536, 2, 256), (8960, 2, 256), (8960, 64, 160), (0, 2, 32)]
         {

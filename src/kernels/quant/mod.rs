@@ -13,15 +13,14 @@ mod digits;
 mod dot;
 mod floats;
 mod format;
+mod inputs;
 mod many;
 mod rounded;
 #[cfg(test)]
 mod samples;
 mod widened;
 
-use std::cell::{OnceCell, RefCell};
 use std::ops::Range;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use candle_core::quantized::k_quants::{
@@ -33,6 +32,7 @@ use rayon::prelude::*;
 pub use dot::Activations;
 use floats::{Buffers, PackedRows};
 pub use format::WeightFormat;
+pub use inputs::Inputs;
 use many::{ManyFormat, PanelBuffers, RoundedRows};
 
 use super::blocks::{self, Iq4Nl, Iq4Xs, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
@@ -77,60 +77,6 @@ impl Compute {
             Self::Exact => "exact",
             Self::Fast => "fast",
         }
-    }
-}
-
-/// Rows of activations, `[count, cols]`, that several matrices are multiplied with: what is prepared for one is there for
-/// the next.
-pub struct Inputs<'a> {
-    compute: Compute,
-    x: &'a [f32],
-    cols: usize,
-    rounded: RefCell<Vec<Rc<RoundedRows>>>,
-    packed: OnceCell<PackedRows>,
-}
-
-impl std::fmt::Debug for Inputs<'_> {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "Inputs({:?} {} x {})", self.compute, self.count(), self.cols)
-    }
-}
-
-impl<'a> Inputs<'a> {
-    /// # Panics
-    /// If they are not whole rows.
-    #[must_use]
-    pub fn new(compute: Compute, x: &'a [f32], cols: usize) -> Self {
-        assert!(cols > 0 && x.len().is_multiple_of(cols), "{} activations in rows of {cols}", x.len());
-        Self { compute, x, cols, rounded: RefCell::default(), packed: OnceCell::new() }
-    }
-
-    /// Rows of activations.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.x.len() / self.cols
-    }
-
-    /// Numbers in a row.
-    #[must_use]
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
-
-    /// They, rounded for matrices of a format.
-    fn rounded(&self, format: ManyFormat) -> Rc<RoundedRows> {
-        let mut rounded = self.rounded.borrow_mut();
-        if let Some(rounded) = rounded.iter().find(|rounded| format.takes(rounded)) {
-            return Rc::clone(rounded);
-        }
-        let new = Rc::new(format.round(self.x, self.cols));
-        rounded.push(Rc::clone(&new));
-        new
-    }
-
-    /// They, for products in f32.
-    fn packed(&self, set: InstructionSet) -> &PackedRows {
-        self.packed.get_or_init(|| PackedRows::new(set, self.x, self.cols))
     }
 }
 
@@ -293,20 +239,20 @@ impl WeightMatrix {
     /// If a size does not fit.
     pub fn matmul(&self, x: &Inputs<'_>, out: &mut [f32]) {
         assert!(
-            x.cols == self.cols && x.count().checked_mul(self.rows) == Some(out.len()),
+            x.cols() == self.cols && x.count().checked_mul(self.rows) == Some(out.len()),
             "sizes of a matrix product: {x:?}, {self:?}, {} results",
             out.len()
         );
         // Loops over bytes, without instructions for them, are slower than products of f32.
-        let (set, is_fast) = (instruction_set(), x.compute == Compute::Fast);
+        let (set, is_fast) = (instruction_set(), x.compute() == Compute::Fast);
         let many = ManyFormat::new(set, self.dtype).filter(|_| is_fast && set > InstructionSet::PORTABLE);
         match (x.count(), many) {
             (0, _) => {}
-            (1, _) => self.matvec(x.compute, x.x, out),
+            (1, _) => self.matvec(x.compute(), x.numbers(), out),
             (count, _) if count <= self.few_rows() => self.matmul_few(x, out),
             (_, Some(format)) => self.matmul_many(format, &x.rounded(format), out),
             (_, None) if set > InstructionSet::PORTABLE => self.matmul_floats(x.packed(set), out),
-            (count, None) => self.matmul_panels(x.x, count, out),
+            (count, None) => self.matmul_panels(x.numbers(), count, out),
         }
     }
 
@@ -314,16 +260,17 @@ impl WeightMatrix {
         let (panel_rows, row_bytes) = (x.panel_rows(self.rows, rayon::current_num_threads()), self.row_bytes());
         let views = MatrixMut::new(out, x.count(), self.rows, self.rows).split_columns(panel_rows);
         let panels = self.data().par_chunks(panel_rows * row_bytes).zip(views);
-        panels.for_each_init(PanelBuffers::default, |buffers, (data, mut view)| {
+        panels.for_each(|(data, mut view)| {
             if !crate::stop::is_requested() {
-                format.multiply(x, Rows { data, row_bytes, count: data.len() / row_bytes }, buffers, &mut view);
+                let rows = Rows { data, row_bytes, count: data.len() / row_bytes };
+                PanelBuffers::with(|buffers| format.multiply(x, rows, buffers, &mut view));
             }
         });
     }
 
     fn matmul_few(&self, x: &Inputs<'_>, out: &mut [f32]) {
         let mut activations = Activations::default();
-        activations.prepare(instruction_set(), x.compute, self.dtype, x.x, self.cols);
+        activations.prepare(instruction_set(), x.compute(), self.dtype, x.numbers(), self.cols);
         let tasks: Vec<Range<usize>> =
             (0..self.rows).step_by(ROWS_PER_TASK).map(|first| first..(first + ROWS_PER_TASK).min(self.rows)).collect();
         let products = |rows: &Range<usize>| {

@@ -312,7 +312,11 @@ impl<'a, B: Backend> Case<'a, B> {
                 let line = self.line("logits");
                 let logits = observer.run(line, || (), |()| backend.logits(&self.weights, &after).unwrap());
                 let last = widen(&made.finished[(len - 1) * HIDDEN..]);
-                observer.compare(line, &logits, || product(&self.plain.head, &self.plain.normed(&last, 2)), EXACT);
+                let expected = || product(&self.plain.head, &self.plain.normed(&last, 2));
+                observer.compare(line, &logits, expected, EXACT);
+                let (stream, out) = backend.last_row(&stream, attend(before()).1).unwrap();
+                let alone = backend.finish(block, &stream, out).unwrap();
+                observer.compare(line, &backend.logits(&self.weights, &alone).unwrap(), expected, EXACT);
             }
             chunks.push((start, chunk));
         }
