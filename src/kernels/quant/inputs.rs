@@ -1,7 +1,6 @@
 //! Rows of activations that matrices are multiplied with, and what is prepared of them.
 
 use std::cell::{OnceCell, RefCell};
-use std::ops::Range;
 use std::rc::Rc;
 
 use rayon::prelude::*;
@@ -9,6 +8,7 @@ use rayon::prelude::*;
 use super::Compute;
 use super::floats::PackedRows;
 use super::many::{ManyFormat, RoundedRows};
+use super::source::Source;
 use crate::kernels::simd::InstructionSet;
 use crate::kernels::vector::{self, instruction_set};
 
@@ -122,41 +122,6 @@ impl<'a> Inputs<'a> {
     /// They, for products in f32.
     pub(super) fn packed(&self, set: InstructionSet) -> &PackedRows {
         self.packed.get_or_init(|| PackedRows::new(set, self.numbers(), self.cols))
-    }
-}
-
-/// Where activations come from when they are rounded.
-#[derive(Clone, Copy)]
-pub(super) enum Source<'a> {
-    Rows(&'a [f32]),
-    /// See [`Inputs::gated`].
-    Gated {
-        gate: &'a [f32],
-        up: &'a [f32],
-    },
-}
-
-impl<'a> Source<'a> {
-    /// Numbers in all.
-    pub fn len(self) -> usize {
-        match self {
-            Self::Rows(x) | Self::Gated { up: x, .. } => x.len(),
-        }
-    }
-
-    /// Some of them, in a buffer if they have to be computed.
-    pub fn part<'b>(self, set: InstructionSet, range: Range<usize>, buffer: &'b mut Vec<f32>) -> &'b [f32]
-    where
-        'a: 'b,
-    {
-        match self {
-            Self::Rows(x) => &x[range],
-            Self::Gated { gate, up } => {
-                up[range.clone()].clone_into(buffer);
-                vector::silu_mul(set, &gate[range], buffer);
-                buffer
-            }
-        }
     }
 }
 

@@ -13,7 +13,7 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::inputs::Source;
+use super::source::Source;
 use super::{Rows, WeightFormat};
 use crate::kernels::blocks::{Iq4Nl, Iq4Xs, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use crate::kernels::gemm::MatrixMut;

@@ -18,6 +18,7 @@ mod many;
 mod rounded;
 #[cfg(test)]
 mod samples;
+mod source;
 mod widened;
 
 use std::ops::Range;

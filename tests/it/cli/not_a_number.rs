@@ -68,8 +68,11 @@ fn a_prompt_that_gives_no_numbers_is_an_error_that_says_which_layer_and_position
     lab.refuses(&[&generate[..], &candle].concat()).status(1).names("token 3, which is at position 2");
 
     for (weight, number) in [("blk.0.attn_v.weight", f32::NAN), ("blk.0.ffn_gate.weight", f32::INFINITY)] {
-        let lab = self::lab(model().spoil_weight(weight, "e", number));
+        let lab = self::lab(model().second_layer().spoil_weight(weight, "e", number));
         lab.refuses(&generate).status(1).names("the output of layer 0 at ").names("3 positions");
+        // Of the last layer, only the last row is computed.
+        let lab = self::lab(model().spoil_weight(weight, "e", number));
+        lab.refuses(&generate).status(1).names("the output of layer 0 at position 2");
         // On a device, nothing is looked at but the scores.
         lab.refuses(&[&generate[..], &candle].concat()).status(1).names("scores for the token at position 3");
     }

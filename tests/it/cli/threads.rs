@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
+use std::time::Duration;
 
 use super::mishaps::tiny;
 use super::{Lab, MODEL, succeeds};
@@ -84,6 +85,10 @@ fn help_says_what_is_chosen() {
     }
 }
 
+fn count_of(names: &[String], prefix: &str) -> usize {
+    names.iter().filter(|name| name.starts_with(prefix)).count()
+}
+
 /// Names of a process's threads.
 fn threads(child: &Child) -> Vec<String> {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).unwrap().flatten();
@@ -103,13 +108,20 @@ fn all_pools_have_as_many_threads() {
             let options = ["--backend", backend, "--threads", &number];
             let mut child = lab.command(&[&args[..], &options].concat()).spawn().unwrap();
             child.stdout.as_mut().unwrap().read_exact(&mut [0; 4]).unwrap();
-            let names = threads(&child);
+            let expected = if backend == "kernels" { [count - 1, 0] } else { [0, count - 1] };
+            // A thread gives itself its name, some time after it is started.
+            let mut names = threads(&child);
+            for _ in 0..500 {
+                if ["team-", "candle-bp-"].map(|prefix| count_of(&names, prefix)) == expected {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+                names = threads(&child);
+            }
             child.kill().unwrap();
             child.wait().unwrap();
-            let named = |prefix: &str| names.iter().filter(|name| name.starts_with(prefix)).count();
-            let [team, candle] = ["team-", "candle-bp-"].map(named);
-            let (team_expected, candle_expected) = if backend == "kernels" { (count - 1, 0) } else { (0, count - 1) };
-            assert_eq!((team, candle), (team_expected, candle_expected), "{backend}, {count} threads: {names:?}");
+            let [team, candle] = ["team-", "candle-bp-"].map(|prefix| count_of(&names, prefix));
+            assert_eq!([team, candle], expected, "{backend}, {count} threads: {names:?}");
             // The first thread, and rayon's.
             assert_eq!(names.len() - team - candle, 1 + count, "{backend}, {count} threads: {names:?}");
         }

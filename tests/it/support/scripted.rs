@@ -1,4 +1,4 @@
-//! A one-layer model in GGUF that says what it is told to: each token is followed by the one that a script names.
+//! A model of one layer, or two, in GGUF that says what it is told to: each token is followed by the one that a script names.
 //!
 //! Every token's vector is a unit of its own, attention and feed-forward add nothing, and the output's rows say which
 //! token follows which. Tokens that nothing follows are followed by any token with equal probability.
@@ -113,6 +113,15 @@ impl Scripted {
         let id = self.id(token);
         self.weight(name)[id] = number;
         self
+    }
+
+    /// Adds a layer that is as the first one is now.
+    pub fn second_layer(&mut self) -> &mut Self {
+        let first: Vec<_> = self.weights.iter().filter(|(name, ..)| name.starts_with("blk.0.")).cloned().collect();
+        let copies =
+            first.into_iter().map(|(name, numbers, dims)| (&*name.replace("blk.0.", "blk.1.").leak(), numbers, dims));
+        self.weights.extend(copies);
+        self.meta("llama.block_count", Value::U32(2))
     }
 
     pub fn meta(&mut self, key: &'static str, value: Value) -> &mut Self {
