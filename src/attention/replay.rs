@@ -34,7 +34,8 @@ const MAX_FULL_ROWS: usize = 256;
 /// Where a row's near keys lie, in positions from its original.
 const NEAR: RangeInclusive<isize> = -2..=7;
 
-/// Parts of a head's chunks that threads take; a fixed number, so that sums do not depend on how many there are.
+/// Parts of a head's chunks, or of a projection's rows, that threads take; a fixed number, so that sums do not depend on how
+/// many there are.
 const SECTIONS: usize = 4;
 
 /// Numbers of a projection's rows that are widened at a time: they stay in a core's cache.
@@ -268,14 +269,17 @@ pub fn squared_outputs(
         }
         return Ok(heads);
     }
-    let mut weights = vec![0.0; hidden_size * layout.query_width()];
-    let panels = weights.par_chunks_mut(panel_rows * layout.query_width()).enumerate();
-    panels.try_for_each_init(Vec::new, |buffer, (index, weights)| -> Result<()> {
-        panel(index * panel_rows, panel_rows, buffer)?;
-        weights.copy_from_slice(buffer);
-        Ok(())
-    })?;
-    Ok((0..layout.num_heads).into_par_iter().map(|head| squared_by_gram(layout, &weights, values, head)).collect())
+    let panels = hidden_size.div_ceil(panel_rows);
+    let section = |section: usize| -> Result<Vec<f32>> {
+        let (mut grams, mut buffer) = (vec![0.0; layout.query_width() * layout.head_dim], Vec::new());
+        for index in section * panels / SECTIONS..(section + 1) * panels / SECTIONS {
+            panel(index * panel_rows, panel_rows, &mut buffer)?;
+            add_grams(layout, &buffer, &mut grams);
+        }
+        Ok(grams)
+    };
+    let sections: Vec<Vec<f32>> = (0..SECTIONS).into_par_iter().with_max_len(1).map(section).collect::<Result<_>>()?;
+    Ok((0..layout.num_heads).into_par_iter().map(|head| squared_by_gram(layout, &sections, values, head)).collect())
 }
 
 /// [`squared_outputs`] over some rows of the projection, each value multiplied with them.
@@ -294,18 +298,33 @@ fn squared_products(layout: HeadLayout, weights: &[f32], values: &[Vec<f32>]) ->
     (0..layout.num_heads).map(of_head).collect()
 }
 
-/// [`squared_outputs`] of one head as `v^T (W^T W) v`.
-fn squared_by_gram(layout: HeadLayout, weights: &[f32], values: &[Vec<f32>], head: usize) -> Vec<f32> {
+/// Adds what some rows of the projection are of each head's `W^T W`.
+///
+/// * `grams`: `[num_heads, head_dim, head_dim]`
+fn add_grams(layout: HeadLayout, weights: &[f32], grams: &mut [f32]) {
     let (head_dim, width) = (layout.head_dim, layout.query_width());
-    let own = Matrix::new(&weights[head * head_dim..], weights.len() / width, head_dim, width);
+    for (head, gram) in grams.chunks_exact_mut(head_dim * head_dim).enumerate() {
+        let own = Matrix::new(&weights[head * head_dim..], weights.len() / width, head_dim, width);
+        MatrixMut::new(gram, head_dim, head_dim, head_dim).add_product(own.transposed(), own);
+    }
+}
+
+/// [`squared_outputs`] of one head as `v^T (W^T W) v`.
+///
+/// * `sections`: of which each holds all heads' `W^T W` over other rows of `W`
+fn squared_by_gram(layout: HeadLayout, sections: &[Vec<f32>], values: &[Vec<f32>], head: usize) -> Vec<f32> {
+    let (head_dim, set) = (layout.head_dim, instruction_set());
+    let size = head_dim * head_dim;
+    let mut gram = vec![0.0; size];
+    for grams in sections {
+        vector::add_assign(set, &mut gram, &grams[head * size..(head + 1) * size]);
+    }
     let values = &values[head / layout.group_size()];
     let len = values.len() / head_dim;
-    let mut gram = vec![0.0; head_dim * head_dim];
-    MatrixMut::new(&mut gram, head_dim, head_dim, head_dim).set_product(own.transposed(), own, 1.0);
     let gram = Matrix::new(&gram, head_dim, head_dim, head_dim);
     let mut products = vec![0.0; values.len()];
     let rows = Matrix::new(values, len, head_dim, head_dim);
     MatrixMut::new(&mut products, len, head_dim, head_dim).set_product(rows, gram, 1.0);
     let pairs = products.chunks_exact(head_dim).zip(values.chunks_exact(head_dim));
-    pairs.map(|(product, value)| vector::dot(instruction_set(), product, value).max(0.0)).collect()
+    pairs.map(|(product, value)| vector::dot(set, product, value).max(0.0)).collect()
 }

@@ -100,6 +100,18 @@ impl<'a> MatrixMut<'a> {
     /// # Panics
     /// If the shapes do not fit: `lhs` `[rows, inner]`, `rhs` `[inner, cols]`.
     pub fn set_product(&mut self, lhs: Matrix<'_>, rhs: Matrix<'_>, scale: f32) {
+        self.product(lhs, rhs, scale, false);
+    }
+
+    /// Adds `lhs * rhs` to this view, on the calling thread.
+    ///
+    /// # Panics
+    /// As [`set_product`](Self::set_product).
+    pub fn add_product(&mut self, lhs: Matrix<'_>, rhs: Matrix<'_>) {
+        self.product(lhs, rhs, 1.0, true);
+    }
+
+    fn product(&mut self, lhs: Matrix<'_>, rhs: Matrix<'_>, scale: f32, is_added: bool) {
         assert_eq!((lhs.rows, rhs.cols, lhs.cols), (self.rows, self.cols, rhs.rows), "matrix product of these shapes");
         if self.rows == 0 || self.cols == 0 {
             return;
@@ -115,14 +127,14 @@ impl<'a> MatrixMut<'a> {
                 self.data,
                 1,
                 self.row_stride as isize,
-                false,
+                is_added,
                 lhs.data.as_ptr(),
                 lhs.col_stride as isize,
                 lhs.row_stride as isize,
                 rhs.data.as_ptr(),
                 rhs.col_stride as isize,
                 rhs.row_stride as isize,
-                0.0,
+                f32::from(u8::from(is_added)),
                 scale,
                 false,
                 false,

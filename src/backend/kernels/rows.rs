@@ -1,5 +1,7 @@
 //! One layer's rows in memory, head by head, as the CPU kernels read them.
 
+use rayon::prelude::*;
+
 use super::head::HeadCache;
 use crate::attention::HeadLayout;
 use crate::attention::prompt_rows::{PromptKv, PromptRows};
@@ -90,9 +92,10 @@ impl Rows for KernelRows {
             }
             _ => {}
         }
-        let mut key = vec![0.0; self.layout.head_dim];
-        let mut value = vec![0.0; self.layout.head_dim];
-        for (kv_head, (head, plan)) in self.heads.iter_mut().zip(&plan.heads).enumerate() {
+        let head_dim = self.layout.head_dim;
+        let heads = self.heads.par_iter_mut().zip(&plan.heads).enumerate();
+        heads.try_for_each(|(kv_head, (head, plan))| {
+            let [mut key, mut value] = [(); 2].map(|()| vec![0.0; head_dim]);
             let past = head.len();
             head.keep_rows(&plan.stay);
             head.reserve_exact(plan.prompt.len());
@@ -104,8 +107,8 @@ impl Rows for KernelRows {
                 }
             }
             head.shrink_to_fit();
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn evict(&mut self, _: &Ledger, steps: &[HeadStep]) -> Result<()> {
