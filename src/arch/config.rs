@@ -62,7 +62,7 @@ impl RopeSettings {
     }
 }
 
-/// Sizes and constants of a LLaMA model. Names follow Hugging Face's `config.json` where it has one.
+/// Sizes and constants of a LLaMA model, or of one that differs from it by these. Names follow Hugging Face's `config.json` where it has one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LlamaConfig {
     /// Width of the residual stream.
@@ -73,6 +73,8 @@ pub struct LlamaConfig {
     pub num_layers: usize,
     /// Query heads, key/value heads and their dimension.
     pub heads: HeadLayout,
+    /// Whether queries and keys are normalised, head by head, before they are rotated (Qwen 3).
+    pub head_norms: bool,
     /// Number of token ids.
     pub vocab_size: usize,
     /// Added to the mean square before the root.

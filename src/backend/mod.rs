@@ -50,7 +50,7 @@ impl Default for BackendKind {
 pub trait Backend: fmt::Debug + Clone + Send + Sync + 'static {
     /// `y = x W^T + b`, with weights `[out_features, in_features]`.
     type Linear: fmt::Debug + Clone + Send + Sync;
-    /// A norm's weight, `[hidden_size]`.
+    /// A norm's weight, `[hidden_size]` or `[head_dim]`.
     type Vector: fmt::Debug + Clone + Send + Sync;
     /// The residual stream of some tokens, `[seq_len, hidden_size]`.
     type Hidden;
@@ -406,6 +406,7 @@ impl<B: Backend> Weights<B> {
         let (queries, kv) = (heads.query_width(), heads.kv_width());
         let mut linears = vec![(&self.lm_head, (vocab_size, hidden_size))];
         let mut norms = vec![&self.norm];
+        let mut head_norms = Vec::new();
         for block in &self.blocks {
             linears.extend([
                 (&block.q_proj, (queries, hidden_size)),
@@ -417,6 +418,7 @@ impl<B: Backend> Weights<B> {
                 (&block.down_proj, (hidden_size, intermediate_size)),
             ]);
             norms.extend([&block.input_layernorm, &block.post_attention_layernorm]);
+            head_norms.extend([&block.q_norm, &block.k_norm]);
         }
         let table = (self.embed_tokens.0.rows(), self.embed_tokens.0.cols());
         let found = linears.into_iter().map(|(linear, expected)| (B::shape(linear), expected));
@@ -424,8 +426,12 @@ impl<B: Backend> Weights<B> {
         if let Some((found, expected)) = found.into_iter().find(|(found, expected)| found != expected) {
             return Err(Error::shape("a weight matrix", expected, found));
         }
-        match norms.into_iter().map(B::len).find(|&len| len != hidden_size) {
-            Some(len) => Err(Error::shape("a norm's weight", hidden_size, len)),
+        if let Some(len) = norms.into_iter().map(B::len).find(|&len| len != hidden_size) {
+            return Err(Error::shape("a norm's weight", hidden_size, len));
+        }
+        let expected = config.head_norms.then_some(heads.head_dim);
+        match head_norms.into_iter().map(|norm| norm.as_ref().map(B::len)).find(|&len| len != expected) {
+            Some(len) => Err(Error::shape("a norm's weight of heads", format!("{expected:?}"), format!("{len:?}"))),
             None => Ok(()),
         }
     }
@@ -436,6 +442,10 @@ impl<B: Backend> Weights<B> {
 pub struct Block<B: Backend> {
     /// `[hidden_size]`
     pub input_layernorm: B::Vector,
+    /// `[head_dim]`, of each query head before it is rotated; where [`LlamaConfig::head_norms`] says so.
+    pub q_norm: Option<B::Vector>,
+    /// `[head_dim]`, of each key as of queries.
+    pub k_norm: Option<B::Vector>,
     /// `[num_heads * head_dim, hidden_size]`
     pub q_proj: B::Linear,
     /// `[num_kv_heads * head_dim, hidden_size]`

@@ -1,7 +1,7 @@
-//! Hugging Face's `config.json` and `generation_config.json`: which LLaMA they describe.
+//! Hugging Face's `config.json` and `generation_config.json`: which LLaMA, or which of its relatives, they describe.
 //!
-//! Meaning and defaults of the keys: `configuration_llama.py`, `configuration_mistral.py` and `modeling_rope_utils.py`
-//! of <https://github.com/huggingface/transformers> (version 5.23; older spellings of the rotary settings are read as
+//! Meaning and defaults of the keys: `configuration_llama.py`, `configuration_mistral.py`, `configuration_qwen2.py`,
+//! `configuration_qwen3.py` and `modeling_rope_utils.py` of <https://github.com/huggingface/transformers> (version 5.23; older spellings of the rotary settings are read as
 //! well). A key that would change what is computed, and is not computed here, is refused by name. Not for: weights (see
 //! [`super::weights`]) and tokenizers.
 
@@ -75,9 +75,13 @@ const OTHERS: [&str; 44] = [
 /// transformers' `max_position_embeddings` where there is none.
 const LLAMA_CONTEXT: usize = 2048;
 const MISTRAL_CONTEXT: usize = 131_072;
+const QWEN_CONTEXT: usize = 32_768;
 
-/// Sliding window of a Mistral model whose configuration has none written down.
-const MISTRAL_WINDOW: usize = 4096;
+/// Sliding window of a model that has one, and whose configuration has none written down.
+const WINDOW: usize = 4096;
+
+/// The first layer with a window of a Qwen model whose configuration has none written down.
+const QWEN_WINDOW_LAYER: u64 = 28;
 
 /// What a model folder in this layout says of its model.
 #[derive(Debug, Clone)]
@@ -97,6 +101,10 @@ pub struct HfConfig {
 enum Family {
     Llama,
     Mistral,
+    /// Biases of queries, keys and values.
+    Qwen2,
+    /// Norms of queries and keys.
+    Qwen3,
 }
 
 /// Reads a folder's `config.json` and, if it is there, `generation_config.json`.
@@ -136,22 +144,32 @@ impl Object<'_> {
         let heads = self.heads(family, hidden_size)?;
         // Fine-tunes for longer texts may give the longer length apart.
         let longest = self.size("max_sequence_length")?;
-        let default = if family == Family::Mistral { MISTRAL_CONTEXT } else { LLAMA_CONTEXT };
+        let default = match family {
+            Family::Llama => LLAMA_CONTEXT,
+            Family::Mistral => MISTRAL_CONTEXT,
+            Family::Qwen2 | Family::Qwen3 => QWEN_CONTEXT,
+        };
         let trained = self.size("max_position_embeddings")?.or(longest).unwrap_or(default);
+        let num_layers = self.required_size("num_hidden_layers")?;
         let (rope, lengthened) = self.rope(heads.head_dim, trained)?;
         let max_context = trained.max(lengthened).max(longest.unwrap_or(0));
         let sliding_window = match family {
             Family::Llama => None,
             // Absent is not the same as null here.
-            Family::Mistral if !self.map.contains_key("sliding_window") => Some(MISTRAL_WINDOW),
+            Family::Mistral if !self.map.contains_key("sliding_window") => Some(WINDOW),
             Family::Mistral => self.size("sliding_window")?,
+            Family::Qwen2 | Family::Qwen3 => self.qwen_window(num_layers)?,
         };
         let sliding_window = sliding_window.filter(|&window| window < max_context);
-        // A Mistral model has no biases, whatever its configuration says.
-        let bias = |key: &str| -> Result<Bias> {
-            let is_there = family == Family::Llama && self.flag(key)?.unwrap_or(false);
-            Ok(if is_there { Bias::Always } else { Bias::Never })
+        let bias = |is_there: bool| if is_there { Bias::Always } else { Bias::Never };
+        // Keys that a family does not have change nothing.
+        let says = |key: &str| -> Result<bool> { Ok(self.flag(key)?.unwrap_or(false)) };
+        let attention_bias = match family {
+            Family::Llama | Family::Qwen3 => says("attention_bias")?,
+            Family::Mistral => false,
+            Family::Qwen2 => true,
         };
+        let mlp_bias = family == Family::Llama && says("mlp_bias")?;
         let is_tied = self.flag("tie_word_embeddings")?.unwrap_or(false);
         let mut notes = Vec::new();
         let ids = ModelIds {
@@ -163,8 +181,9 @@ impl Object<'_> {
             config: LlamaConfig {
                 hidden_size,
                 intermediate_size: self.required_size("intermediate_size")?,
-                num_layers: self.required_size("num_hidden_layers")?,
+                num_layers,
                 heads,
+                head_norms: family == Family::Qwen3,
                 vocab_size,
                 rms_norm_eps: self.positive("rms_norm_eps")?.unwrap_or(1e-6),
                 context_length: sliding_window.unwrap_or(max_context),
@@ -173,8 +192,9 @@ impl Object<'_> {
             },
             assembly: Assembly {
                 naming: Naming::HuggingFace,
-                attention_bias: bias("attention_bias")?,
-                mlp_bias: bias("mlp_bias")?,
+                attention_bias: bias(attention_bias),
+                attention_output_bias: bias(attention_bias && family != Family::Qwen2),
+                mlp_bias: bias(mlp_bias),
                 output: if is_tied { OutputLayer::Tied } else { OutputLayer::Own },
             },
             ids,
@@ -183,7 +203,7 @@ impl Object<'_> {
     }
 
     fn family(&self) -> Result<Family> {
-        const HINT: &str = "supported are LlamaForCausalLM and MistralForCausalLM";
+        const HINT: &str = "supported are LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and Qwen3ForCausalLM";
         let model_type = self.text("model_type")?;
         let names = self.typed("architectures", "a list of strings", |value| {
             value.as_array()?.iter().map(|name| name.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>()
@@ -191,6 +211,8 @@ impl Object<'_> {
         let of_type = |name: &str| match name {
             "llama" => Some(Family::Llama),
             "mistral" => Some(Family::Mistral),
+            "qwen2" => Some(Family::Qwen2),
+            "qwen3" => Some(Family::Qwen3),
             _ => None,
         };
         let refuse = |name: &str| Err(self.unsupported(&format!("architecture `{name}`")).with_hint(HINT));
@@ -248,17 +270,37 @@ impl Object<'_> {
         Ok(())
     }
 
+    /// The sliding window of a Qwen model, if it has one in any of its layers.
+    fn qwen_window(&self, num_layers: usize) -> Result<Option<usize>> {
+        let of_type = |value: &Value| value.as_str() == Some("sliding_attention");
+        let in_use = self.flag("use_sliding_window")?.unwrap_or(false);
+        let is_there = if let Some(types) = self.list("layer_types")? {
+            types.iter().any(of_type)
+        } else {
+            let first = self.typed("max_window_layers", "a whole number", Value::as_u64)?;
+            first.unwrap_or(QWEN_WINDOW_LAYER) < num_layers as u64
+        };
+        if !(in_use && is_there) {
+            return Ok(None);
+        }
+        Ok(if self.map.contains_key("sliding_window") { self.size("sliding_window")? } else { Some(WINDOW) })
+    }
+
     fn heads(&self, family: Family, hidden_size: usize) -> Result<HeadLayout> {
         let num_heads = self.required_size("num_attention_heads")?;
-        // Absent is not the same as null here: Mistral's default is that of its first model.
-        let default =
-            if family == Family::Mistral && !self.map.contains_key("num_key_value_heads") { 8 } else { num_heads };
+        // Absent is not the same as null here: defaults are those of a family's first model.
+        let default = match family {
+            Family::Mistral if !self.map.contains_key("num_key_value_heads") => 8,
+            Family::Qwen2 | Family::Qwen3 if !self.map.contains_key("num_key_value_heads") => 32,
+            _ => num_heads,
+        };
         let num_kv_heads = self.size("num_key_value_heads")?.unwrap_or(default);
         if !num_heads.is_multiple_of(num_kv_heads) {
             return Err(self.error(format!("{num_heads} query heads cannot share {num_kv_heads} KV heads")));
         }
         let head_dim = match self.size("head_dim")? {
             Some(head_dim) => head_dim,
+            None if family == Family::Qwen3 && !self.map.contains_key("head_dim") => 128,
             None if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
             None => {
                 return Err(self.error(format!(
@@ -282,6 +324,8 @@ fn of_class(name: &str) -> Option<Family> {
     match name.to_ascii_lowercase().as_str() {
         "llamaforcausallm" => Some(Family::Llama),
         "mistralforcausallm" => Some(Family::Mistral),
+        "qwen2forcausallm" => Some(Family::Qwen2),
+        "qwen3forcausallm" => Some(Family::Qwen3),
         _ => None,
     }
 }

@@ -1,7 +1,8 @@
-//! What a GGUF file's metadata say of a LLaMA model: its configuration and its vocabulary.
+//! What a GGUF file's metadata say of a model of LLaMA's architecture, or of one of its relatives: its configuration and its
+//! vocabulary.
 //!
 //! Names and meanings: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>, section "LLM"; tensors as
-//! llama.cpp's converter writes them (query and key rows interleaved for the rotation). Not for: the container
+//! llama.cpp's converter writes them (LLaMA's query and key rows interleaved for the rotation). Not for: the container
 //! ([`super::gguf`]) and the weights ([`super::weights`]).
 
 mod vocab;
@@ -16,6 +17,37 @@ use crate::kernels::vector::MAX_HEAD_DIM;
 use crate::model::{LlamaConfig, RopeLayout, RopeSettings};
 
 pub use self::vocab::{TOKENS, vocab};
+
+/// Architectures that are computed, by `general.architecture`. Other keys begin with its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Architecture {
+    Llama,
+    Qwen2,
+    Qwen3,
+}
+
+impl Architecture {
+    const ALL: [Self; 3] = [Self::Llama, Self::Qwen2, Self::Qwen3];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+        }
+    }
+
+    fn key(self, name: &str) -> String {
+        format!("{}.{name}", self.name())
+    }
+
+    fn rope_layout(self) -> RopeLayout {
+        match self {
+            Self::Llama => RopeLayout::Interleaved,
+            Self::Qwen2 | Self::Qwen3 => RopeLayout::Halves,
+        }
+    }
+}
 
 /// Largest size that is believed.
 const MAX_SIZE: usize = 1 << 30;
@@ -46,7 +78,8 @@ const FOREIGN: [(&str, &[f64]); 12] = [
 /// [`Error::Unsupported`] for another architecture or a variant that this program does not compute, by name;
 /// [`Error::BadFile`] for sizes that are missing or do not fit.
 pub fn config(file: &GgufFile, tensors: &Tensors) -> Result<LlamaConfig> {
-    refuse_what_is_not_computed(file)?;
+    let architecture = architecture(file)?;
+    let key = |name: &str| architecture.key(name);
     if tensors.iter().next().is_none() {
         let reason = "it holds a header and no tensors, as files with a vocabulary alone do";
         return Err(file.error(reason).with_hint("give the model that it belongs to"));
@@ -59,16 +92,17 @@ pub fn config(file: &GgufFile, tensors: &Tensors) -> Result<LlamaConfig> {
         }
     };
     let size = |key: &str| required(key, file.whole(key)?);
-    let num_layers = size("llama.block_count")?;
+    let num_layers = size(&key("block_count"))?;
     let of_layers = |key: &str| file.whole_of_layers(key, num_layers);
-    let hidden_size = size("llama.embedding_length")?;
+    let hidden_size = size(&key("embedding_length"))?;
     let heads = heads(
         file,
+        architecture,
         hidden_size,
-        of_layers("llama.attention.head_count")?,
-        of_layers("llama.attention.head_count_kv")?,
+        of_layers(&key("attention.head_count"))?,
+        of_layers(&key("attention.head_count_kv"))?,
     )?;
-    let eps = "llama.attention.layer_norm_rms_epsilon";
+    let eps = &key("attention.layer_norm_rms_epsilon");
     let rms_norm_eps = match file.float(eps)? {
         Some(value) if (0.0..1.0).contains(&value) => value,
         Some(value) => return Err(file.error(format!("metadata `{eps}` is {value}, expected a number from 0 to 1"))),
@@ -76,14 +110,16 @@ pub fn config(file: &GgufFile, tensors: &Tensors) -> Result<LlamaConfig> {
     };
     let embedding =
         tensors.get("token_embd.weight").ok_or_else(|| file.error("tensor `token_embd.weight` is missing"))?;
-    let trained = size("llama.context_length")?;
-    let (rope, lengthened) = rope(file, tensors, heads.head_dim, trained)?;
-    let window = file.whole("llama.attention.sliding_window")?.filter(|&window| window > 0 && window < lengthened);
+    let trained = size(&key("context_length"))?;
+    let (rope, lengthened) = rope(file, architecture, tensors, heads.head_dim, trained)?;
+    let window = file.whole(&key("attention.sliding_window"))?.filter(|&window| window > 0 && window < lengthened);
+    let mlp = &key("feed_forward_length");
     Ok(LlamaConfig {
         hidden_size,
-        intermediate_size: required("llama.feed_forward_length", of_layers("llama.feed_forward_length")?)?,
+        intermediate_size: required(mlp, of_layers(mlp)?)?,
         num_layers,
         heads,
+        head_norms: architecture == Architecture::Qwen3,
         vocab_size: embedding.shape[0],
         rms_norm_eps,
         context_length: window.unwrap_or(lengthened),
@@ -92,60 +128,69 @@ pub fn config(file: &GgufFile, tensors: &Tensors) -> Result<LlamaConfig> {
     })
 }
 
-/// Refuses other architectures, and settings of theirs, by name.
-fn refuse_what_is_not_computed(file: &GgufFile) -> Result<()> {
+/// Which one it is; refuses others, and settings of theirs, by name.
+fn architecture(file: &GgufFile) -> Result<Architecture> {
     let refuse = |what: String| Error::unsupported(format!("{what} (`{}`)", file.path().display()));
-    let architecture = file.string("general.architecture")?.unwrap_or_default();
-    if architecture != "llama" {
-        return Err(refuse(format!("architecture `{architecture}`")).with_hint("use a model of the LLaMA architecture"));
-    }
-    for key in ["llama.expert_count", "llama.expert_used_count"] {
-        if file.whole(key)?.unwrap_or(0) > 0 {
-            return Err(
-                refuse("a mixture of experts".to_owned()).with_hint("use a dense model of the LLaMA architecture")
-            );
+    let name = file.string("general.architecture")?.unwrap_or_default();
+    let Some(architecture) = Architecture::ALL.into_iter().find(|architecture| architecture.name() == name) else {
+        let known = Architecture::ALL.map(Architecture::name).join(", ");
+        return Err(refuse(format!("architecture `{name}`")).with_hint(format!("supported are {known}")));
+    };
+    for name in ["expert_count", "expert_used_count"] {
+        if file.whole(&architecture.key(name))?.unwrap_or(0) > 0 {
+            return Err(refuse("a mixture of experts".to_owned()).with_hint("use a dense model"));
         }
     }
     for (name, neutral) in FOREIGN {
-        let key = format!("llama.{name}");
+        let key = architecture.key(name);
         if let Some(value) = file.float(&key)?.filter(|value| !neutral.contains(value)) {
             return Err(refuse(format!("the setting `{key}` = {value}"))
                 .with_hint("it belongs to another architecture: convert the model anew"));
         }
     }
-    if file.boolean("llama.attention.causal")? == Some(false) {
-        return Err(refuse("attention to later tokens (`llama.attention.causal` is false)".to_owned()));
+    let key = architecture.key("attention.causal");
+    if file.boolean(&key)? == Some(false) {
+        return Err(refuse(format!("attention to later tokens (`{key}` is false)")));
     }
-    Ok(())
+    Ok(architecture)
 }
 
 /// Checks how many heads there are, and of which size.
-fn heads(file: &GgufFile, hidden_size: usize, count: Option<usize>, count_kv: Option<usize>) -> Result<HeadLayout> {
+fn heads(
+    file: &GgufFile,
+    architecture: Architecture,
+    hidden_size: usize,
+    count: Option<usize>,
+    count_kv: Option<usize>,
+) -> Result<HeadLayout> {
+    let [count_key, count_kv_key, key_length, value_length] =
+        ["head_count", "head_count_kv", "key_length", "value_length"]
+            .map(|name| architecture.key(&format!("attention.{name}")));
     let num_heads = match count {
         Some(count) if (1..=MAX_SIZE).contains(&count) => count,
-        Some(count) => return Err(file.error(format!("metadata `llama.attention.head_count` is {count}"))),
-        None => return Err(file.error("metadata `llama.attention.head_count` is missing")),
+        Some(count) => return Err(file.error(format!("metadata `{count_key}` is {count}"))),
+        None => return Err(file.error(format!("metadata `{count_key}` is missing"))),
     };
     let num_kv_heads = count_kv.unwrap_or(num_heads);
     if num_kv_heads == 0 || !num_heads.is_multiple_of(num_kv_heads) {
-        return Err(file.error(format!(
-            "{num_heads} query heads cannot share {num_kv_heads} KV heads (`llama.attention.head_count_kv`)"
-        )));
+        return Err(
+            file.error(format!("{num_heads} query heads cannot share {num_kv_heads} KV heads (`{count_kv_key}`)"))
+        );
     }
-    let head_dim = match file.whole("llama.attention.key_length")? {
+    let head_dim = match file.whole(&key_length)? {
         Some(head_dim) => head_dim,
         None if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
         None => {
             return Err(file.error(format!(
-                "`llama.embedding_length` {hidden_size} is not a multiple of `llama.attention.head_count` {num_heads}, and \
-                 there is no `llama.attention.key_length`"
+                "`{}` {hidden_size} is not a multiple of `{count_key}` {num_heads}, and there is no `{key_length}`",
+                architecture.key("embedding_length")
             )));
         }
     };
-    let value_dim = file.whole("llama.attention.value_length")?.unwrap_or(head_dim);
+    let value_dim = file.whole(&value_length)?.unwrap_or(head_dim);
     if head_dim == 0 || head_dim > MAX_HEAD_DIM || !head_dim.is_multiple_of(2) || value_dim != head_dim {
         let what = format!(
-            "head dimensions {head_dim} (`llama.attention.key_length`) and {value_dim} (`llama.attention.value_length`) in `{}`",
+            "head dimensions {head_dim} (`{key_length}`) and {value_dim} (`{value_length}`) in `{}`",
             file.path().display()
         );
         let hint = format!("they must be equal, even and at most {MAX_HEAD_DIM}");
@@ -160,8 +205,15 @@ fn heads(file: &GgufFile, hidden_size: usize, count: Option<usize>, count_kv: Op
 /// * `trained`: `context_length`
 ///
 /// Also gives the longest sequence: scaling makes it longer than `trained`, unless that is the longer one already.
-fn rope(file: &GgufFile, tensors: &Tensors, head_dim: usize, trained: usize) -> Result<(RopeSettings, usize)> {
-    let key = "llama.rope.dimension_count";
+fn rope(
+    file: &GgufFile,
+    architecture: Architecture,
+    tensors: &Tensors,
+    head_dim: usize,
+    trained: usize,
+) -> Result<(RopeSettings, usize)> {
+    let named = |name: &str| architecture.key(&format!("rope.{name}"));
+    let key = &named("dimension_count");
     let dim = file.whole(key)?.unwrap_or(head_dim);
     if dim != head_dim {
         // So does llama.cpp.
@@ -175,16 +227,16 @@ fn rope(file: &GgufFile, tensors: &Tensors, head_dim: usize, trained: usize) -> 
             value => Ok(value.unwrap_or(default)),
         }
     };
-    let theta = positive("llama.rope.freq_base", 10_000.0)?;
-    let key = "llama.rope.scaling.factor";
-    let key = if file.metadata().contains_key(key) { key } else { "llama.rope.scale_linear" };
-    let factor = match file.float(key)? {
+    let theta = positive(&named("freq_base"), 10_000.0)?;
+    let [key, old] = ["scaling.factor", "scale_linear"].map(named);
+    let key = if file.metadata().contains_key(&key) { key } else { old };
+    let factor = match file.float(&key)? {
         None | Some(0.0) => 1.0,
-        Some(_) => positive(key, 1.0)?,
+        Some(_) => positive(&key, 1.0)?,
     };
-    let mut rope = RopeSettings::plain(theta, dim, RopeLayout::Interleaved);
-    rope.attention_factor = positive("llama.rope.scaling.attn_factor", 1.0)?;
-    let scaling = file.string("llama.rope.scaling.type")?.unwrap_or_else(|| "linear".to_owned());
+    let mut rope = RopeSettings::plain(theta, dim, architecture.rope_layout());
+    rope.attention_factor = positive(&named("scaling.attn_factor"), 1.0)?;
+    let scaling = file.string(&named("scaling.type"))?.unwrap_or_else(|| "linear".to_owned());
     let mut context = trained;
     match scaling.as_str() {
         "none" => {}
@@ -194,8 +246,8 @@ fn rope(file: &GgufFile, tensors: &Tensors, head_dim: usize, trained: usize) -> 
         }
         "yarn" => {
             // 0 counts as absent in llama.cpp.
-            let original = file.whole("llama.rope.scaling.original_context_length")?.filter(|&original| original > 0);
-            yarn(file, &mut rope, factor, original.unwrap_or(trained))?;
+            let original = file.whole(&named("scaling.original_context_length"))?.filter(|&original| original > 0);
+            yarn(file, architecture, &mut rope, factor, original.unwrap_or(trained))?;
             context = trained.max(original.map_or(0, |original| times(original, factor)));
         }
         other => {
@@ -237,8 +289,14 @@ pub(super) fn times(tokens: usize, factor: f64) -> usize {
 
 /// `YaRN` as llama.cpp computes it: the same as transformers without `mscale`, times a factor of the file's own, which is
 /// in `rope` already.
-fn yarn(file: &GgufFile, rope: &mut RopeSettings, factor: f64, original_context: usize) -> Result<()> {
-    let key = |name: &str| format!("llama.rope.scaling.{name}");
+fn yarn(
+    file: &GgufFile,
+    architecture: Architecture,
+    rope: &mut RopeSettings,
+    factor: f64,
+    original_context: usize,
+) -> Result<()> {
+    let key = |name: &str| architecture.key(&format!("rope.scaling.{name}"));
     // Experiments of single models; their sense changed between versions of llama.cpp.
     for (name, neutral) in [("yarn_ext_factor", 1.0), ("yarn_attn_factor", 1.0), ("yarn_log_multiplier", 0.0)] {
         if let Some(value) = file.float(&key(name))?.filter(|&value| value != neutral) {
@@ -253,7 +311,11 @@ fn yarn(file: &GgufFile, rope: &mut RopeSettings, factor: f64, original_context:
         }
     };
     if rope.theta <= 1.0 {
-        return Err(file.error(format!("metadata `llama.rope.freq_base` is {}, too small for yarn", rope.theta)));
+        return Err(file.error(format!(
+            "metadata `{}` is {}, too small for yarn",
+            architecture.key("rope.freq_base"),
+            rope.theta
+        )));
     }
     let mut scaling = YarnScaling::new(factor, original_context);
     scaling.beta_fast = positive("yarn_beta_fast", scaling.beta_fast)?;

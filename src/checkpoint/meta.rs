@@ -162,6 +162,7 @@ pub fn config(folder: &Path, shards: &[PthFile]) -> Result<LlamaConfig> {
         intermediate_size,
         num_layers,
         heads: HeadLayout { num_heads, num_kv_heads, head_dim },
+        head_norms: false,
         vocab_size,
         rms_norm_eps,
         context_length,

@@ -128,6 +128,7 @@ fn open_gguf(path: &Path) -> Result<Checkpoint> {
         assembly: Assembly {
             naming: Naming::Gguf,
             attention_bias: Bias::IfPresent,
+            attention_output_bias: Bias::IfPresent,
             mlp_bias: Bias::IfPresent,
             output: OutputLayer::OwnIfPresent,
         },
@@ -179,6 +180,7 @@ fn open_meta(folder: &Path) -> Result<Checkpoint> {
         assembly: Assembly {
             naming: Naming::Meta,
             attention_bias: Bias::Never,
+            attention_output_bias: Bias::Never,
             mlp_bias: Bias::Never,
             output: OutputLayer::OwnIfPresent,
         },

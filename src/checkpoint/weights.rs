@@ -135,6 +135,10 @@ pub enum Part {
     Query,
     Key,
     Value,
+    /// Of each query head.
+    QueryNorm,
+    /// Of each key.
+    KeyNorm,
     Output,
     PostAttentionNorm,
     Gate,
@@ -173,6 +177,9 @@ impl Naming {
                     Part::Query => ["attn_q", "self_attn.q_proj", "attention.wq"],
                     Part::Key => ["attn_k", "self_attn.k_proj", "attention.wk"],
                     Part::Value => ["attn_v", "self_attn.v_proj", "attention.wv"],
+                    // Meta has none.
+                    Part::QueryNorm => ["attn_q_norm", "self_attn.q_norm", "attention.q_norm"],
+                    Part::KeyNorm => ["attn_k_norm", "self_attn.k_norm", "attention.k_norm"],
                     Part::Output => ["attn_output", "self_attn.o_proj", "attention.wo"],
                     Part::PostAttentionNorm => ["ffn_norm", "post_attention_layernorm", "ffn_norm"],
                     Part::Gate => ["ffn_gate", "mlp.gate_proj", "feed_forward.w1"],
@@ -234,8 +241,10 @@ pub enum OutputLayer {
 pub struct Assembly {
     /// Names of the tensors.
     pub naming: Naming,
-    /// Biases of the query, key, value and output layers.
+    /// Biases of the query, key and value layers.
     pub attention_bias: Bias,
+    /// The bias of what attention puts out.
+    pub attention_output_bias: Bias,
     /// Biases of the gate, up and down layers.
     pub mlp_bias: Bias,
     /// The output layer.
@@ -330,24 +339,32 @@ impl<B: Backend> Taker<'_, B> {
         }
         let is_unused = |name: &str| !self.used.contains(name) && !self.assembly.naming.is_harmless(name);
         if let Some((name, tensor)) = self.tensors.iter().find(|(name, _)| is_unused(name)) {
-            let reason = format!("tensor `{name}` is not part of a LLaMA model of {num_layers} layers");
-            return Err(Error::bad_file(&tensor.path, reason)
-                .with_hint("its effect would be lost; use a plain LLaMA checkpoint"));
+            let reason = format!("tensor `{name}` is not part of a model of this architecture and {num_layers} layers");
+            return Err(
+                Error::bad_file(&tensor.path, reason).with_hint("its effect would be lost; use a plain checkpoint")
+            );
         }
         Ok(Weights { embed_tokens, blocks, norm, lm_head })
     }
 
     fn block(&mut self, config: &LlamaConfig, layer: usize) -> Result<Block<B>> {
         let LlamaConfig { hidden_size, intermediate_size, heads, .. } = *config;
-        let Assembly { attention_bias, mlp_bias, .. } = self.assembly;
+        let Assembly { attention_bias, attention_output_bias, mlp_bias, .. } = self.assembly;
         let (queries, kv) = (heads.query_width(), heads.kv_width());
         let role = |part| Role::Block(layer, part);
+        let mut head_norm = |part| {
+            let name = self.weight_name(role(part));
+            config.head_norms.then(|| self.vector(&name, heads.head_dim)).transpose()
+        };
+        let (q_norm, k_norm) = (head_norm(Part::QueryNorm)?, head_norm(Part::KeyNorm)?);
         Ok(Block {
+            q_norm,
+            k_norm,
             input_layernorm: self.vector(&self.weight_name(role(Part::InputNorm)), hidden_size)?,
             q_proj: self.linear(role(Part::Query), queries, hidden_size, attention_bias)?,
             k_proj: self.linear(role(Part::Key), kv, hidden_size, attention_bias)?,
             v_proj: self.linear(role(Part::Value), kv, hidden_size, attention_bias)?,
-            o_proj: self.linear(role(Part::Output), hidden_size, queries, attention_bias)?,
+            o_proj: self.linear(role(Part::Output), hidden_size, queries, attention_output_bias)?,
             post_attention_layernorm: self.vector(&self.weight_name(role(Part::PostAttentionNorm)), hidden_size)?,
             gate_proj: self.linear(role(Part::Gate), intermediate_size, hidden_size, mlp_bias)?,
             up_proj: self.linear(role(Part::Up), intermediate_size, hidden_size, mlp_bias)?,

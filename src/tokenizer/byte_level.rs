@@ -136,12 +136,12 @@ fn checked_merges(vocab: &Vocab, merges: &[String]) -> Result<Vec<(String, Strin
         };
         joined.clear();
         joined.extend([left, right]);
-        for piece in [left, right, &joined] {
-            if text_id(piece).is_none() {
-                return bad(format!("merge {rank} is `{merge}`, but `{piece}` is not an ordinary token"));
-            }
+        if let Some(piece) = [left, right, &joined].into_iter().find(|piece| vocab.id(piece).is_none()) {
+            return bad(format!("merge {rank} is `{merge}`, but `{piece}` is no token"));
         }
-        if seen.insert((left, right)) {
+        // Qwen's vocabulary has merges to `</s>`, which is control by its spelling: no text may come to it.
+        let is_text = [left, right, &joined].into_iter().all(|piece| text_id(piece).is_some());
+        if is_text && seen.insert((left, right)) {
             pairs.push((left.to_owned(), right.to_owned()));
         }
     }

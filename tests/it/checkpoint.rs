@@ -8,6 +8,7 @@ mod gguf;
 mod layouts;
 mod memory;
 mod refused;
+mod relatives;
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -35,12 +36,12 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::fixture::{Fixture, interleave};
-use crate::support::{data, ids, json as read_json, max_difference};
+use crate::support::{candle_on_cpu, data, ids, json as read_json, max_difference};
 
 const FIXTURES: [&str; 4] = ["mha", "gqa-tied", "head-dim", "llama3-rope"];
 
 /// Tiny models of `tests/data/checkpoints`, and how their rotation is scaled.
-const CHECKPOINTS: [(&str, &str); 9] = [
+const CHECKPOINTS: [(&str, &str); 11] = [
     ("biases", "none"),
     ("linear", "linear"),
     ("dynamic", "dynamic"),
@@ -48,6 +49,8 @@ const CHECKPOINTS: [(&str, &str); 9] = [
     ("yarn-mscale", "yarn"),
     ("old-spelling", "llama3"),
     ("mistral", "none"),
+    ("qwen2", "none"),
+    ("qwen3", "none"),
     ("f16", "none"),
     ("bf16", "none"),
 ];
@@ -152,22 +155,28 @@ fn folders_compute_what_transformers_computes() {
     }
 }
 
+/// Compares a model with what transformers computed of a tiny checkpoint: prompts, and tokens decoded after each.
+#[track_caller]
+fn expect_all_cases(name: &str, model: &Llama) {
+    let expected = read_json(checkpoints(name).join("expected.json"));
+    for case in expected["cases"].as_array().unwrap() {
+        let prompt = ids(&case["ids"]);
+        let decoded = case["decoded"].as_array().unwrap();
+        let further: Vec<u32> = decoded.iter().map(|step| step["id"].as_u64().unwrap() as u32).collect();
+        let mut rows = numbers(&case["last_logits"]);
+        rows.extend(decoded.iter().flat_map(|step| numbers(&step["logits"])));
+        let difference = max_difference(&logits(model, &prompt, &further), &rows);
+        assert!(difference < TOLERANCE, "{name}, {} tokens, {}: {difference}", prompt.len(), model.backend());
+    }
+}
+
 #[test]
 fn every_setting_computes_what_transformers_computes() {
     for (name, scaling) in CHECKPOINTS {
-        let expected = read_json(checkpoints(name).join("expected.json"));
         for dtype in [WeightDtype::F32, WeightDtype::Auto] {
             let model = model(checkpoints(name), dtype);
             assert_eq!(model.config().rope.scaling, scaling, "{name}");
-            for case in expected["cases"].as_array().unwrap() {
-                let prompt = ids(&case["ids"]);
-                let decoded = case["decoded"].as_array().unwrap();
-                let further: Vec<u32> = decoded.iter().map(|step| step["id"].as_u64().unwrap() as u32).collect();
-                let mut rows = numbers(&case["last_logits"]);
-                rows.extend(decoded.iter().flat_map(|step| numbers(&step["logits"])));
-                let difference = max_difference(&logits(&model, &prompt, &further), &rows);
-                assert!(difference < TOLERANCE, "{name}, {} tokens, {dtype:?}: {difference}", prompt.len());
-            }
+            expect_all_cases(name, &model);
         }
     }
 }
@@ -234,6 +243,7 @@ fn tensors_need_not_lie_in_a_file() {
     let assembly = Assembly {
         naming: Naming::Meta,
         attention_bias: Bias::Never,
+        attention_output_bias: Bias::Never,
         mlp_bias: Bias::Never,
         output: OutputLayer::Tied,
     };

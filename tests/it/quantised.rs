@@ -245,6 +245,7 @@ fn tensors_that_are_put_together_are_quantised() {
     let assembly = Assembly {
         naming: Naming::HuggingFace,
         attention_bias: Bias::Never,
+        attention_output_bias: Bias::Never,
         mlp_bias: Bias::Never,
         output: OutputLayer::Own,
     };

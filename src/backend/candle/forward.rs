@@ -59,6 +59,15 @@ impl Candle {
         self.ops.contiguous(&x)
     }
 
+    /// Normalises each head of `[seq_len, heads * head_dim]`, where a layer has a weight for it.
+    fn norm_heads(&self, x: Tensor, norm: Option<&Tensor>) -> Result<Tensor> {
+        let Some(norm) = norm else { return Ok(x) };
+        let (seq_len, width) = x.dims2()?;
+        let head_dim = self.layout.head_dim;
+        let heads = self.ops.contiguous(&x)?.reshape((seq_len * (width / head_dim), head_dim))?;
+        Ok(self.ops.rms_norm(&heads, norm, self.rms_norm_eps)?.reshape((seq_len, width))?)
+    }
+
     /// Rotates `[heads, seq_len, head_dim]`.
     ///
     /// * `first_row`: of the rotations
@@ -199,7 +208,9 @@ impl Backend for Candle {
     ) -> Result<ProjectedTensors> {
         let normed = self.ops.rms_norm(hidden, &block.input_layernorm, self.rms_norm_eps)?;
         let linears = [&block.q_proj, &block.k_proj, &block.v_proj];
-        let [unrotated_queries, keys, values] = CandleLinear::forward(&self.ops, &normed, linears)?;
+        let [queries, keys, values] = CandleLinear::forward(&self.ops, &normed, linears)?;
+        let unrotated_queries = self.norm_heads(queries, block.q_norm.as_ref())?;
+        let keys = self.norm_heads(keys, block.k_norm.as_ref())?;
         Ok(ProjectedTensors {
             queries: self.rotate(&self.by_heads(&unrotated_queries)?, rotations, first_row)?,
             keys: self.rotate(&self.by_heads(&keys)?, rotations, first_row)?,

@@ -13,8 +13,11 @@ mod storage;
 pub use head::HeadCache;
 pub use rows::{KernelLayer, KernelRows};
 
+use std::sync::Arc;
+
 use crate::arch::{HeadLayout, LlamaConfig, Rope};
 use crate::kernels::quant::Compute;
+use crate::kernels::vector::{self, instruction_set};
 use buffers::Buffers;
 
 /// The CPU's own kernels.
@@ -43,6 +46,14 @@ impl Kernels {
             half: config.rope.dim / 2,
             compute,
             buffers: Buffers::default(),
+        }
+    }
+
+    /// Normalises each head of some rows, where a layer has a weight for it.
+    fn norm_heads(&self, heads: &mut [f32], norm: Option<&Arc<[f32]>>) {
+        if let Some(norm) = norm {
+            let set = instruction_set();
+            heads.chunks_exact_mut(norm.len().max(1)).for_each(|head| vector::rms_norm(set, head, norm, self.eps));
         }
     }
 }

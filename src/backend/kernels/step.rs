@@ -352,6 +352,9 @@ impl Step<'_, '_> {
         let angles = &self.angles[sequence * half..(sequence + 1) * half];
         let (queries, rest) = row.split_at_mut(query_width);
         let (keys, values) = rest.split_at_mut(kv_width);
+        let block = &self.weights.blocks[layer];
+        self.kernels.norm_heads(queries, block.q_norm.as_ref());
+        self.kernels.norm_heads(keys, block.k_norm.as_ref());
         self.kernels.rope.rotate(queries, query_width, head_dim, angles);
         self.kernels.rope.rotate(keys, kv_width, head_dim, angles);
         let scale = self.kernels.layout.scale();

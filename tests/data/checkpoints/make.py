@@ -16,7 +16,13 @@ import sys
 import safetensors
 import torch
 import transformers
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 HERE = pathlib.Path(__file__).parent
 SIZES = dict(
@@ -88,6 +94,8 @@ CHECKPOINTS = {
         [10, 44],
         None,
     ),
+    "qwen2": (Qwen2Config, dict(tie_word_embeddings=True), "float32", [1, 9, 60], None),
+    "qwen3": (Qwen3Config, dict(head_dim=16), "float32", [1, 9, 60], None),
     "f16": (LlamaConfig, dict(tie_word_embeddings=True), "float16", [10, 40], None),
     "bf16": (LlamaConfig, dict(tie_word_embeddings=False), "bfloat16", [10, 40], "several EOS"),
 }
@@ -102,8 +110,7 @@ def make(name):
     config_class, arguments, dtype, lengths, change = CHECKPOINTS[name]
     torch.manual_seed(sum(name.encode()))
     config = config_class(**{**SIZES, **arguments})
-    model_class = MistralForCausalLM if config_class is MistralConfig else LlamaForCausalLM
-    model = model_class(config).eval()
+    model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if "norm" in key:
@@ -123,7 +130,7 @@ def make(name):
     cases = []
     for length in lengths:
         # A new one for each prompt: dynamic scaling remembers the longest sequence.
-        reference = model_class(config).eval().float()
+        reference = AutoModelForCausalLM.from_config(config).eval().float()
         reference.load_state_dict(weights)
         ids = [1] + [(7 * i * i + 5 * i + length) % (config.vocab_size - 3) + 3 for i in range(length - 1)]
         with torch.no_grad():

@@ -11,9 +11,13 @@ fn a_configuration_that_is_not_computed_is_refused_by_name() {
         assert_names(&text, &["config.json"]);
         assert_names(&text, parts);
     };
-    for name in
-        ["MixtralForCausalLM", "Qwen2ForCausalLM", "GemmaForCausalLM", "MllamaForConditionalGeneration", "LlamaModel"]
-    {
+    for name in [
+        "MixtralForCausalLM",
+        "Qwen2MoeForCausalLM",
+        "GemmaForCausalLM",
+        "MllamaForConditionalGeneration",
+        "LlamaModel",
+    ] {
         check(&|config| config["architectures"] = json!([name]), &[name, "not supported", "LlamaForCausalLM"]);
     }
     check(
@@ -100,7 +104,7 @@ fn tensors_that_do_not_fit_the_configuration_are_named() {
     check(
         "linear",
         &|tensors| _ = tensors.insert("model.layers.0.self_attn.q_norm.weight".to_owned(), zeros(&[8], DType::F32)),
-        &["q_norm", "not part of a LLaMA model of 2 layers", "lost"],
+        &["q_norm", "not part of a model of this architecture and 2 layers", "lost"],
     );
     check(
         "linear",

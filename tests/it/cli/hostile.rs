@@ -91,7 +91,7 @@ fn a_file_that_is_cut_off_is_refused() {
 fn what_is_not_computed_is_named() {
     let lab = Lab::new();
     let text = |key, value| spoilt(&lab, |file| _ = file.set(key, Meta::Text(value)));
-    text("general.architecture", "qwen2").names("`qwen2`").hints("LLaMA");
+    text("general.architecture", "gemma3").names("`gemma3`").hints("llama, qwen2, qwen3");
     text("tokenizer.ggml.model", "bert").names("`bert`").hints("gpt2");
     text("tokenizer.ggml.pre", "who-knows").names("`who-knows`").hints("smollm");
     text("llama.rope.scaling.type", "longrope").names("`longrope`").hints("linear");

@@ -41,6 +41,8 @@ struct Plain {
     linears: [Vec<f32>; 7],
     query_bias: Vec<f32>,
     norms: [Vec<f32>; 3],
+    /// Of queries and keys, `[head_dim]`, if they have any.
+    head_norms: Option<[Vec<f32>; 2]>,
     table: Vec<f32>,
     head: Vec<f32>,
 }
@@ -60,12 +62,13 @@ fn product(weights: &[f32], x: &[f64]) -> Vec<f64> {
 }
 
 impl Plain {
-    fn new(heads: HeadLayout, rope: RopeLayout, rng: &mut StdRng) -> Self {
+    fn new(heads: HeadLayout, head_norms: bool, rope: RopeLayout, rng: &mut StdRng) -> Self {
         let config = LlamaConfig {
             hidden_size: HIDDEN,
             intermediate_size: INTERMEDIATE,
             num_layers: 1,
             heads,
+            head_norms,
             vocab_size: VOCAB,
             rms_norm_eps: 1e-5,
             context_length: 4096,
@@ -86,6 +89,7 @@ impl Plain {
             linears: sizes.map(|len| uniform(rng, len, 0.3)),
             query_bias: uniform(rng, queries, 0.5),
             norms: [(); 3].map(|()| uniform(rng, HIDDEN, 1.0)),
+            head_norms: head_norms.then(|| [(); 2].map(|()| uniform(rng, heads.head_dim, 1.0))),
             table: uniform(rng, VOCAB * HIDDEN, 1.0),
             head: uniform(rng, VOCAB * HIDDEN, 0.3),
             config,
@@ -97,8 +101,12 @@ impl Plain {
             backend.linear(matrix(&self.linears[index], cols), bias).unwrap()
         };
         let norm = |index: usize| backend.vector(self.norms[index].clone()).unwrap();
+        let head_norm =
+            |index: usize| self.head_norms.as_ref().map(|norms| backend.vector(norms[index].clone()).unwrap());
         let block = Block {
             input_layernorm: norm(0),
+            q_norm: head_norm(0),
+            k_norm: head_norm(1),
             q_proj: linear(0, HIDDEN, Some(self.query_bias.clone())),
             k_proj: linear(1, HIDDEN, None),
             v_proj: linear(2, HIDDEN, None),
@@ -117,9 +125,13 @@ impl Plain {
     }
 
     fn normed(&self, x: &[f64], norm: usize) -> Vec<f64> {
+        self.normed_by(x, &self.norms[norm])
+    }
+
+    fn normed_by(&self, x: &[f64], norm: &[f32]) -> Vec<f64> {
         let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
         let scale = (mean + self.config.rms_norm_eps).sqrt().recip();
-        x.iter().zip(&self.norms[norm]).map(|(x, &weight)| x * scale * f64::from(weight)).collect()
+        x.iter().zip(norm).map(|(x, &weight)| x * scale * f64::from(weight)).collect()
     }
 
     /// Queries before and after rotation, keys, values of one row.
@@ -127,9 +139,13 @@ impl Plain {
         let normed = self.normed(&widen(x), 0);
         let mut queries = product(&self.linears[0], &normed);
         queries.iter_mut().zip(&self.query_bias).for_each(|(query, &bias)| *query += f64::from(bias));
-        let keys = product(&self.linears[1], &normed);
+        let mut keys = product(&self.linears[1], &normed);
+        let head_dim = self.config.heads.head_dim;
+        for (heads, norm) in [&mut queries, &mut keys].into_iter().zip(self.head_norms.iter().flatten()) {
+            *heads = heads.chunks_exact(head_dim).flat_map(|head| self.normed_by(head, norm)).collect();
+        }
         let rotated = |heads: &[f64]| -> Vec<f64> {
-            heads.chunks_exact(self.config.heads.head_dim).flat_map(|head| self.rotated(head, angles)).collect()
+            heads.chunks_exact(head_dim).flat_map(|head| self.rotated(head, angles)).collect()
         };
         [queries.clone(), rotated(&queries), rotated(&keys), product(&self.linears[2], &normed)]
     }
@@ -461,7 +477,7 @@ fn table<B: Backend>(
     for (index, (heads, len)) in shapes().into_iter().enumerate() {
         let mut rng = seeded(index as u64);
         let rope = if index % 2 == 0 { RopeLayout::Halves } else { RopeLayout::Interleaved };
-        let plain = Plain::new(heads, rope, &mut rng);
+        let plain = Plain::new(heads, index % 3 == 1, rope, &mut rng);
         for &dtype in dtypes {
             let first = Line { backend, heads, len, dtype, operation: "" };
             Case::new(&make(&plain.config), &plain, first, &mut rng).lines(observer);

@@ -102,6 +102,7 @@ impl Shape {
             intermediate_size,
             num_layers: 1,
             heads,
+            head_norms: true,
             vocab_size: VOCAB,
             rms_norm_eps: 1e-5,
             context_length: 1 << 16,
@@ -115,6 +116,8 @@ impl Shape {
         let [q, k, v, o, gate, up, down, head] = dtypes;
         let block = Block {
             input_layernorm: norm(1),
+            q_norm: Some(kernels.vector(numbers(heads.head_dim, 4)).unwrap()),
+            k_norm: Some(kernels.vector(numbers(heads.head_dim, 5)).unwrap()),
             q_proj: linear(q, queries, hidden_size),
             k_proj: linear(k, kv, hidden_size),
             v_proj: linear(v, kv, hidden_size),

@@ -12,9 +12,9 @@ use super::work::{CacheRange, CacheWork, pieces};
 use super::{KernelLayer, Kernels, Step, run_rows};
 use crate::attention::HeadLayout;
 use crate::attention::decode::RANGE_ROWS;
-use crate::backend::Weights;
 use crate::backend::kernels::head::HeadCache;
 use crate::backend::kernels::rows::KernelRows;
+use crate::backend::{Block, Weights};
 use crate::cache::AdaptiveKvCache;
 use crate::error::Result;
 use crate::kernels::attend::{HeadRows, attend_range};
@@ -114,7 +114,7 @@ impl Step<'_, '_> {
         let run = &tokens.layers[layer];
         self.phase(worker, run.heads.len(), |kv_head| {
             for token in 0..self.batch {
-                self.append(run, token, kv_head);
+                self.append(&self.weights.blocks[layer], run, token, kv_head);
                 // SAFETY: each head is claimed once in this phase, and the view of it that wrote is gone.
                 let rows = unsafe { &run.heads.read(kv_head..kv_head + 1)[0] }.rows();
                 for index in run.ranges(token, kv_head).skip(run.whole[kv_head]) {
@@ -134,7 +134,7 @@ impl Step<'_, '_> {
     }
 
     /// Rotates a token's queries and key of one head, and gives the head the key and the value.
-    fn append(&self, run: &RunLayer<'_>, token: usize, kv_head: usize) {
+    fn append(&self, block: &Block<Kernels>, run: &RunLayer<'_>, token: usize, kv_head: usize) {
         let HeadLayout { head_dim, .. } = self.kernels.layout;
         let (query_width, kv_width) = (self.kernels.layout.query_width(), self.kernels.layout.kv_width());
         let group = self.kernels.layout.group_size() * head_dim;
@@ -152,6 +152,8 @@ impl Step<'_, '_> {
         };
         let half = self.angles.len() / self.batch;
         let angles = &self.angles[token * half..(token + 1) * half];
+        self.kernels.norm_heads(queries, block.q_norm.as_ref());
+        self.kernels.norm_heads(key, block.k_norm.as_ref());
         self.kernels.rope.rotate(queries, group, head_dim, angles);
         self.kernels.rope.rotate(key, head_dim, head_dim, angles);
         let scale = self.kernels.layout.scale();
