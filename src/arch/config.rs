@@ -65,6 +65,8 @@ impl RopeSettings {
 /// Sizes and constants of a LLaMA model, or of one that differs from it by these. Names follow Hugging Face's `config.json` where it has one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LlamaConfig {
+    /// The architecture by the name that its files have: `llama`, `mistral`, `qwen2` or `qwen3`. For people only.
+    pub architecture: &'static str,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width inside of the MLP.

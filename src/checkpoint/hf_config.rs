@@ -107,6 +107,20 @@ enum Family {
     Qwen3,
 }
 
+impl Family {
+    const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
+
+    /// As `model_type` has it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+        }
+    }
+}
+
 /// Reads a folder's `config.json` and, if it is there, `generation_config.json`.
 ///
 /// # Errors
@@ -179,6 +193,7 @@ impl Object<'_> {
         };
         Ok(HfConfig {
             config: LlamaConfig {
+                architecture: family.name(),
                 hidden_size,
                 intermediate_size: self.required_size("intermediate_size")?,
                 num_layers,
@@ -208,13 +223,7 @@ impl Object<'_> {
         let names = self.typed("architectures", "a list of strings", |value| {
             value.as_array()?.iter().map(|name| name.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>()
         })?;
-        let of_type = |name: &str| match name {
-            "llama" => Some(Family::Llama),
-            "mistral" => Some(Family::Mistral),
-            "qwen2" => Some(Family::Qwen2),
-            "qwen3" => Some(Family::Qwen3),
-            _ => None,
-        };
+        let of_type = |name: &str| Family::ALL.into_iter().find(|family| family.name() == name);
         let refuse = |name: &str| Err(self.unsupported(&format!("architecture `{name}`")).with_hint(HINT));
         let by_type = match model_type {
             None => None,

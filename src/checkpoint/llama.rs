@@ -115,6 +115,7 @@ pub fn config(file: &GgufFile, tensors: &Tensors) -> Result<LlamaConfig> {
     let window = file.whole(&key("attention.sliding_window"))?.filter(|&window| window > 0 && window < lengthened);
     let mlp = &key("feed_forward_length");
     Ok(LlamaConfig {
+        architecture: architecture.name(),
         hidden_size,
         intermediate_size: required(mlp, of_layers(mlp)?)?,
         num_layers,

@@ -158,6 +158,7 @@ pub fn config(folder: &Path, shards: &[PthFile]) -> Result<LlamaConfig> {
         rope.frequency_divisors = scaling.divisors(theta, head_dim);
     }
     Ok(LlamaConfig {
+        architecture: "llama",
         hidden_size,
         intermediate_size,
         num_layers,

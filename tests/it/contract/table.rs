@@ -64,6 +64,7 @@ fn product(weights: &[f32], x: &[f64]) -> Vec<f64> {
 impl Plain {
     fn new(heads: HeadLayout, head_norms: bool, rope: RopeLayout, rng: &mut StdRng) -> Self {
         let config = LlamaConfig {
+            architecture: "llama",
             hidden_size: HIDDEN,
             intermediate_size: INTERMEDIATE,
             num_layers: 1,

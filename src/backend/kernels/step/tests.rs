@@ -98,6 +98,7 @@ impl Shape {
     fn model(&self) -> (Kernels, Weights<Kernels>) {
         let Self { hidden_size, intermediate_size, heads, dtypes } = *self;
         let config = LlamaConfig {
+            architecture: "llama",
             hidden_size,
             intermediate_size,
             num_layers: 1,
