@@ -264,7 +264,17 @@ fn inspect_shows_folders() {
         String::from_utf8(output.stdout).unwrap()
     };
     let text = inspect(&checkpoints("mistral"));
-    assert_names(&text, &["safetensors", "architecture        mistral", "48, the sliding window", "F32", "its own", "none that is usable"]);
+    assert_names(
+        &text,
+        &[
+            "safetensors",
+            "architecture        mistral",
+            "48, the sliding window",
+            "F32",
+            "its own",
+            "none that is usable",
+        ],
+    );
     assert_names(&inspect(&checkpoints("dynamic")), &["scaling dynamic, 4, beyond 32 tokens", "128"]);
     assert_names(&inspect(&checkpoints("yarn").join("model.safetensors")), &["scaling yarn"]);
 }

@@ -46,6 +46,7 @@ mod profile;
 mod quantised;
 mod ragged;
 mod replay;
+mod second_model;
 mod shape_script;
 mod support;
 mod team_protocol;
