@@ -70,7 +70,8 @@ pub fn release_unused() {
 /// Asks for large pages under as much of a buffer as whole ones fit in; nothing changes but speed. Where the system has none
 /// to give, or is not asked (anything but Linux), this does nothing.
 ///
-/// Rows of products are far apart, each on pages of its own: with small ones, finding them is a twentieth of a prompt's time.
+/// Rows of products are far apart, each on pages of its own: with large ones, a prompt took 4 % less (the mean of five pairs of
+/// runs of a 1.5B model, which differed by more than that).
 pub fn prefer_large_pages(buffer: &mut [f32]) {
     #[cfg(target_os = "linux")]
     {
