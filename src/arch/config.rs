@@ -1,5 +1,6 @@
 //! The sizes of a LLaMA model, whatever file they were read from.
 
+use super::architecture::Architecture;
 use super::layout::HeadLayout;
 
 /// Which numbers of a query or key are rotated together.
@@ -62,11 +63,11 @@ impl RopeSettings {
     }
 }
 
-/// Sizes and constants of a LLaMA model, or of one that differs from it by these. Names follow Hugging Face's `config.json` where it has one.
+/// Sizes and constants of a model. Names follow Hugging Face's `config.json` where it has one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LlamaConfig {
-    /// The architecture by the name that its files have: `llama`, `mistral`, `qwen2` or `qwen3`. For people only.
-    pub architecture: &'static str,
+    /// Which model they are of.
+    pub architecture: Architecture,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width inside of the MLP.
@@ -75,8 +76,6 @@ pub struct LlamaConfig {
     pub num_layers: usize,
     /// Query heads, key/value heads and their dimension.
     pub heads: HeadLayout,
-    /// Whether queries and keys are normalised, head by head, before they are rotated (Qwen 3).
-    pub head_norms: bool,
     /// Number of token ids.
     pub vocab_size: usize,
     /// Added to the mean square before the root.

@@ -429,7 +429,7 @@ impl<B: Backend> Weights<B> {
         if let Some(len) = norms.into_iter().map(B::len).find(|&len| len != hidden_size) {
             return Err(Error::shape("a norm's weight", hidden_size, len));
         }
-        let expected = config.head_norms.then_some(heads.head_dim);
+        let expected = config.architecture.has_head_norms().then_some(heads.head_dim);
         match head_norms.into_iter().map(|norm| norm.as_ref().map(B::len)).find(|&len| len != expected) {
             Some(len) => Err(Error::shape("a norm's weight of heads", format!("{expected:?}"), format!("{len:?}"))),
             None => Ok(()),
@@ -442,7 +442,8 @@ impl<B: Backend> Weights<B> {
 pub struct Block<B: Backend> {
     /// `[hidden_size]`
     pub input_layernorm: B::Vector,
-    /// `[head_dim]`, of each query head before it is rotated; where [`LlamaConfig::head_norms`] says so.
+    /// `[head_dim]`, of each query head before it is rotated; where the [architecture](crate::arch::Architecture::has_head_norms)
+    /// has it.
     pub q_norm: Option<B::Vector>,
     /// `[head_dim]`, of each key as of queries.
     pub k_norm: Option<B::Vector>,

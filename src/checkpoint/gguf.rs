@@ -4,7 +4,7 @@
 //! are bytes, as in llama.cpp: what is not UTF-8 is read with U+FFFD in its place, and a text ends at its first NUL. Models in
 //! several files: as `llama-gguf-split` of <https://github.com/ggml-org/llama.cpp> writes them (`X-00001-of-00003.gguf`).
 //!
-//! Not for: knowing what a key or a tensor means (see [`super::llama`]).
+//! Not for: knowing what a key or a tensor means (see [`super::gguf_config`]).
 
 mod formats;
 mod header;

@@ -1,9 +1,9 @@
-//! Hugging Face's `config.json` and `generation_config.json`: which LLaMA, or which of its relatives, they describe.
+//! Hugging Face's `config.json` and `generation_config.json`: which model they describe.
 //!
 //! Meaning and defaults of the keys: `configuration_llama.py`, `configuration_mistral.py`, `configuration_qwen2.py`,
-//! `configuration_qwen3.py` and `modeling_rope_utils.py` of <https://github.com/huggingface/transformers> (version 5.23; older spellings of the rotary settings are read as
-//! well). A key that would change what is computed, and is not computed here, is refused by name. Not for: weights (see
-//! [`super::weights`]) and tokenizers.
+//! `configuration_qwen3.py` and `modeling_rope_utils.py` of <https://github.com/huggingface/transformers> (version 5.23; older
+//! spellings of the rotary settings are read as well). A key that would change what is computed, and is not computed here, is
+//! refused by name. Not for: weights (see [`super::weights`]) and tokenizers.
 
 mod ids;
 mod rope;
@@ -18,7 +18,7 @@ use crate::attention::HeadLayout;
 use crate::error::Result;
 use crate::json::{Object, cut};
 use crate::kernels::vector::MAX_HEAD_DIM;
-use crate::model::LlamaConfig;
+use crate::model::{Architecture, LlamaConfig};
 use crate::tokenizer::ModelIds;
 
 /// What a quantised checkpoint should be replaced by.
@@ -96,31 +96,6 @@ pub struct HfConfig {
     pub notes: Vec<String>,
 }
 
-/// Which of the supported models it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Family {
-    Llama,
-    Mistral,
-    /// Biases of queries, keys and values.
-    Qwen2,
-    /// Norms of queries and keys.
-    Qwen3,
-}
-
-impl Family {
-    const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
-
-    /// As `model_type` has it.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Llama => "llama",
-            Self::Mistral => "mistral",
-            Self::Qwen2 => "qwen2",
-            Self::Qwen3 => "qwen3",
-        }
-    }
-}
-
 /// Reads a folder's `config.json` and, if it is there, `generation_config.json`.
 ///
 /// # Errors
@@ -151,39 +126,39 @@ pub fn read(folder: &Path) -> Result<HfConfig> {
 
 impl Object<'_> {
     fn hf_config(&self) -> Result<HfConfig> {
-        let family = self.family()?;
+        let architecture = self.architecture()?;
         self.refuse_what_is_not_computed()?;
         let hidden_size = self.required_size("hidden_size")?;
         let vocab_size = self.required_size("vocab_size")?;
-        let heads = self.heads(family, hidden_size)?;
+        let heads = self.heads(architecture, hidden_size)?;
         // Fine-tunes for longer texts may give the longer length apart.
         let longest = self.size("max_sequence_length")?;
-        let default = match family {
-            Family::Llama => LLAMA_CONTEXT,
-            Family::Mistral => MISTRAL_CONTEXT,
-            Family::Qwen2 | Family::Qwen3 => QWEN_CONTEXT,
+        let default = match architecture {
+            Architecture::Llama => LLAMA_CONTEXT,
+            Architecture::Mistral => MISTRAL_CONTEXT,
+            Architecture::Qwen2 | Architecture::Qwen3 => QWEN_CONTEXT,
         };
         let trained = self.size("max_position_embeddings")?.or(longest).unwrap_or(default);
         let num_layers = self.required_size("num_hidden_layers")?;
         let (rope, lengthened) = self.rope(heads.head_dim, trained)?;
         let max_context = trained.max(lengthened).max(longest.unwrap_or(0));
-        let sliding_window = match family {
-            Family::Llama => None,
+        let sliding_window = match architecture {
+            Architecture::Llama => None,
             // Absent is not the same as null here.
-            Family::Mistral if !self.map.contains_key("sliding_window") => Some(WINDOW),
-            Family::Mistral => self.size("sliding_window")?,
-            Family::Qwen2 | Family::Qwen3 => self.qwen_window(num_layers)?,
+            Architecture::Mistral if !self.map.contains_key("sliding_window") => Some(WINDOW),
+            Architecture::Mistral => self.size("sliding_window")?,
+            Architecture::Qwen2 | Architecture::Qwen3 => self.qwen_window(num_layers)?,
         };
         let sliding_window = sliding_window.filter(|&window| window < max_context);
         let bias = |is_there: bool| if is_there { Bias::Always } else { Bias::Never };
-        // Keys that a family does not have change nothing.
+        // Keys that an architecture does not have change nothing.
         let says = |key: &str| -> Result<bool> { Ok(self.flag(key)?.unwrap_or(false)) };
-        let attention_bias = match family {
-            Family::Llama | Family::Qwen3 => says("attention_bias")?,
-            Family::Mistral => false,
-            Family::Qwen2 => true,
+        let attention_bias = match architecture {
+            Architecture::Llama | Architecture::Qwen3 => says("attention_bias")?,
+            Architecture::Mistral => false,
+            Architecture::Qwen2 => true,
         };
-        let mlp_bias = family == Family::Llama && says("mlp_bias")?;
+        let mlp_bias = architecture == Architecture::Llama && says("mlp_bias")?;
         let is_tied = self.flag("tie_word_embeddings")?.unwrap_or(false);
         let mut notes = Vec::new();
         let ids = ModelIds {
@@ -193,12 +168,11 @@ impl Object<'_> {
         };
         Ok(HfConfig {
             config: LlamaConfig {
-                architecture: family.name(),
+                architecture,
                 hidden_size,
                 intermediate_size: self.required_size("intermediate_size")?,
                 num_layers,
                 heads,
-                head_norms: family == Family::Qwen3,
                 vocab_size,
                 rms_norm_eps: self.positive("rms_norm_eps")?.unwrap_or(1e-6),
                 context_length: sliding_window.unwrap_or(max_context),
@@ -208,7 +182,7 @@ impl Object<'_> {
             assembly: Assembly {
                 naming: Naming::HuggingFace,
                 attention_bias: bias(attention_bias),
-                attention_output_bias: bias(attention_bias && family != Family::Qwen2),
+                attention_output_bias: bias(attention_bias && architecture != Architecture::Qwen2),
                 mlp_bias: bias(mlp_bias),
                 output: if is_tied { OutputLayer::Tied } else { OutputLayer::Own },
             },
@@ -217,25 +191,25 @@ impl Object<'_> {
         })
     }
 
-    fn family(&self) -> Result<Family> {
+    fn architecture(&self) -> Result<Architecture> {
         const HINT: &str = "supported are LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and Qwen3ForCausalLM";
         let model_type = self.text("model_type")?;
         let names = self.typed("architectures", "a list of strings", |value| {
             value.as_array()?.iter().map(|name| name.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>()
         })?;
-        let of_type = |name: &str| Family::ALL.into_iter().find(|family| family.name() == name);
+        let of_type = |name: &str| Architecture::ALL.into_iter().find(|architecture| architecture.name() == name);
         let refuse = |name: &str| Err(self.unsupported(&format!("architecture `{name}`")).with_hint(HINT));
         let by_type = match model_type {
             None => None,
             Some(name) => match of_type(name) {
-                Some(family) => Some(family),
+                Some(architecture) => Some(architecture),
                 None => return refuse(name),
             },
         };
         let by_name = match names.as_deref() {
             None | Some([]) => None,
             Some([first, more @ ..]) => match of_class(first) {
-                Some(family) if more.is_empty() || by_type.is_some() => Some(family),
+                Some(architecture) if more.is_empty() || by_type.is_some() => Some(architecture),
                 // transformers goes by `model_type`, and so may whoever derived a class of their own.
                 None if by_type.is_some() && may_be_derived(first) => None,
                 _ if more.is_empty() => return refuse(first),
@@ -246,7 +220,7 @@ impl Object<'_> {
             (Some(a), Some(b)) if a != b => {
                 Err(self.error("keys `architectures` and `model_type` name different models").with_hint(HINT))
             }
-            (Some(family), _) | (None, Some(family)) => Ok(family),
+            (Some(architecture), _) | (None, Some(architecture)) => Ok(architecture),
             (None, None) => Err(self.error("keys `architectures` and `model_type` are missing").with_hint(HINT)),
         }
     }
@@ -295,12 +269,12 @@ impl Object<'_> {
         Ok(if self.map.contains_key("sliding_window") { self.size("sliding_window")? } else { Some(WINDOW) })
     }
 
-    fn heads(&self, family: Family, hidden_size: usize) -> Result<HeadLayout> {
+    fn heads(&self, architecture: Architecture, hidden_size: usize) -> Result<HeadLayout> {
         let num_heads = self.required_size("num_attention_heads")?;
-        // Absent is not the same as null here: defaults are those of a family's first model.
-        let default = match family {
-            Family::Mistral if !self.map.contains_key("num_key_value_heads") => 8,
-            Family::Qwen2 | Family::Qwen3 if !self.map.contains_key("num_key_value_heads") => 32,
+        // Absent is not the same as null here: defaults are those of each one's first model.
+        let default = match architecture {
+            Architecture::Mistral if !self.map.contains_key("num_key_value_heads") => 8,
+            Architecture::Qwen2 | Architecture::Qwen3 if !self.map.contains_key("num_key_value_heads") => 32,
             _ => num_heads,
         };
         let num_kv_heads = self.size("num_key_value_heads")?.unwrap_or(default);
@@ -309,7 +283,7 @@ impl Object<'_> {
         }
         let head_dim = match self.size("head_dim")? {
             Some(head_dim) => head_dim,
-            None if family == Family::Qwen3 && !self.map.contains_key("head_dim") => 128,
+            None if architecture == Architecture::Qwen3 && !self.map.contains_key("head_dim") => 128,
             None if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
             None => {
                 return Err(self.error(format!(
@@ -329,12 +303,12 @@ impl Object<'_> {
 }
 
 /// The model that a class of transformers computes. Early conversions spell `LLaMA` as Meta does.
-fn of_class(name: &str) -> Option<Family> {
+fn of_class(name: &str) -> Option<Architecture> {
     match name.to_ascii_lowercase().as_str() {
-        "llamaforcausallm" => Some(Family::Llama),
-        "mistralforcausallm" => Some(Family::Mistral),
-        "qwen2forcausallm" => Some(Family::Qwen2),
-        "qwen3forcausallm" => Some(Family::Qwen3),
+        "llamaforcausallm" => Some(Architecture::Llama),
+        "mistralforcausallm" => Some(Architecture::Mistral),
+        "qwen2forcausallm" => Some(Architecture::Qwen2),
+        "qwen3forcausallm" => Some(Architecture::Qwen3),
         _ => None,
     }
 }

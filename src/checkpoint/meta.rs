@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::json::Object;
 use crate::kernels::quant::{SharedBytes, WeightFormat};
 use crate::kernels::vector::MAX_HEAD_DIM;
-use crate::model::{LlamaConfig, RopeLayout, RopeSettings};
+use crate::model::{Architecture, LlamaConfig, RopeLayout, RopeSettings};
 
 /// Where a buffer's numbers begin: what PyTorch aligns storages to.
 const ALIGNMENT: usize = 64;
@@ -158,12 +158,11 @@ pub fn config(folder: &Path, shards: &[PthFile]) -> Result<LlamaConfig> {
         rope.frequency_divisors = scaling.divisors(theta, head_dim);
     }
     Ok(LlamaConfig {
-        architecture: "llama",
+        architecture: Architecture::Llama,
         hidden_size,
         intermediate_size,
         num_layers,
         heads: HeadLayout { num_heads, num_kv_heads, head_dim },
-        head_norms: false,
         vocab_size,
         rms_norm_eps,
         context_length,

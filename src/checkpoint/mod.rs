@@ -6,7 +6,7 @@
 //!
 //! | module | what it reads |
 //! |---|---|
-//! | [`gguf`], [`llama`] | the GGUF container; its metadata of a LLaMA model and of a tokenizer |
+//! | [`gguf`], [`gguf_config`] | the GGUF container; its metadata of a model and of a tokenizer |
 //! | [`safetensors`], [`hf_config`] | safetensors files; Hugging Face's `config.json` |
 //! | [`pth`], [`meta`] | PyTorch's `.pth` files; Meta's layout, which consists of them |
 //!
@@ -16,8 +16,8 @@ mod caches;
 mod convert;
 mod files;
 pub mod gguf;
+pub mod gguf_config;
 pub mod hf_config;
-pub mod llama;
 mod mapped;
 pub mod meta;
 mod open;
@@ -293,7 +293,7 @@ impl Checkpoint {
     /// Makes the tokenizer.
     ///
     /// # Errors
-    /// As [`llama::vocab`] and [`Tokenizer::from_gguf`], or as [`Tokenizer::from_folder`]; [`Error::BadFile`] if its
+    /// As [`gguf_config::vocab`] and [`Tokenizer::from_gguf`], or as [`Tokenizer::from_folder`]; [`Error::BadFile`] if its
     /// tokens are not as many as the model's embeddings. In a folder there may be more embeddings: they are padded to
     /// sizes that suit the hardware.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
@@ -301,11 +301,11 @@ impl Checkpoint {
         let (tokenizer, fits): (_, fn(usize, usize) -> bool) = match &self.tokenizer {
             TokenizerSource::Gguf(file) => {
                 // Before the lists are read.
-                let tokens = file.array_len(llama::TOKENS)?;
+                let tokens = file.array_len(gguf_config::TOKENS)?;
                 if tokens != 0 && tokens != embeddings {
                     return Err(self.wrong_vocabulary(tokens));
                 }
-                (Tokenizer::from_gguf(llama::vocab(file)?)?, |tokens, embeddings| tokens == embeddings)
+                (Tokenizer::from_gguf(gguf_config::vocab(file)?)?, |tokens, embeddings| tokens == embeddings)
             }
             TokenizerSource::Folder(folder, ids) => {
                 let above = (self.format == Format::Meta).then(|| meta::tokenizer_above(folder)).flatten();

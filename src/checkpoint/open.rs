@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::files::{self, read_json};
 use super::weights::{Assembly, Bias, Naming, OutputLayer};
-use super::{Checkpoint, Format, PthFile, TokenizerSource, gguf, hf_config, llama, meta, safetensors, tied};
+use super::{Checkpoint, Format, PthFile, TokenizerSource, gguf, gguf_config, hf_config, meta, safetensors, tied};
 use crate::error::{Error, Result};
 use crate::tokenizer::ModelIds;
 
@@ -120,7 +120,7 @@ fn open_gguf(path: &Path) -> Result<Checkpoint> {
     let parts = gguf::open_parts(path)?;
     let tensors = gguf::tensors(&parts)?;
     let first = parts.into_iter().next().ok_or_else(|| Error::bad_file(path, "it has no parts"))?;
-    let config = llama::config(&first, &tensors)?;
+    let config = gguf_config::config(&first, &tensors)?;
     Ok(Checkpoint {
         path: path.to_owned(),
         format: Format::Gguf,

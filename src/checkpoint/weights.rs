@@ -354,7 +354,7 @@ impl<B: Backend> Taker<'_, B> {
         let role = |part| Role::Block(layer, part);
         let mut head_norm = |part| {
             let name = self.weight_name(role(part));
-            config.head_norms.then(|| self.vector(&name, heads.head_dim)).transpose()
+            config.architecture.has_head_norms().then(|| self.vector(&name, heads.head_dim)).transpose()
         };
         let (q_norm, k_norm) = (head_norm(Part::QueryNorm)?, head_norm(Part::KeyNorm)?);
         Ok(Block {

@@ -53,7 +53,7 @@ fn print(checkpoint: &Checkpoint, tokenizer: &Result<Tokenizer>) -> anyhow::Resu
     if let Some(name) = checkpoint.gguf().map(|file| file.string("general.name")).transpose()?.flatten() {
         line("name", name)?;
     }
-    line("architecture", config.architecture.to_owned())?;
+    line("architecture", config.architecture.to_string())?;
     #[expect(clippy::cast_precision_loss)]
     line("parameters", format!("{parameters} ({:.1} M)", parameters as f64 / 1e6))?;
     line("layers", config.num_layers.to_string())?;

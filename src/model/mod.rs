@@ -6,7 +6,7 @@ mod llama;
 mod observer;
 mod prefill;
 
-pub use crate::arch::{DynamicNtk, LlamaConfig, Rope, RopeLayout, RopeSettings};
+pub use crate::arch::{Architecture, DynamicNtk, LlamaConfig, Rope, RopeLayout, RopeSettings};
 pub use llama::Llama;
 pub use observer::PrefillObserver;
 pub use prefill::{Prefill, PrefillOptions};

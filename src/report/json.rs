@@ -97,7 +97,7 @@ impl ModelReport {
         Self {
             path: path.display().to_string(),
             format: loaded.format.name(),
-            architecture: "llama",
+            architecture: config.architecture.name(),
             num_layers: config.num_layers,
             num_heads: config.heads.num_heads,
             num_kv_heads: config.heads.num_kv_heads,

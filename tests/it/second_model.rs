@@ -50,4 +50,8 @@ fn the_second_model_answers_as_its_template_asks() {
         let answer = run(more);
         assert!(answer.contains("Paris") && answer.len() < 40, "{more:?}: {answer}");
     }
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("report.json");
+    run(&["--report", report.to_str().unwrap()]);
+    assert_eq!(json(&report)["model"]["architecture"], "qwen2");
 }

@@ -3,7 +3,7 @@
 mod folder;
 mod pipeline;
 
-use adaptive_kvcache::checkpoint::{GgufFile, llama};
+use adaptive_kvcache::checkpoint::{GgufFile, gguf_config};
 use adaptive_kvcache::error::Error;
 use adaptive_kvcache::tokenizer::{ChatMessage, GgufVocab, Tokenizer};
 
@@ -14,7 +14,7 @@ fn fixture() -> GgufVocab {
 }
 
 fn smollm2_vocab() -> GgufVocab {
-    llama::vocab(&GgufFile::open(smollm2_path()).unwrap()).unwrap()
+    gguf_config::vocab(&GgufFile::open(smollm2_path()).unwrap()).unwrap()
 }
 
 #[test]

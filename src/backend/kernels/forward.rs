@@ -130,9 +130,10 @@ impl Backend for Kernels {
         let mut queries = block.q_proj.forward(&normed, &self.buffers)?;
         let mut keys = block.k_proj.forward(&normed, &self.buffers)?;
         let values = block.v_proj.forward(&normed, &self.buffers)?;
-        for (heads, norm) in [(&mut queries, &block.q_norm), (&mut keys, &block.k_norm)] {
-            let rows = heads.par_chunks_mut(ELEMENTS_PER_TASK / self.layout.head_dim * self.layout.head_dim);
-            rows.for_each(|heads| self.norm_heads(heads, norm.as_ref()));
+        for (rows, norm) in [(&mut queries, &block.q_norm), (&mut keys, &block.k_norm)] {
+            let heads_per_task = (ELEMENTS_PER_TASK / self.layout.head_dim).max(1);
+            let tasks = rows.par_chunks_mut(heads_per_task * self.layout.head_dim);
+            tasks.for_each(|heads| self.norm_heads(heads, norm.as_ref()));
         }
         let unrotated_queries = self.buffers.copy(if unrotated { &queries } else { &[] });
         let rotations = rotations.get(first_row * self.half..).unwrap_or_default();

@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value};
 
-use super::super::llama::times;
+use super::super::gguf_config::times;
 use crate::arch::rope_scaling::{Llama3Scaling, YarnScaling};
 use crate::error::Result;
 use crate::json::{Object, shown};

@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use adaptive_kvcache::arch::{HeadLayout, LlamaConfig, Rope, RopeLayout, RopeSettings};
+use adaptive_kvcache::arch::{Architecture, HeadLayout, LlamaConfig, Rope, RopeLayout, RopeSettings};
 use adaptive_kvcache::backend::{Backend, Block, Candle, Embedding, Kernels, PromptRequest, Shown, Wanted, Weights};
 use adaptive_kvcache::cache::{AdaptiveKvCache, CacheLayer, HeadStep, KvDtype, Retention, Rows};
 use adaptive_kvcache::compress::HeadChoice;
@@ -62,14 +62,13 @@ fn product(weights: &[f32], x: &[f64]) -> Vec<f64> {
 }
 
 impl Plain {
-    fn new(heads: HeadLayout, head_norms: bool, rope: RopeLayout, rng: &mut StdRng) -> Self {
+    fn new(heads: HeadLayout, architecture: Architecture, rope: RopeLayout, rng: &mut StdRng) -> Self {
         let config = LlamaConfig {
-            architecture: "llama",
+            architecture,
             hidden_size: HIDDEN,
             intermediate_size: INTERMEDIATE,
             num_layers: 1,
             heads,
-            head_norms,
             vocab_size: VOCAB,
             rms_norm_eps: 1e-5,
             context_length: 4096,
@@ -90,7 +89,7 @@ impl Plain {
             linears: sizes.map(|len| uniform(rng, len, 0.3)),
             query_bias: uniform(rng, queries, 0.5),
             norms: [(); 3].map(|()| uniform(rng, HIDDEN, 1.0)),
-            head_norms: head_norms.then(|| [(); 2].map(|()| uniform(rng, heads.head_dim, 1.0))),
+            head_norms: architecture.has_head_norms().then(|| [(); 2].map(|()| uniform(rng, heads.head_dim, 1.0))),
             table: uniform(rng, VOCAB * HIDDEN, 1.0),
             head: uniform(rng, VOCAB * HIDDEN, 0.3),
             config,
@@ -478,7 +477,8 @@ fn table<B: Backend>(
     for (index, (heads, len)) in shapes().into_iter().enumerate() {
         let mut rng = seeded(index as u64);
         let rope = if index % 2 == 0 { RopeLayout::Halves } else { RopeLayout::Interleaved };
-        let plain = Plain::new(heads, index % 3 == 1, rope, &mut rng);
+        let architecture = if index % 3 == 1 { Architecture::Qwen3 } else { Architecture::Llama };
+        let plain = Plain::new(heads, architecture, rope, &mut rng);
         for &dtype in dtypes {
             let first = Line { backend, heads, len, dtype, operation: "" };
             Case::new(&make(&plain.config), &plain, first, &mut rng).lines(observer);

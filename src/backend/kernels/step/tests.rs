@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 
 use super::own::{Counts, Own};
 use super::*;
-use crate::arch::{LlamaConfig, RopeLayout, RopeSettings};
+use crate::arch::{Architecture, LlamaConfig, RopeLayout, RopeSettings};
 use crate::backend::kernels::HeadCache;
 use crate::backend::{Backend, Embedding};
 use crate::cache::{KvDtype, Retention};
@@ -98,12 +98,11 @@ impl Shape {
     fn model(&self) -> (Kernels, Weights<Kernels>) {
         let Self { hidden_size, intermediate_size, heads, dtypes } = *self;
         let config = LlamaConfig {
-            architecture: "llama",
+            architecture: Architecture::Qwen3,
             hidden_size,
             intermediate_size,
             num_layers: 1,
             heads,
-            head_norms: true,
             vocab_size: VOCAB,
             rms_norm_eps: 1e-5,
             context_length: 1 << 16,

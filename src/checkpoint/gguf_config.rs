@@ -14,39 +14,15 @@ use crate::arch::rope_scaling::YarnScaling;
 use crate::attention::HeadLayout;
 use crate::error::{Error, Result};
 use crate::kernels::vector::MAX_HEAD_DIM;
-use crate::model::{LlamaConfig, RopeLayout, RopeSettings};
+use crate::model::{Architecture, LlamaConfig, RopeLayout, RopeSettings};
 
 pub use self::vocab::{TOKENS, vocab};
 
-/// Architectures that are computed, by `general.architecture`. Other keys begin with its name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Architecture {
-    Llama,
-    Qwen2,
-    Qwen3,
-}
+/// Those that GGUF files name (`general.architecture`); their other keys begin with the name.
+const ARCHITECTURES: [Architecture; 3] = [Architecture::Llama, Architecture::Qwen2, Architecture::Qwen3];
 
-impl Architecture {
-    const ALL: [Self; 3] = [Self::Llama, Self::Qwen2, Self::Qwen3];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Llama => "llama",
-            Self::Qwen2 => "qwen2",
-            Self::Qwen3 => "qwen3",
-        }
-    }
-
-    fn key(self, name: &str) -> String {
-        format!("{}.{name}", self.name())
-    }
-
-    fn rope_layout(self) -> RopeLayout {
-        match self {
-            Self::Llama => RopeLayout::Interleaved,
-            Self::Qwen2 | Self::Qwen3 => RopeLayout::Halves,
-        }
-    }
+fn key_of(architecture: Architecture, name: &str) -> String {
+    format!("{architecture}.{name}")
 }
 
 /// Largest size that is believed.
@@ -79,7 +55,7 @@ const FOREIGN: [(&str, &[f64]); 12] = [
 /// [`Error::BadFile`] for sizes that are missing or do not fit.
 pub fn config(file: &GgufFile, tensors: &Tensors) -> Result<LlamaConfig> {
     let architecture = architecture(file)?;
-    let key = |name: &str| architecture.key(name);
+    let key = |name: &str| key_of(architecture, name);
     if tensors.iter().next().is_none() {
         let reason = "it holds a header and no tensors, as files with a vocabulary alone do";
         return Err(file.error(reason).with_hint("give the model that it belongs to"));
@@ -115,12 +91,11 @@ pub fn config(file: &GgufFile, tensors: &Tensors) -> Result<LlamaConfig> {
     let window = file.whole(&key("attention.sliding_window"))?.filter(|&window| window > 0 && window < lengthened);
     let mlp = &key("feed_forward_length");
     Ok(LlamaConfig {
-        architecture: architecture.name(),
+        architecture,
         hidden_size,
         intermediate_size: required(mlp, of_layers(mlp)?)?,
         num_layers,
         heads,
-        head_norms: architecture == Architecture::Qwen3,
         vocab_size: embedding.shape[0],
         rms_norm_eps,
         context_length: window.unwrap_or(lengthened),
@@ -133,23 +108,23 @@ pub fn config(file: &GgufFile, tensors: &Tensors) -> Result<LlamaConfig> {
 fn architecture(file: &GgufFile) -> Result<Architecture> {
     let refuse = |what: String| Error::unsupported(format!("{what} (`{}`)", file.path().display()));
     let name = file.string("general.architecture")?.unwrap_or_default();
-    let Some(architecture) = Architecture::ALL.into_iter().find(|architecture| architecture.name() == name) else {
-        let known = Architecture::ALL.map(Architecture::name).join(", ");
+    let Some(architecture) = ARCHITECTURES.into_iter().find(|architecture| architecture.name() == name) else {
+        let known = ARCHITECTURES.map(Architecture::name).join(", ");
         return Err(refuse(format!("architecture `{name}`")).with_hint(format!("supported are {known}")));
     };
     for name in ["expert_count", "expert_used_count"] {
-        if file.whole(&architecture.key(name))?.unwrap_or(0) > 0 {
+        if file.whole(&key_of(architecture, name))?.unwrap_or(0) > 0 {
             return Err(refuse("a mixture of experts".to_owned()).with_hint("use a dense model"));
         }
     }
     for (name, neutral) in FOREIGN {
-        let key = architecture.key(name);
+        let key = key_of(architecture, name);
         if let Some(value) = file.float(&key)?.filter(|value| !neutral.contains(value)) {
             return Err(refuse(format!("the setting `{key}` = {value}"))
                 .with_hint("it belongs to another architecture: convert the model anew"));
         }
     }
-    let key = architecture.key("attention.causal");
+    let key = key_of(architecture, "attention.causal");
     if file.boolean(&key)? == Some(false) {
         return Err(refuse(format!("attention to later tokens (`{key}` is false)")));
     }
@@ -166,7 +141,7 @@ fn heads(
 ) -> Result<HeadLayout> {
     let [count_key, count_kv_key, key_length, value_length] =
         ["head_count", "head_count_kv", "key_length", "value_length"]
-            .map(|name| architecture.key(&format!("attention.{name}")));
+            .map(|name| key_of(architecture, &format!("attention.{name}")));
     let num_heads = match count {
         Some(count) if (1..=MAX_SIZE).contains(&count) => count,
         Some(count) => return Err(file.error(format!("metadata `{count_key}` is {count}"))),
@@ -184,7 +159,7 @@ fn heads(
         None => {
             return Err(file.error(format!(
                 "`{}` {hidden_size} is not a multiple of `{count_key}` {num_heads}, and there is no `{key_length}`",
-                architecture.key("embedding_length")
+                key_of(architecture, "embedding_length")
             )));
         }
     };
@@ -213,7 +188,7 @@ fn rope(
     head_dim: usize,
     trained: usize,
 ) -> Result<(RopeSettings, usize)> {
-    let named = |name: &str| architecture.key(&format!("rope.{name}"));
+    let named = |name: &str| key_of(architecture, &format!("rope.{name}"));
     let key = &named("dimension_count");
     let dim = file.whole(key)?.unwrap_or(head_dim);
     if dim != head_dim {
@@ -235,7 +210,10 @@ fn rope(
         None | Some(0.0) => 1.0,
         Some(_) => positive(&key, 1.0)?,
     };
-    let mut rope = RopeSettings::plain(theta, dim, architecture.rope_layout());
+    // Converters turn the rows of LLaMA's queries and keys, and leave others' as they are.
+    let is_turned = architecture == Architecture::Llama;
+    let layout = if is_turned { RopeLayout::Interleaved } else { RopeLayout::Halves };
+    let mut rope = RopeSettings::plain(theta, dim, layout);
     rope.attention_factor = positive(&named("scaling.attn_factor"), 1.0)?;
     let scaling = file.string(&named("scaling.type"))?.unwrap_or_else(|| "linear".to_owned());
     let mut context = trained;
@@ -297,7 +275,7 @@ fn yarn(
     factor: f64,
     original_context: usize,
 ) -> Result<()> {
-    let key = |name: &str| architecture.key(&format!("rope.scaling.{name}"));
+    let key = |name: &str| key_of(architecture, &format!("rope.scaling.{name}"));
     // Experiments of single models; their sense changed between versions of llama.cpp.
     for (name, neutral) in [("yarn_ext_factor", 1.0), ("yarn_attn_factor", 1.0), ("yarn_log_multiplier", 0.0)] {
         if let Some(value) = file.float(&key(name))?.filter(|&value| value != neutral) {
@@ -314,7 +292,7 @@ fn yarn(
     if rope.theta <= 1.0 {
         return Err(file.error(format!(
             "metadata `{}` is {}, too small for yarn",
-            architecture.key("rope.freq_base"),
+            key_of(architecture, "rope.freq_base"),
             rope.theta
         )));
     }
