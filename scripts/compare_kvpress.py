@@ -19,12 +19,14 @@ from kvpress import (
     AdaKVPress,
     ExpectedAttentionPress,
     KnormPress,
+    KVzipPress,
     PyramidKVPress,
     SnapKVPress,
     StreamingLLMPress,
     TOVAPress,
 )
 from safetensors.numpy import save_file
+from kvpress.presses import kvzip_press
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
 PRESSES = {
@@ -36,6 +38,16 @@ PRESSES = {
     "expected_attention": ExpectedAttentionPress,
     "key_norm": KnormPress,
 }
+
+# Methods that run the model a second time, and so are compared in a way of their own.
+REPEATING = {
+    "kvzip": lambda compression_ratio: KVzipPress(compression_ratio=compression_ratio),
+    "kvzip_plus": lambda compression_ratio: KVzipPress(compression_ratio=compression_ratio, kvzip_plus_normalization=True),
+}
+
+# What a repetition is asked for with, as our tokenizer's ids of them are wanted.
+FROM_START = "\n\nRepeat the previous context exactly."
+FROM_WORDS = "\n\nRepeat the part of the previous context exactly, starting with"
 
 # Hugging Face's names of a block's tensors.
 TENSORS = {
@@ -59,9 +71,13 @@ def arguments():
     parser.add_argument("--text", type=Path, required=True, help="text that the prompt is the beginning of")
     parser.add_argument("--tokens", type=int, default=500, help="length of the prompt, about")
     parser.add_argument("--kept-ratio", type=float, default=0.5)
-    parser.add_argument("--methods", default=",".join(PRESSES), help="comma-separated")
+    parser.add_argument("--methods", help="comma-separated; default all, with --golden those that run the model once")
+    parser.add_argument("--repeat-chunk", type=int, default=2048, help="tokens that `kvzip` repeats at a time")
+    parser.add_argument("--turn", default="<|im_end|>\\n<|im_start|>assistant\\n", help="the chat template's turn change")
     parser.add_argument("--golden", type=Path, help="only write what kvpress keeps to this file; --model is a folder")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.methods = args.methods or ",".join(PRESSES if args.golden else [*PRESSES, *REPEATING])
+    return args
 
 
 def export(gguf, folder):
@@ -117,7 +133,10 @@ def ours(args, method, prompt):
     """Runs this program; its report."""
     report = args.work / f"{method}.json"
     config = args.work / f"{method}.config.json"
-    config.write_text(json.dumps({"method": method, "kept_ratio": args.kept_ratio}))
+    settings = {"method": method, "kept_ratio": args.kept_ratio}
+    if method in REPEATING:
+        settings["repeat_chunk"] = args.repeat_chunk
+    config.write_text(json.dumps(settings))
     command = [args.binary, "generate", "--model", args.model, "--prompt-file", prompt, "--max-new-tokens", "1"]
     command += ["--dtype", "f32", "--kv-dtype", "f32", "--config", config, "--quiet"]
     command += ["--report", report, "--report-positions", "--log-file", args.work / "compare.log"]
@@ -172,6 +191,68 @@ def theirs(model, ids, press):
     return [kept[layer] for layer in layers], [scores[layer] for layer in layers]
 
 
+class Words:
+    """Stands for a tokenizer, whose ids of what asks for a repetition are known."""
+
+    chat_template = None
+
+    def __init__(self, ids):
+        self.ids = ids
+
+    def encode(self, text, **_):
+        return torch.tensor([self.ids[text]], dtype=torch.long)
+
+
+def words(args):
+    """This program's ids of what asks for a repetition: plain text and, behind it, the turn of the chat template."""
+    if args.golden:
+        return {"": [], FROM_START: [500, 501, 502, 503], FROM_WORDS: [600, 601, 602], "\n": [700, 701]}
+    file = args.work / "words.txt"
+
+    def encode(text):
+        file.write_text(text, encoding="utf-8")
+        return ours(args, "key_norm", file)["prompt_tokens"]
+
+    turn = args.turn.encode().decode("unicode_escape")
+    return {"": [], FROM_START: encode(FROM_START), FROM_WORDS: encode(FROM_WORDS), "\n": encode(turn)}
+
+
+def repeated(model, ids, press, chunk, words):
+    """What KVzip keeps: positions and scores, `[layer][kv_head]`."""
+    kvzip_press.AutoTokenizer.from_pretrained = lambda *_, **__: Words(words)
+    prepare, found = press.prepare, {}
+
+    def finish(model):
+        # kvpress means to keep the sinks, and does where a chat's prefix stands before the text.
+        press.score_val[..., : press.n_sink] = torch.inf
+        found["scores"] = press.score_val.clone()
+        KVzipPress.compress_post(press, model)
+
+    press.prepare = lambda model, tokenizer: prepare(model, tokenizer, chunk_size=chunk)
+    press.compress_post = finish
+    for layer in model.model.layers:
+        layer.self_attn.masked_key_indices = None
+    with torch.no_grad(), press(model):
+        model(input_ids=torch.tensor([ids]), past_key_values=DynamicCache(), logits_to_keep=1)
+    kept = []
+    for layer in model.model.layers:
+        _, heads, positions = layer.self_attn.masked_key_indices
+        layer.self_attn.masked_key_indices = None
+        mask = torch.ones(model.config.num_key_value_heads, len(ids), dtype=torch.bool)
+        mask[heads, positions] = False
+        kept.append([torch.nonzero(row).flatten().tolist() for row in mask])
+    return kept, [layer[0].numpy() for layer in found["scores"]]
+
+
+def peer(args, model, method, ids):
+    """What kvpress keeps with the press of a method, and its scores."""
+    if method in REPEATING:
+        # It rounds what is removed down.
+        press_of = REPEATING[method](compression_ratio=1 - args.kept_ratio + 1e-9)
+        return repeated(model, ids, press_of, args.repeat_chunk, words(args))
+    return theirs(model, ids, press(method, args.kept_ratio))
+
+
 def press(method, kept_ratio):
     # kvpress takes the part to remove, and rounds what is kept down: nudged, so that 1 - 0.7 does not lose a position.
     # The pyramid is rounded to the nearest.
@@ -184,8 +265,12 @@ def write_golden(args, model):
     ids = [(index * index * 31 + index * 17 + 5) % model.config.vocab_size for index in range(args.tokens)]
     golden = {"made_by": "scripts/compare_kvpress.py --golden, kvpress 0.5.4", "kept_ratio": args.kept_ratio}
     golden |= {"prompt_tokens": ids, "methods": {}}
+    if any(method in REPEATING for method in args.methods.split(",")):
+        said = words(args)
+        names = {"from_start": FROM_START, "from_words": FROM_WORDS, "turn": "\n"}
+        golden |= {"repeat_chunk": args.repeat_chunk, "words": {name: said[text] for name, text in names.items()}}
     for method in args.methods.split(","):
-        kept, scores = theirs(model, ids, press(method, args.kept_ratio))
+        kept, scores = peer(args, model, method, ids)
         golden["methods"][method] = kept
         for layer, (heads, layer_scores) in enumerate(zip(kept, scores)):
             for head, (positions, head_scores) in enumerate(zip(heads, layer_scores)):
@@ -239,7 +324,7 @@ def main():
     for method in args.methods.split(","):
         report = ours(args, method, prompt)
         ids = report["prompt_tokens"]
-        kept, scores = theirs(model, ids, press(method, args.kept_ratio))
+        kept, scores = peer(args, model, method, ids)
         equal, heads, different, positions, distance, notes = compare(report["layers"], kept, scores)
         print(f"{method:<20}{equal:>7} of {heads:<4}{different:>9} of {positions:<6}{distance:>19.1e}", flush=True)
         remarks += [f"{method}, {note}" for note in notes]

@@ -1,4 +1,5 @@
-//! What the policies may know of a token: whether it is special, and whether it is punctuation.
+//! What the policies may know of a token: whether it is special, and whether it is punctuation; and words that ask for a
+//! repetition, as tokens.
 //!
 //! Not for: turning text into tokens (see [`crate::tokenizer`]).
 
@@ -38,4 +39,17 @@ impl TokenClassifier {
     pub fn classify_all(&self, ids: &[u32]) -> Vec<TokenClass> {
         ids.iter().map(|&id| self.classify(id)).collect()
     }
+}
+
+/// Words that ask a model to repeat what it has read, as tokens of its vocabulary.
+///
+/// Not for: when they are said (see [`Repetition`](crate::compress::budget::methods::Repetition)).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RepeatWords {
+    /// Ask for a repetition from the beginning.
+    pub from_start: Vec<u32>,
+    /// Ask for one of what follows some tokens, which are to be said next.
+    pub from_words: Vec<u32>,
+    /// End what is asked, and begin the answer.
+    pub turn: Vec<u32>,
 }

@@ -1,7 +1,8 @@
 //! Attention over a prompt and over a ragged cache.
 //!
 //! [`prefill`] processes a block of query rows against all keys up to them and collects what profiling needs from the
-//! same pass; [`replay`] asks a prompt's queries again, as if they came after it; [`decode`] attends from one new token over heads that each keep their own rows. Grouped-query attention is
+//! same pass; [`replay`] asks a prompt's queries again, as if they came after it; [`repeat`] tells what is looked at when the
+//! prompt does come again; [`decode`] attends from one new token over heads that each keep their own rows. Grouped-query attention is
 //! native: keys and values are read once for all query heads that share them, and never repeated.
 //!
 //! Not for: deciding what is kept ([`crate::compress`]), or owning it ([`crate::cache`]).
@@ -12,6 +13,7 @@ pub mod map;
 pub mod prefill;
 pub mod prompt_rows;
 pub mod ragged;
+pub mod repeat;
 pub mod replay;
 
 use crate::error::{Error, Result};

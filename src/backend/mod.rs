@@ -193,6 +193,12 @@ pub trait Backend: fmt::Debug + Clone + Send + Sync + 'static {
         look: &mut dyn FnMut(Shown<'_>) -> Result<()>,
     ) -> Result<()>;
 
+    /// What a block's attention reads of a chunk: the residual stream behind its norm, `[seq_len, hidden_size]`.
+    ///
+    /// # Errors
+    /// As [`project`](Self::project).
+    fn attention_input(&self, block: &Block<Self>, hidden: &Self::Hidden) -> Result<Vec<f32>>;
+
     /// The last row alone of a chunk's residual stream and of what its queries attended to.
     ///
     /// # Errors
@@ -333,6 +339,19 @@ pub trait Backend: fmt::Debug + Clone + Send + Sync + 'static {
     /// # Errors
     /// As [`project`](Self::project).
     fn row_weights(&self, rows: &Self::Rows, projected: &Self::Projected, kv_head: usize) -> Result<Vec<f32>>;
+
+    /// One token's queries of the heads that share a KV head, rotated, times what makes scores of their products with keys:
+    /// `[group_size, head_dim]`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if a device does not hand them out.
+    fn group_queries(&self, projected: &Self::Projected, kv_head: usize) -> Result<Vec<f32>>;
+
+    /// A head's keys in the order of its rows, `[rows, head_dim]`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if a device does not hand them out.
+    fn row_keys(&self, rows: &Self::Rows, kv_head: usize) -> Result<Vec<f32>>;
 
     /// What attention made of one token, `[num_heads * head_dim]`.
     ///

@@ -57,6 +57,12 @@ fn evict<B: Backend>(backend: &B, layer: &mut CacheLayer<B::Rows>, projected: &B
         if layer.ledger().reads_weights(kv_head) {
             step.weights = backend.row_weights(layer.rows(), projected, kv_head)?;
         }
+        if layer.ledger().reads_queries(kv_head) {
+            step.queries = backend.group_queries(projected, kv_head)?;
+        }
+        if layer.ledger().reads_keys(kv_head) {
+            step.keys = backend.row_keys(layer.rows(), kv_head)?;
+        }
         layer.ledger().decide(kv_head, step);
     }
     layer.evict(&mut steps)

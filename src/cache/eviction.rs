@@ -19,6 +19,11 @@ pub struct HeadStep {
     /// `[rows]` weights of the newest token's attention, summed up over the head's query group; empty if the head does not
     /// [read them](super::Ledger::reads_weights).
     pub weights: Vec<f32>,
+    /// `[group_size, head_dim]` queries of the newest token, times what makes scores of their products with keys; looked at
+    /// if the head [reads them](super::Ledger::reads_queries).
+    pub queries: Vec<f32>,
+    /// `[rows, head_dim]` keys; looked at if the head [reads them](super::Ledger::reads_keys) in this step.
+    pub keys: Vec<f32>,
     /// Rows that go, descending.
     evicted: Vec<usize>,
 }
@@ -58,6 +63,8 @@ struct WatchedHead {
     received: Vec<f32>,
     /// `[rows]`, if classes tell what goes; else empty.
     classes: Vec<TokenClass>,
+    /// `[tokens]` queries of the newest tokens but one, as many as tell what goes; else empty.
+    queries: Vec<Vec<f32>>,
 }
 
 impl LayerEviction {
@@ -92,6 +99,7 @@ impl LayerEviction {
                     .iter()
                     .map(|position| segment.classes[index(position)])
                     .collect(),
+                queries: Vec::new(),
             });
         }
         Ok(Self { eviction: eviction.clone(), first_position: segment.first_position, heads })
@@ -100,7 +108,8 @@ impl LayerEviction {
     /// Bytes that are allocated for notes.
     pub fn allocated(&self) -> usize {
         let bytes = |head: &WatchedHead| {
-            head.received.capacity() * size_of::<f32>() + head.classes.capacity() * size_of::<TokenClass>()
+            let queries: usize = head.queries.iter().map(Vec::capacity).sum();
+            (head.received.capacity() + queries) * size_of::<f32>() + head.classes.capacity() * size_of::<TokenClass>()
         };
         self.heads.iter().map(bytes).sum()
     }
@@ -113,6 +122,14 @@ impl LayerEviction {
     /// Whether a head holds one row more during a step and never more than that.
     pub fn holds_budget(&self) -> bool {
         self.eviction.holds_budget()
+    }
+
+    /// Whether rows of a head go after this step, if a budget says how many.
+    ///
+    /// * `rows`: that it holds in all
+    pub fn is_due(&self, kv_head: usize, rows: usize) -> bool {
+        let head = &self.heads[kv_head];
+        self.eviction.is_due(head.budget, rows.saturating_sub(head.first_row))
     }
 
     /// Notes a token that every head has got.
@@ -136,8 +153,17 @@ impl LayerEviction {
     pub fn decide(&self, kv_head: usize, positions: &[u32], seen: usize, step: &mut HeadStep) {
         step.evicted.clear();
         let head = &self.heads[kv_head];
+        let (mut keys, mut queries) = (&[][..], Vec::new());
         let attention = match head.attention {
             None | Some(StepAttention::Newest) => return,
+            Some(StepAttention::Queries(_)) => {
+                if !self.is_due(kv_head, positions.len()) {
+                    return;
+                }
+                keys = &step.keys[step.keys.len() / positions.len().max(1) * head.first_row..];
+                queries = [&head.queries[..], std::slice::from_ref(&step.queries)].concat();
+                &[]
+            }
             Some(StepAttention::None) => &[],
             Some(StepAttention::Received) => {
                 let weights = &mut step.weights[head.first_row..];
@@ -145,7 +171,7 @@ impl LayerEviction {
                 &*weights
             }
         };
-        let rows = self.rows(head, positions, seen, attention);
+        let rows = HeldRows { keys, queries: &queries, ..self.rows(head, positions, seen, attention) };
         let evicted = self.eviction.evicted(head.level, head.budget, rows);
         step.evicted.extend(evicted.into_iter().map(|row| head.first_row + row));
     }
@@ -157,6 +183,8 @@ impl LayerEviction {
             positions: &positions[head.first_row..],
             classes: &head.classes,
             attention,
+            keys: &[],
+            queries: &[],
         }
     }
 
@@ -173,6 +201,11 @@ impl LayerEviction {
             }
             if head.attention == Some(StepAttention::Received) {
                 head.received.copy_from_slice(&step.weights[head.first_row..]);
+            }
+            if let Some(StepAttention::Queries(tokens)) = head.attention {
+                head.queries.push(step.queries.clone());
+                let old = head.queries.len().saturating_sub(tokens.saturating_sub(1));
+                head.queries.drain(..old);
             }
             for &row in &step.evicted {
                 remove(&mut head.received, row - head.first_row);

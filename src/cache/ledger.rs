@@ -274,6 +274,19 @@ impl Ledger {
         matches!(self.attention(kv_head), Some(StepAttention::Received | StepAttention::Newest))
     }
 
+    /// Whether the newest token's queries are to be noted of a head.
+    #[must_use]
+    pub fn reads_queries(&self, kv_head: usize) -> bool {
+        matches!(self.attention(kv_head), Some(StepAttention::Queries(_)))
+    }
+
+    /// Whether a head's keys tell which rows go after this step, for which its row is there already.
+    #[must_use]
+    pub fn reads_keys(&self, kv_head: usize) -> bool {
+        let is_due = |eviction: &LayerEviction| eviction.is_due(kv_head, self.positions[kv_head].len());
+        self.reads_queries(kv_head) && self.eviction.as_ref().is_some_and(is_due)
+    }
+
     fn attention(&self, kv_head: usize) -> Option<StepAttention> {
         self.eviction.as_ref().and_then(|eviction| eviction.attention(kv_head))
     }
@@ -281,7 +294,7 @@ impl Ledger {
     /// Tells which rows of a head go, as far as the head's own facts tell; they go with [`evict`](Self::evict).
     ///
     /// # Panics
-    /// If the head [reads weights](Self::reads_weights) and there is not one for each row.
+    /// If the head [reads weights](Self::reads_weights) or [keys](Self::reads_keys) and they are not there for each row.
     pub fn decide(&self, kv_head: usize, step: &mut HeadStep) {
         if let Some(eviction) = &self.eviction {
             eviction.decide(kv_head, &self.positions[kv_head], self.seen, step);

@@ -28,7 +28,7 @@ pub use summary::{HeadSummary, LayerSummary};
 use crate::arch::HeadLayout;
 use crate::compress::{AdaptiveConfig, Eviction};
 use crate::error::{Error, Result};
-use crate::tokens::{TokenClass, TokenClassifier};
+use crate::tokens::{RepeatWords, TokenClass, TokenClassifier};
 
 /// What a cache keeps of the prompt.
 #[derive(Debug, Clone)]
@@ -41,6 +41,9 @@ pub enum Retention {
         config: Arc<AdaptiveConfig>,
         /// Which tokens are special, and which are punctuation.
         classifier: TokenClassifier,
+        /// What asks the model to repeat a prompt, or why it can't be said; for methods that [say
+        /// so](crate::compress::budget::methods::Repetition::instruction).
+        words: Option<Arc<Result<RepeatWords, String>>>,
     },
 }
 
@@ -57,7 +60,7 @@ impl Retention {
     /// How many rows a head holds at most because of `tokens` that are generated.
     #[must_use]
     pub fn most_new_rows(&self, tokens: usize) -> usize {
-        if self.eviction().is_some_and(|eviction| eviction.holds_budget()) { tokens.min(1) } else { tokens }
+        tokens.min(self.eviction().and_then(|eviction| eviction.most_new_rows()).unwrap_or(tokens))
     }
 }
 
@@ -102,7 +105,7 @@ pub struct AdaptiveKvCache {
     seen: usize,
     /// Tokens since the last prompt, which no profile has decided about; not collected for a full cache, and where heads
     /// go on evicting.
-    recent: Vec<TokenClass>,
+    recent: Vec<u32>,
 }
 
 /// Layers whose rows are of some kind.
@@ -253,18 +256,20 @@ impl AdaptiveKvCache {
         self.layers.bytes()
     }
 
-    /// The classes of the tokens that a profile of this prompt decides about: those that were decoded since the last
-    /// prompt (unless heads go on evicting), then the prompt's. Empty for a full cache, which does not ask for them.
+    /// The tokens that a profile of this prompt decides about: those that were decoded since the last prompt (unless heads
+    /// go on evicting), then the prompt's. Empty for a full cache, which does not ask for them.
     #[must_use]
-    pub fn segment_classes(&self, prompt: &[u32]) -> Vec<TokenClass> {
+    pub fn segment_ids(&self, prompt: &[u32]) -> Vec<u32> {
         match &self.retention {
             Retention::Full => Vec::new(),
-            Retention::Adaptive { classifier, .. } => {
-                let mut classes = self.recent.clone();
-                classes.extend(classifier.classify_all(prompt));
-                classes
-            }
+            Retention::Adaptive { .. } => [&self.recent, prompt].concat(),
         }
+    }
+
+    /// The classes of the tokens that a profile of this prompt decides about, see [`segment_ids`](Self::segment_ids).
+    #[must_use]
+    pub fn segment_classes(&self, prompt: &[u32]) -> Vec<TokenClass> {
+        self.segment_ids(prompt).into_iter().map(|id| self.class(id)).collect()
     }
 
     /// Counts the tokens of a prompt that all layers have stored.
@@ -286,7 +291,7 @@ impl AdaptiveKvCache {
     pub fn advance(&mut self, id: u32) {
         self.seen += 1;
         if matches!(&self.retention, Retention::Adaptive { .. }) && self.retention.eviction().is_none() {
-            self.recent.push(self.class(id));
+            self.recent.push(id);
         }
     }
 

@@ -39,7 +39,7 @@ impl Loaded {
     /// [`Conversation`](crate::generate::Conversation) or a [`Batch`](crate::generate::Batch).
     #[must_use]
     pub fn retention(&self, config: &AdaptiveConfig) -> Retention {
-        let classifier = self.tokenizer.classifier(config);
-        Retention::Adaptive { config: Arc::new(config.clone()), classifier }
+        let (classifier, words) = (self.tokenizer.classifier(config), self.tokenizer.words_for(config));
+        Retention::Adaptive { config: Arc::new(config.clone()), classifier, words }
     }
 }

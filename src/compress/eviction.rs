@@ -36,6 +36,11 @@ pub struct HeldRows<'a> {
     pub classes: &'a [TokenClass],
     /// `[n]` attention, as [`Eviction::attention`] says; else empty.
     pub attention: &'a [f32],
+    /// `[n, head_dim]` keys, if [that](Eviction::attention) says so; else empty.
+    pub keys: &'a [f32],
+    /// `[tokens]` of `[group_size, head_dim]` queries of the newest tokens, if [that](Eviction::attention) says so; else
+    /// empty.
+    pub queries: &'a [Vec<f32>],
 }
 
 impl Eviction {
@@ -70,7 +75,24 @@ impl Eviction {
     /// Whether a head never holds more rows after a step than after the prompt.
     #[must_use]
     pub fn holds_budget(&self) -> bool {
-        self.config.budgeted().is_some()
+        self.most_new_rows() == Some(1)
+    }
+
+    /// How many rows a head holds at most beside those that it kept of the prompt, the newest token's included; `None` if
+    /// there is no such bound.
+    #[must_use]
+    pub fn most_new_rows(&self) -> Option<usize> {
+        let method = self.config.budgeted()?;
+        method.method.eviction().map(|rows| rows.every().max(1))
+    }
+
+    /// Whether rows of a head go after this step, if a budget says how many.
+    ///
+    /// * `budget`: how many rows it kept of the prompt
+    /// * `rows`: how many it holds
+    #[must_use]
+    pub fn is_due(&self, budget: usize, rows: usize) -> bool {
+        self.most_new_rows().is_none_or(|most| rows.saturating_sub(budget) >= most)
     }
 
     /// The rows that go, by index, descending.
@@ -79,13 +101,15 @@ impl Eviction {
     /// * `budget`: how many rows it kept of the prompt
     #[must_use]
     pub fn evicted(&self, level: usize, budget: usize, rows: HeldRows<'_>) -> Vec<usize> {
-        let HeldRows { first_position, seen, positions, classes, attention } = rows;
+        let HeldRows { first_position, seen, positions, classes, attention, keys, queries } = rows;
         match &self.config.method {
             Compression::Budgeted(method) => {
                 let excess = positions.len().saturating_sub(budget);
-                let facts = StepFacts { positions, seen, budget, attention };
+                let facts = StepFacts { positions, seen, budget, attention, keys, queries };
                 match method.method.eviction() {
-                    Some(rows) if excess > 0 => lowest(&rows.scores(&facts), positions, excess),
+                    Some(rows) if excess > 0 && self.is_due(budget, positions.len()) => {
+                        lowest(&rows.scores(&facts), positions, excess)
+                    }
                     _ => Vec::new(),
                 }
             }
@@ -127,7 +151,8 @@ mod tests {
     fn gone(config: &str, level: usize, budget: usize, positions: &[u32], attention: &[f32], seen: usize) -> Vec<u32> {
         let classes: Vec<TokenClass> =
             positions.iter().map(|&at| TokenClass { special: false, punctuation: at % 10 == 9 }).collect();
-        let rows = HeldRows { first_position: 0, seen, positions, classes: &classes, attention };
+        let rows =
+            HeldRows { first_position: 0, seen, positions, classes: &classes, attention, keys: &[], queries: &[] };
         let evicted = eviction(config).evicted(level, budget, rows);
         assert!(evicted.is_sorted_by(|a, b| a > b));
         let mut gone: Vec<u32> = evicted.into_iter().map(|row| positions[row]).collect();

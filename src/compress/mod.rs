@@ -22,7 +22,7 @@ pub use budget::allocation::Allocation;
 pub use budget::methods::{METHODS, Method, MethodFacts, Needs, method_by_name};
 pub use budget::pool::Pool;
 pub use budget::queries::QueryStats;
-pub use budget::select::{LayerFacts, LayerPlace, LayerReplay};
+pub use budget::select::{LayerFacts, LayerPlace, LayerRepeat, LayerReplay};
 pub use budget::{Budget, BudgetScale, BudgetedMethod};
 pub use config::{AdaptiveConfig, Compression, DecodeMode};
 pub use eviction::{Eviction, HeldRows};

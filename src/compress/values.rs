@@ -27,6 +27,11 @@ pub fn ratio<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error
     expect(deserializer, "a number in 0..=1", |value| value.as_f64().filter(|ratio| (0.0..=1.0).contains(ratio)))
 }
 
+/// Yes or no.
+pub fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    expect(deserializer, "true or false", Value::as_bool)
+}
+
 /// A whole number of at least 0.
 pub fn whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(deserializer: D) -> Result<T, D::Error> {
     expect(deserializer, "a whole number of at least 0", |value| T::try_from(value.as_u64()?).ok())

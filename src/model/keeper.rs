@@ -2,6 +2,7 @@
 //!
 //! Not for: how a head's choice is made (see [`crate::compress`]), or what is computed (see [`crate::backend`]).
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::Model;
@@ -14,8 +15,8 @@ use crate::backend::{Backend, Block, PromptRequest, Shown, Wanted};
 use crate::cache::{AdaptiveKvCache, CacheLayer, LayerSummary, Retention};
 use crate::compress::budget::methods::FutureQueries;
 use crate::compress::{
-    AdaptiveConfig, BudgetScale, BudgetedMethod, Compression, HeadChoice, LayerFacts, LayerPlace, LayerReplay,
-    LayerStats, Needs, Pool, QueryStats, Segment,
+    AdaptiveConfig, BudgetScale, BudgetedMethod, Compression, HeadChoice, LayerFacts, LayerPlace, LayerRepeat,
+    LayerReplay, LayerStats, Needs, Pool, QueryStats, Segment, StatsRequest,
 };
 use crate::error::Result;
 use crate::events;
@@ -46,7 +47,8 @@ impl Brief {
         }
     }
 
-    fn segment(&self) -> Segment<'_> {
+    /// What is decided about.
+    pub fn segment(&self) -> Segment<'_> {
         let recent = self.classes.len().saturating_sub(self.prompt_len);
         Segment { first_position: self.seen - recent, classes: &self.classes, recent }
     }
@@ -60,16 +62,7 @@ impl Brief {
 
     /// Watches the prompt in one layer.
     pub fn layer<B: Backend>(&self, model: &Model<B>, layer: &CacheLayer<B::Rows>) -> LayerWatch<'_> {
-        let layout = model.config.heads;
-        let place = LayerPlace {
-            layer: layer.ledger().layer(),
-            head_dim: layout.head_dim,
-            scale: BudgetScale {
-                num_layers: model.config.num_layers,
-                num_kv_heads: layout.num_kv_heads,
-                token_bytes: layer.token_bytes(),
-            },
-        };
+        let (layout, place) = (model.config.heads, place(model, layer));
         let held = layer.positions();
         let num_keys = (0..layout.num_heads).map(|head| held[head / layout.group_size()].len() + self.prompt_len);
         LayerWatch {
@@ -80,6 +73,20 @@ impl Brief {
             prompt_len: self.prompt_len,
             hidden_size: model.config.hidden_size,
         }
+    }
+}
+
+/// Where a layer stands.
+fn place<B: Backend>(model: &Model<B>, layer: &CacheLayer<B::Rows>) -> LayerPlace {
+    let layout = model.config.heads;
+    LayerPlace {
+        layer: layer.ledger().layer(),
+        head_dim: layout.head_dim,
+        scale: BudgetScale {
+            num_layers: model.config.num_layers,
+            num_kv_heads: layout.num_kv_heads,
+            token_bytes: layer.token_bytes(),
+        },
     }
 }
 
@@ -145,13 +152,15 @@ pub(super) struct Keeper<'a> {
     brief: &'a Brief,
     /// The best scores of all layers so far and the layers' maps, if layers share a budget.
     pooled: Option<(Pool, Vec<Option<MapAccumulator>>)>,
+    /// The maps of layers that hold everything until the prompt has been read once more.
+    waiting: Vec<Option<MapAccumulator>>,
     summaries: Vec<LayerSummary>,
     time: Duration,
 }
 
 impl<'a> Keeper<'a> {
     pub fn new(brief: &'a Brief) -> Self {
-        Self { brief, pooled: None, summaries: Vec::new(), time: Duration::ZERO }
+        Self { brief, pooled: None, waiting: Vec::new(), summaries: Vec::new(), time: Duration::ZERO }
     }
 
     /// Stores what the heads of a layer keep, or, where layers share a budget, what they may keep.
@@ -168,8 +177,9 @@ impl<'a> Keeper<'a> {
         let block = &model.weights.blocks[index];
         let choice = watch.choose(model, block, prompt).map_err(|error| error.in_place(|| format!("layer {index}")))?;
         let segment = self.brief.segment();
+        let waits = matches!(choice, Choice::Later);
         let choices = match choice {
-            Choice::Everything => None,
+            Choice::Everything | Choice::Later => None,
             Choice::Heads(choices) => Some(choices),
             Choice::Pooled { room, scores } => {
                 let num_kv_heads = model.config.heads.num_kv_heads;
@@ -180,6 +190,11 @@ impl<'a> Keeper<'a> {
         };
         let layer = &mut cache.layers_mut::<B::Rows>()?[index];
         let summary = layer.store_prompt(B::stored_prompt(prompt), choices)?;
+        if waits {
+            self.waiting.push(watch.maps);
+            self.time += started.elapsed();
+            return Ok(());
+        }
         if let Some(eviction) = &self.brief.retention.eviction() {
             layer.watch(eviction, segment, &summary, &watch.received(model.config.heads.num_kv_heads))?;
         }
@@ -197,6 +212,53 @@ impl<'a> Keeper<'a> {
         self.time += started.elapsed();
         self.tell(&summary, watch.maps.as_ref(), observer)?;
         self.summaries.push(summary);
+        Ok(())
+    }
+
+    /// Chooses what each layer keeps, given what was seen of the prompt when it was read once more.
+    ///
+    /// * `seen`: `[num_layers]`
+    pub fn repeated<B: Backend>(
+        &mut self,
+        model: &Model<B>,
+        seen: Vec<LayerRepeat>,
+        cache: &mut AdaptiveKvCache,
+        observer: &mut dyn PrefillObserver,
+    ) -> Result<()> {
+        let started = Instant::now();
+        let Some(method) = self.brief.config().and_then(AdaptiveConfig::budgeted) else { return Ok(()) };
+        let (segment, num_heads) = (self.brief.segment(), model.config.heads.num_heads);
+        let stats = LayerStats::new(StatsRequest::default(), std::iter::repeat_n(0, num_heads));
+        let mut layers = Vec::with_capacity(seen.len());
+        for (index, seen) in seen.into_iter().enumerate() {
+            let place = place(model, &cache.layers::<B::Rows>()?[index]);
+            let rows = |_| Default::default();
+            let facts = LayerFacts {
+                stats: &stats,
+                queries: &[],
+                rows: &rows,
+                last_queries: &[],
+                replay: None,
+                repeat: Some(seen),
+            };
+            let scores = method.scores(segment, place, &facts);
+            layers.push((place, scores.map_err(|error| error.in_place(|| format!("layer {index}")))?));
+        }
+        let maps = std::mem::take(&mut self.waiting);
+        if let Some((place, _)) = layers.first().filter(|_| method.is_pooled()) {
+            let mut pool = Pool::new(method.total(segment.len(), *place), place.scale.num_kv_heads);
+            layers.into_iter().for_each(|(_, scores)| pool.add_layer(scores));
+            self.pooled = Some((pool, maps)); // it is shared out at the end
+            self.time += started.elapsed();
+            return Ok(());
+        }
+        for (((place, scores), maps), layer) in layers.into_iter().zip(maps).zip(cache.layers_mut::<B::Rows>()?) {
+            let choices = method.select(segment, place, &scores);
+            let summary = layer.keep_of_prompt(segment.first_position, choices)?;
+            self.tell(&summary, maps.as_ref(), observer)?;
+            self.summaries.push(summary);
+        }
+        self.time += started.elapsed();
         Ok(())
     }
 
@@ -248,6 +310,8 @@ fn keep_pooled<B: Backend>(
 enum Choice {
     /// Everything.
     Everything,
+    /// Everything, until the prompt has been read once more.
+    Later,
     /// What is chosen.
     Heads(Vec<HeadChoice>),
     /// What the best scores of all layers together say.
@@ -270,6 +334,12 @@ struct Profile<'a> {
     query_stats: Option<(FutureQueries, QueryStats)>,
     /// Queries of the whole prompt, `[prompt_len, num_heads, head_dim]`, kept only if a method asks them again.
     replayed_queries: Option<Vec<f32>>,
+    /// `[rows]` of `[num_heads, head_dim]` scaled queries of the last rows, as many as a method reads.
+    last_queries: VecDeque<Vec<f32>>,
+    num_last_queries: usize,
+    /// Of all query heads, and what makes scores of products with keys.
+    query_width: usize,
+    query_scale: f32,
     /// `[prompt_len]` squared lengths of the residual stream that enters the layer, if a method reads them.
     squared_residuals: Option<Vec<f32>>,
 }
@@ -298,6 +368,10 @@ impl<'a> Profile<'a> {
             place,
             query_stats,
             replayed_queries: needs.replay.then(|| Vec::with_capacity(prompt_len * layout.query_width())),
+            last_queries: VecDeque::new(),
+            num_last_queries: needs.last_queries,
+            query_width: layout.query_width(),
+            query_scale: layout.scale(),
             squared_residuals: needs.replay.then(|| Vec::with_capacity(prompt_len)),
         }
     }
@@ -309,7 +383,10 @@ impl<'a> Profile<'a> {
 
     /// Which numbers of the prompt are to be [added](Self::add).
     fn wanted(&self) -> Wanted {
-        Wanted { replay: self.replayed_queries.is_some(), unrotated: self.query_stats.is_some() }
+        Wanted {
+            replay: self.replayed_queries.is_some() || self.num_last_queries > 0,
+            unrotated: self.query_stats.is_some(),
+        }
     }
 
     /// Takes in rows of the prompt, as far as they are wanted.
@@ -317,6 +394,9 @@ impl<'a> Profile<'a> {
         if let Some(replayed) = &mut self.replayed_queries {
             replayed.extend_from_slice(rows.queries);
         }
+        let last = rows.queries.chunks_exact(self.query_width.max(1)).rev().take(self.num_last_queries);
+        self.last_queries.extend(last.rev().map(|row| row.iter().map(|number| number * self.query_scale).collect()));
+        self.last_queries.drain(..self.last_queries.len().saturating_sub(self.num_last_queries));
         if let Some((_, stats)) = &mut self.query_stats {
             stats.add_rows(rows.unrotated_queries)?;
         }
@@ -334,6 +414,7 @@ impl<'a> Profile<'a> {
                 let again = |pending: &[_]| model.backend.ask_again(prompt, pending);
                 search.choose(self.segment, model.config.heads.num_kv_heads, &self.stats, again).map(Choice::Heads)
             }
+            Compression::Budgeted(method) if method.needs().repetition.is_some() => Ok(Choice::Later),
             Compression::Budgeted(method) => self.choose_by_budget(method, model, block, prompt),
         }
     }
@@ -388,7 +469,15 @@ impl<'a> Profile<'a> {
             }
             _ => None,
         };
-        let facts = LayerFacts { stats, queries: &moments, rows: &head_rows, replay };
+        let last_queries: Vec<Vec<f32>> = self.last_queries.iter().cloned().collect();
+        let facts = LayerFacts {
+            stats,
+            queries: &moments,
+            rows: &head_rows,
+            last_queries: &last_queries,
+            replay,
+            repeat: None,
+        };
         let scores = method.scores(*segment, *place, &facts)?;
         Ok(if method.is_pooled() {
             Choice::Pooled { room: method.total(segment.len(), *place), scores }

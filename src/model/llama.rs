@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::Model;
 use super::observer::PrefillObserver;
-use super::prefill::{Prefill, PrefillOptions};
+use super::options::PrefillOptions;
+use super::prefill::Prefill;
 use crate::arch::{LlamaConfig, Rope};
 use crate::backend::{Backend, Weights, plain};
 use crate::cache::{AdaptiveKvCache, KvDtype, Retention};

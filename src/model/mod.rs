@@ -4,12 +4,15 @@
 mod keeper;
 mod llama;
 mod observer;
+mod options;
 mod prefill;
+mod repeat;
 
 pub use crate::arch::{Architecture, DynamicNtk, LlamaConfig, Rope, RopeLayout, RopeSettings};
 pub use llama::Llama;
 pub use observer::PrefillObserver;
-pub use prefill::{Prefill, PrefillOptions};
+pub use options::PrefillOptions;
+pub use prefill::Prefill;
 
 use crate::backend::{Backend, Weights};
 

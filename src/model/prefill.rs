@@ -1,41 +1,15 @@
 //! The forward pass of a prompt.
 
-use std::num::NonZeroUsize;
-
 use super::Model;
 use super::keeper::{Brief, Keeper};
 use super::observer::PrefillObserver;
+use super::options::PrefillOptions;
+use super::repeat::RepeatPlan;
 use crate::backend::Backend;
 use crate::cache::{AdaptiveKvCache, LayerSummary};
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::numbers::{all_finite, check_logits};
-
-/// How a prompt is processed. Nothing here changes what is computed, only when, and so speed and scratch memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PrefillOptions {
-    /// The most prompt rows that go through a layer at a time; default [`DEFAULT_CHUNK`](Self::DEFAULT_CHUNK). Scratch
-    /// grows with it; small chunks keep matrix products less busy, and widen the weights more often.
-    pub chunk: NonZeroUsize,
-}
-
-impl PrefillOptions {
-    /// Rows that keep matrix products busy.
-    pub const DEFAULT_CHUNK: NonZeroUsize = NonZeroUsize::new(512).unwrap();
-
-    /// Rows of each chunk of a prompt but the last, which may be shorter: as many chunks as it takes, and about equally
-    /// long, since a few rows left over would cost nearly as much as many.
-    fn rows(self, prompt_len: usize) -> usize {
-        let chunks = prompt_len.div_ceil(self.chunk.get()).max(1);
-        prompt_len.div_ceil(chunks).max(1)
-    }
-}
-
-impl Default for PrefillOptions {
-    fn default() -> Self {
-        Self { chunk: Self::DEFAULT_CHUNK }
-    }
-}
 
 /// What a prompt left behind.
 #[derive(Debug)]
@@ -78,7 +52,9 @@ impl<B: Backend> Model<B> {
         let chunk_rows = options.rows(ids.len());
         let mut hidden = self.embed(ids, seen, chunk_rows)?;
         let rotations = backend.rotations(self.rope.angles(seen, ids.len()))?;
-        let (mut done, total) = (0, ids.len() * self.config.num_layers);
+        let repeat = RepeatPlan::new(cache, ids)?;
+        let rows = ids.len() + repeat.as_ref().map_or(0, RepeatPlan::num_rows);
+        let (mut done, total) = (0, rows * self.config.num_layers);
         // Of what it puts out, only the last row is asked for.
         let last_layer = self.config.num_layers.saturating_sub(1);
         for (index, block) in self.weights.blocks.iter().enumerate() {
@@ -110,6 +86,14 @@ impl<B: Backend> Model<B> {
             self.check_layer(&hidden, index, place, chunk_rows)?;
             keeper.layer_done(self, index, watch, &prompt, cache, observer)?;
         }
+        if let Some(repeat) = &repeat {
+            let mut step = |rows: usize| {
+                done += rows;
+                if observer.progress(done, total).is_break() { Err(Error::Interrupted) } else { Ok(()) }
+            };
+            let seen = self.repeat(repeat, cache, brief.segment(), options, &mut step)?;
+            keeper.repeated(self, seen, cache, observer)?;
+        }
         let (layers, profile_time) = keeper.finish::<B>(cache, observer)?;
         cache.settle(ids.len());
         let last = hidden.pop().ok_or_else(|| Error::input("the prompt is empty"))?;
@@ -122,7 +106,7 @@ impl<B: Backend> Model<B> {
     /// The vectors of a prompt's tokens, in chunks.
     ///
     /// * `first`: position of the first token
-    fn embed(&self, ids: &[u32], first: usize, chunk_rows: usize) -> Result<Vec<B::Hidden>> {
+    pub(super) fn embed(&self, ids: &[u32], first: usize, chunk_rows: usize) -> Result<Vec<B::Hidden>> {
         let embed = |(ids, first): (&[u32], usize)| {
             let mut embedded = Vec::new();
             self.weights.embed_tokens.look_up(ids, &mut embedded)?;
@@ -141,7 +125,7 @@ impl<B: Backend> Model<B> {
     ///
     /// * `hidden`: rows of the layer's output, in chunks
     /// * `seen`, `len`: positions before these rows, and how many they are
-    fn check_layer(
+    pub(super) fn check_layer(
         &self,
         hidden: &[B::Hidden],
         layer: usize,

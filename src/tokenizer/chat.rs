@@ -210,6 +210,22 @@ impl Chat<'_> {
         .with_hint("begin anew with all messages"))
     }
 
+    /// Tokenises what stands between the end of a user's words and the assistant's answer: the turn change.
+    ///
+    /// # Errors
+    /// As [`Chat::encode`]; [`Error::Input`] also if the template does not print a user's words as they are.
+    pub fn encode_answer_start(&self) -> Result<Vec<u32>> {
+        let rendered = self.rendered(&[ChatMessage::new("user", END_TAG.trim_end())], true)?;
+        let (text, words) = (rendered.text(), END_TAG.trim_end());
+        match text.rfind(words).map(|start| start..start + words.len()).filter(|range| rendered.is_input(range)) {
+            Some(words) => self.tokenizer.encode_marked(&rendered.cut(words.end..text.len()), Place::AfterText),
+            None => {
+                let path = self.tokenizer.vocab.path().display();
+                Err(Error::input(format!("the chat template of `{path}` does not print a user's message as it is")))
+            }
+        }
+    }
+
     /// Renders messages; `answer` adds the start of the assistant's answer.
     fn rendered(&self, messages: &[ChatMessage], answer: bool) -> Result<Marked> {
         if messages.is_empty() {

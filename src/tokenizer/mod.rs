@@ -19,6 +19,7 @@ mod marked;
 mod messages;
 mod pipeline;
 mod pre;
+mod repeat;
 mod sentencepiece;
 mod settings;
 mod special;

@@ -2,11 +2,10 @@
 //!
 //! `tests/data/kvpress.json` was made by `scripts/compare_kvpress.sh`, which also compares the real model.
 
-use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
+use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerSummary};
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype};
 use adaptive_kvcache::compress::{AdaptiveConfig, Budget};
 use adaptive_kvcache::compress::{METHODS, ratio_count};
-use adaptive_kvcache::tokens::TokenClassifier;
 use candle_core::quantized::GgmlDType;
 
 use crate::support::fixture::Fixture;
@@ -19,9 +18,8 @@ fn gqa_tied() -> Loaded {
     Fixture::read("gqa-tied").load(GgmlDType::F32, WeightDtype::F32)
 }
 
-fn retention(config: AdaptiveConfig) -> Retention {
-    Retention::Adaptive { config: config.into(), classifier: TokenClassifier::default() }
-}
+/// Methods that share one budget out over all layers.
+const POOLED: [&str; 3] = ["replay", "kvzip", "kvzip_plus"];
 
 /// Processes a prompt; what the layers kept.
 fn prefill(loaded: &Loaded, prompt: &[u32], cache: &mut AdaptiveKvCache) -> Vec<LayerSummary> {
@@ -58,7 +56,7 @@ fn every_method_keeps_its_share_of_every_prompt_and_the_search_is_not_asked() {
     for &method in METHODS {
         for (ratio, len, kept) in [(0.5, 101, 50), (0.3, 10, 3), (0.0, 70, 1), (1.0, 30, 30), (0.5, 1, 1)] {
             let config = AdaptiveConfig::for_method(method).with_budget(Budget::KeptRatio(ratio)).unwrap();
-            let mut cache = loaded.model.new_cache(KvDtype::F16, retention(config)).unwrap();
+            let mut cache = loaded.model.new_cache(KvDtype::F16, loaded.retention(&config)).unwrap();
             let layers = prefill(&loaded, &prompt(len), &mut cache);
             let heads: Vec<_> = layers.iter().flat_map(|layer| &layer.heads).collect();
             let name = method.name();
@@ -66,11 +64,11 @@ fn every_method_keeps_its_share_of_every_prompt_and_the_search_is_not_asked() {
             let total: usize = heads.iter().map(|head| head.positions.len()).sum();
             // One budget for all layers is rounded down once, others for every head.
             let rounded_once = ratio_count(ratio, len as usize * HEADS).max(HEADS);
-            let expected = if name == "replay" { rounded_once } else { HEADS * kept };
+            let expected = if POOLED.contains(&name) { rounded_once } else { HEADS * kept };
             assert_eq!(total, expected, "{name}, {ratio} of {len}");
             assert_eq!(cache.bytes().kept, total * 2 * 2 * 8, "{name}");
             assert!(heads.iter().all(|head| !head.positions.is_empty()), "{name}");
-            if !matches!(name, "adakv" | "pyramidkv" | "replay") {
+            if !matches!(name, "adakv" | "pyramidkv") && !POOLED.contains(&name) {
                 assert!(heads.iter().all(|head| head.positions.len() == kept), "{name}, {ratio} of {len}");
             }
             // Decoding goes on from there.
@@ -87,11 +85,11 @@ fn bytes_are_those_of_the_cache_after_the_prompt() {
             let token_bytes = 2 * row_bytes * HEADS;
             for (budget, kept) in [(80 * token_bytes + token_bytes - 1, 80), (1, 1), (1 << 30, 150)] {
                 let config = AdaptiveConfig::for_method(method).with_budget(Budget::Bytes(budget)).unwrap();
-                let mut cache = loaded.model.new_cache(dtype, retention(config)).unwrap();
+                let mut cache = loaded.model.new_cache(dtype, loaded.retention(&config)).unwrap();
                 prefill(&loaded, &prompt(150), &mut cache);
                 let row = 2 * row_bytes;
                 let rounded_once = (budget / row).clamp(HEADS, 150 * HEADS) * row;
-                let expected = if method.name() == "replay" { rounded_once } else { kept * token_bytes };
+                let expected = if POOLED.contains(&method.name()) { rounded_once } else { kept * token_bytes };
                 assert_eq!(cache.bytes().kept, expected, "{}, {budget} bytes", method.name());
             }
         }
@@ -104,7 +102,7 @@ fn a_budget_is_of_what_is_decided_about() {
     let loaded = gqa_tied();
     for &method in METHODS {
         let config = AdaptiveConfig::for_method(method);
-        let mut cache = loaded.model.new_cache(KvDtype::F32, retention(config)).unwrap();
+        let mut cache = loaded.model.new_cache(KvDtype::F32, loaded.retention(&config)).unwrap();
         prefill(&loaded, &prompt(80), &mut cache);
         let first: Vec<Vec<u32>> = positions(&cache);
         for id in 40..46 {

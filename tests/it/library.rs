@@ -100,7 +100,9 @@ fn the_example_of_a_method_of_ones_own_chooses_what_is_kept() {
         keys: &[],
         values: &[1.0, 0.0, 3.0, 4.0, 0.0, 0.5, 0.0, 10.0],
         queries: &[],
+        last_queries: &[],
         replay: adaptive_kvcache::compress::budget::methods::ReplayFacts::default(),
+        repeat: adaptive_kvcache::compress::budget::methods::RepeatFacts::default(),
     };
     assert_eq!(method.scores(&facts), [ALWAYS, 2.5, 0.2, 1.0]);
 

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use adaptive_kvcache::compress::budget::allocation::top_positions;
-use adaptive_kvcache::compress::budget::methods::{AttentionRows, QueryMoments, ReplayFacts};
+use adaptive_kvcache::compress::budget::methods::{AttentionRows, QueryMoments, RepeatFacts, ReplayFacts};
 use adaptive_kvcache::compress::fastgen::policies::{HeadFacts, by_name};
 use adaptive_kvcache::compress::{
     AdaptiveConfig, Allocation, FastGen, METHODS, Method, MethodFacts, POLICIES, Policy, method_by_name, ratio_count,
@@ -123,6 +123,8 @@ struct HeadNumbers {
     keys: Vec<f32>,
     values: Vec<f32>,
     queries: Vec<QueryMoments>,
+    /// Of the last rows, two query heads each.
+    last_queries: Vec<Vec<f32>>,
 }
 
 const METHOD_HEADS: usize = 3;
@@ -140,9 +142,11 @@ prop_compose! {
         values in numbers(len * HEAD_DIM, -2..3),
         mean in numbers(HEAD_DIM, -2..3),
         variances in numbers(HEAD_DIM, 0..3),
+        last_queries in proptest::collection::vec(numbers(2 * HEAD_DIM, -2..3), 1..4),
     ) -> HeadNumbers {
         let covariance = vec![variances[0], 0.0, 0.0, variances[1]];
-        HeadNumbers { attention, keys, values, queries: vec![QueryMoments { mean, covariance }] }
+        let queries = vec![QueryMoments { mean, covariance }];
+        HeadNumbers { attention, keys, values, queries, last_queries }
     }
 }
 
@@ -194,6 +198,7 @@ impl MethodCase {
             let (attention, outputs) = ([head.attention.clone()], [head.attention.iter().rev().copied().collect()]);
             let replay =
                 ReplayFacts { squared_attention: &attention, squared_outputs: &outputs, squared_residual: 0.5 };
+            let repeat = RepeatFacts { largest_weights: &attention, squared_outputs: &outputs };
             let facts = MethodFacts {
                 first_position: self.first_position,
                 len: self.len,
@@ -205,7 +210,9 @@ impl MethodCase {
                 keys: rows("keys"),
                 values: rows("values"),
                 queries: if needs.future_queries.is_none() { &[] } else { &head.queries },
+                last_queries: if needs.last_queries == 0 { &[] } else { &head.last_queries },
                 replay: if needs.replay { replay } else { ReplayFacts::default() },
+                repeat: if needs.repetition.is_some() { repeat } else { RepeatFacts::default() },
             };
             method.scores(&facts)
         };

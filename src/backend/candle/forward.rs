@@ -253,6 +253,10 @@ impl Backend for Candle {
         })
     }
 
+    fn attention_input(&self, block: &Block<Self>, hidden: &Tensor) -> Result<Vec<f32>> {
+        self.ops.download(&self.ops.rms_norm(hidden, &block.input_layernorm, self.rms_norm_eps)?)
+    }
+
     fn last_row(&self, hidden: &Tensor, attended: Tensor) -> Result<(Tensor, Tensor)> {
         let last = |rows: &Tensor| rows.narrow(0, rows.dim(0)?.saturating_sub(1), 1);
         Ok((last(hidden)?, last(&attended)?))
@@ -321,6 +325,16 @@ impl Backend for Candle {
         let queries = self.ops.scale(&queries, f64::from(self.layout.scale()))?;
         let weights = self.ops.softmax(&self.ops.matmul(&queries, &keys.t()?)?)?;
         self.ops.download(&self.ops.sum_last(&self.ops.contiguous(&weights.t()?)?)?)
+    }
+
+    fn group_queries(&self, projected: &ProjectedTensors, kv_head: usize) -> Result<Vec<f32>> {
+        let group = self.layout.group_size();
+        let queries = projected.queries.squeeze(1)?.narrow(0, kv_head * group, group)?; // [group_size, head_dim]
+        self.ops.download(&self.ops.scale(&queries, f64::from(self.layout.scale()))?)
+    }
+
+    fn row_keys(&self, rows: &CandleRows, kv_head: usize) -> Result<Vec<f32>> {
+        self.ops.download(&self.ops.cast(&rows.keys_of(kv_head)?, DType::F32)?)
     }
 
     fn attended(&self, attended: &Tensor) -> Result<Vec<f32>> {

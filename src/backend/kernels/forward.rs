@@ -172,6 +172,10 @@ impl Backend for Kernels {
         look(Shown { queries: &projected.queries, unrotated_queries: &projected.unrotated_queries, hidden })
     }
 
+    fn attention_input(&self, block: &Block<Self>, hidden: &Buffer) -> Result<Vec<f32>> {
+        Ok(self.norm_rows(hidden, &block.input_layernorm)?.to_vec())
+    }
+
     fn last_row(&self, hidden: &Buffer, mut attended: Vec<f32>) -> Result<(Buffer, Vec<f32>)> {
         let last = |numbers: usize, width: usize| numbers.saturating_sub(width);
         let row = self.buffers.copy(&hidden[last(hidden.len(), self.hidden_size)..]);
@@ -271,6 +275,16 @@ impl Backend for Kernels {
         let group = self.layout.group_size() * self.layout.head_dim;
         let queries = &projected.queries[kv_head * group..(kv_head + 1) * group];
         plain_row_weights(self.layout, queries, rows.heads()[kv_head].rows())
+    }
+
+    fn group_queries(&self, projected: &Projected, kv_head: usize) -> Result<Vec<f32>> {
+        let (group, scale) = (self.layout.group_size() * self.layout.head_dim, self.layout.scale());
+        let queries = &projected.queries[kv_head * group..(kv_head + 1) * group];
+        Ok(queries.iter().map(|number| number * scale).collect())
+    }
+
+    fn row_keys(&self, rows: &KernelRows, kv_head: usize) -> Result<Vec<f32>> {
+        Ok(rows.heads()[kv_head].keys())
     }
 
     fn attended(&self, attended: &Vec<f32>) -> Result<Vec<f32>> {

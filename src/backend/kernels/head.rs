@@ -58,6 +58,14 @@ impl HeadCache {
         self.rows.rows(self.head_dim, self.len)
     }
 
+    /// Keys as f32, `[rows, head_dim]`.
+    #[must_use]
+    pub fn keys(&self) -> Vec<f32> {
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        self.rows().widen_to(&mut keys, &mut values);
+        keys
+    }
+
     /// Bytes that are allocated.
     #[must_use]
     pub fn allocated_bytes(&self) -> usize {

@@ -421,6 +421,12 @@ impl Step<'_, '_> {
         if layer.ledger().reads_weights(kv_head) {
             row_weights(set, layer.rows().heads()[kv_head].rows(), queries, &mut own.products, &mut step.weights);
         }
+        if layer.ledger().reads_queries(kv_head) {
+            queries.clone_into(&mut step.queries);
+        }
+        if layer.ledger().reads_keys(kv_head) {
+            step.keys = layer.rows().heads()[kv_head].keys();
+        }
         layer.ledger().decide(kv_head, step);
     }
 

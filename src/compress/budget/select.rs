@@ -9,7 +9,7 @@
 use rayon::prelude::*;
 
 use super::allocation::Allocation;
-use super::methods::{AttentionRows, MethodFacts, Needs, QueryMoments, ReplayFacts};
+use super::methods::{AttentionRows, MethodFacts, Needs, QueryMoments, RepeatFacts, ReplayFacts};
 use super::{BudgetScale, BudgetedMethod};
 use crate::compress::segment::{HeadChoice, Segment};
 use crate::compress::stats::{HeadStats, LayerStats, MassRequest, StatsRequest};
@@ -35,8 +35,22 @@ pub struct LayerFacts<'a> {
     pub queries: &'a [QueryMoments],
     /// The keys and values of a KV head's segment, `[segment_len, head_dim]` each; called only if they are asked for.
     pub rows: &'a (dyn Fn(usize) -> (Vec<f32>, Vec<f32>) + Sync),
+    /// `[rows]` of `[num_heads, head_dim]` queries of the last rows, see [`MethodFacts::last_queries`]; empty if not asked
+    /// for.
+    pub last_queries: &'a [Vec<f32>],
     /// Present if it is asked for.
     pub replay: Option<LayerReplay>,
+    /// Present if it is asked for; nothing else is there then.
+    pub repeat: Option<LayerRepeat>,
+}
+
+/// What a repetition of a segment sees of it in a layer, see [`RepeatFacts`].
+#[derive(Debug, Clone)]
+pub struct LayerRepeat {
+    /// `[num_heads]` of `[segment_len]`
+    pub largest_weights: Vec<Vec<f32>>,
+    /// `[num_heads]` of `[segment_len]`; empty if it is not asked for.
+    pub squared_outputs: Vec<Vec<f32>>,
 }
 
 /// What replayed queries of a layer see, see [`ReplayFacts`].
@@ -115,6 +129,14 @@ impl BudgetedMethod {
         if needs.replay && facts.replay.is_none() {
             return Err(Error::shape("replayed queries", heads.len(), 0));
         }
+        if needs.repetition.is_some() && facts.repeat.is_none() {
+            return Err(Error::shape("a repetition", heads.len(), 0));
+        }
+        let width = heads.len() * place.head_dim;
+        let wanted_rows = needs.last_queries.min(segment.num_rows());
+        if facts.last_queries.len() < wanted_rows || facts.last_queries.iter().any(|row| row.len() != width) {
+            return Err(Error::shape("queries of the last rows", (wanted_rows, width), facts.last_queries.len()));
+        }
         let group_size = heads.len() / num_kv_heads;
         // Settled keys come first, and are not decided about.
         let of_segment = |numbers: &Vec<f32>| numbers[numbers.len().saturating_sub(segment.len())..].to_vec();
@@ -128,6 +150,9 @@ impl BudgetedMethod {
                 if needs.whole_layer { Vec::new() } else { attention(&heads[group.clone()], segment.len(), needs) };
             let (keys, values) = if needs.keys_and_values { (facts.rows)(kv_head) } else { Default::default() };
             let attention = if needs.whole_layer { &whole_layer } else { &own };
+            let own_queries = group.start * place.head_dim..group.end * place.head_dim;
+            let last_queries: Vec<Vec<f32>> =
+                facts.last_queries.iter().map(|row| row[own_queries.clone()].to_vec()).collect();
             for (what, got, wanted, width) in [
                 ("attention of a segment", attention.len(), needs.attention != AttentionRows::None, 1),
                 ("keys of a segment", keys.len(), needs.keys_and_values, place.head_dim),
@@ -149,10 +174,15 @@ impl BudgetedMethod {
                 keys: &keys,
                 values: &values,
                 queries: facts.queries.get(group.clone()).unwrap_or_default(),
+                last_queries: &last_queries,
                 replay: facts.replay.as_ref().map_or_else(ReplayFacts::default, |replay| ReplayFacts {
                     squared_attention: replayed.get(group.clone()).unwrap_or_default(),
-                    squared_outputs: replay.squared_outputs.get(group).unwrap_or_default(),
+                    squared_outputs: replay.squared_outputs.get(group.clone()).unwrap_or_default(),
                     squared_residual: replay.squared_residual,
+                }),
+                repeat: facts.repeat.as_ref().map_or_else(RepeatFacts::default, |repeat| RepeatFacts {
+                    largest_weights: repeat.largest_weights.get(group.clone()).unwrap_or_default(),
+                    squared_outputs: repeat.squared_outputs.get(group).unwrap_or_default(),
                 }),
             };
             let scores = self.method.scores(&facts);

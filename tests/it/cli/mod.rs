@@ -15,6 +15,7 @@ mod eval;
 mod eval_table;
 mod hostile;
 mod isa;
+mod kvzip;
 mod logging;
 mod mishaps;
 mod model_files;

@@ -271,7 +271,8 @@ impl Fixture {
         linear(&norm(&x, "model.norm.weight"), output)
     }
 
-    fn angles(&self, len: usize) -> (Tensor, Tensor) {
+    /// Cosines and sines of positions, `[len, head_dim / 2]`.
+    pub fn angles(&self, len: usize) -> (Tensor, Tensor) {
         let half = self.size("head_dim") / 2;
         let divisors = if self.is_llama3() { self.frequency_divisors() } else { vec![1.0; half] };
         let theta = self.rope("rope_theta");

@@ -1,5 +1,6 @@
 //! What several tests need: data files, the real model, tiny models in GGUF made from the fixtures' safetensors.
 
+pub mod dense;
 pub mod fixture;
 pub mod scripted;
 pub mod sentencepiece;
@@ -75,8 +76,8 @@ pub fn ragged_on_cpu() -> BackendKind {
 /// An adaptive cache's retention under a configuration in JSON.
 pub fn adaptive(tokenizer: &Tokenizer, config: &str) -> Retention {
     let config = AdaptiveConfig::parse(config, None).unwrap();
-    let classifier = tokenizer.classifier(&config);
-    Retention::Adaptive { config: config.into(), classifier }
+    let (classifier, words) = (tokenizer.classifier(&config), tokenizer.words_for(&config));
+    Retention::Adaptive { config: config.into(), classifier, words }
 }
 
 /// The largest difference of two vectors.

@@ -13,9 +13,11 @@ mod adakv;
 mod expected_attention;
 mod h2o;
 mod key_norm;
+mod kvzip;
 mod pyramidkv;
 mod random;
 mod replay;
+mod rkv;
 mod snapkv;
 mod streaming_llm;
 mod tova;
@@ -34,9 +36,11 @@ pub use adakv::AdaKv;
 pub use expected_attention::ExpectedAttention;
 pub use h2o::H2o;
 pub use key_norm::KeyNorm;
+pub use kvzip::{KvZip, KvZipPlus};
 pub use pyramidkv::PyramidKv;
 pub use random::Random;
 pub use replay::Replay;
+pub use rkv::Rkv;
 pub use snapkv::SnapKv;
 pub use streaming_llm::StreamingLlm;
 pub use tova::Tova;
@@ -53,6 +57,9 @@ pub static METHODS: &[&dyn Method] = &[
     &KeyNorm,
     &Random { seed: 0 },
     &Replay(Sinks::DEFAULT),
+    &KvZip::DEFAULT,
+    &KvZipPlus(KvZip::DEFAULT),
+    &Rkv::DEFAULT,
 ];
 
 /// The score of a position that is kept before all others.
@@ -81,8 +88,29 @@ pub struct Needs {
     pub keys_and_values: bool,
     /// Whether [`MethodFacts::queries`] are read, and for how many positions to come.
     pub future_queries: Option<FutureQueries>,
+    /// How many of the prompt's last rows' queries are read, see [`MethodFacts::last_queries`].
+    pub last_queries: usize,
     /// Whether [`MethodFacts::replay`] is read.
     pub replay: bool,
+    /// Whether [`MethodFacts::repeat`] is read, and how it comes about: the model runs a second time, and until then all
+    /// layers hold everything. Nothing else can be read beside it.
+    pub repetition: Option<Repetition>,
+}
+
+/// A second run of the model, over the tokens that are decided about, on top of all that it has read: it is asked to
+/// repeat them, and the tokens are given to it as its answer, chunk by chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Repetition {
+    /// Whether words ask for it ([`RepeatWords`](crate::tokens::RepeatWords)), or each chunk is simply given once more.
+    pub instruction: bool,
+    /// Tokens of a chunk, at least 1.
+    pub chunk_tokens: usize,
+    /// How many of the sequence's first positions the rows of every chunk see beside the chunk's originals and what is
+    /// repeated.
+    pub sink_tokens: usize,
+    /// Whether weights are divided by the length of what the asking row's attention reads, and
+    /// [`RepeatFacts::squared_outputs`] are there.
+    pub relative: bool,
 }
 
 /// Which queries are summarised, and for which positions.
@@ -104,6 +132,17 @@ pub struct ReplayFacts<'a> {
     pub squared_outputs: &'a [Vec<f32>],
     /// Median squared length of the residual stream that enters the layer.
     pub squared_residual: f32,
+}
+
+/// What a repetition of the tokens sees of them: for each chunk a softmax over the sinks, the chunk's originals and what is
+/// repeated so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RepeatFacts<'a> {
+    /// `[group_size]` of `[n]`: the largest weight that each position gets from any row, see [`Repetition::relative`].
+    pub largest_weights: &'a [Vec<f32>],
+    /// `[group_size]` of `[n]`: squared length of each value behind the query head's part of the output projection; empty
+    /// unless [relative](Repetition::relative).
+    pub squared_outputs: &'a [Vec<f32>],
 }
 
 /// Mean and covariance of one query head's queries over a prompt, turned to the positions behind it.
@@ -139,8 +178,13 @@ pub struct MethodFacts<'a> {
     pub values: &'a [f32],
     /// `[group_size]` of the query heads of this KV head, if asked for, else empty.
     pub queries: &'a [QueryMoments],
+    /// `[rows]` of `[group_size, head_dim]` rotated queries of the prompt's last rows, times what makes scores of their
+    /// products with keys, if asked for (fewer if the prompt has not as many), else empty.
+    pub last_queries: &'a [Vec<f32>],
     /// What replayed queries see, if asked for, else empty.
     pub replay: ReplayFacts<'a>,
+    /// What a repetition sees, if asked for, else empty.
+    pub repeat: RepeatFacts<'a>,
 }
 
 impl MethodFacts<'_> {
@@ -180,6 +224,8 @@ pub enum StepAttention {
     Received,
     /// What each row receives from the newest token, summed up over all query heads of the layer.
     Newest,
+    /// No sums: keys, and the queries of so many of the newest tokens, at least 1.
+    Queries(usize),
 }
 
 /// What a method may know of the rows that one KV head holds after a decoding step, the newest token's included; rows that
@@ -194,13 +240,23 @@ pub struct StepFacts<'a> {
     pub budget: usize,
     /// `[n]` attention as [`StepAttention`] says; else empty.
     pub attention: &'a [f32],
+    /// `[n, head_dim]` rotated keys, if [asked for](StepAttention::Queries), else empty.
+    pub keys: &'a [f32],
+    /// `[tokens]` of `[group_size, head_dim]` of the newest tokens, the newest last, as [`MethodFacts::last_queries`], if
+    /// asked for, else empty.
+    pub queries: &'a [Vec<f32>],
 }
 
-/// How a method goes on evicting while tokens are generated. The number of rows stays that of the prompt; positions are
-/// never renumbered.
+/// How a method goes on evicting while tokens are generated. The number of rows stays that of the prompt, or goes back to it
+/// [every](Self::every) so many tokens; positions are never renumbered.
 pub trait EvictRows: Send + Sync + std::fmt::Debug {
     /// What it reads.
     fn attention(&self) -> StepAttention;
+
+    /// How many rows beyond its budget a head has when they go, all at once; at least 1.
+    fn every(&self) -> usize {
+        1
+    }
 
     /// The score of every row after a decoding step, `[n]`: the lowest go; of equal scores the higher position.
     fn scores(&self, facts: &StepFacts<'_>) -> Vec<f32>;
@@ -300,7 +356,9 @@ mod tests {
             keys: &[],
             values: &[],
             queries: &[],
+            last_queries: &[],
             replay: ReplayFacts::default(),
+            repeat: RepeatFacts::default(),
         }
     }
 
