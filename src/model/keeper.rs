@@ -247,7 +247,9 @@ impl<'a> Keeper<'a> {
         let maps = std::mem::take(&mut self.waiting);
         if let Some((place, _)) = layers.first().filter(|_| method.is_pooled()) {
             let mut pool = Pool::new(method.total(segment.len(), *place), place.scale.num_kv_heads);
-            layers.into_iter().for_each(|(_, scores)| pool.add_layer(scores));
+            for (_, scores) in layers {
+                pool.add_layer(scores);
+            }
             self.pooled = Some((pool, maps)); // it is shared out at the end
             self.time += started.elapsed();
             return Ok(());

@@ -217,13 +217,14 @@ impl Chat<'_> {
     pub fn encode_answer_start(&self) -> Result<Vec<u32>> {
         let rendered = self.rendered(&[ChatMessage::new("user", END_TAG.trim_end())], true)?;
         let (text, words) = (rendered.text(), END_TAG.trim_end());
-        match text.rfind(words).map(|start| start..start + words.len()).filter(|range| rendered.is_input(range)) {
-            Some(words) => self.tokenizer.encode_marked(&rendered.cut(words.end..text.len()), Place::AfterText),
-            None => {
-                let path = self.tokenizer.vocab.path().display();
-                Err(Error::input(format!("the chat template of `{path}` does not print a user's message as it is")))
-            }
-        }
+        let said = text.rfind(words).map(|start| start..start + words.len()).filter(|range| rendered.is_input(range));
+        let Some(said) = said else {
+            let path = self.tokenizer.vocab.path().display();
+            return Err(Error::input(format!(
+                "the chat template of `{path}` does not print a user's message as it is"
+            )));
+        };
+        self.tokenizer.encode_marked(&rendered.cut(said.end..text.len()), Place::AfterText)
     }
 
     /// Renders messages; `answer` adds the start of the assistant's answer.

@@ -174,7 +174,9 @@ impl Keys<'_> {
                 vector::add_assign(set, &mut sums, row);
             }
         }
-        sums.iter_mut().for_each(|sum| *sum /= as_number(len));
+        for sum in &mut sums {
+            *sum /= as_number(len);
+        }
         vector::softmax(set, &mut sums);
         sums
     }
