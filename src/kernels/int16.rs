@@ -7,7 +7,7 @@
 //!
 //! On the calling thread. Not for: weights, which are in 8 bits or less ([`super::quant`]); exact products ([`super::gemm`]).
 
-use super::simd::{InstructionSet, LANES, Lanes, fetch, multiversion};
+use super::simd::{InstructionSet, LANES, Lanes, ROUND, fetch, multiversion};
 
 /// Terms of a sum that share a scale.
 pub(crate) const RUN: usize = 64;
@@ -23,9 +23,6 @@ const STRIP: usize = VECTORS * LANES;
 
 /// Runs that are summed over at a time: a strip's and some tiles' stay in a core's first cache.
 const BLOCK_RUNS: usize = 4;
-
-/// Adding it leaves a whole number, rounded, in the lowest bits; 1.5 * 2^23.
-const ROUND: f32 = 12_582_912.0;
 
 /// What factors are rounded to, so that sums of [`RUN`] products fit 32 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
