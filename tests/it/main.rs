@@ -51,3 +51,4 @@ mod shape_script;
 mod support;
 mod team_protocol;
 mod tokenizer;
+mod window;
