@@ -44,6 +44,7 @@ mod peers_script;
 mod policy;
 mod profile;
 mod quantised;
+mod qwen;
 mod ragged;
 mod replay;
 mod second_model;
