@@ -13,6 +13,7 @@ pub mod prefill;
 pub mod prompt_rows;
 pub mod ragged;
 pub mod replay;
+pub mod window;
 
 use crate::error::{Error, Result};
 

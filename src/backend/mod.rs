@@ -21,6 +21,7 @@ pub use weights::{Block, Embedding, Weights};
 use crate::attention::map::HeadGrid;
 use crate::attention::prompt_rows::PromptKv;
 use crate::attention::replay::WidenedRows;
+use crate::attention::window::PromptWindow;
 use crate::cache::{AdaptiveKvCache, CacheLayer, KvDtype, Rows};
 use crate::compress::stats::{LayerStats, StatsRequest};
 use crate::error::{Error, Result};
@@ -351,6 +352,8 @@ pub struct PromptRequest<'a> {
     pub stats: Option<&'a StatsRequest>,
     /// Whether its queries may be [asked again](Backend::ask_again).
     pub again: bool,
+    /// What its rows see, in a layer with a sliding window.
+    pub window: Option<&'a PromptWindow>,
 }
 
 /// Which numbers of a chunk are looked at.

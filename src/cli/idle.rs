@@ -7,7 +7,7 @@
 
 use adaptive_kvcache::{Error, Result};
 
-use super::args::{BenchArgs, ChatArgs, Command, CompareArgs, EvalArgs, GenerateArgs, PromptArgs};
+use super::args::{BenchArgs, ChatArgs, Command, CompareArgs, EvalArgs, GenerateArgs, PromptArgs, Wrap};
 use super::variables::{NEED_TEMPLATE, Typed};
 
 /// # Errors
@@ -67,7 +67,7 @@ fn prompt(args: &PromptArgs, typed: &Typed) -> Result<()> {
         return Err(Error::input("--prompt and --prompt-file both give the prompt").with_hint("give one of them"));
     }
     if typed.has("chat")
-        && !args.chat
+        && args.chat == Wrap::Never
         && let Some((_, option)) = NEED_TEMPLATE.iter().find(|(id, _)| typed.has(id))
     {
         let reason = format!("--chat 0 contradicts {option}, which needs the chat template");

@@ -2,6 +2,7 @@
 //!
 //! Not for: how a head's choice is made (see [`crate::compress`]), or what is computed (see [`crate::backend`]).
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use super::Model;
@@ -10,6 +11,7 @@ use crate::attention::HeadLayout;
 use crate::attention::map::{HeadGrid, MapAccumulator};
 use crate::attention::prompt_rows::PromptRows;
 use crate::attention::replay::{Replay, squared_attention, squared_outputs};
+use crate::attention::window::PromptWindow;
 use crate::backend::{Backend, Block, PromptRequest, Shown, Wanted};
 use crate::cache::{AdaptiveKvCache, CacheLayer, LayerSummary, Retention};
 use crate::compress::budget::methods::FutureQueries;
@@ -46,9 +48,15 @@ impl Brief {
         }
     }
 
-    fn segment(&self) -> Segment<'_> {
-        let recent = self.classes.len().saturating_sub(self.prompt_len);
-        Segment { first_position: self.seen - recent, classes: &self.classes, recent }
+    /// What is decided about in a layer: of a layer with a sliding window, what later tokens look at.
+    fn segment(&self, window: Option<usize>) -> Segment<'_> {
+        let len = window.map_or(usize::MAX, |window| window.saturating_sub(1)).min(self.classes.len());
+        let classes = &self.classes[self.classes.len() - len..];
+        Segment {
+            first_position: self.seen + self.prompt_len - len,
+            classes,
+            recent: len.saturating_sub(self.prompt_len),
+        }
     }
 
     fn config(&self) -> Option<&AdaptiveConfig> {
@@ -70,16 +78,24 @@ impl Brief {
                 token_bytes: layer.token_bytes(),
             },
         };
-        let held = layer.positions();
+        let (held, window) = (layer.positions(), layer.ledger().window());
         let num_keys = (0..layout.num_heads).map(|head| held[head / layout.group_size()].len() + self.prompt_len);
         LayerWatch {
             profile: self
                 .config()
-                .map(|config| Profile::new(layout, (&config.method, self.segment()), place, num_keys)),
+                .map(|config| Profile::new(layout, (&config.method, self.segment(window)), place, num_keys)),
             maps: self.map_side.map(|side| MapAccumulator::new(layout.num_heads, self.prompt_len, side)),
+            window: window.map(|size| PromptWindow::new(size, self.seen, held)),
             prompt_len: self.prompt_len,
             hidden_size: model.config.hidden_size,
         }
+    }
+
+    /// Tokens that layers decide about, the mean over all, rounded down.
+    fn mean_segment_len<B: Backend>(&self, model: &Model<B>) -> usize {
+        let windows = model.windows();
+        let lens = windows.iter().map(|&window| self.segment(window).len());
+        lens.sum::<usize>() / windows.len().max(1)
     }
 }
 
@@ -87,17 +103,20 @@ impl Brief {
 pub(super) struct LayerWatch<'a> {
     profile: Option<Profile<'a>>,
     maps: Option<MapAccumulator>,
+    /// Present in a layer with a sliding window.
+    window: Option<PromptWindow>,
     prompt_len: usize,
     hidden_size: usize,
 }
 
-impl LayerWatch<'_> {
+impl<'a> LayerWatch<'a> {
     /// What is asked of the prompt.
     pub fn request(&self) -> PromptRequest<'_> {
         PromptRequest {
             prompt_len: self.prompt_len,
             stats: self.profile.as_ref().map(|profile| &profile.stats.request),
             again: self.profile.as_ref().is_some_and(Profile::may_need_second_pass),
+            window: self.window.as_ref(),
         }
     }
 
@@ -124,7 +143,7 @@ impl LayerWatch<'_> {
     }
 
     /// What each head keeps, or what decides about it.
-    fn choose<B: Backend>(&mut self, model: &Model<B>, block: &Block<B>, prompt: &B::Prompt) -> Result<Choice> {
+    fn choose<B: Backend>(&mut self, model: &Model<B>, block: &Block<B>, prompt: &B::Prompt) -> Result<Choice<'a>> {
         let Some(profile) = &mut self.profile else { return Ok(Choice::Everything) };
         model.backend.collect(prompt, &mut profile.stats)?;
         profile.choose(model, block, prompt)
@@ -167,12 +186,13 @@ impl<'a> Keeper<'a> {
         let started = Instant::now();
         let block = &model.weights.blocks[index];
         let choice = watch.choose(model, block, prompt).map_err(|error| error.in_place(|| format!("layer {index}")))?;
-        let segment = self.brief.segment();
+        let segment = self.brief.segment(model.config.window(index));
         let choices = match choice {
             Choice::Everything => None,
             Choice::Heads(choices) => Some(choices),
-            Choice::Pooled { room, scores } => {
+            Choice::Pooled { method, place, scores } => {
                 let num_kv_heads = model.config.heads.num_kv_heads;
+                let room = method.total(self.brief.mean_segment_len(model), place);
                 let (pool, _) = self.pooled.get_or_insert_with(|| (Pool::new(room, num_kv_heads), Vec::new()));
                 pool.add_layer(scores);
                 Some(pool.choices(index, segment.first_position))
@@ -187,7 +207,7 @@ impl<'a> Keeper<'a> {
             maps.push(watch.maps);
             if pool.is_overfull() {
                 pool.trim();
-                keep_pooled::<B>(cache, pool, index + 1, segment)?;
+                keep_pooled::<B>(cache, pool, index + 1, self.brief)?;
                 // What the layers gave up lies scattered: of 24 MB at 2,048 tokens 15 would stay in the peak.
                 memory::release_unused();
             }
@@ -222,7 +242,7 @@ impl<'a> Keeper<'a> {
         if let Some((mut pool, maps)) = self.pooled.take() {
             let started = Instant::now();
             pool.trim();
-            self.summaries = keep_pooled::<B>(cache, &pool, maps.len(), self.brief.segment())?;
+            self.summaries = keep_pooled::<B>(cache, &pool, maps.len(), self.brief)?;
             self.time += started.elapsed();
             for (summary, maps) in self.summaries.iter().zip(&maps) {
                 self.tell(summary, maps.as_ref(), observer)?;
@@ -237,23 +257,28 @@ fn keep_pooled<B: Backend>(
     cache: &mut AdaptiveKvCache,
     pool: &Pool,
     num_layers: usize,
-    segment: Segment<'_>,
+    brief: &Brief,
 ) -> Result<Vec<LayerSummary>> {
-    let first = segment.first_position;
     let layers = cache.layers_mut::<B::Rows>()?.iter_mut().take(num_layers).enumerate();
-    layers.map(|(index, layer)| layer.keep_of_prompt(first, pool.choices(index, first))).collect()
+    let keep = |(index, layer): (usize, &mut CacheLayer<B::Rows>)| {
+        let first = brief.segment(layer.ledger().window()).first_position;
+        layer.keep_of_prompt(first, pool.choices(index, first))
+    };
+    layers.map(keep).collect()
 }
 
 /// What the heads of a layer keep.
-enum Choice {
+enum Choice<'a> {
     /// Everything.
     Everything,
     /// What is chosen.
     Heads(Vec<HeadChoice>),
     /// What the best scores of all layers together say.
     Pooled {
-        /// How much all layers together keep.
-        room: usize,
+        /// What says how much all layers together keep.
+        method: &'a BudgetedMethod,
+        /// The layer.
+        place: LayerPlace,
         /// `[num_kv_heads]` of `[segment_len]`
         scores: Vec<Vec<f32>>,
     },
@@ -328,7 +353,7 @@ impl<'a> Profile<'a> {
     }
 
     /// What each head keeps, or what decides about it.
-    fn choose<B: Backend>(&self, model: &Model<B>, block: &Block<B>, prompt: &B::Prompt) -> Result<Choice> {
+    fn choose<B: Backend>(&self, model: &Model<B>, block: &Block<B>, prompt: &B::Prompt) -> Result<Choice<'a>> {
         match self.method {
             Compression::FastGen(search) => {
                 let again = |pending: &[_]| model.backend.ask_again(prompt, pending);
@@ -340,11 +365,11 @@ impl<'a> Profile<'a> {
 
     fn choose_by_budget<B: Backend>(
         &self,
-        method: &BudgetedMethod,
+        method: &'a BudgetedMethod,
         model: &Model<B>,
         block: &Block<B>,
         prompt: &B::Prompt,
-    ) -> Result<Choice> {
+    ) -> Result<Choice<'a>> {
         let (backend, layout, rope) = (&model.backend, model.config.heads, &model.rope);
         let Self { segment, stats, place, query_stats, replayed_queries, .. } = self;
         let moments = query_stats.as_ref().map_or_else(Vec::new, |(future, stats)| {
@@ -361,6 +386,10 @@ impl<'a> Profile<'a> {
             let end = rows.past_len(kv_head) + rows.len();
             rows.rows(kv_head, end - segment.len()..end)
         };
+        let segment_keys = |keys: &PromptRows| {
+            let heads = (0..layout.num_kv_heads).map(|kv_head| segment_rows(keys, kv_head)).collect();
+            PromptRows::whole(layout, heads, &vec![segment.recent; layout.num_kv_heads], segment.num_rows())
+        };
         let head_rows = |kv_head: usize| {
             kv.as_ref()
                 .map(|kv| (segment_rows(&kv.keys, kv_head), segment_rows(&kv.values, kv_head)))
@@ -368,11 +397,20 @@ impl<'a> Profile<'a> {
         };
         let replay = match (&self.squared_residuals, &kv) {
             (Some(residuals), Some(kv)) => {
-                let log_sums: Vec<&[f32]> = stats.heads.iter().map(|head| &head.log_sums[..]).collect();
                 let (head_dim, seq_len) = (layout.head_dim, segment.first_position + segment.len());
                 let turn = |positions: usize, rows: &mut [f32]| rope.turn(rows, head_dim, positions, seq_len);
                 let queries = replayed_queries.as_deref().unwrap_or_default();
-                let replay = Replay { layout, queries, keys: &kv.keys, log_sums: &log_sums, turn: &turn };
+                // Of a prompt beyond the window, what later tokens look at comes once more, and nothing else is there.
+                let is_whole = segment.num_rows() == kv.keys.len();
+                let keys = if is_whole { Cow::Borrowed(&kv.keys) } else { Cow::Owned(segment_keys(&kv.keys)?) };
+                let queries = &queries[(kv.keys.len() - segment.num_rows()) * layout.query_width()..];
+                let log_sums = |head: usize| {
+                    let log_sums = &stats.heads[head].log_sums[..];
+                    let num_keys = keys.past_len(head / layout.group_size()) + keys.len();
+                    &log_sums[log_sums.len().saturating_sub(num_keys)..]
+                };
+                let log_sums: Vec<&[f32]> = (0..stats.heads.len()).map(log_sums).collect();
+                let replay = Replay { layout, queries, keys: &keys, log_sums: &log_sums, turn: &turn };
                 let values: Vec<Vec<f32>> =
                     (0..layout.num_kv_heads).map(|kv_head| segment_rows(&kv.values, kv_head)).collect();
                 Some(LayerReplay {
@@ -391,7 +429,7 @@ impl<'a> Profile<'a> {
         let facts = LayerFacts { stats, queries: &moments, rows: &head_rows, replay };
         let scores = method.scores(*segment, *place, &facts)?;
         Ok(if method.is_pooled() {
-            Choice::Pooled { room: method.total(segment.len(), *place), scores }
+            Choice::Pooled { method, place: *place, scores }
         } else {
             Choice::Heads(method.select(*segment, *place, &scores))
         })

@@ -81,11 +81,19 @@ impl<B: Backend> Forward for Model<B> {
     }
 
     fn new_cache(&self, dtype: KvDtype, retention: Retention) -> Result<AdaptiveKvCache> {
-        Ok(AdaptiveKvCache::new(self.config.num_layers, &self.backend.empty_rows(dtype)?, retention))
+        if self.config.sliding_window.is_some() && retention.eviction().is_some() {
+            return Err(Error::unsupported("evicting while tokens are generated, by a model with a sliding window")
+                .with_hint("set `decode` to \"append\": what the window has passed leaves the cache all the same"));
+        }
+        AdaptiveKvCache::new(self.config.num_layers, &self.backend.empty_rows(dtype)?, retention)
+            .with_windows::<B::Rows>(&self.windows())
     }
 
     fn expect_shape(&self, cache: &AdaptiveKvCache) -> Result<()> {
-        cache.expect_shape::<B::Rows>(self.config.num_layers, self.config.heads)
+        cache.expect_shape::<B::Rows>(self.config.num_layers, self.config.heads)?;
+        let found: Vec<Option<usize>> = cache.ledgers().iter().map(|ledger| ledger.window()).collect();
+        let expected = self.windows();
+        if found == expected { Ok(()) } else { Err(Error::shape("a cache's windows", expected, found)) }
     }
 
     fn prefill(
@@ -174,7 +182,8 @@ impl Llama {
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the heads are not whole blocks of a quantised format, see [`KvDtype::check`], or tensors
-    /// hold the cache and have no such numbers, see [`KvDtype::tensor_dtype`].
+    /// hold the cache and have no such numbers, see [`KvDtype::tensor_dtype`]; or if heads are to go on evicting and layers
+    /// have a sliding window.
     pub fn new_cache(&self, dtype: KvDtype, retention: Retention) -> Result<AdaptiveKvCache> {
         self.model.new_cache(dtype, retention)
     }
@@ -292,6 +301,16 @@ impl Llama {
         self.model.decodes_runs()
     }
 
+    /// How many tokens [`decode_run`](Self::decode_run) takes at most, of which any may be taken back: so many that no row
+    /// leaves a sliding window.
+    ///
+    /// * `seen`: tokens before them
+    #[must_use]
+    pub fn longest_run(&self, seen: usize) -> usize {
+        let window = self.config().sliding_window.as_ref();
+        window.map_or(usize::MAX, |window| window.size.saturating_sub(seen + 1))
+    }
+
     /// Processes several tokens that follow one another, and returns the logits after each. Weights are read once for
     /// all of them; the results are those of [`decode`](Self::decode), one token after the other, bit by bit. Tokens that
     /// were only a guess can be [taken back](Self::take_back).
@@ -300,8 +319,8 @@ impl Llama {
     ///
     /// # Errors
     /// [`Error::Input`] if there are no tokens, more than the context has room for, or one is unknown;
-    /// [`Error::Unsupported`] if the model does [not do so](Self::decodes_runs), or heads go on evicting; [`Error::Shape`] if
-    /// the cache is of another model; [`Error::Interrupted`] if a [stop](crate::stop) was requested. The cache is then as it
+    /// [`Error::Unsupported`] if the model does [not do so](Self::decodes_runs), heads go on evicting, or there are more
+    /// tokens than [a run may have](Self::longest_run); [`Error::Shape`] if the cache is of another model; [`Error::Interrupted`] if a [stop](crate::stop) was requested. The cache is then as it
     /// was.
     pub fn decode_run(&self, ids: &[u32], cache: &mut AdaptiveKvCache, logits: &mut Vec<f32>) -> Result<()> {
         self.check_room(cache.seen(), ids.len())?;

@@ -6,7 +6,7 @@ mod llama;
 mod observer;
 mod prefill;
 
-pub use crate::arch::{Architecture, DynamicNtk, LlamaConfig, Rope, RopeLayout, RopeSettings};
+pub use crate::arch::{Architecture, DynamicNtk, LlamaConfig, Rope, RopeLayout, RopeSettings, SlidingWindow};
 pub use llama::Llama;
 pub use observer::PrefillObserver;
 pub use prefill::{Prefill, PrefillOptions};
@@ -20,4 +20,11 @@ struct Model<B: Backend> {
     rope: Rope,
     backend: B,
     weights: Weights<B>,
+}
+
+impl<B: Backend> Model<B> {
+    /// `[num_layers]` how many tokens a token looks at, itself included, if there is a limit.
+    fn windows(&self) -> Vec<Option<usize>> {
+        (0..self.config.num_layers).map(|layer| self.config.window(layer)).collect()
+    }
 }

@@ -193,7 +193,7 @@ impl Backend for Candle {
     }
 
     fn prompt(&self, rows: &CandleRows, asks: PromptRequest<'_>) -> Result<CandlePrompt> {
-        let kv = rows.prompt(asks.prompt_len)?;
+        let kv = rows.prompt_within(asks.prompt_len, asks.window)?;
         let stats = asks.stats.map(|request| DeviceStats::new(&self.ops, request, &kv)).transpose()?;
         Ok(CandlePrompt { kv, stats, queries: asks.again.then(Vec::new) })
     }
