@@ -44,7 +44,7 @@ fn check(loaded: &Loaded, ids: &[u32]) {
     let mut forks: Vec<AdaptiveKvCache> = kept.iter().map(new).collect();
     let forked = loaded.model.prefill_forks(ids, &mut forks, PrefillOptions::default(), &mut ()).unwrap();
     // Budgets of one method share what is collected, and so do methods that read the same.
-    assert!(forked.attentions < CONFIGS.len() - 2, "{}", forked.attentions);
+    assert!(forked.attentions <= CONFIGS.len() - 2, "{}", forked.attentions);
     for (case, (kept, fork)) in kept.iter().zip(&mut forks).enumerate() {
         let mut alone = new(kept);
         let logits = loaded.model.prefill(ids, &mut alone, &mut ()).unwrap().logits;

@@ -71,8 +71,9 @@ fn map(group: &[&TaskRow], names: &Names) -> NeedleMap {
         row.map(|row| row.accuracy)
     };
     let budget = budget.map_or_else(String::new, |budget| format!(", {}", budget_text(Some(budget))));
+    let texts = if *trials == 1 { "1 text".to_owned() } else { format!("{trials} texts") };
     NeedleMap {
-        title: plain(&format!("{task}: {}{budget}, {kv_dtype}, {trials} texts each", names.of(config))),
+        title: plain(&format!("{task}: {}{budget}, {kv_dtype}, {texts} each", names.of(config))),
         cells: depths.iter().flat_map(|&depth| lengths.iter().map(move |&length| cell(depth, length))).collect(),
         lengths,
         depths,

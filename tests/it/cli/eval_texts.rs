@@ -89,7 +89,7 @@ fn a_map_has_a_cell_for_each_length_and_depth() {
     let (table, rows) = run(&lab, &[&args[..], &more].concat());
     assert_eq!(rows.len(), 2 * 2 * 2 * 3);
     assert!(std::fs::metadata(lab.path("m.png")).unwrap().len() > 1000);
-    assert!(table.contains("\nreworded: replay, 50%, f16, 1 texts each\n"), "{table}");
+    assert!(table.contains("\nreworded: replay, 50%, f16, 1 text each\n"), "{table}");
     let map = table.split("passkey: full").nth(1).unwrap();
     let lines: Vec<Vec<&str>> = map.lines().skip(1).take(3).map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(lines[0][lines[0].len() - 2..], ["600", "700"], "{table}");
