@@ -86,7 +86,13 @@ fn bench(args: &BenchArgs, typed: &Typed) -> Result<()> {
 
 fn eval(args: &EvalArgs, typed: &Typed) -> Result<()> {
     if args.tasks.is_empty() {
-        let of_tasks = [("contexts", "--contexts"), ("depths", "--depths"), ("trials", "--trials"), ("seed", "--seed")];
+        let of_tasks = [
+            ("contexts", "--contexts"),
+            ("depths", "--depths"),
+            ("trials", "--trials"),
+            ("seed", "--seed"),
+            ("map", "--map"),
+        ];
         refuse(typed, &of_tasks, "without --tasks", "name --tasks, or leave it out")?;
     }
     if args.prompts.is_none() {

@@ -126,6 +126,27 @@ impl<'a> LayerWatch<'a> {
         (stats, self.maps.as_mut().map(MapAccumulator::heads_mut))
     }
 
+    /// Whether the same is collected as of another, so that one can be [given](Self::with_collected) to both.
+    pub fn collects_as(&self, other: &Self) -> bool {
+        match (&self.profile, &other.profile) {
+            (None, None) => true,
+            (Some(profile), Some(other)) => {
+                profile.stats.request == other.stats.request
+                    && profile.needs() == other.needs()
+                    && profile.may_need_second_pass() == other.may_need_second_pass()
+            }
+            _ => false,
+        }
+    }
+
+    /// With all that was collected by one that [collects the same](Self::collects_as).
+    pub fn with_collected(mut self, other: &Self) -> Self {
+        if let (Some(own), Some(other)) = (&mut self.profile, &other.profile) {
+            *own = Profile { method: own.method, segment: own.segment, place: own.place, ..other.clone() };
+        }
+        self
+    }
+
     /// Which numbers of a chunk are [looked at](Self::look).
     pub fn wanted(&self) -> Wanted {
         self.profile.as_ref().map(Profile::wanted).unwrap_or_default()
@@ -285,6 +306,7 @@ enum Choice<'a> {
 }
 
 /// What a layer's heads are profiled by.
+#[derive(Clone)]
 struct Profile<'a> {
     method: &'a Compression,
     segment: Segment<'a>,
@@ -324,6 +346,14 @@ impl<'a> Profile<'a> {
             query_stats,
             replayed_queries: needs.replay.then(|| Vec::with_capacity(prompt_len * layout.query_width())),
             squared_residuals: needs.replay.then(|| Vec::with_capacity(prompt_len)),
+        }
+    }
+
+    /// What the method reads, beyond the statistics that it asks for.
+    fn needs(&self) -> Needs {
+        match self.method {
+            Compression::FastGen(_) => Needs::default(),
+            Compression::Budgeted(method) => method.needs(),
         }
     }
 

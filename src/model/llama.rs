@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::Model;
+use super::forks::ForkedPrefill;
 use super::observer::PrefillObserver;
 use super::prefill::{Prefill, PrefillOptions};
 use crate::arch::{LlamaConfig, Rope};
@@ -42,6 +43,14 @@ trait Forward: fmt::Debug + Send + Sync {
         options: PrefillOptions,
         observer: &mut dyn PrefillObserver,
     ) -> Result<Prefill>;
+
+    fn prefill_forks(
+        &self,
+        ids: &[u32],
+        caches: &mut [AdaptiveKvCache],
+        options: PrefillOptions,
+        observer: &mut dyn PrefillObserver,
+    ) -> Result<ForkedPrefill>;
 
     fn decode(&self, ids: &[u32], caches: &mut [&mut AdaptiveKvCache], logits: &mut Vec<f32>) -> Result<()>;
 
@@ -104,6 +113,16 @@ impl<B: Backend> Forward for Model<B> {
         observer: &mut dyn PrefillObserver,
     ) -> Result<Prefill> {
         self.prefill(ids, cache, options, observer)
+    }
+
+    fn prefill_forks(
+        &self,
+        ids: &[u32],
+        caches: &mut [AdaptiveKvCache],
+        options: PrefillOptions,
+        observer: &mut dyn PrefillObserver,
+    ) -> Result<ForkedPrefill> {
+        self.prefill_forks(ids, caches, options, observer)
     }
 
     fn decode(&self, ids: &[u32], caches: &mut [&mut AdaptiveKvCache], logits: &mut Vec<f32>) -> Result<()> {
@@ -237,6 +256,36 @@ impl Llama {
             return Err(Error::unsupported("drawing the attention of a further prompt"));
         }
         self.model.prefill(ids, cache, options, observer)
+    }
+
+    /// Processes a prompt once for several caches, each of which keeps what it would have kept of a prompt of its own; the
+    /// logits of the next token are the same for all.
+    ///
+    /// * `ids`: at least one token, within the context length
+    /// * `caches`: at least one, each from [`new_cache`](Self::new_cache), with retentions and dtypes of their own
+    /// * `observer`: is told of progress only
+    ///
+    /// # Errors
+    /// As [`prefill_with`](Self::prefill_with); [`Error::Unsupported`] if a cache is not empty, [`Error::Shape`] if there is
+    /// none.
+    pub fn prefill_forks(
+        &self,
+        ids: &[u32],
+        caches: &mut [AdaptiveKvCache],
+        options: PrefillOptions,
+        observer: &mut dyn PrefillObserver,
+    ) -> Result<ForkedPrefill> {
+        self.check_room(0, ids.len())?;
+        if caches.is_empty() {
+            return Err(Error::shape("caches of a prompt", "at least 1", 0));
+        }
+        for cache in &*caches {
+            self.model.expect_shape(cache)?;
+            if cache.seen() > 0 {
+                return Err(Error::unsupported("one prompt for several caches that hold something already"));
+            }
+        }
+        self.model.prefill_forks(ids, caches, options, observer)
     }
 
     /// Processes one more token and returns the logits of the next, `[vocab_size]`.

@@ -1,12 +1,14 @@
 //! LLaMA: the forward pass of a prompt ([`Llama::prefill`]), and the model as others use it. Weights only: state lives in
 //! the cache that a call is given. What computes is a [backend](crate::backend); a token's plain forward pass is there, too.
 
+mod forks;
 mod keeper;
 mod llama;
 mod observer;
 mod prefill;
 
 pub use crate::arch::{Architecture, DynamicNtk, LlamaConfig, Rope, RopeLayout, RopeSettings, SlidingWindow};
+pub use forks::ForkedPrefill;
 pub use llama::Llama;
 pub use observer::PrefillObserver;
 pub use prefill::{Prefill, PrefillOptions};

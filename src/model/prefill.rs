@@ -25,7 +25,7 @@ impl PrefillOptions {
 
     /// Rows of each chunk of a prompt but the last, which may be shorter: as many chunks as it takes, and about equally
     /// long, since a few rows left over would cost nearly as much as many.
-    fn rows(self, prompt_len: usize) -> usize {
+    pub(super) fn rows(self, prompt_len: usize) -> usize {
         let chunks = prompt_len.div_ceil(self.chunk.get()).max(1);
         prompt_len.div_ceil(chunks).max(1)
     }
@@ -122,7 +122,7 @@ impl<B: Backend> Model<B> {
     /// The vectors of a prompt's tokens, in chunks.
     ///
     /// * `first`: position of the first token
-    fn embed(&self, ids: &[u32], first: usize, chunk_rows: usize) -> Result<Vec<B::Hidden>> {
+    pub(super) fn embed(&self, ids: &[u32], first: usize, chunk_rows: usize) -> Result<Vec<B::Hidden>> {
         let embed = |(ids, first): (&[u32], usize)| {
             let mut embedded = Vec::new();
             self.weights.embed_tokens.look_up(ids, &mut embedded)?;
@@ -141,7 +141,7 @@ impl<B: Backend> Model<B> {
     ///
     /// * `hidden`: rows of the layer's output, in chunks
     /// * `seen`, `len`: positions before these rows, and how many they are
-    fn check_layer(
+    pub(super) fn check_layer(
         &self,
         hidden: &[B::Hidden],
         layer: usize,

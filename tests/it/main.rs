@@ -25,6 +25,7 @@ mod empty;
 #[cfg(unix)]
 mod emulation;
 mod eviction;
+mod forks;
 mod fuzz;
 mod golden;
 #[cfg(feature = "hub")]
