@@ -113,8 +113,8 @@ CONFIGS = {
 }
 # Of one list of scores for all layers.
 POOLED = ["laprox"]
-# Not what kvpress has, of no use for a short prompt, or no method of its own.
-NOT_GOLDEN = ["dropkv", "laprox", "duo_attention", *CONFIGS]
+# Not what kvpress has, or of no use for a short prompt.
+NOT_GOLDEN = ["dropkv", "laprox", "duo_attention"]
 
 # Hugging Face's names of a block's tensors.
 TENSORS = {
@@ -315,7 +315,7 @@ def write_golden(args, model):
     """What kvpress keeps of a prompt of made-up ids, with the smallest gaps between scores that were decided on."""
     ids = [(index * index * 31 + index * 17 + 5) % model.config.vocab_size for index in range(args.tokens)]
     golden = {"made_by": "scripts/compare_kvpress.py --golden, kvpress 0.5.4", "kept_ratio": args.kept_ratio}
-    golden |= {"prompt_tokens": ids, "methods": {}}
+    golden |= {"prompt_tokens": ids, "settings": CONFIGS, "methods": {}}
     for method in [method for method in args.methods.split(",") if method not in NOT_GOLDEN]:
         kept, scores = theirs(model, ids, press(method, args.kept_ratio))
         golden["methods"][method] = kept

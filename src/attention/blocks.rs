@@ -71,8 +71,7 @@ pub fn block_attention(
             }
         }
         #[expect(clippy::cast_precision_loss)]
-        sums.iter_mut().for_each(|sum| *sum /= group as f32);
-        sums
+        sums.into_iter().map(|sum| sum / group as f32).collect()
     };
     let heads = (0..layout.num_kv_heads).into_par_iter().map(of_head).collect();
     stop::check()?;

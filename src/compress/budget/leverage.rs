@@ -113,10 +113,8 @@ mod tests {
             for i in 0..dim {
                 for j in i + 1..dim {
                     let factor = system[j][i] / system[i][i];
-                    for k in i..dim {
-                        let above = system[i][k];
-                        system[j][k] -= factor * above;
-                    }
+                    let above = system[i].clone();
+                    system[j].iter_mut().zip(above).for_each(|(entry, above)| *entry -= factor * above);
                     right[j] -= factor * right[i];
                 }
             }

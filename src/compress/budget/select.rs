@@ -179,7 +179,7 @@ impl BudgetedMethod {
             return Err(Error::not_a_number(format!("the scores of `{method}` for KV head {kv_head}")));
         }
         if self.is_pooled() {
-            scores.iter_mut().for_each(|scores| keep_best(scores));
+            scores.iter_mut().map(Vec::as_mut_slice).for_each(keep_best);
         }
         Ok(scores)
     }

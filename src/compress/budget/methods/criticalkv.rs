@@ -97,8 +97,8 @@ fn measures(settings: SnapKv, facts: &MethodFacts<'_>) -> Vec<Vec<f32>> {
     let rows = settings.observation_window.min(facts.num_rows).max(1);
     #[expect(clippy::cast_precision_loss)]
     let count = (rows * facts.group_size.max(1) * settings.pool_kernel) as f32;
-    let mut attention = settings.neighbour_sums(facts, facts.attention);
-    attention.iter_mut().for_each(|sum| *sum /= count);
+    let sums = settings.neighbour_sums(facts, facts.attention);
+    let mut attention: Vec<f32> = sums.into_iter().map(|sum| sum / count).collect();
     attention.resize(facts.len, ALWAYS);
     let mut lengths = vec![0.0; facts.len];
     #[expect(clippy::cast_precision_loss)]

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::snapkv::with_window;
 use super::{Method, MethodFacts, Needs, SnapKv};
 use crate::kernels::vector::{self, instruction_set};
 
@@ -31,7 +32,7 @@ impl Method for DropKv {
 
     fn scores(&self, facts: &MethodFacts<'_>) -> Vec<f32> {
         let changes = changes(facts, self.0.before_window(facts));
-        self.0.with_window(facts, self.0.neighbour_sums(facts, &changes))
+        with_window(facts, self.0.neighbour_sums(facts, &changes))
     }
 }
 

@@ -3,7 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ALWAYS, Method, MethodFacts, Needs, Outputs};
+use super::snapkv::with_window;
+use super::{Method, MethodFacts, Needs, Outputs};
 use crate::compress::budget::allocation::Allocation;
 use crate::compress::values;
 
@@ -70,17 +71,14 @@ impl Method for LaProx {
                 }
             }
         }
-        let mut scores: Vec<f32> = sums.into_iter().map(|sum| sum.max(0.0).sqrt()).collect();
-        scores.resize(facts.len - facts.budget.min(facts.len - before), f32::NEG_INFINITY);
-        scores.resize(facts.len, ALWAYS);
-        scores
+        with_window(facts, sums.into_iter().map(|sum| sum.max(0.0).sqrt()).collect())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::LastRowsFacts;
     use super::super::tests::facts;
+    use super::super::{ALWAYS, LastRowsFacts};
     use super::*;
 
     /// What two query heads make of three values, in a residual stream of two numbers.
@@ -96,11 +94,9 @@ mod tests {
         let facts = MethodFacts { last_rows, outputs: &outputs, group_size: 2, num_rows: 2, ..facts(3, 3) };
         let scores = LaProx { observation_window: 2 }.scores(&facts);
         let mut squares = 0.0;
-        for row in 0..2 {
-            for i in 0..2 {
-                let sum: f32 = (0..2).map(|g| weights[g][row * 3] * MADE[g][0][i]).sum();
-                squares += sum * sum;
-            }
+        for (row, i) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let sum: f32 = weights.iter().zip(MADE).map(|(weights, made)| weights[row * 3] * made[0][i]).sum();
+            squares += sum * sum;
         }
         assert!((scores[0] - squares.sqrt()).abs() < 1e-6, "{scores:?}, {squares}");
         assert_eq!(scores[1..], [ALWAYS; 2]);

@@ -95,6 +95,7 @@ pub enum AttentionRows {
 
 /// What a method reads of each KV head. What is not asked for is not collected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is asked for or not, whatever the others are")]
 pub struct Needs {
     /// Which rows [`MethodFacts::attention`] sums up.
     pub attention: AttentionRows,

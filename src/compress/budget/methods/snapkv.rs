@@ -46,7 +46,7 @@ impl Method for SnapKv {
     /// same. Neighbours beyond the ends, and in the window, count as 0. If the budget is smaller than the window, the last
     /// positions are kept.
     fn scores(&self, facts: &MethodFacts<'_>) -> Vec<f32> {
-        self.with_window(facts, self.neighbour_sums(facts, facts.attention))
+        with_window(facts, self.neighbour_sums(facts, facts.attention))
     }
 }
 
@@ -65,15 +65,16 @@ impl SnapKv {
         let neighbours = |position: usize| &numbers[position.saturating_sub(half)..(position + half + 1).min(before)];
         (0..before).map(|position| neighbours(position).iter().sum()).collect()
     }
+}
 
-    /// Scores of the positions before the window, and then of those of the window.
-    pub(super) fn with_window(&self, facts: &MethodFacts<'_>, mut scores: Vec<f32>) -> Vec<f32> {
-        let window = facts.len - scores.len();
-        // What of the window the budget has no room for is worth nothing.
-        scores.resize(facts.len - facts.budget.min(window), f32::NEG_INFINITY);
-        scores.resize(facts.len, ALWAYS);
-        scores
-    }
+/// Scores of the positions before an observation window, and then of those of the window: the last of them, as many as the
+/// budget has room for, are kept before all others.
+pub(super) fn with_window(facts: &MethodFacts<'_>, mut scores: Vec<f32>) -> Vec<f32> {
+    let window = facts.len - scores.len();
+    // What of the window the budget has no room for is worth nothing.
+    scores.resize(facts.len - facts.budget.min(window), f32::NEG_INFINITY);
+    scores.resize(facts.len, ALWAYS);
+    scores
 }
 
 #[cfg(test)]
