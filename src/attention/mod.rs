@@ -3,12 +3,16 @@
 //! [`prefill`] processes a block of query rows against all keys up to them and collects what profiling needs from the
 //! same pass; [`replay`] asks a prompt's queries again, as if they came after it; [`decode`] attends from one new token over heads that each keep their own rows. Grouped-query attention is
 //! native: keys and values are read once for all query heads that share them, and never repeated.
+//! Some methods look closer: [`last_rows`] at single rows, [`blocks`] both ways, [`outputs`] at what values write.
 //!
 //! Not for: deciding what is kept ([`crate::compress`]), or owning it ([`crate::cache`]).
 
+pub mod blocks;
 pub mod decode;
 pub mod device;
+pub mod last_rows;
 pub mod map;
+pub mod outputs;
 pub mod prefill;
 pub mod prompt_rows;
 pub mod ragged;

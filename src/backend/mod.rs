@@ -361,6 +361,8 @@ pub struct PromptRequest<'a> {
 pub struct Wanted {
     /// Rotated queries, and the residual stream.
     pub replay: bool,
+    /// Rotated queries.
+    pub queries: bool,
     /// Queries before they are rotated.
     pub unrotated: bool,
 }
@@ -369,7 +371,7 @@ impl Wanted {
     /// Whether any are.
     #[must_use]
     pub fn any(self) -> bool {
-        self.replay || self.unrotated
+        self.replay || self.queries || self.unrotated
     }
 }
 

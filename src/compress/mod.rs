@@ -23,7 +23,7 @@ pub use budget::methods::{METHODS, Method, MethodFacts, Needs, method_by_name};
 pub use budget::pool::Pool;
 pub use budget::queries::QueryStats;
 pub use budget::select::{LayerFacts, LayerPlace, LayerReplay};
-pub use budget::{Budget, BudgetScale, BudgetedMethod};
+pub use budget::{Budget, BudgetOver, BudgetScale, BudgetedMethod};
 pub use config::{AdaptiveConfig, Compression, DecodeMode};
 pub use eviction::{Eviction, HeldRows};
 pub use fastgen::policies::{POLICIES, Policy};

@@ -2,14 +2,13 @@
 //!
 //! Not for: how a head's choice is made (see [`crate::compress`]), or what is computed (see [`crate::backend`]).
 
-use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use super::Model;
+use super::facts::{PromptFacts, kv_of_segment};
 use super::observer::PrefillObserver;
 use crate::attention::HeadLayout;
 use crate::attention::map::{HeadGrid, MapAccumulator};
-use crate::attention::prompt_rows::PromptRows;
 use crate::attention::replay::{Replay, squared_attention, squared_outputs};
 use crate::attention::window::PromptWindow;
 use crate::backend::{Backend, Block, PromptRequest, Shown, Wanted};
@@ -313,10 +312,12 @@ struct Profile<'a> {
     stats: LayerStats,
     /// Where the layer stands, for methods with a budget.
     place: LayerPlace,
-    /// Present if that method reads queries.
-    query_stats: Option<(FutureQueries, QueryStats)>,
-    /// Queries of the whole prompt, `[prompt_len, num_heads, head_dim]`, kept only if a method asks them again.
-    replayed_queries: Option<Vec<f32>>,
+    /// Present if that method reads sums of queries, of those to come or of the prompt's own.
+    query_stats: Option<(Option<FutureQueries>, QueryStats)>,
+    /// Queries of the prompt's last rows, `[at most kept_rows, num_heads, head_dim]`, kept only if a method asks them again.
+    kept_queries: Vec<f32>,
+    kept_rows: usize,
+    query_width: usize,
     /// `[prompt_len]` squared lengths of the residual stream that enters the layer, if a method reads them.
     squared_residuals: Option<Vec<f32>>,
 }
@@ -333,18 +334,22 @@ impl<'a> Profile<'a> {
             Compression::FastGen(search) => (search.request(segment), Needs::default()),
             Compression::Budgeted(method) => (method.request(segment), method.needs()),
         };
-        let query_stats = needs.future_queries.map(|future| {
+        let query_stats = (needs.future_queries.is_some() || needs.mean_distances > 0).then(|| {
             let first_row = segment.first_position + segment.recent;
-            (future, QueryStats::new(layout, future.skip_positions.saturating_sub(first_row)))
+            let skip = needs.future_queries.map_or(0, |future| future.skip_positions);
+            (needs.future_queries, QueryStats::new(layout, skip.saturating_sub(first_row)))
         });
         let prompt_len = segment.num_rows();
+        let asks_all = needs.replay || needs.block_attention.is_some();
         Self {
             method,
             segment,
             stats: LayerStats::new(request, num_keys),
             place,
             query_stats,
-            replayed_queries: needs.replay.then(|| Vec::with_capacity(prompt_len * layout.query_width())),
+            kept_queries: Vec::with_capacity(if asks_all { prompt_len * layout.query_width() } else { 0 }),
+            kept_rows: if asks_all { prompt_len } else { needs.last_rows.min(prompt_len) },
+            query_width: layout.query_width(),
             squared_residuals: needs.replay.then(|| Vec::with_capacity(prompt_len)),
         }
     }
@@ -364,13 +369,19 @@ impl<'a> Profile<'a> {
 
     /// Which numbers of the prompt are to be [added](Self::add).
     fn wanted(&self) -> Wanted {
-        Wanted { replay: self.replayed_queries.is_some(), unrotated: self.query_stats.is_some() }
+        Wanted {
+            replay: self.squared_residuals.is_some(),
+            queries: self.kept_rows > 0,
+            unrotated: self.query_stats.is_some(),
+        }
     }
 
     /// Takes in rows of the prompt, as far as they are wanted.
     fn add(&mut self, rows: Shown<'_>, hidden_size: usize) -> Result<()> {
-        if let Some(replayed) = &mut self.replayed_queries {
-            replayed.extend_from_slice(rows.queries);
+        if self.kept_rows > 0 {
+            let kept = self.kept_rows * self.query_width;
+            self.kept_queries.extend_from_slice(rows.queries);
+            self.kept_queries.drain(..self.kept_queries.len().saturating_sub(kept));
         }
         if let Some((_, stats)) = &mut self.query_stats {
             stats.add_rows(rows.unrotated_queries)?;
@@ -401,62 +412,59 @@ impl<'a> Profile<'a> {
         prompt: &B::Prompt,
     ) -> Result<Choice<'a>> {
         let (backend, layout, rope) = (&model.backend, model.config.heads, &model.rope);
-        let Self { segment, stats, place, query_stats, replayed_queries, .. } = self;
-        let moments = query_stats.as_ref().map_or_else(Vec::new, |(future, stats)| {
+        let Self { segment, stats, place, query_stats, kept_queries, .. } = self;
+        let needs = method.needs();
+        let of_prompt = query_stats.as_ref().map_or_else(Vec::new, |(_, stats)| stats.moments());
+        let future = query_stats.as_ref().and_then(|(future, _)| *future);
+        let moments = future.map_or_else(Vec::new, |future| {
             let angles = rope.mean_angles(segment.first_position + segment.len(), future.positions);
-            let mut moments = stats.moments();
+            let mut moments = of_prompt.clone();
             for head in &mut moments {
                 rope.rotate_moments(&mut head.mean, &mut head.covariance, &angles);
             }
             moments
         });
-        let needs = method.needs();
-        let kv = (needs.keys_and_values || needs.replay).then(|| backend.prompt_kv(prompt)).transpose()?;
-        let segment_rows = |rows: &PromptRows, kv_head: usize| {
-            let end = rows.past_len(kv_head) + rows.len();
-            rows.rows(kv_head, end - segment.len()..end)
-        };
-        let segment_keys = |keys: &PromptRows| {
-            let heads = (0..layout.num_kv_heads).map(|kv_head| segment_rows(keys, kv_head)).collect();
-            PromptRows::whole(layout, heads, &vec![segment.recent; layout.num_kv_heads], segment.num_rows())
-        };
-        let head_rows = |kv_head: usize| {
-            kv.as_ref()
-                .map(|kv| (segment_rows(&kv.keys, kv_head), segment_rows(&kv.values, kv_head)))
-                .unwrap_or_default()
-        };
-        let replay = match (&self.squared_residuals, &kv) {
+        let kv = needs.reads_kv().then(|| backend.prompt_kv(prompt)).transpose()?;
+        // Of a prompt beyond the window, what later tokens look at is there, and nothing else.
+        let cut = kv.as_deref().filter(|kv| kv.keys.len() != segment.num_rows());
+        let cut = cut.map(|kv| kv_of_segment(layout, *segment, kv)).transpose()?;
+        let kv = cut.as_ref().or(kv.as_deref());
+        let collected = PromptFacts { layout, rope, segment: *segment, needs, kv, queries: kept_queries };
+        let head_rows = |kv_head: usize| collected.head_rows(kv_head);
+        let hidden_size = B::shape(&block.o_proj).0;
+        let replay = match (&self.squared_residuals, kv) {
             (Some(residuals), Some(kv)) => {
                 let (head_dim, seq_len) = (layout.head_dim, segment.first_position + segment.len());
                 let turn = |positions: usize, rows: &mut [f32]| rope.turn(rows, head_dim, positions, seq_len);
-                let queries = replayed_queries.as_deref().unwrap_or_default();
-                // Of a prompt beyond the window, what later tokens look at comes once more, and nothing else is there.
-                let is_whole = segment.num_rows() == kv.keys.len();
-                let keys = if is_whole { Cow::Borrowed(&kv.keys) } else { Cow::Owned(segment_keys(&kv.keys)?) };
-                let queries = &queries[(kv.keys.len() - segment.num_rows()) * layout.query_width()..];
                 let log_sums = |head: usize| {
                     let log_sums = &stats.heads[head].log_sums[..];
-                    let num_keys = keys.past_len(head / layout.group_size()) + keys.len();
+                    let num_keys = kv.keys.past_len(head / layout.group_size()) + kv.keys.len();
                     &log_sums[log_sums.len().saturating_sub(num_keys)..]
                 };
                 let log_sums: Vec<&[f32]> = (0..stats.heads.len()).map(log_sums).collect();
-                let replay = Replay { layout, queries, keys: &keys, log_sums: &log_sums, turn: &turn };
-                let values: Vec<Vec<f32>> =
-                    (0..layout.num_kv_heads).map(|kv_head| segment_rows(&kv.values, kv_head)).collect();
+                let replay = Replay { layout, queries: kept_queries, keys: &kv.keys, log_sums: &log_sums, turn: &turn };
                 Some(LayerReplay {
                     squared_attention: squared_attention(replay)?,
                     squared_outputs: squared_outputs(
                         layout,
-                        B::shape(&block.o_proj).0,
+                        hidden_size,
                         &*backend.widened(&block.o_proj)?,
-                        &values,
+                        &collected.values(),
                     )?,
                     squared_residual: median(residuals),
                 })
             }
             _ => None,
         };
-        let facts = LayerFacts { stats, queries: &moments, rows: &head_rows, replay };
+        let facts = LayerFacts {
+            stats,
+            queries: &moments,
+            rows: &head_rows,
+            replay,
+            outputs: collected.outputs(hidden_size, || backend.widened(&block.o_proj))?,
+            block_attention: collected.block_attention()?,
+            mean_scores: collected.mean_scores(&of_prompt),
+        };
         let scores = method.scores(*segment, *place, &facts)?;
         Ok(if method.is_pooled() {
             Choice::Pooled { method, place: *place, scores }

@@ -6,7 +6,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use adaptive_kvcache::compress::budget::allocation::top_positions;
-use adaptive_kvcache::compress::budget::methods::{AttentionRows, QueryMoments, ReplayFacts};
+use adaptive_kvcache::compress::budget::methods::{
+    AttentionRows, LastRowsFacts, LayerBudget, Outputs, QueryMoments, ReplayFacts,
+};
 use adaptive_kvcache::compress::fastgen::policies::{HeadFacts, by_name};
 use adaptive_kvcache::compress::{
     AdaptiveConfig, Allocation, FastGen, METHODS, Method, MethodFacts, POLICIES, Policy, method_by_name, ratio_count,
@@ -123,6 +125,9 @@ struct HeadNumbers {
     keys: Vec<f32>,
     values: Vec<f32>,
     queries: Vec<QueryMoments>,
+    /// Shares of 1 that a row gives to each position, before it is divided by their sum and what was settled before.
+    row: Vec<f32>,
+    mean_scores: Vec<f32>,
 }
 
 const METHOD_HEADS: usize = 3;
@@ -140,9 +145,11 @@ prop_compose! {
         values in numbers(len * HEAD_DIM, -2..3),
         mean in numbers(HEAD_DIM, -2..3),
         variances in numbers(HEAD_DIM, 0..3),
+        row in numbers(len, 0..3),
+        mean_scores in numbers(9, -2..3),
     ) -> HeadNumbers {
         let covariance = vec![variances[0], 0.0, 0.0, variances[1]];
-        HeadNumbers { attention, keys, values, queries: vec![QueryMoments { mean, covariance }] }
+        HeadNumbers { attention, keys, values, queries: vec![QueryMoments { mean, covariance }], row, mean_scores }
     }
 }
 
@@ -163,6 +170,7 @@ prop_compose! {
             ("observation_window", observation_window),
             ("pool_kernel", 2 * half_kernel + 1),
             ("seed", seed),
+            ("recent_tokens", 7 - sink_tokens),
         ];
         MethodCase { len, num_rows, first_position, budget, heads, settings }
     }
@@ -184,6 +192,16 @@ impl MethodCase {
 
     /// Scores of every head; what the method does not ask for is not given.
     fn scores(&self, method: &dyn Method) -> Vec<Vec<f32>> {
+        let budget = LayerBudget {
+            positions: self.budget,
+            kept_ratio: self.budget as f64 / self.len as f64,
+            allocation: method.allocation(),
+        };
+        method.layer_scores(&budget, self.of_heads(method, |facts| method.measures(facts)))
+    }
+
+    /// What a method says of every head, of the facts that it asks for.
+    fn of_heads<T>(&self, method: &dyn Method, ask: impl Fn(&MethodFacts<'_>) -> T) -> Vec<T> {
         let needs = method.needs();
         let score = |(head_idx, head): (usize, &HeadNumbers)| {
             let rows = |rows: &'static str| match rows {
@@ -192,6 +210,12 @@ impl MethodCase {
                 _ => &head.values,
             };
             let (attention, outputs) = ([head.attention.clone()], [head.attention.iter().rev().copied().collect()]);
+            let count = needs.last_rows.min(self.num_rows);
+            let sum = head.row.iter().sum::<f32>() + 1.0;
+            let row: Vec<f32> = head.row.iter().map(|share| share / sum).collect();
+            let (weights, made) = ([row.repeat(count)], [vec![0.5; count * HEAD_DIM]]);
+            let last_rows = LastRowsFacts { weights: &weights, outputs: &made };
+            let mean_scores = [head.mean_scores.clone()];
             let replay =
                 ReplayFacts { squared_attention: &attention, squared_outputs: &outputs, squared_residual: 0.5 };
             let facts = MethodFacts {
@@ -206,8 +230,14 @@ impl MethodCase {
                 values: rows("values"),
                 queries: if needs.future_queries.is_none() { &[] } else { &head.queries },
                 replay: if needs.replay { replay } else { ReplayFacts::default() },
+                group_size: 1,
+                unrotated_keys: if needs.unrotated_keys { &head.keys } else { &[] },
+                last_rows: if needs.last_rows > 0 { last_rows } else { LastRowsFacts::default() },
+                outputs: if needs.outputs == Outputs::None { &[] } else { &outputs },
+                block_attention: if needs.block_attention.is_none() { &[] } else { &head.attention },
+                mean_scores: if needs.mean_distances > 0 { &mean_scores } else { &[] },
             };
-            method.scores(&facts)
+            ask(&facts)
         };
         self.heads.iter().enumerate().map(score).collect()
     }
@@ -241,6 +271,15 @@ proptest! {
             }
             let total: usize = kept.iter().map(Vec::len).sum();
             prop_assert_eq!(total, METHOD_HEADS * case.budget, "{}", method.name());
+        }
+    }
+
+    #[test]
+    fn a_heads_scores_are_those_of_a_layer_that_it_is_alone_in(mut case in method_case()) {
+        case.heads.truncate(1);
+        for method in case.methods() {
+            let alone = case.of_heads(&*method, |facts| method.scores(facts));
+            prop_assert_eq!(alone, case.scores(&*method), "{}", method.name());
         }
     }
 

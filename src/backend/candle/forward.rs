@@ -247,7 +247,7 @@ impl Backend for Candle {
         let download = |wanted: bool, x: &Tensor| if wanted { self.ops.download(x) } else { Ok(Vec::new()) };
         let queries = projected.queries.transpose(0, 1)?; // [seq_len, num_heads, head_dim]
         look(Shown {
-            queries: &download(wanted.replay, &queries)?,
+            queries: &download(wanted.replay || wanted.queries, &queries)?,
             unrotated_queries: &download(wanted.unrotated, &projected.unrotated_queries)?,
             hidden: &download(wanted.replay, hidden)?,
         })

@@ -402,7 +402,7 @@ impl Made {
     ///
     /// * `hidden`: before the layer, and after it
     fn add<B: Backend>(&mut self, backend: &B, chunk: &B::Projected, [before, after]: [&B::Hidden; 2]) -> Vec<f32> {
-        let wanted = Wanted { replay: true, unrotated: true };
+        let wanted = Wanted { replay: true, queries: true, unrotated: true };
         let mut rows = Vec::new();
         let take_queries = &mut |shown: Shown<'_>| {
             rows.extend_from_slice(shown.hidden);
