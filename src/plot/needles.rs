@@ -104,12 +104,12 @@ impl NeedleMap {
             let at = (left + column as i32 * CELL.0, top + row as i32 * CELL.1);
             let color = cell.map_or(FAINT, shade);
             canvas.fill(at, (CELL.0 - 1, CELL.1 - 1), color);
-            let middle = (at.0 + CELL.0 / 2, at.1 + (CELL.1 + Size::Normal.digit()) / 2);
+            let middle = (at.0 + CELL.0 / 2, at.1 + i32::midpoint(CELL.1, Size::Normal.digit()));
             let label = cell.map_or_else(|| "-".to_owned(), percent);
             canvas.text(&label, middle, Align::Center, Size::Normal, text_on(color));
         }
         for (row, depth) in self.depths.iter().enumerate() {
-            let baseline = top + row as i32 * CELL.1 + (CELL.1 + Size::Normal.digit()) / 2;
+            let baseline = top + row as i32 * CELL.1 + i32::midpoint(CELL.1, Size::Normal.digit());
             canvas.text(&percent(*depth), (left - 8, baseline), Align::Right, Size::Normal, MUTED);
         }
         let bottom = top + rows * CELL.1;

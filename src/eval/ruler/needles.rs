@@ -67,7 +67,7 @@ impl Thing {
                 random.fill_bytes(&mut bytes);
                 bytes[6] = bytes[6] & 0x0F | 0x40; // version 4
                 bytes[8] = bytes[8] & 0x3F | 0x80; // the variant of RFC 9562
-                let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+                let hex = format!("{:032x}", u128::from_be_bytes(bytes));
                 [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
             }
         }
