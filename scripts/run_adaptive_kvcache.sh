@@ -15,7 +15,7 @@
 #   CONFIG            configuration of the adaptive cache, such as configs/fastgen.json
 #   DEVICE            cpu, cuda, cuda:N or metal: where to compute; cuda and metal build for it (to target/cuda or
 #                     target/metal; see "Build for a GPU" in src/guide/devices.md). Without it, the CPU
-#   CHAT              1: wrap the prompt in the model's chat template (default for the fetched model), 0: do not
+#   CHAT              1: wrap the prompt in the model's chat template, 0: do not; auto (default): if the model has one
 #   IMAGE_DIR         folder of the heatmaps, if not images/
 #
 # An empty variable counts as unset, and one loses against an option that it conflicts with.
@@ -29,10 +29,7 @@ case "${1:-}" in
     "" | -*) model=${MODEL_PATH:-} ;;
     *) model=$1; shift ;;
 esac
-if [ -z "$model" ]; then
-    model=$("$root/scripts/get_model.sh")
-    export CHAT=${CHAT:-1}
-fi
+[ -n "$model" ] || model=$("$root/scripts/get_model.sh")
 
 target=$root/target
 case "${DEVICE:-}" in
@@ -49,5 +46,5 @@ cd "$here"
 
 [ -z "${DEVICE:-}" ] || set -- --device "$DEVICE" "$@"
 # What is not typed is left to variables, which lose against options.
-export CONFIG=${CONFIG:-$root/configs/config.json} IMAGE_DIR=${IMAGE_DIR:-$root/images}
+export CONFIG=${CONFIG:-$root/configs/config.json} IMAGE_DIR=${IMAGE_DIR:-$root/images} CHAT=${CHAT:-auto}
 exec "$binary" generate --model "$model" --log-file "$root/logs/test.log" "$@"

@@ -8,7 +8,7 @@ use std::fmt;
 pub enum Architecture {
     /// Llama 1 to 3.2 and all that are alike.
     Llama,
-    /// Mistral, within its sliding window. In GGUF it is a [`Llama`](Self::Llama).
+    /// Mistral: its layers may have a sliding window. In GGUF it is a [`Llama`](Self::Llama).
     Mistral,
     /// Qwen 2 and 2.5: biases of queries, keys and values.
     Qwen2,

@@ -80,11 +80,36 @@ pub struct LlamaConfig {
     pub vocab_size: usize,
     /// Added to the mean square before the root.
     pub rms_norm_eps: f64,
-    /// Longest sequence that can be processed: what the model was made for, or its sliding window.
+    /// Longest sequence that can be processed.
     pub context_length: usize,
-    /// The model's sliding window, if it is shorter than the context it was made for. Attention over more tokens than
-    /// that is not computed here, so `context_length` is the window: within it, results are the model's own.
-    pub sliding_window: Option<usize>,
+    /// Which layers look back how far; `None` if all look at everything.
+    pub sliding_window: Option<SlidingWindow>,
     /// Rotary positions.
     pub rope: RopeSettings,
+}
+
+impl LlamaConfig {
+    /// The sliding window of a layer, if it has one.
+    #[must_use]
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.sliding_window.as_ref().filter(|window| window.layers.get(layer) == Some(&true)).map(|window| window.size)
+    }
+
+    /// How many tokens of a text the layers hold together, each in each of its heads, if nothing but a window makes them
+    /// go: those that a next token looks at.
+    #[must_use]
+    pub fn held_tokens(&self, tokens: usize) -> usize {
+        let held = |layer| self.window(layer).map_or(tokens, |window| tokens.min(window.saturating_sub(1)));
+        (0..self.num_layers).map(held).fold(0, usize::saturating_add)
+    }
+}
+
+/// A limit to how far tokens look back: a token at position `p` looks at those from `p - size + 1` on, itself included
+/// (Jiang et al., Mistral 7B, arXiv 2310.06825, section 2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlidingWindow {
+    /// Tokens that are looked at, at least 1.
+    pub size: usize,
+    /// `[num_layers]` whether a layer has the window; the others look at everything.
+    pub layers: Vec<bool>,
 }

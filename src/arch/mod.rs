@@ -7,6 +7,6 @@ mod rope;
 pub mod rope_scaling;
 
 pub use architecture::Architecture;
-pub use config::{DynamicNtk, LlamaConfig, RopeLayout, RopeSettings};
+pub use config::{DynamicNtk, LlamaConfig, RopeLayout, RopeSettings, SlidingWindow};
 pub use layout::HeadLayout;
 pub use rope::Rope;

@@ -66,6 +66,20 @@ impl Rope {
         }
     }
 
+    /// Turns vectors that were rotated by their positions back to what they were before, but for rounding.
+    ///
+    /// * `rows`: `[rows, head_dim]` of the positions from `first` on, rotated by the length of the sequence that ends with the
+    ///   last of them
+    pub fn unrotate(&self, rows: &mut [f32], head_dim: usize, first: usize) {
+        #[expect(clippy::cast_possible_truncation)]
+        let square = (self.settings.attention_factor * self.settings.attention_factor) as f32;
+        let mut angles = self.angles(first, rows.len() / head_dim.max(1));
+        for (cos, sin) in &mut angles {
+            (*cos, *sin) = (*cos / square, -*sin / square);
+        }
+        self.rotate(rows, head_dim, head_dim, &angles);
+    }
+
     /// Cosines and sines of the positions `first..first + count`, averaged: `[dim / 2]`. No vector's length survives
     /// this rotation; it is linear all the same.
     #[must_use]

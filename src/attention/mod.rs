@@ -4,17 +4,22 @@
 //! same pass; [`replay`] asks a prompt's queries again, as if they came after it; [`repeat`] tells what is looked at when the
 //! prompt does come again; [`decode`] attends from one new token over heads that each keep their own rows. Grouped-query attention is
 //! native: keys and values are read once for all query heads that share them, and never repeated.
+//! Some methods look closer: [`last_rows`] at single rows, [`blocks`] both ways, [`outputs`] at what values write.
 //!
 //! Not for: deciding what is kept ([`crate::compress`]), or owning it ([`crate::cache`]).
 
+pub mod blocks;
 pub mod decode;
 pub mod device;
+pub mod last_rows;
 pub mod map;
+pub mod outputs;
 pub mod prefill;
 pub mod prompt_rows;
 pub mod ragged;
 pub mod repeat;
 pub mod replay;
+pub mod window;
 
 use crate::error::{Error, Result};
 

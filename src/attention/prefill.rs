@@ -7,6 +7,9 @@
 //! out of one pass; scratch is O(tile x n) for each thread, and no map of the prompt is ever stored. Weights are not
 //! divided by their rows' sums: outputs and statistics, which are fewer numbers, are. Tiles are taken in strips, which
 //! threads share out among themselves.
+//!
+//! In a layer with a sliding window, a strip begins at the first key that any of its rows sees: work and scratch are
+//! O(window) for each row.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -37,7 +40,8 @@ const STRIP_ROWS: usize = 60;
 pub struct QueryBlock<'a> {
     /// `[seq_len, num_heads, head_dim]`, rotated.
     pub queries: &'a [f32],
-    /// Index of the first row in the prompt; row `i` sees all past keys, and the prompt's keys `0..=first_row + i`.
+    /// Index of the first row in the prompt; row `i` sees all past keys, and the prompt's keys `0..=first_row + i`, as far
+    /// as they are in its window, if there is one.
     pub first_row: usize,
 }
 
@@ -87,11 +91,12 @@ pub fn prefill(
     };
     let maps: Option<Vec<Mutex<&mut HeadGrid>>> = maps.map(|maps| maps.iter_mut().map(Mutex::new).collect());
     let collect = sums.is_some();
+    let first_profiled = keys.first_profiled();
 
     let group_size = layout.group_size();
     let head_dim = layout.head_dim;
     let attend = |strip: Strip, scratch: &mut Scratch| {
-        let num_keys = strips.num_keys(strip);
+        let num_keys = strips.num_keys(strip) - strip.first_key;
         let mut head_stats = if collect { vec![HeadStats::new(request, num_keys); group_size] } else { Vec::new() };
         let mut out = vec![0.0; strip.num_rows * group_size * head_dim]; // [num_rows, group_size, head_dim]
         let Scratch { map, products, buffer } = scratch;
@@ -99,22 +104,26 @@ pub fn prefill(
             stop::check()?;
             let map = strips.map(tile, map, buffer);
             for (head, stats) in head_stats.iter_mut().enumerate() {
-                stats.add_rows(request, map.head(head));
-                stats.set_log_sums(map.num_keys - map.num_rows, map.head_log_sums(head));
+                let rows = map.profiled(head, first_profiled);
+                let log_sums = map.head_log_sums(head);
+                stats.set_log_sums(map.num_keys - rows.scales.len(), &log_sums[map.num_rows - rows.scales.len()..]);
+                stats.add_rows(request, rows);
             }
             if let Some(maps) = &maps {
                 for head in 0..group_size {
                     let grid = &maps[tile.kv_head * group_size + head];
                     let mut grid = grid.lock().unwrap_or_else(PoisonError::into_inner);
                     for (row, scale, weights) in map.head(head).rows() {
-                        let weights: Vec<f32> = weights.iter().map(|weight| weight * scale).collect();
+                        let unseen = std::iter::repeat_n(0.0, strip.first_key);
+                        let weights: Vec<f32> = unseen.chain(weights.iter().map(|weight| weight * scale)).collect();
                         grid.add_row(row, &weights)?;
                     }
                 }
             }
             let rows = group_size * tile.num_rows;
             products.resize(rows * head_dim, 0.0);
-            values.sums(tile.kv_head, map.weights, map.num_keys, products, buffer);
+            let seen = tile.first_key..tile.first_key + map.num_keys;
+            values.sums(tile.kv_head, map.weights, seen, products, buffer);
             let first = tile.first_row - strip.first_row;
             for (index, (row, &scale)) in products.chunks_exact(head_dim).zip(map.scales).enumerate() {
                 let (head, token) = (index / tile.num_rows, first + index % tile.num_rows);
@@ -125,7 +134,8 @@ pub fn prefill(
             }
         }
         if let Some(sums) = sums.as_ref().and_then(|sums| sums.get(strip.kv_head)) {
-            sums.lock().unwrap_or_else(PoisonError::into_inner).add(strip.first_row / strips.strip_rows, head_stats);
+            let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
+            sums.add(strip.first_row / strips.strip_rows, (strip.first_key, head_stats));
         }
         Ok(out)
     };
@@ -170,18 +180,21 @@ pub fn largest_differences(
             return Err(Error::shape("a mask of keys", format!("at most {num_keys}"), mask.len()));
         }
     }
+    let first_profiled = keys.first_profiled();
     let results = strips.for_all(|strip, Scratch { map, buffer, .. }| {
         let masks = masks(strip.kv_head);
-        let num_keys = keys.past_len(strip.kv_head) + keys.len();
+        let num_keys = (keys.past_len(strip.kv_head) + keys.len()).saturating_sub(strip.first_key);
         let mut worst = vec![0.0f32; masks.len()];
         for tile in strips.tiles(strip) {
             if stop::is_requested() {
                 break;
             }
             let map = strips.map(tile, map, buffer);
-            for (_, scale, weights) in (0..layout.group_size()).flat_map(|head| map.head(head).rows()) {
+            let rows = (0..layout.group_size()).flat_map(|head| map.profiled(head, first_profiled).rows());
+            for (_, scale, weights) in rows {
                 for (worst, mask) in worst.iter_mut().zip(masks) {
-                    *worst = worst.max(unscaled_row_difference(num_keys - mask.len(), weights, scale, mask));
+                    let settled = num_keys.saturating_sub(mask.len());
+                    *worst = worst.max(unscaled_row_difference(settled, weights, scale, mask));
                 }
             }
         }
@@ -206,6 +219,8 @@ struct Strip {
     /// Row of the block, and number of rows.
     first_row: usize,
     num_rows: usize,
+    /// The first key that is looked at; rows of the strip may see fewer.
+    first_key: usize,
 }
 
 /// Statistics of one KV head's query heads, to which strips are added in their order, whoever is done first: sums do not
@@ -214,16 +229,16 @@ struct InOrder<'a> {
     heads: &'a mut [HeadStats],
     /// The strip that is added next.
     next: usize,
-    /// Strips that were done before it.
-    early: BTreeMap<usize, Vec<HeadStats>>,
+    /// Strips that were done before it: their first keys, and statistics from there on.
+    early: BTreeMap<usize, (usize, Vec<HeadStats>)>,
 }
 
 impl InOrder<'_> {
-    fn add(&mut self, strip: usize, stats: Vec<HeadStats>) {
+    fn add(&mut self, strip: usize, stats: (usize, Vec<HeadStats>)) {
         self.early.insert(strip, stats);
-        while let Some(stats) = self.early.remove(&self.next) {
+        while let Some((first_key, stats)) = self.early.remove(&self.next) {
             for (head, stats) in self.heads.iter_mut().zip(&stats) {
-                head.merge(stats);
+                head.merge_from(first_key, stats);
             }
             self.next += 1;
         }
@@ -263,9 +278,9 @@ struct TileMap<'a> {
     num_rows: usize,
     /// Index of the first row in the prompt.
     first_row: usize,
-    /// Keys that the last row sees.
+    /// Keys from the tile's first to the last row's own.
     num_keys: usize,
-    /// `[group_size, num_rows, num_keys]`; 0 beyond each row's own key.
+    /// `[group_size, num_rows, num_keys]`; 0 beyond each row's own key, and before the first that it sees.
     weights: &'a [f32],
     /// `[group_size, num_rows]`
     scales: &'a [f32],
@@ -281,6 +296,17 @@ impl<'a> TileMap<'a> {
             first_row: self.first_row,
             weights: &self.weights[rows.start * self.num_keys..rows.end * self.num_keys],
             scales: &self.scales[rows],
+        }
+    }
+
+    /// The rows of one query head that are profiled, counted from the first of the prompt that is.
+    fn profiled(&self, head: usize, first_profiled: usize) -> UnscaledRows<'a> {
+        let rows = self.head(head);
+        let skipped = first_profiled.saturating_sub(self.first_row).min(self.num_rows);
+        UnscaledRows {
+            first_row: (self.first_row + skipped).saturating_sub(first_profiled),
+            weights: &rows.weights[skipped * self.num_keys..],
+            scales: &rows.scales[skipped..],
         }
     }
 
@@ -302,6 +328,9 @@ impl<'a> Strips<'a> {
         }
         let longest_past = (0..layout.num_kv_heads).map(|kv_head| keys.past_len(kv_head)).max().unwrap_or(0);
         let num_keys = longest_past + prompt_keys;
+        // A window's strip sees less of them, and begins at a whole step.
+        let in_window = |size: usize| size.saturating_add(STRIP_ROWS + PromptRows::first_step()).min(num_keys);
+        let num_keys = keys.window_size().map_or(num_keys, in_window);
         let tile_rows = TILE_SCORES / (layout.group_size() * num_keys.max(1));
         let step = keys.row_step();
         let tile_rows = (tile_rows / step).clamp(1, TILE_STEPS) * step;
@@ -310,7 +339,11 @@ impl<'a> Strips<'a> {
             .step_by(strip_rows)
             .flat_map(|first_row| {
                 let num_rows = strip_rows.min(seq_len - first_row);
-                (0..layout.num_kv_heads).map(move |kv_head| Strip { kv_head, first_row, num_rows })
+                (0..layout.num_kv_heads).map(move |kv_head| {
+                    let seen = keys.seen(kv_head, block.first_row + first_row);
+                    let first_key = seen.start / PromptRows::first_step() * PromptRows::first_step();
+                    Strip { kv_head, first_row, num_rows, first_key }
+                })
             })
             .collect();
         Ok(Self { layout, block, keys, tile_rows, strip_rows, list })
@@ -349,7 +382,7 @@ impl<'a> Strips<'a> {
         })
     }
 
-    /// Keys that a strip's last row sees.
+    /// Keys up to the own one of a strip's last row.
     fn num_keys(&self, strip: Strip) -> usize {
         self.keys.past_len(strip.kv_head) + self.block.first_row + strip.first_row + strip.num_rows
     }
@@ -366,20 +399,24 @@ impl<'a> Strips<'a> {
                 queries.extend_from_slice(&self.block.queries[start..start + head_dim]);
             }
         }
-        let num_keys = self.num_keys(tile);
+        let end = self.num_keys(tile);
+        let num_keys = end - tile.first_key;
         let rows = group_size * tile.num_rows;
         // What a tile before left is overwritten.
         weights.resize(rows * num_keys, 0.0);
-        self.keys.scores(tile.kv_head, queries, self.layout.scale(), num_keys, weights, buffer);
+        self.keys.scores(tile.kv_head, queries, self.layout.scale(), tile.first_key..end, weights, buffer);
         let set = instruction_set();
         scales.clear();
         log_sums.clear();
         for (index, row) in weights.chunks_exact_mut(num_keys).enumerate() {
-            let (seen, hidden) = row.split_at_mut(num_keys - (tile.num_rows - 1 - index % tile.num_rows));
+            let seen = self.keys.seen(tile.kv_head, self.block.first_row + tile.first_row + index % tile.num_rows);
+            let (seen_or_gone, hidden) = row.split_at_mut(seen.end - tile.first_key);
+            let (gone, seen) = seen_or_gone.split_at_mut(seen.start - tile.first_key);
             let max = vector::max(set, seen);
             let sum = vector::exp_minus_max(set, seen, max);
             scales.push(1.0 / sum);
             log_sums.push(max + sum.ln());
+            gone.fill(0.0);
             hidden.fill(0.0);
         }
         TileMap {

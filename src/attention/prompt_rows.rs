@@ -1,10 +1,12 @@
 //! One layer's keys and values while a prompt is processed.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use super::HeadLayout;
+use super::window::PromptWindow;
 use crate::error::{Error, Result};
 use crate::kernels::attend::HeadRows;
 use crate::kernels::gemm::{Matrix, MatrixMut};
@@ -35,6 +37,8 @@ pub struct PromptRows {
     layout: HeadLayout,
     capacity: usize,
     len: usize,
+    /// Present in a layer with a sliding window.
+    window: Option<Arc<PromptWindow>>,
 }
 
 /// The order in which a head's numbers lie in memory.
@@ -122,7 +126,7 @@ impl PromptRows {
     pub fn with_capacity(layout: HeadLayout, capacity: usize) -> Self {
         assert!(layout.check().is_ok(), "{layout:?}");
         let head = HeadNumbers::by_rows(Vec::new(), layout.head_dim, capacity);
-        Self { heads: vec![head; layout.num_kv_heads], layout, capacity, len: 0 }
+        Self { heads: vec![head; layout.num_kv_heads], layout, capacity, len: 0, window: None }
     }
 
     /// Keys and values, with room for a prompt of `capacity` tokens behind what each head keeps already.
@@ -132,13 +136,29 @@ impl PromptRows {
     /// # Errors
     /// [`Error::Shape`] for another number of heads, or heads of another dimension.
     pub fn after(layout: HeadLayout, capacity: usize, past: &[HeadRows<'_>]) -> Result<(Self, Self)> {
+        Self::after_within(layout, capacity, past, None)
+    }
+
+    /// As [`after`](Self::after), in a layer with a sliding window: what each head keeps is put in the order of positions,
+    /// and each row of the prompt sees what is in its window.
+    ///
+    /// * `window`: of the same heads
+    ///
+    /// # Errors
+    /// As [`after`](Self::after).
+    pub fn after_within(
+        layout: HeadLayout,
+        capacity: usize,
+        past: &[HeadRows<'_>],
+        window: Option<&PromptWindow>,
+    ) -> Result<(Self, Self)> {
         layout.check()?;
         if past.len() != layout.num_kv_heads {
             return Err(Error::shape("cached heads", layout.num_kv_heads, past.len()));
         }
         let head_dim = layout.head_dim;
         let (mut keys, mut values) = (Vec::new(), Vec::new());
-        for rows in past {
+        for (kv_head, rows) in past.iter().enumerate() {
             if rows.head_dim() != head_dim {
                 return Err(Error::shape("cached rows", head_dim, rows.head_dim()));
             }
@@ -146,10 +166,18 @@ impl PromptRows {
             let mut head_keys = Vec::with_capacity(past);
             let mut head_values = Vec::with_capacity(past + capacity * head_dim);
             rows.widen_to(&mut head_keys, &mut head_values);
+            if let Some(order) = window.map(|window| window.order(kv_head)) {
+                if order.len() != rows.len() {
+                    return Err(Error::shape("rows within a window", rows.len(), order.len()));
+                }
+                put_in_order(&mut head_keys, order, head_dim);
+                put_in_order(&mut head_values, order, head_dim);
+            }
             keys.push(HeadNumbers::by_columns(&head_keys, head_dim, capacity));
             values.push(HeadNumbers::by_rows(head_values, head_dim, capacity));
         }
-        let rows = |heads| Self { heads, layout, capacity, len: 0 };
+        let window = window.map(|window| Arc::new(window.clone()));
+        let rows = |heads| Self { heads, layout, capacity, len: 0, window: window.clone() };
         Ok((rows(keys), rows(values)))
     }
 
@@ -170,7 +198,7 @@ impl PromptRows {
         }
         let head = |(numbers, &past_len)| HeadNumbers { numbers, order: Order::Rows, past_len, rounded: None };
         let heads = heads.into_iter().zip(past_lens).map(head).collect();
-        Ok(Self { heads, layout, capacity: len, len })
+        Ok(Self { heads, layout, capacity: len, len, window: None })
     }
 
     /// Checks that these are the rows of such KV heads.
@@ -201,6 +229,24 @@ impl PromptRows {
     #[must_use]
     pub fn past_len(&self, kv_head: usize) -> usize {
         self.heads[kv_head].past_len
+    }
+
+    /// The keys of a head that a row of the prompt sees, its own the last; those before the prompt's first count.
+    pub(super) fn seen(&self, kv_head: usize, row: usize) -> Range<usize> {
+        match &self.window {
+            Some(window) => window.seen(kv_head, row),
+            None => 0..self.heads[kv_head].past_len + row + 1,
+        }
+    }
+
+    /// Tokens that a row sees at most, itself included, if there is such a limit.
+    pub(super) fn window_size(&self) -> Option<usize> {
+        self.window.as_ref().map(|window| window.size())
+    }
+
+    /// The first row of the prompt that is profiled: all are, but those whose keys no later token sees.
+    pub(super) fn first_profiled(&self) -> usize {
+        self.window.as_ref().map_or(0, |window| window.first_profiled(self.capacity))
     }
 
     /// Adds tokens of the prompt.
@@ -246,10 +292,16 @@ impl PromptRows {
         if is_rounded { int16::ROWS } else { FLOAT_ROWS }
     }
 
-    /// Products of vectors with a head's first rows, on the calling thread.
+    /// Rows of a head that [`scores`](Self::scores) and [`sums`](Self::sums) may begin at: all multiples of this.
+    pub(super) fn first_step() -> usize {
+        int16::RUN
+    }
+
+    /// Products of vectors with some rows of a head, on the calling thread.
     ///
     /// * `vectors`: `[count, head_dim]`
-    /// * `out`: `[count, num_rows]`, overwritten with `scale` times the products
+    /// * `rows`: from a multiple of [`first_step`](Self::first_step) on
+    /// * `out`: `[count, rows.len()]`, overwritten with `scale` times the products
     ///
     /// # Panics
     /// If sizes do not fit, as of a matrix product.
@@ -258,27 +310,29 @@ impl PromptRows {
         kv_head: usize,
         vectors: &[f32],
         scale: f32,
-        num_rows: usize,
+        rows: Range<usize>,
         out: &mut [f32],
         buffer: &mut int16::Buffer,
     ) {
-        let head_dim = self.layout.head_dim;
+        let (head_dim, num_rows) = (self.layout.head_dim, rows.len());
         if let Some(columns) = self.rounded(kv_head, |order| order != Order::Rows) {
-            let product = int16::Product { left: vectors, inner: head_dim, scale, out, cols: num_rows };
+            let first = rows.start;
+            let product = int16::Product { left: vectors, first, inner: head_dim, scale, out, cols: num_rows };
             columns.multiply(instruction_set(), product, buffer);
         } else {
             let count = vectors.len() / head_dim;
             MatrixMut::new(out, count, num_rows, num_rows).set_product(
                 Matrix::new(vectors, count, head_dim, head_dim),
-                self.matrix(kv_head, 0..num_rows).transposed(),
+                self.matrix(kv_head, rows).transposed(),
                 scale,
             );
         }
     }
 
-    /// Sums of a head's first rows, on the calling thread.
+    /// Sums of some rows of a head, on the calling thread.
     ///
-    /// * `weights`: `[count, num_rows]`
+    /// * `weights`: `[count, rows.len()]`
+    /// * `rows`: from a multiple of [`first_step`](Self::first_step) on
     /// * `out`: `[count, head_dim]`, overwritten
     ///
     /// # Panics
@@ -287,19 +341,20 @@ impl PromptRows {
         &self,
         kv_head: usize,
         weights: &[f32],
-        num_rows: usize,
+        rows: Range<usize>,
         out: &mut [f32],
         buffer: &mut int16::Buffer,
     ) {
-        let head_dim = self.layout.head_dim;
-        if let Some(rows) = self.rounded(kv_head, |order| order == Order::Rows) {
-            let product = int16::Product { left: weights, inner: num_rows, scale: 1.0, out, cols: head_dim };
-            rows.multiply(instruction_set(), product, buffer);
+        let (head_dim, num_rows) = (self.layout.head_dim, rows.len());
+        if let Some(by_rows) = self.rounded(kv_head, |order| order == Order::Rows) {
+            let first = rows.start;
+            let product = int16::Product { left: weights, first, inner: num_rows, scale: 1.0, out, cols: head_dim };
+            by_rows.multiply(instruction_set(), product, buffer);
         } else {
             let count = out.len() / head_dim;
             MatrixMut::new(out, count, head_dim, head_dim).set_product(
                 Matrix::new(weights, count, num_rows, num_rows),
-                self.matrix(kv_head, 0..num_rows),
+                self.matrix(kv_head, rows),
                 1.0,
             );
         }
@@ -361,4 +416,18 @@ impl PromptRows {
             }
         }
     }
+}
+
+/// Puts rows of `head_dim` numbers in another order.
+///
+/// * `order`: which row comes first, second and so on
+fn put_in_order(rows: &mut Vec<f32>, order: &[usize], head_dim: usize) {
+    if order.is_sorted() {
+        return;
+    }
+    let mut ordered = Vec::with_capacity(rows.capacity());
+    for &row in order {
+        ordered.extend_from_slice(&rows[row * head_dim..(row + 1) * head_dim]);
+    }
+    *rows = ordered;
 }

@@ -38,6 +38,14 @@ impl HeadStep {
     pub(super) fn keep_all(&mut self) {
         self.evicted.clear();
     }
+
+    /// Lets rows at some positions go.
+    ///
+    /// * `positions`: of the head's rows
+    pub(super) fn go_where(&mut self, positions: &[u32], goes: impl Fn(u32) -> bool) {
+        self.evicted.clear();
+        self.evicted.extend((0..positions.len()).rev().filter(|&row| goes(positions[row])));
+    }
 }
 
 /// A layer's heads, all of which follow one rule.

@@ -67,7 +67,13 @@ impl<R: Rows> CacheLayer<R> {
     }
 
     pub(super) fn emptied(&self) -> Self {
-        Self::new(self.ledger.layer(), &self.rows)
+        Self::new(self.ledger.layer(), &self.rows).limited_to(self.ledger.window())
+    }
+
+    /// Lets rows go that no later token looks at.
+    pub(super) fn limited_to(mut self, window: Option<usize>) -> Self {
+        self.ledger.limit_to(window);
+        self
     }
 
     /// What is known of the rows without looking at them.

@@ -2,7 +2,8 @@
 //!
 //! Nothing here touches a key or a value. A ledger says what is to become of rows, as a [`Plan`] or as the rows that go
 //! in a [step](HeadStep); a backend's [`Rows`](super::Rows) carry that out; then the ledger takes it down. So the rules of
-//! what is kept are written once, whatever holds the rows.
+//! what is kept are written once, whatever holds the rows. One of them is the model's own: in a layer with a sliding window,
+//! rows go that no later token looks at, whatever else is decided.
 //!
 //! Not for: choosing (see [`crate::compress`]).
 
@@ -25,6 +26,8 @@ pub struct Ledger {
     /// `[num_kv_heads]` positions in the order of the rows: ascending, unless rows go one by one.
     positions: Vec<Vec<u32>>,
     seen: usize,
+    /// How many tokens a token looks at, itself included, if there is a limit.
+    window: Option<usize>,
     /// Position up to which an earlier profile has decided: what is kept below it stays.
     settled: usize,
     /// Present if rows go while tokens are generated.
@@ -57,7 +60,26 @@ impl Ledger {
     /// * `layer`: its index
     #[must_use]
     pub fn new(layer: usize, layout: HeadLayout) -> Self {
-        Self { layer, layout, positions: vec![Vec::new(); layout.num_kv_heads], seen: 0, settled: 0, eviction: None }
+        let positions = vec![Vec::new(); layout.num_kv_heads];
+        Self { layer, layout, positions, seen: 0, window: None, settled: 0, eviction: None }
+    }
+
+    /// Lets rows go that no later token looks at.
+    ///
+    /// * `window`: tokens that a token looks at, itself included; at least 1
+    pub(super) fn limit_to(&mut self, window: Option<usize>) {
+        self.window = window;
+    }
+
+    /// How many tokens a token of this layer looks at, itself included, if there is a limit.
+    #[must_use]
+    pub fn window(&self) -> Option<usize> {
+        self.window
+    }
+
+    /// The first position that a token looks at which comes after `seen` others.
+    fn first_in_window(&self, seen: usize) -> usize {
+        self.window.map_or(0, |window| (seen + 1).saturating_sub(window))
     }
 
     /// Index of the layer.
@@ -133,10 +155,13 @@ impl Ledger {
 
     fn plan(&self, first: usize, end: usize, choices: Option<Vec<HeadChoice>>) -> Result<Plan> {
         let (decided, seen) = (as_position(first)?..as_position(end)?, as_position(self.seen)?);
-        let summaries = summaries(choices, self.layout.num_kv_heads, &decided);
-        check_kept(self.layout.num_kv_heads, &decided, &summaries)?;
+        let first_in_window = as_position(self.first_in_window(end))?;
+        let in_window = decided.start.max(first_in_window)..decided.end;
+        let summaries = summaries(choices, self.layout.num_kv_heads, &in_window);
+        check_kept(self.layout.num_kv_heads, &in_window, &summaries)?;
         let head = |(held, summary): (&Vec<u32>, &HeadSummary)| {
-            let stays = |position: u32| position < decided.start || summary.positions.binary_search(&position).is_ok();
+            let is_settled = |position: u32| (first_in_window..decided.start).contains(&position);
+            let stays = |position: u32| is_settled(position) || summary.positions.binary_search(&position).is_ok();
             let new = summary.positions.partition_point(|&position| position < seen);
             HeadPlan {
                 stay: (0..held.len()).filter(|&row| stays(held[row])).collect(),
@@ -197,10 +222,13 @@ impl Ledger {
     ///
     /// # Errors
     /// As [`check_next`](Self::check_next); [`Error::Unsupported`] if rows go while tokens are generated: then every
-    /// token has a say in what is left.
+    /// token has a say in what is left. They do where heads go on evicting, and beyond a sliding window.
     pub fn check_run(&self, position: usize, count: usize) -> Result<()> {
         if self.is_watched() {
             return Err(Error::unsupported("several tokens at a time where heads go on evicting"));
+        }
+        if self.first_in_window(position.saturating_add(count)) > 0 {
+            return Err(Error::unsupported("several tokens at a time where rows leave a sliding window"));
         }
         self.check_next(position)?;
         as_position(position.saturating_add(count)).map(drop)
@@ -209,10 +237,10 @@ impl Ledger {
     /// Forgets the newest tokens, of which every head holds the last rows; those must go, too.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if heads go on evicting, or a prompt was decided about since the tokens came; nothing has
-    /// changed then.
+    /// [`Error::Unsupported`] if heads go on evicting, rows have left a sliding window, or a prompt was decided about since
+    /// the tokens came; nothing has changed then.
     pub fn take_back(&mut self, count: usize) -> Result<()> {
-        if self.is_watched() || self.seen - self.settled < count {
+        if self.is_watched() || self.seen - self.settled < count || self.first_in_window(self.seen) > 0 {
             return Err(Error::unsupported("taking tokens back of which it was decided what stays"));
         }
         for head in &mut self.positions {
@@ -236,7 +264,8 @@ impl Ledger {
     ///   heads of each KV head; empty where none were collected
     ///
     /// # Errors
-    /// [`Error::Shape`] if head counts do not fit, or sums are missing that tell what goes.
+    /// [`Error::Shape`] if head counts do not fit, or sums are missing that tell what goes; [`Error::Unsupported`] in a layer
+    /// with a sliding window.
     pub fn watch(
         &mut self,
         eviction: &Eviction,
@@ -244,6 +273,9 @@ impl Ledger {
         summary: &LayerSummary,
         received: &[Vec<f32>],
     ) -> Result<()> {
+        if self.window.is_some() {
+            return Err(Error::unsupported("evicting while tokens are generated, in a layer with a sliding window"));
+        }
         let num_heads = self.positions.len();
         if summary.heads.len() != num_heads || received.len() != num_heads {
             let got = (summary.heads.len(), received.len());
@@ -262,10 +294,10 @@ impl Ledger {
         self.eviction.is_some()
     }
 
-    /// Whether rows of a head may go after a step.
+    /// Whether rows of a head may go after a step, be it the next or the one that is just over.
     #[must_use]
     pub fn evicts(&self, kv_head: usize) -> bool {
-        self.attention(kv_head).is_some()
+        self.attention(kv_head).is_some() || self.first_in_window(self.seen + 1) > 0
     }
 
     /// Whether the newest token's attention tells which rows of a head go.
@@ -291,13 +323,17 @@ impl Ledger {
         self.eviction.as_ref().and_then(|eviction| eviction.attention(kv_head))
     }
 
-    /// Tells which rows of a head go, as far as the head's own facts tell; they go with [`evict`](Self::evict).
+    /// Tells which rows of a head go, as far as the head's own facts tell; they go with [`evict`](Self::evict). Where there is
+    /// a sliding window, nothing but that tells.
     ///
     /// # Panics
     /// If the head [reads weights](Self::reads_weights) or [keys](Self::reads_keys) and they are not there for each row.
     pub fn decide(&self, kv_head: usize, step: &mut HeadStep) {
         if let Some(eviction) = &self.eviction {
             eviction.decide(kv_head, &self.positions[kv_head], self.seen, step);
+        } else {
+            let first = self.first_in_window(self.seen);
+            step.go_where(&self.positions[kv_head], |position| (position as usize) < first);
         }
     }
 
@@ -309,10 +345,12 @@ impl Ledger {
     /// # Panics
     /// As [`decide`](Self::decide).
     pub fn evict(&mut self, steps: &mut [HeadStep]) {
-        let Some(eviction) = &mut self.eviction else {
+        if let Some(eviction) = &mut self.eviction {
+            eviction.apply(&self.positions, self.seen, steps);
+        } else if self.first_in_window(self.seen) == 0 {
+            // No head has decided.
             return steps.iter_mut().for_each(HeadStep::keep_all);
-        };
-        eviction.apply(&self.positions, self.seen, steps);
+        }
         for (held, step) in self.positions.iter_mut().zip(steps) {
             for &row in step.evicted() {
                 held.swap_remove(row);

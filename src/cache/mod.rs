@@ -165,6 +165,23 @@ impl AdaptiveKvCache {
         Self { layers: Box::new(layers), retention, seen: 0, recent: Vec::new() }
     }
 
+    /// Lets rows go that no later token looks at, in layers with a sliding window.
+    ///
+    /// * `windows`: `[num_layers]` how many tokens a token looks at, itself included, if there is a limit
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another number of layers, or if their rows are of another kind.
+    pub fn with_windows<R: Rows>(mut self, windows: &[Option<usize>]) -> Result<Self> {
+        let layers = self.layers_mut::<R>()?;
+        if layers.len() != windows.len() {
+            return Err(Error::shape("layers with windows", layers.len(), windows.len()));
+        }
+        for (layer, &window) in layers.iter_mut().zip(windows) {
+            *layer = layer.clone().limited_to(window);
+        }
+        Ok(self)
+    }
+
     /// An empty cache of the same kind.
     #[must_use]
     pub fn emptied(&self) -> Self {

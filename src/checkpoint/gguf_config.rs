@@ -7,14 +7,14 @@
 
 mod vocab;
 
-use super::gguf::GgufFile;
+use super::gguf::{GgufFile, Value};
 use super::tensors::Tensors;
 use super::weights::stored_matrix;
 use crate::arch::rope_scaling::YarnScaling;
 use crate::attention::HeadLayout;
 use crate::error::{Error, Result};
 use crate::kernels::vector::MAX_HEAD_DIM;
-use crate::model::{Architecture, LlamaConfig, RopeLayout, RopeSettings};
+use crate::model::{Architecture, LlamaConfig, RopeLayout, RopeSettings, SlidingWindow};
 
 pub use self::vocab::{TOKENS, vocab};
 
@@ -87,8 +87,7 @@ pub fn config(file: &GgufFile, tensors: &Tensors) -> Result<LlamaConfig> {
     let embedding =
         tensors.get("token_embd.weight").ok_or_else(|| file.error("tensor `token_embd.weight` is missing"))?;
     let trained = size(&key("context_length"))?;
-    let (rope, lengthened) = rope(file, architecture, tensors, heads.head_dim, trained)?;
-    let window = file.whole(&key("attention.sliding_window"))?.filter(|&window| window > 0 && window < lengthened);
+    let (rope, context_length) = rope(file, architecture, tensors, heads.head_dim, trained)?;
     let mlp = &key("feed_forward_length");
     Ok(LlamaConfig {
         architecture,
@@ -98,8 +97,8 @@ pub fn config(file: &GgufFile, tensors: &Tensors) -> Result<LlamaConfig> {
         heads,
         vocab_size: embedding.shape[0],
         rms_norm_eps,
-        context_length: window.unwrap_or(lengthened),
-        sliding_window: window,
+        context_length,
+        sliding_window: sliding_window(file, architecture, num_layers)?,
         rope,
     })
 }
@@ -173,6 +172,29 @@ fn heads(
         return Err(Error::unsupported(what).with_hint(hint));
     }
     Ok(HeadLayout { num_heads, num_kv_heads, head_dim })
+}
+
+/// The sliding window, of all layers unless a list says which. llama.cpp's converter writes none for these architectures, and
+/// llama.cpp overlooks one that another program has written: it attends to everything then, as the model was not trained to.
+fn sliding_window(file: &GgufFile, architecture: Architecture, num_layers: usize) -> Result<Option<SlidingWindow>> {
+    let key = key_of(architecture, "attention.sliding_window");
+    let Some(size) = file.whole(&key)?.filter(|&size| size > 0) else { return Ok(None) };
+    if size > MAX_SIZE {
+        return Err(file.error(format!("metadata `{key}` is {size}, expected at most 2^30")));
+    }
+    let key = key_of(architecture, "attention.sliding_window_pattern");
+    if !file.metadata().contains_key(&key) {
+        return Ok(Some(SlidingWindow { size, layers: vec![true; num_layers] }));
+    }
+    let layers = file.array(&key, "true or false for each layer", |value| match value {
+        Value::Bool(is_windowed) => Some(*is_windowed),
+        _ => None,
+    })?;
+    if layers.len() != num_layers {
+        let reason = format!("metadata `{key}` is of {} layers, expected {num_layers}", layers.len());
+        return Err(file.error(reason));
+    }
+    Ok(layers.contains(&true).then_some(SlidingWindow { size, layers }))
 }
 
 /// Reads how positions are rotated, as llama.cpp does: a factor without a type is linear, one of 0 is none, and the type

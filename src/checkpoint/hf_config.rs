@@ -16,9 +16,9 @@ use super::files::read_json;
 use super::weights::{Assembly, Bias, Naming, OutputLayer};
 use crate::attention::HeadLayout;
 use crate::error::Result;
-use crate::json::{Object, cut};
+use crate::json::{Object, cut, shown};
 use crate::kernels::vector::MAX_HEAD_DIM;
-use crate::model::{Architecture, LlamaConfig};
+use crate::model::{Architecture, LlamaConfig, SlidingWindow};
 use crate::tokenizer::ModelIds;
 
 /// What a quantised checkpoint should be replaced by.
@@ -144,12 +144,11 @@ impl Object<'_> {
         let max_context = trained.max(lengthened).max(longest.unwrap_or(0));
         let sliding_window = match architecture {
             Architecture::Llama => None,
-            // Absent is not the same as null here.
-            Architecture::Mistral if !self.map.contains_key("sliding_window") => Some(WINDOW),
-            Architecture::Mistral => self.size("sliding_window")?,
+            Architecture::Mistral => {
+                self.window_size()?.map(|size| SlidingWindow { size, layers: vec![true; num_layers] })
+            }
             Architecture::Qwen2 | Architecture::Qwen3 => self.qwen_window(num_layers)?,
         };
-        let sliding_window = sliding_window.filter(|&window| window < max_context);
         let bias = |is_there: bool| if is_there { Bias::Always } else { Bias::Never };
         // Keys that an architecture does not have change nothing.
         let says = |key: &str| -> Result<bool> { Ok(self.flag(key)?.unwrap_or(false)) };
@@ -175,7 +174,7 @@ impl Object<'_> {
                 heads,
                 vocab_size,
                 rms_norm_eps: self.positive("rms_norm_eps")?.unwrap_or(1e-6),
-                context_length: sliding_window.unwrap_or(max_context),
+                context_length: max_context,
                 sliding_window,
                 rope,
             },
@@ -253,20 +252,35 @@ impl Object<'_> {
         Ok(())
     }
 
-    /// The sliding window of a Qwen model, if it has one in any of its layers.
-    fn qwen_window(&self, num_layers: usize) -> Result<Option<usize>> {
-        let of_type = |value: &Value| value.as_str() == Some("sliding_attention");
-        let in_use = self.flag("use_sliding_window")?.unwrap_or(false);
-        let is_there = if let Some(types) = self.list("layer_types")? {
-            types.iter().any(of_type)
-        } else {
-            let first = self.typed("max_window_layers", "a whole number", Value::as_u64)?;
-            first.unwrap_or(QWEN_WINDOW_LAYER) < num_layers as u64
-        };
-        if !(in_use && is_there) {
+    /// How far back a window reaches; absent is not the same as null here.
+    fn window_size(&self) -> Result<Option<usize>> {
+        if self.map.contains_key("sliding_window") { self.size("sliding_window") } else { Ok(Some(WINDOW)) }
+    }
+
+    /// The sliding window of a Qwen model, if it has one in any of its layers: those that `layer_types` says, or all from
+    /// `max_window_layers` on.
+    fn qwen_window(&self, num_layers: usize) -> Result<Option<SlidingWindow>> {
+        if !self.flag("use_sliding_window")?.unwrap_or(false) {
             return Ok(None);
         }
-        Ok(if self.map.contains_key("sliding_window") { self.size("sliding_window")? } else { Some(WINDOW) })
+        let layers: Vec<bool> = if let Some(types) = self.list("layer_types")? {
+            let of_type = |value: &Value| match value.as_str() {
+                Some("sliding_attention") => Ok(true),
+                Some("full_attention") => Ok(false),
+                _ => Err(self.unsupported(&format!("a layer of type {} (key `layer_types`)", shown(value)))),
+            };
+            let layers = types.iter().map(of_type).collect::<Result<Vec<_>>>()?;
+            if layers.len() != num_layers {
+                let reason = format!("key `layer_types` is of {} layers, expected {num_layers}", layers.len());
+                return Err(self.error(reason));
+            }
+            layers
+        } else {
+            let first = self.typed("max_window_layers", "a whole number", Value::as_u64)?.unwrap_or(QWEN_WINDOW_LAYER);
+            (0..num_layers).map(|layer| layer as u64 >= first).collect()
+        };
+        let size = self.window_size()?;
+        Ok(size.filter(|_| layers.contains(&true)).map(|size| SlidingWindow { size, layers }))
     }
 
     fn heads(&self, architecture: Architecture, hidden_size: usize) -> Result<HeadLayout> {

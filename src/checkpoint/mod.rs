@@ -232,20 +232,12 @@ impl Checkpoint {
     /// tells of a length that the model was not made for.
     ///
     /// # Errors
-    /// [`Error::Input`] for 0, for more than 2^30, and for more than a sliding window: attention within a window is not
-    /// computed.
+    /// [`Error::Input`] for 0, and for more than 2^30.
     pub fn set_context(&mut self, tokens: usize) -> Result<()> {
         if !(1..=1 << 30).contains(&tokens) {
             return Err(Error::input(format!("a context of {tokens} tokens: expected 1 to 2^30")));
         }
-        let LlamaConfig { context_length, sliding_window, .. } = &mut self.config;
-        if let Some(window) = sliding_window.filter(|&window| tokens > window) {
-            return Err(Error::input(format!(
-                "a context of {tokens} tokens is more than the model's sliding window of {window}, within which attention is \
-                 not computed"
-            ))
-            .with_hint(format!("ask for at most {window} tokens")));
-        }
+        let context_length = &mut self.config.context_length;
         if tokens > *context_length {
             self.notes.push(format!(
                 "a context of {tokens} tokens goes beyond the {context_length} that the model was made for: what it writes there \

@@ -14,7 +14,9 @@ use clap::{Args, Parser, Subcommand};
 pub use measure::{BenchArgs, EvalArgs, FileArgs, MeasureArgs, TuneArgs};
 pub use model::{BackendChoice, BudgetArgs, CacheArgs, CacheDtype, ContextArgs, DeviceArgs, KeptRatioArgs};
 pub use model::{ModelArgs, NumbersArgs};
-pub use prompt::{DEFAULT_NEW_TOKENS, DEFAULT_PROMPT, DialogueArgs, DraftArgs, PromptArgs, SamplingArgs, drawn_seed};
+pub use prompt::{
+    DEFAULT_NEW_TOKENS, DEFAULT_PROMPT, DialogueArgs, DraftArgs, PromptArgs, SamplingArgs, Wrap, drawn_seed,
+};
 use values::positive;
 
 /// Runs LLaMA models with a KV cache that keeps, for every head, only what that head attends to.

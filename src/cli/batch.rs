@@ -44,7 +44,7 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     let seed = (prompts.draw() || options.sampling.is_random()).then_some(options.sampling.seed);
     let session = Session::of_run(&args.run.model, &args.run.numbers)?.with_chat_template(template);
     let PromptArgs { chat, dialogue, go_on, .. } = &args.run.prompt;
-    let chat = *chat || dialogue.asks_for_chat();
+    let chat = dialogue.asks_for_chat() || *go_on || session.wraps(*chat);
     let prompts = prompts.encode(&session, &opening(dialogue)?.messages, chat, *go_on)?;
     let lines: Vec<_> = prompts.iter().map(|prompt| (prompt.line, prompt.custom_id.clone())).collect();
     let count = prompts.len();

@@ -4,10 +4,13 @@ mod answers;
 mod cells;
 mod picture;
 mod table;
+mod tasks;
 
 use adaptive_kvcache::cache::{KvDtype, Retention};
 use adaptive_kvcache::compress::{AdaptiveConfig, Budget, DecodeMode};
-use adaptive_kvcache::eval::{self, AnswerPlan, AnswerPrompt, FidelityPlan, Subject, Task, TaskPlan, Variant};
+use adaptive_kvcache::eval::{
+    self, AnswerPlan, AnswerPrompt, FidelityPlan, FidelityText, RulerPlan, Subject, TaskPlan, Variant,
+};
 use adaptive_kvcache::tokenizer::ChatTemplate;
 use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
@@ -15,16 +18,22 @@ use anyhow::Context;
 use super::args::EvalArgs;
 use super::configurations::configuration;
 use super::interrupt::{interrupted, listen, while_writing};
-use super::measure::{Names, distinct, ids_without_bos, kv_dtypes};
+use super::measure::{Names, distinct, kv_dtypes};
 use super::prompts::Prompts;
 use super::session::Session;
 use super::{Outcome, STDOUT_FAILED};
 pub use picture::{draw, panels};
 use table::Table;
 pub use table::{fidelity_heading, fidelity_line};
+use tasks::Tasks;
 
 /// Prose for tasks to hide facts in, of a very long text: so many times what one of them takes.
 const PROSE_FACTOR: usize = 8;
+
+/// Lengths of tasks' texts if the user gives none.
+const CONTEXTS: [usize; 3] = [512, 1024, 2048];
+/// Those of RULER's.
+const RULER_CONTEXTS: [usize; 1] = [4096];
 
 /// A configuration under one of the budgets, or under none.
 struct Budgeted {
@@ -36,7 +45,7 @@ struct Budgeted {
 
 pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
     let configs = budgeted(args)?;
-    let tasks = distinct(&args.tasks.iter().map(|name| Task::by_name(name)).collect::<Result<Vec<_>>>()?);
+    let tasks = Tasks::by_names(&args.tasks)?;
     if tasks.is_empty() && args.measure.windows == 0 && args.prompts.is_none() {
         return Err(Error::input("nothing to measure: no windows, no tasks and no prompts")
             .with_hint("give at least one of --windows, or --tasks, or --prompts")
@@ -44,12 +53,12 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
     }
     let places = args.measure.places(&args.configs).reads("--prompts", args.prompts.as_ref());
     let places = places.reads("--chat-template", args.chat_template.as_ref());
-    args.files.add_to(places).check()?;
+    args.files.add_to(places).writes("--map", args.map.as_ref()).check()?;
     if args.chat_template.is_some() && tasks.is_empty() && args.prompts.is_none() {
         return Err(Error::input("--chat-template is for --tasks and --prompts, and neither is given").into());
     }
     let template = args.chat_template.as_deref().map(ChatTemplate::from_file).transpose()?;
-    let text = args.measure.text()?;
+    let texts = args.measure.texts()?;
     let prompts = args.prompts.as_deref().map(Prompts::read).transpose()?;
     if let Some(prompts) = &prompts {
         prompts.expect_no_keys("all caches answer greedily, up to --answer-tokens")?;
@@ -59,22 +68,25 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
     let session = args.measure.open(&kv_dtypes)?.with_chat_template(template);
     let variants = variants(&session, &configs, &kv_dtypes);
     let subject = session.subject();
-    let longest = args.contexts.iter().copied().max().unwrap_or(0);
+    let contexts =
+        |default: &[usize]| if args.contexts.is_empty() { default.to_vec() } else { distinct(&args.contexts) };
+    let (task_contexts, lengths) = (contexts(&CONTEXTS), contexts(&RULER_CONTEXTS));
+    let longest = task_contexts.iter().chain(&lengths).copied().max().unwrap_or(0);
+    let plan = args.measure.plan();
+    let measured = texts.iter().map(|text| text.measured(&session.loaded.tokenizer, &plan));
+    let measured = measured.collect::<Result<Vec<_>>>()?;
     let plans = Plans {
-        fidelity: FidelityPlan {
-            greedy_tokens: args.greedy_tokens,
-            layer_error: args.layer_error,
-            ..args.measure.plan()
-        },
-        ids: ids_without_bos(&session.loaded.tokenizer, &text, &args.measure.plan())?,
+        fidelity: FidelityPlan { greedy_tokens: args.greedy_tokens, layer_error: args.layer_error, ..plan },
+        texts: measured,
         tasks: TaskPlan {
-            tasks,
-            contexts: distinct(&args.contexts),
+            tasks: tasks.facts,
+            contexts: task_contexts,
             depths: distinct(&args.depths),
             trials: args.trials,
             seed: args.seed,
         },
-        prose: session.loaded.tokenizer.beginning(&text, longest.saturating_mul(PROSE_FACTOR)),
+        ruler: RulerPlan { tasks: tasks.ruler, lengths, samples: args.trials, seed: args.seed },
+        prose: session.loaded.tokenizer.beginning(&texts[0].content, longest.saturating_mul(PROSE_FACTOR)),
         answers: AnswerPlan { prompts: answer_prompts(&session, prompts, args)?, answer_tokens: args.answer_tokens },
     };
     plans.check(&subject)?;
@@ -92,6 +104,9 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
     if let Some(path) = &args.files.plot {
         while_writing(path, || draw(path, &args.measure.model.model, &panels(table.rows(), &names)))?;
     }
+    if let Some(path) = &args.map {
+        while_writing(path, || tasks::draw(path, &args.measure.model.model, &tasks::maps(table.rows(), &names)))?;
+    }
     table.into_printed().context(STDOUT_FAILED)?;
     Ok(if interrupted() { Outcome::Interrupted } else { Outcome::Done })
 }
@@ -99,10 +114,11 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
 /// All that is to be measured; what is not has no windows, tasks or prompts.
 struct Plans<'a> {
     fidelity: FidelityPlan,
-    /// Of the text, without BOS.
-    ids: Vec<u32>,
+    /// At least one.
+    texts: Vec<FidelityText>,
     tasks: TaskPlan,
-    /// The text, for tasks.
+    ruler: RulerPlan,
+    /// The first text, for tasks.
     prose: &'a str,
     answers: AnswerPlan,
 }
@@ -111,21 +127,28 @@ impl Plans<'_> {
     /// All of them, before hours are spent on the first.
     fn check(&self, subject: &Subject<'_>) -> Result<()> {
         if self.fidelity.windows > 0 {
-            self.fidelity.check(subject, self.ids.len())?;
+            FidelityText::check_all(&self.texts, &self.fidelity, subject)?;
         }
         if !self.tasks.tasks.is_empty() {
             self.tasks.check(subject)?;
+        }
+        if !self.ruler.tasks.is_empty() {
+            self.ruler.check(subject)?;
         }
         self.answers.check(subject)
     }
 
     fn measure(&self, subject: &Subject<'_>, variants: &[Variant], table: &mut Table) -> Result<()> {
         if self.fidelity.windows > 0 {
-            eval::fidelity(subject, &self.ids, &self.fidelity, variants, table)?;
+            eval::fidelity(subject, &self.texts, &self.fidelity, variants, table)?;
         }
         table.start_kind();
         if !self.tasks.tasks.is_empty() {
             eval::tasks(subject, self.prose, &self.tasks, variants, table)?;
+        }
+        table.start_kind();
+        if !self.ruler.tasks.is_empty() {
+            eval::ruler(subject, self.prose, &self.ruler, variants, table)?;
         }
         table.start_kind();
         eval::answers(subject, &self.answers, variants, table)

@@ -16,12 +16,13 @@ use adaptive_kvcache::report::{DraftReport, LayerReport, MemoryReport, Report, T
 
 use anyhow::Context;
 
-use super::args::{DEFAULT_NEW_TOKENS, GenerateArgs};
+use super::args::{DEFAULT_NEW_TOKENS, GenerateArgs, Wrap};
 use super::interrupt::{interrupted, listen, while_writing};
 use super::logging::Log;
 use super::pictures::{Pictures, is_picture};
 use super::places::Places;
 use super::session::{Session, config, note_budget, per_second};
+use super::terminal::note;
 use super::{Outcome, STDOUT_FAILED};
 
 /// Most probable next tokens in the report.
@@ -86,6 +87,10 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
         prefill_device_bytes: device_memory.map(|memory| memory.used),
         device_total_bytes: device_memory.map(|memory| memory.total),
     };
+    let is_raw = !session.wraps_prompt(&args.run.prompt);
+    if text.is_empty() && finish_reason == FinishReason::Eos && is_raw && session.wraps(Wrap::Auto) {
+        note("the model ended the text at once; it has a chat template, which --chat wraps the prompt in");
+    }
     if !args.quiet {
         let ending = Ending { generated: generated.len(), finish_reason, context: model.config().context_length };
         let seed = options.sampling.drawn_seed();

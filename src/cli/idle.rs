@@ -7,7 +7,7 @@
 
 use adaptive_kvcache::{Error, Result};
 
-use super::args::{BenchArgs, ChatArgs, Command, CompareArgs, EvalArgs, GenerateArgs, PromptArgs};
+use super::args::{BenchArgs, ChatArgs, Command, CompareArgs, EvalArgs, GenerateArgs, PromptArgs, Wrap};
 use super::variables::{NEED_TEMPLATE, Typed};
 
 /// # Errors
@@ -67,7 +67,7 @@ fn prompt(args: &PromptArgs, typed: &Typed) -> Result<()> {
         return Err(Error::input("--prompt and --prompt-file both give the prompt").with_hint("give one of them"));
     }
     if typed.has("chat")
-        && !args.chat
+        && args.chat == Wrap::Never
         && let Some((_, option)) = NEED_TEMPLATE.iter().find(|(id, _)| typed.has(id))
     {
         let reason = format!("--chat 0 contradicts {option}, which needs the chat template");
@@ -86,7 +86,13 @@ fn bench(args: &BenchArgs, typed: &Typed) -> Result<()> {
 
 fn eval(args: &EvalArgs, typed: &Typed) -> Result<()> {
     if args.tasks.is_empty() {
-        let of_tasks = [("contexts", "--contexts"), ("depths", "--depths"), ("trials", "--trials"), ("seed", "--seed")];
+        let of_tasks = [
+            ("contexts", "--contexts"),
+            ("depths", "--depths"),
+            ("trials", "--trials"),
+            ("seed", "--seed"),
+            ("map", "--map"),
+        ];
         refuse(typed, &of_tasks, "without --tasks", "name --tasks, or leave it out")?;
     }
     if args.prompts.is_none() {

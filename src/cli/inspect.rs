@@ -6,6 +6,7 @@ use std::io::Write;
 use adaptive_kvcache::Result;
 use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::checkpoint::{self, Checkpoint};
+use adaptive_kvcache::model::SlidingWindow;
 use adaptive_kvcache::report::{is_small, megabytes, size};
 use adaptive_kvcache::tokenizer::{ChatFormat, Tokenizer};
 
@@ -63,11 +64,13 @@ fn print(checkpoint: &Checkpoint, tokenizer: &Result<Tokenizer>) -> anyhow::Resu
     line("query heads", heads.num_heads.to_string())?;
     line("KV heads", format!("{} ({} query heads each)", heads.num_kv_heads, heads.group_size()))?;
     line("head dimension", heads.head_dim.to_string())?;
-    let context = match config.sliding_window {
-        Some(window) => format!("{window}, the sliding window of a model made for more"),
-        None => config.context_length.to_string(),
-    };
-    line("context", context)?;
+    line("context", config.context_length.to_string())?;
+    if let Some(SlidingWindow { size, layers }) = &config.sliding_window {
+        let windowed = layers.iter().filter(|&&is_windowed| is_windowed).count();
+        let of_layers =
+            if windowed < layers.len() { format!(", in {windowed} of {} layers", layers.len()) } else { String::new() };
+        line("sliding window", format!("{size}{of_layers}"))?;
+    }
     let rope = &config.rope;
     let scaling = match (rope.scaling, rope.dynamic) {
         ("llama3", _) => "by frequency (llama3)".to_owned(),
@@ -105,7 +108,8 @@ fn print(checkpoint: &Checkpoint, tokenizer: &Result<Tokenizer>) -> anyhow::Resu
         .into_iter()
         .filter(|dtype| dtype.check(heads.head_dim).is_ok())
         .collect();
-    let per_token = |dtype: KvDtype| 2 * config.num_layers * heads.num_kv_heads * dtype.row_bytes(heads.head_dim);
+    let of_layer = |dtype: KvDtype| 2 * heads.num_kv_heads * dtype.row_bytes(heads.head_dim);
+    let per_token = |dtype: KvDtype| config.num_layers * of_layer(dtype);
     writeln!(out)?;
     let mut row = |name: &str, cell: &dyn Fn(KvDtype) -> String, unit: &str| {
         let cells: Vec<String> = dtypes.iter().map(|&dtype| format!("{:>10}", cell(dtype))).collect();
@@ -117,7 +121,7 @@ fn print(checkpoint: &Checkpoint, tokenizer: &Result<Tokenizer>) -> anyhow::Resu
     contexts.push(config.context_length);
     for context in contexts {
         let name = format!("  {context} tokens");
-        let bytes = |dtype: KvDtype| context.saturating_mul(per_token(dtype));
+        let bytes = |dtype: KvDtype| config.held_tokens(context).saturating_mul(of_layer(dtype));
         if dtypes.iter().any(|&dtype| is_small(bytes(dtype))) {
             row(&name, &|dtype| bytes(dtype).to_string(), " bytes")?;
         } else {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use adaptive_kvcache::cache::KvDtype;
-use adaptive_kvcache::eval::{FidelityPlan, Subject};
+use adaptive_kvcache::eval::{FidelityPlan, FidelityText, Subject};
 use adaptive_kvcache::reading::{self, MAX_TEXT};
 use adaptive_kvcache::report::{is_small, megabytes};
 use adaptive_kvcache::tokenizer::Tokenizer;
@@ -66,19 +66,38 @@ pub fn write_rows(path: Option<&PathBuf>, are_complete: bool, write: impl FnOnce
     }
 }
 
+/// A text that is measured on.
+pub struct Text {
+    /// As the user wrote its path; `None` for the one that is built in.
+    pub name: Option<String>,
+    pub content: Cow<'static, str>,
+}
+
+impl Text {
+    /// Its tokens, as many as a plan needs.
+    pub fn measured(&self, tokenizer: &Tokenizer, plan: &FidelityPlan) -> Result<FidelityText> {
+        Ok(FidelityText { name: self.name.clone(), ids: ids_without_bos(tokenizer, &self.content, plan)? })
+    }
+}
+
 impl MeasureArgs {
     /// What is read and written.
     pub fn places<'a>(&'a self, configs: &'a [String]) -> Places<'a> {
-        let places = Places::of(&self.model.model).reads("--text", self.text.as_ref());
+        let places = Places::of(&self.model.model);
+        let places = self.text.iter().fold(places, |places, text| places.reads("--text", Some(text)));
         files_of(configs).fold(places, |places, config| places.reads("--configs", Some(config)))
     }
 
-    /// The text that is measured on.
-    pub fn text(&self) -> Result<Cow<'static, str>> {
-        match &self.text {
-            Some(path) => reading::beginning(path, "read text", MAX_TEXT).map(Cow::Owned),
-            None => Ok(Cow::Borrowed(TEXT)),
+    /// The texts that are measured on, at least one, each with the name that the user gave.
+    pub fn texts(&self) -> Result<Vec<Text>> {
+        if self.text.is_empty() {
+            return Ok(vec![Text { name: None, content: Cow::Borrowed(TEXT) }]);
         }
+        let read = |path: &PathBuf| {
+            let content = reading::beginning(path, "read text", MAX_TEXT)?;
+            Ok(Text { name: Some(path.to_string_lossy().into_owned()), content: Cow::Owned(content) })
+        };
+        self.text.iter().map(read).collect()
     }
 
     /// Loads the model, and checks that its cache can be in these numbers.
@@ -121,7 +140,7 @@ pub fn kv_dtypes(names: &[CacheDtype]) -> Vec<KvDtype> {
 }
 
 /// Ids of a text, of a very long one at least as many as a plan needs; the library puts BOS before each window.
-pub fn ids_without_bos(tokenizer: &Tokenizer, text: &str, plan: &FidelityPlan) -> Result<Vec<u32>> {
+fn ids_without_bos(tokenizer: &Tokenizer, text: &str, plan: &FidelityPlan) -> Result<Vec<u32>> {
     let window = plan.prompt_tokens.saturating_add(plan.score_tokens);
     let needed = plan.windows.saturating_mul(window).saturating_add(plan.offset_tokens);
     let mut ids = while_waiting(|| tokenizer.encode_beginning(text, needed.saturating_add(1)))?;

@@ -20,7 +20,7 @@ use adaptive_kvcache::tokenizer::{ChatFormat, ChatInput, ChatMessage, ChatTempla
 use adaptive_kvcache::{Error, Result, events};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::args::{DEFAULT_PROMPT, DialogueArgs, ModelArgs, NumbersArgs, PromptArgs};
+use super::args::{DEFAULT_PROMPT, DialogueArgs, ModelArgs, NumbersArgs, PromptArgs, Wrap};
 use super::configurations::configuration;
 use super::device::backend;
 use super::interrupt::{interrupted, while_waiting};
@@ -149,8 +149,8 @@ impl Session {
             return Err(Error::input("both --messages and --prompt-file are `-`, but there is one standard input"));
         }
         let mut input = opening(&args.dialogue)?;
-        let ids = if has_messages || args.chat || args.dialogue.asks_for_chat() || args.go_on {
-            self.announce_chat_format()?;
+        let ids = if self.wraps_prompt(args) {
+            self.announce_wrapping(args)?;
             // The default prompt is no turn of anybody's conversation.
             if !has_messages || args.prompt.is_some() || args.prompt_file.is_some() {
                 let text = prompt_text(args)?;
@@ -166,6 +166,30 @@ impl Session {
             return Err(Error::input("the prompt is empty").with_hint("give some text with --prompt or --prompt-file"));
         }
         Ok(ids)
+    }
+
+    /// Whether prompts are wrapped in the chat template. Where that is left to the model, it is as in llama.cpp's `llama-cli`:
+    /// if there is a template of its own.
+    pub fn wraps(&self, wrap: Wrap) -> bool {
+        match wrap {
+            Wrap::Never => false,
+            Wrap::Always => true,
+            Wrap::Auto => self.loaded.tokenizer.chat_format() == ChatFormat::Own,
+        }
+    }
+
+    /// Whether a prompt is given in the chat template, be it alone or behind messages.
+    pub fn wraps_prompt(&self, args: &PromptArgs) -> bool {
+        args.dialogue.messages.is_some() || args.dialogue.asks_for_chat() || args.go_on || self.wraps(args.chat)
+    }
+
+    /// Says in which format a prompt is wrapped, if nobody has asked for it by name: a raw prompt is what those who measure
+    /// may have meant.
+    fn announce_wrapping(&self, args: &PromptArgs) -> Result<()> {
+        if args.chat == Wrap::Auto && args.dialogue.messages.is_none() && !args.dialogue.asks_for_chat() {
+            note("the prompt is wrapped in the model's chat template; CHAT=0 or --chat 0 gives it as it is");
+        }
+        self.announce_chat_format()
     }
 
     /// Says which chat format is used, if it is not the model's own.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::compress::{AdaptiveConfig, Budget, DecodeMode};
-use adaptive_kvcache::eval::{FidelityRow, FullScores, Progress, Row, Variant};
+use adaptive_kvcache::eval::{FidelityRow, FidelityText, FullScores, Progress, Row, Variant};
 use adaptive_kvcache::plot::{TradeoffLimit, TradeoffPanel, TradeoffPoint};
 use adaptive_kvcache::report::size;
 use adaptive_kvcache::tune::{self, Bench, Candidate, Curve, Goal, Judge, Limit, Point};
@@ -15,7 +15,7 @@ use super::args::{CacheDtype, FileArgs, TuneArgs};
 use super::configurations::configuration;
 use super::eval::{draw, fidelity_heading, fidelity_line, panels};
 use super::interrupt::{interrupted, listen, while_writing};
-use super::measure::{Lines, Names, ids_without_bos, kv_dtypes, write_rows};
+use super::measure::{Lines, Names, kv_dtypes, write_rows};
 use super::session::Session;
 use super::{Outcome, STDOUT_FAILED, plain};
 
@@ -37,20 +37,21 @@ pub fn run(args: &TuneArgs) -> anyhow::Result<Outcome> {
     let candidates = candidates(&args.configs, &dtypes)?;
     let output = output(args.output.as_deref())?;
     args.files.add_to(args.measure.places(&args.configs).writes("--output", Some(&output))).check()?;
-    let text = args.measure.text()?;
+    let texts = args.measure.texts()?;
     listen()?;
     let session = args.measure.open(&dtypes)?;
     let subject = session.subject();
     let plan = args.measure.plan();
-    let ids = ids_without_bos(&session.loaded.tokenizer, &text, &plan)?;
-    plan.check(&subject, ids.len())?;
+    let texts = texts.iter().map(|text| text.measured(&session.loaded.tokenizer, &plan));
+    let texts = texts.collect::<Result<Vec<FidelityText>>>()?;
+    FidelityText::check_all(&texts, &plan, &subject)?;
 
     let names = Names::new(&args.configs);
     let evicts = candidates.iter().any(|candidate| candidate.config.decode == DecodeMode::Evict);
     let mut progress = Shown { lines: Lines::new(), files: &args.files };
     write_files(&args.files, &Curve::new(goal, &[], None), false)?;
     let mut points = Vec::new();
-    let searched = FullScores::measure(&subject, &ids, &plan, &mut progress).and_then(|full| {
+    let searched = FullScores::measure(&subject, &texts, &plan, &mut progress).and_then(|full| {
         let (points, progress) = (&mut points, &mut progress);
         let mut bench = Measured { session: &session, full, goal, points, progress, names: &names, evicts };
         tune::search(&candidates, goal, &mut bench)

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::budget::methods::{METHODS, Method};
-use super::budget::{Budget, BudgetedMethod};
+use super::budget::{Budget, BudgetOver, BudgetedMethod};
 use super::fastgen::{FASTGEN, FastGen};
 use super::section::{Reject, Section, keys};
 use super::values;
@@ -71,6 +71,14 @@ struct Common {
     decode: DecodeMode,
 }
 
+/// The keys that every method with a budget has, beside the [`Budget`] itself.
+#[derive(Serialize, Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+struct Sharing {
+    #[serde(deserialize_with = "values::choice")]
+    budget_over: BudgetOver,
+}
+
 impl Default for Common {
     fn default() -> Self {
         Self { method: FASTGEN.into(), decode: DecodeMode::default() }
@@ -87,7 +95,7 @@ impl AdaptiveConfig {
     /// A method, with its settings as they are and a budget of half of everything.
     #[must_use]
     pub fn for_method(method: &dyn Method) -> Self {
-        let method = BudgetedMethod { method: method.to_arc(), budget: Budget::default() };
+        let method = BudgetedMethod { method: method.to_arc(), budget: Budget::default(), over: BudgetOver::Own };
         Self { method: Compression::Budgeted(method), ..Self::default() }
     }
 
@@ -109,6 +117,20 @@ impl AdaptiveConfig {
             }
         };
         Err(reject.into_error(None))
+    }
+
+    /// Sets whose positions compete for the budget.
+    ///
+    /// # Errors
+    /// [`Error::Config`], with a hint, for `fastgen`, which has no budget, and for a method that has nothing to choose
+    /// then.
+    pub fn with_budget_over(mut self, over: BudgetOver) -> Result<Self> {
+        let Compression::Budgeted(method) = &mut self.method else {
+            return Err(no_budget(BudgetOver::KEY).into_error(None));
+        };
+        expect_choice(&*method.method, over).map_err(|reject| reject.into_error(None))?;
+        method.over = over;
+        Ok(self)
     }
 
     /// The search, if that is the method.
@@ -204,7 +226,8 @@ impl AdaptiveConfig {
             None => (keys::<FastGen>(), &[][..]),
             Some(method) => (method.keys(), keys::<Budget>()),
         };
-        let read = [keys::<Common>(), settings, budget].concat();
+        let sharing = if method.is_some() { keys::<Sharing>() } else { &[] };
+        let read = [keys::<Common>(), settings, budget, sharing].concat();
         if let Some(key) = object.keys().find(|key| !read.contains(&&***key)) {
             return Err(unread(key, method.map_or(FASTGEN, |method| method.name()), methods));
         }
@@ -230,7 +253,9 @@ impl AdaptiveConfig {
                 if common.decode == DecodeMode::Evict && method.eviction().is_none() {
                     return Err(no_eviction(&*method, methods));
                 }
-                Compression::Budgeted(BudgetedMethod { method, budget })
+                let over = section(sharing).read(|section| Sharing::deserialize(section))?.budget_over;
+                expect_choice(&*method, over)?;
+                Compression::Budgeted(BudgetedMethod { method, budget, over })
             }
         };
         Ok(Self { method, decode: common.decode })
@@ -254,18 +279,21 @@ impl Serialize for AdaptiveConfig {
             Some(budget @ Budget::Bytes(bytes)) => map.serialize_entry(budget.key(), &format!("{bytes}B"))?,
             None => {}
         }
+        if let Some(method) = self.budgeted() {
+            map.serialize_entry(BudgetOver::KEY, &method.over)?;
+        }
         map.end()
     }
 }
 
 /// A key that the method does not have.
 fn unread(key: &str, method: &str, methods: &[&dyn Method]) -> Reject {
-    let budget = keys::<Budget>();
+    let budget = [keys::<Budget>(), keys::<Sharing>()].concat();
     if method == FASTGEN && budget.contains(&key) {
         return no_budget(key);
     }
     let own = methods.iter().flat_map(|method| method.keys());
-    let known: Vec<_> = [keys::<Common>(), keys::<FastGen>(), budget].into_iter().flatten().chain(own).collect();
+    let known: Vec<_> = [keys::<Common>(), keys::<FastGen>(), &budget].into_iter().flatten().chain(own).collect();
     if known.contains(&&key) {
         return Reject::new(key, format!("has no effect with the method `{method}`")).with_hint("leave this key out");
     }
@@ -279,6 +307,17 @@ fn unread(key: &str, method: &str, methods: &[&dyn Method]) -> Reject {
 fn no_budget(key: &str) -> Reject {
     Reject::new(key, format!("the method `{FASTGEN}` has no budget"))
         .with_hint("set `recovery_threshold` instead, or choose another `method`")
+}
+
+/// Refuses to let positions compete where a method has nothing to choose then.
+fn expect_choice(method: &dyn Method, over: BudgetOver) -> std::result::Result<(), Reject> {
+    match method.refuses(over) {
+        None => Ok(()),
+        Some(reason) => {
+            let reason = format!("the method `{}` {reason}", method.name());
+            Err(Reject::new(BudgetOver::KEY, reason).with_hint("choose another one, or leave the key out"))
+        }
+    }
 }
 
 /// A method that does not say what it evicts while decoding.

@@ -184,12 +184,21 @@ impl HeadStats {
 
     /// Takes in the statistics of other rows; vectors may be shorter than this one's.
     pub fn merge(&mut self, other: &Self) {
+        self.merge_from(0, other);
+    }
+
+    /// Takes in the statistics of other rows, whose first key is this one's key `first_key`; vectors may be shorter than
+    /// what is left of this one's.
+    pub fn merge_from(&mut self, first_key: usize, other: &Self) {
         let set = instruction_set();
-        vector::add_assign(set, &mut self.column_sums, &other.column_sums);
-        vector::add_assign(set, &mut self.profiled_sums, &other.profiled_sums);
-        vector::add_assign(set, &mut self.window_sums, &other.window_sums);
+        let add = |sums: &mut [f32], more: &[f32]| {
+            vector::add_assign(set, sums.get_mut(first_key..).unwrap_or_default(), more);
+        };
+        add(&mut self.column_sums, &other.column_sums);
+        add(&mut self.profiled_sums, &other.profiled_sums);
+        add(&mut self.window_sums, &other.window_sums);
         // Each row is in one of the two only.
-        vector::add_assign(set, &mut self.log_sums, &other.log_sums);
+        add(&mut self.log_sums, &other.log_sums);
         for (worst, &difference) in self.differences.iter_mut().zip(&other.differences) {
             *worst = worst.max(difference);
         }

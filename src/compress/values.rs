@@ -32,6 +32,13 @@ pub fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error
     expect(deserializer, "true or false", Value::as_bool)
 }
 
+/// A number of at least 0.
+pub fn non_negative<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f32, D::Error> {
+    #[expect(clippy::cast_possible_truncation)] // rounded
+    let number = |value: &Value| value.as_f64().map(|number| number as f32).filter(|number| number.is_finite());
+    expect(deserializer, "a number of at least 0", |value| number(value).filter(|&number| number >= 0.0))
+}
+
 /// A whole number of at least 0.
 pub fn whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(deserializer: D) -> Result<T, D::Error> {
     expect(deserializer, "a whole number of at least 0", |value| T::try_from(value.as_u64()?).ok())

@@ -1,21 +1,24 @@
 //! What a smaller cache costs, measured on text: how far the next tokens' distributions move ([`fidelity()`]), whether
-//! facts of the text are still known ([`tasks()`]), and how prompts are answered ([`answers()`]).
+//! facts of the text are still known ([`tasks()`], and RULER's, [`ruler()`]), and how prompts are answered ([`answers()`]).
 //!
 //! All compress with a [`Variant`] and hand over a [`Row`] for each, in the order of the plan; a fidelity row is handed
-//! over again, more exact, after each further window. Not for: time or memory ([`crate::bench`]).
+//! over again, more exact, after each further window, and one of RULER's after each sample. Not for: time or memory ([`crate::bench`]).
 
 mod answers;
 mod fidelity;
+mod forks;
 mod metrics;
 mod rows;
+mod ruler;
 mod tasks;
 
 use std::ops::ControlFlow;
 
 pub use answers::{AnswerPlan, AnswerPrompt, answers};
-pub use fidelity::{FidelityPlan, FullScores, POSITIONS_PER_BUCKET, fidelity};
-pub use metrics::{mean, percentile, perplexity, standard_error};
-pub use rows::{AnswerRow, FidelityRow, Row, TaskRow, write_csv, write_json};
+pub use fidelity::{ALL_TEXTS, FidelityPlan, FidelityText, FullScores, POSITIONS_PER_BUCKET, fidelity};
+pub use metrics::{Interval, mean, paired_difference, percentile, perplexity, standard_error, student_975};
+pub use rows::{AnswerRow, FidelityRow, Row, RulerRow, TaskRow, write_csv, write_json};
+pub use ruler::{MEAN_NAME, PASS_SCORE, RulerPlan, RulerTask, ruler};
 pub use tasks::{Task, TaskPlan, tasks};
 
 use crate::cache::{AdaptiveKvCache, KvDtype, Retention};
@@ -50,6 +53,11 @@ impl Variant {
     /// What it is called, for people.
     fn name(&self) -> String {
         format!("{}, {}", self.config, self.kv_dtype.name())
+    }
+
+    /// Whether it is what all are compared with.
+    fn is_full(&self, full_kv_dtype: KvDtype) -> bool {
+        matches!(self.retention, Retention::Full) && self.kv_dtype == full_kv_dtype
     }
 }
 

@@ -15,6 +15,7 @@ use crate::generate::FinishReason;
 pub enum Row {
     Fidelity(FidelityRow),
     Task(TaskRow),
+    Ruler(RulerRow),
     Answer(AnswerRow),
 }
 
@@ -72,6 +73,11 @@ pub struct FidelityRow {
     /// Rows that a head evicted while the scored tokens were read, of the prompt's and of theirs; the mean over heads and
     /// windows. `None` if new tokens are all kept.
     pub evicted_rows: Option<f64>,
+    /// The largest of `kl_by_window`.
+    pub kl_worst: f64,
+    /// The text's name, or [`ALL_TEXTS`](super::ALL_TEXTS); `None` if it was given none. The windows of all texts are those
+    /// of each, one text after the other.
+    pub text: Option<String>,
 }
 
 /// How often a fact of a compressed text is still known.
@@ -98,6 +104,48 @@ pub struct TaskRow {
     pub kept_ratio: f64,
     /// Bytes that are kept of it; the mean over trials.
     pub kv_bytes: usize,
+}
+
+/// How many of the expected answers a compressed text still gives, in one of RULER's tasks or in the mean over those that the
+/// full cache passes. A score is the share of the expected answers that an answer holds, in 0..=1, the mean over samples.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RulerRow {
+    /// The task's name, or `mean`.
+    pub task: &'static str,
+    /// `full`, or the configuration as the user named it.
+    pub config: String,
+    /// Tokens of prompt and answer together, at most.
+    pub context: usize,
+    pub score: f64,
+    /// With the full cache, on the same samples.
+    pub score_full: f64,
+    /// `score` less `score_full`.
+    pub difference: f64,
+    /// Half of the 95 % confidence interval around `difference`, Student's, of the differences on each sample; `None` for
+    /// one sample.
+    pub difference_95: Option<f64>,
+    /// Whether the full cache itself fails the task, so that it says nothing of others:
+    /// [`PASS_SCORE`](super::PASS_SCORE).
+    pub full_fails: bool,
+    /// How many samples went into the row; more may follow while measurements go on.
+    pub samples: usize,
+    /// Tasks that went into the row: 1, or those of the mean.
+    pub num_tasks: usize,
+    pub kv_dtype: &'static str,
+    /// What the configuration was given, if it takes a budget.
+    pub budget: Option<Budget>,
+    /// Kept share of the text before the question, in 0..=1; the mean over samples.
+    pub kept_ratio: f64,
+    /// Bytes that are kept of it; the mean over samples.
+    pub kv_bytes: usize,
+    pub score_by_sample: Vec<f64>,
+    pub score_full_by_sample: Vec<f64>,
+    /// What each sample's answer should hold; empty for the mean.
+    pub expected: Vec<Vec<String>>,
+    /// Each sample's answer, which ends where it holds all that is expected; empty for the mean.
+    pub answers: Vec<String>,
+    /// The full cache's.
+    pub answers_full: Vec<String>,
 }
 
 /// How a cache answers a prompt.

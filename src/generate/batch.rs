@@ -220,8 +220,7 @@ impl<'a> Batch<'a> {
         if !matches!(self.retention, Retention::Full) {
             return Ok(None);
         }
-        let prompt_bytes = ids.len().saturating_mul(self.token_bytes());
-        let needed = prompt_bytes.saturating_add(self.text_bytes(ids.len(), options));
+        let needed = self.held_bytes(ids.len().saturating_add(self.text_rows(ids.len(), options)));
         self.expect_fit(name, needed)?;
         Ok(Some(needed))
     }
@@ -287,26 +286,35 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Bytes of one token that all heads keep.
-    fn token_bytes(&self) -> usize {
+    /// Bytes of some tokens that all heads keep, but for those that have left a sliding window.
+    fn held_bytes(&self, tokens: usize) -> usize {
         let config = self.model.config();
-        config.num_layers * config.heads.num_kv_heads * 2 * self.kv_dtype.row_bytes(config.heads.head_dim)
+        let row_bytes = 2 * self.kv_dtype.row_bytes(config.heads.head_dim);
+        config.held_tokens(tokens).saturating_mul(config.heads.num_kv_heads * row_bytes)
     }
 
-    /// Bytes of the tokens that may be generated after a prompt; the last one is never stored, and some heads go on
-    /// evicting.
-    fn text_bytes(&self, prompt_len: usize, options: &GenerationOptions) -> usize {
+    /// Rows of a head of the tokens that may be generated after a prompt; the last one is never stored, and some heads go
+    /// on evicting.
+    fn text_rows(&self, prompt_len: usize, options: &GenerationOptions) -> usize {
         let context = self.model.config().context_length;
         let tokens = options.max_new_tokens.saturating_sub(1).min(context.saturating_sub(prompt_len));
-        self.retention.most_new_rows(tokens).saturating_mul(self.token_bytes())
+        self.retention.most_new_rows(tokens)
+    }
+
+    /// Bytes that a prompt and the tokens after it come to.
+    ///
+    /// * `prompt`: bytes that are kept of it
+    fn bytes_with_text(&self, prompt: usize, prompt_len: usize, options: &GenerationOptions) -> usize {
+        let text = self.held_bytes(self.text_rows(prompt_len, options));
+        prompt.saturating_add(text).min(self.held_bytes(usize::MAX))
     }
 
     /// Bytes that a prompt which was not read yet is expected to need.
     fn expected_bytes(&self, prompt_len: usize, options: &GenerationOptions) -> usize {
         let kept_ratio = 1.0 - self.prompts_kv.saved_ratio();
         #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        let prompt = (prompt_len as f64 * kept_ratio * self.token_bytes() as f64) as usize;
-        prompt.saturating_add(self.text_bytes(prompt_len, options))
+        let prompt = (prompt_len as f64 * kept_ratio * self.held_bytes(1) as f64) as usize;
+        self.bytes_with_text(prompt, prompt_len, options)
     }
 
     /// Whether `needed` bytes fit beside what is put aside for the sequences under way.
@@ -356,7 +364,7 @@ impl<'a> Batch<'a> {
         let (prompt_tokens, kv) = (ids.len(), cache.bytes());
         self.summary.prompt_tokens += prompt_tokens;
         self.prompts_kv = [self.prompts_kv, kv].into_iter().sum();
-        let reserved = kv.kept.saturating_add(self.text_bytes(prompt_tokens, &options));
+        let reserved = self.bytes_with_text(kv.kept, prompt_tokens, &options);
         let sequence = Sequence::new(self.tokenizer, Sampler::new(options.sampling, &ids), options);
         let read =
             Active { index, name, prompt_tokens, cache, kv, sequence, drafts: None, text: String::new(), reserved };

@@ -170,6 +170,8 @@ impl Drafts {
         self.ids.clear();
         let mut ids = vec![id];
         if let Some(drafter) = &self.drafter {
+            // With the token before them.
+            let most = most.min(model.longest_run(cache.seen()).saturating_sub(1));
             drafter.guess(most, &mut ids);
         }
         if ids.len() == 1 {

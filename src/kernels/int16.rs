@@ -7,7 +7,7 @@
 //!
 //! On the calling thread. Not for: weights, which are in 8 bits or less ([`super::quant`]); exact products ([`super::gemm`]).
 
-use super::simd::{InstructionSet, LANES, Lanes, fetch, multiversion};
+use super::simd::{InstructionSet, LANES, Lanes, ROUND, fetch, multiversion};
 
 /// Terms of a sum that share a scale.
 pub(crate) const RUN: usize = 64;
@@ -23,9 +23,6 @@ const STRIP: usize = VECTORS * LANES;
 
 /// Runs that are summed over at a time: a strip's and some tiles' stay in a core's first cache.
 const BLOCK_RUNS: usize = 4;
-
-/// Adding it leaves a whole number, rounded, in the lowest bits; 1.5 * 2^23.
-const ROUND: f32 = 12_582_912.0;
 
 /// What factors are rounded to, so that sums of [`RUN`] products fit 32 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,7 +126,7 @@ impl Panels {
     }
 
     /// Overwrites `out`, `[rows, cols]`, with `scale * left * right`, where `right` is made of the matrix's first `cols` columns
-    /// and first rows.
+    /// and first rows, or of those from `first` on.
     ///
     /// * `left`: `[rows, inner]`; rows after the last whole tile of [`ROWS`] make one of their own
     /// * `inner`: rows of the matrix that are summed over, at most; all if columns are added to it
@@ -138,8 +135,13 @@ impl Panels {
     /// # Panics
     /// If sizes do not fit.
     pub fn multiply(&self, set: InstructionSet, product: Product<'_>, buffer: &mut Buffer) {
-        let Product { left, inner, scale: _, ref out, cols } = product;
-        assert!(inner <= self.inner && cols <= self.cols && (inner == self.inner || !self.by_strips), "a right matrix");
+        let Product { left, first, inner, scale: _, ref out, cols } = product;
+        let [rows, columns] = if self.by_strips { [inner, first + cols] } else { [first + inner, cols] };
+        assert!(
+            rows <= self.inner && columns <= self.cols && (rows == self.inner || !self.by_strips),
+            "a right matrix"
+        );
+        assert!(first.is_multiple_of(RUN), "a part of a right matrix");
         assert!(
             left.len().is_multiple_of(inner.max(1)) && out.len() * inner == left.len() * cols,
             "sizes of a product"
@@ -156,6 +158,8 @@ impl Panels {
 pub(crate) struct Product<'a> {
     /// `[rows, inner]`
     pub left: &'a [f32],
+    /// The first column, if columns are added to the matrix, or else the first row, that is multiplied; whole [runs](RUN).
+    pub first: usize,
     pub inner: usize,
     pub scale: f32,
     /// `[rows, cols]`
@@ -221,7 +225,8 @@ multiversion! {
 
 #[inline(always)]
 fn multiply_body<L: Lanes>(panels: &Panels, product: Product<'_>, buffer: &mut Buffer) {
-    let Product { left, inner, scale, out, cols } = product;
+    let Product { left, first, inner, scale, out, cols } = product;
+    let [first_strip, first_run] = if panels.by_strips { [first / STRIP, 0] } else { [0, first / RUN] };
     let [limit, _] = panels.bits.limits();
     let limit = f32::from(limit);
     let rows = left.len() / inner;
@@ -242,8 +247,8 @@ fn multiply_body<L: Lanes>(panels: &Panels, product: Product<'_>, buffer: &mut B
         }
         let last_pairs = columns.len().div_ceil(2) - (block.len() - 1) * (RUN / 2);
         for strip in 0..cols.div_ceil(STRIP) {
-            let (first, step) = panels.place(strip);
-            let right = &panels.runs[first + block.start * step..];
+            let (first, step) = panels.place(first_strip + strip);
+            let right = &panels.runs[first + (first_run + block.start) * step..];
             let columns = strip * STRIP..cols.min((strip + 1) * STRIP);
             for tile in 0..tiles {
                 let left = &buffer.runs[tile * block.len()..(tile + 1) * block.len()];
@@ -399,7 +404,7 @@ mod tests {
                             assert_eq!(panels.len(), len);
                         }
                         let mut out = vec![f32::NAN; rows * cols];
-                        let product = Product { left: &left, inner, scale: 0.3, out: &mut out, cols };
+                        let product = Product { left: &left, first: 0, inner, scale: 0.3, out: &mut out, cols };
                         panels.multiply(set, product, &mut Buffer::default());
                         let what = format!("{set:?} {bits:?} {rows} x {inner} x {cols}");
                         check(bits, [&left, &right], inner, 0.3, &out, &expected, &what);
@@ -429,10 +434,37 @@ mod tests {
             [(&by_rows, Bits::Left, &short, 65, 33), (&by_columns, Bits::Alike, &left, inner, 41)]
         {
             let mut out = vec![f32::NAN; rows * cols_used];
-            let product = Product { left, inner, scale: 1.0, out: &mut out, cols: cols_used };
+            let product = Product { left, first: 0, inner, scale: 1.0, out: &mut out, cols: cols_used };
             panels.multiply(set, product, &mut Buffer::default());
             let expected = oracle(left, &right, cols, inner, cols_used, 1.0);
             check(bits, [left, &right], inner, 1.0, &out, &expected, "a part");
+        }
+    }
+
+    /// Later rows and columns alone, as queries with a window see them.
+    #[test]
+    fn later_parts_of_a_matrix_are_multiplied() {
+        let (rows, inner, cols) = (10, 200, 170);
+        let right = numbers(inner * cols, 8);
+        let set = InstructionSet::detect();
+        let mut by_rows = Panels::of_rows(Bits::Left, cols);
+        by_rows.extend(set, &right, cols, inner);
+        let mut by_columns = Panels::of_columns(Bits::Alike, inner);
+        by_columns.extend(set, &right, cols, cols);
+        for first in [0, RUN, 2 * RUN] {
+            for (panels, bits, inner_used, cols_used, skipped) in [
+                (&by_rows, Bits::Left, 191 - first, 41, first * cols),
+                (&by_columns, Bits::Alike, inner, 161 - first, first),
+            ] {
+                let left = numbers(rows * inner_used, 9);
+                let mut out = vec![f32::NAN; rows * cols_used];
+                let product =
+                    Product { left: &left, first, inner: inner_used, scale: 1.0, out: &mut out, cols: cols_used };
+                panels.multiply(set, product, &mut Buffer::default());
+                let right = &right[skipped..];
+                let expected = oracle(&left, right, cols, inner_used, cols_used, 1.0);
+                check(bits, [&left, right], inner_used, 1.0, &out, &expected, "a later part");
+            }
         }
     }
 
@@ -447,7 +479,7 @@ mod tests {
                     let mut panels = Panels::of_rows(bits, cols);
                     panels.extend(set, &right, cols, inner);
                     let mut out = vec![0.0; ROWS * cols];
-                    let product = Product { left: &left, inner, scale: 1.0, out: &mut out, cols };
+                    let product = Product { left: &left, first: 0, inner, scale: 1.0, out: &mut out, cols };
                     panels.multiply(set, product, &mut Buffer::default());
                     let expected = left.iter().zip(&right).take(inner).map(|(a, b)| a * b).sum::<f32>();
                     assert!(out.iter().all(|number| (number / expected - 1.0).abs() < 1e-6), "{set:?} {bits:?}");
@@ -469,7 +501,7 @@ mod tests {
                 let mut panels = Panels::of_columns(Bits::Alike, inner);
                 panels.extend(set, &right, cols, cols);
                 let mut out = vec![0.0; rows * cols];
-                let product = Product { left: &left, inner, scale: 1.0, out: &mut out, cols };
+                let product = Product { left: &left, first: 0, inner, scale: 1.0, out: &mut out, cols };
                 panels.multiply(set, product, &mut Buffer::default());
                 for (at, number) in out.iter().enumerate() {
                     let (row, col) = (at / cols, at % cols);

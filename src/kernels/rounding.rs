@@ -13,13 +13,10 @@ use half::f16;
 use q4_k::body as q4_k_body;
 use q6_k::body as q6_k_body;
 
-use super::simd::{LANES, Lanes, multiversion};
+use super::simd::{LANES, Lanes, ROUND, multiversion};
 
 /// Numbers of a plain block.
 const BLOCK: usize = 32;
-
-/// Adding and subtracting it rounds to the nearest whole number, halves to even ones; 1.5 * 2^23.
-const ROUND: f32 = 12_582_912.0;
 
 multiversion! {
     /// Blocks of 34 bytes; the numbers are finite.

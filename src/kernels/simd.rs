@@ -11,6 +11,7 @@
 //! are added.
 
 mod lanes;
+mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -18,7 +19,7 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
-pub(crate) use lanes::{Factors, LANES, LARGEST_FACTOR, Lanes};
+pub(crate) use lanes::{Factors, LANES, LARGEST_FACTOR, Lanes, ROUND};
 
 /// A set of instructions that this processor has: nothing but detection makes one, so that safe code cannot run what the
 /// processor does not know. Sets compare from least to best.
@@ -186,7 +187,7 @@ pub(crate) trait Work {
 pub(crate) fn dispatch<W: Work>(set: InstructionSet, work: W) -> W::Output {
     // A function of its own, as the others are: large bodies are compiled better than in the middle of their callers.
     fn portable<W: Work>(work: W) -> W::Output {
-        work.run::<lanes::Portable>()
+        work.run::<portable::Portable>()
     }
     #[cfg(target_arch = "x86_64")]
     {

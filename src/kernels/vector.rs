@@ -2,7 +2,7 @@
 
 use super::element::Element;
 pub use super::simd::instruction_set;
-use super::simd::{self, Lanes, fma, multiversion};
+use super::simd::{self, Lanes, ROUND, fma, multiversion};
 
 /// How many partial sums a reduction keeps: enough to fill the vector units and to hide their latency.
 const LANES: usize = 32;
@@ -120,8 +120,6 @@ fn exp_body<L: Lanes>(row: &mut [f32], max: f32) -> f32 {
 fn exp_nonpositive<L: Lanes>(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4; // 355/512: exact products with small integers
     const LN2_LOW: f32 = -2.121_944_4e-4; // ln(2) - LN2_HIGH
-    /// Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
-    const ROUND: f32 = 12_582_912.0;
 
     let clamped = if x < -87.3 { -87.3 } else { x };
     let rounded = fma::<L>(clamped, std::f32::consts::LOG2_E, ROUND);

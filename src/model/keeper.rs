@@ -2,21 +2,21 @@
 //!
 //! Not for: how a head's choice is made (see [`crate::compress`]), or what is computed (see [`crate::backend`]).
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::Model;
+use super::facts::{PromptFacts, kv_of_segment};
 use super::observer::PrefillObserver;
 use crate::attention::HeadLayout;
 use crate::attention::map::{HeadGrid, MapAccumulator};
-use crate::attention::prompt_rows::PromptRows;
 use crate::attention::replay::{Replay, squared_attention, squared_outputs};
+use crate::attention::window::PromptWindow;
 use crate::backend::{Backend, Block, PromptRequest, Shown, Wanted};
 use crate::cache::{AdaptiveKvCache, CacheLayer, LayerSummary, Retention};
 use crate::compress::budget::methods::FutureQueries;
 use crate::compress::{
-    AdaptiveConfig, BudgetScale, BudgetedMethod, Compression, HeadChoice, LayerFacts, LayerPlace, LayerRepeat,
-    LayerReplay, LayerStats, Needs, Pool, QueryStats, Segment, StatsRequest,
+    AdaptiveConfig, BudgetScale, BudgetedMethod, Compression, HeadChoice, HeadRows, LayerFacts, LayerPlace,
+    LayerRepeat, LayerReplay, LayerStats, Needs, Pool, QueryStats, Segment, StatsRequest,
 };
 use crate::error::Result;
 use crate::events;
@@ -47,10 +47,15 @@ impl Brief {
         }
     }
 
-    /// What is decided about.
-    pub fn segment(&self) -> Segment<'_> {
-        let recent = self.classes.len().saturating_sub(self.prompt_len);
-        Segment { first_position: self.seen - recent, classes: &self.classes, recent }
+    /// What is decided about in a layer: of a layer with a sliding window, what later tokens look at.
+    pub fn segment(&self, window: Option<usize>) -> Segment<'_> {
+        let len = window.map_or(usize::MAX, |window| window.saturating_sub(1)).min(self.classes.len());
+        let classes = &self.classes[self.classes.len() - len..];
+        Segment {
+            first_position: self.seen + self.prompt_len - len,
+            classes,
+            recent: len.saturating_sub(self.prompt_len),
+        }
     }
 
     fn config(&self) -> Option<&AdaptiveConfig> {
@@ -63,16 +68,24 @@ impl Brief {
     /// Watches the prompt in one layer.
     pub fn layer<B: Backend>(&self, model: &Model<B>, layer: &CacheLayer<B::Rows>) -> LayerWatch<'_> {
         let (layout, place) = (model.config.heads, place(model, layer));
-        let held = layer.positions();
+        let (held, window) = (layer.positions(), layer.ledger().window());
         let num_keys = (0..layout.num_heads).map(|head| held[head / layout.group_size()].len() + self.prompt_len);
         LayerWatch {
             profile: self
                 .config()
-                .map(|config| Profile::new(layout, (&config.method, self.segment()), place, num_keys)),
+                .map(|config| Profile::new(layout, (&config.method, self.segment(window)), place, num_keys)),
             maps: self.map_side.map(|side| MapAccumulator::new(layout.num_heads, self.prompt_len, side)),
+            window: window.map(|size| PromptWindow::new(size, self.seen, held)),
             prompt_len: self.prompt_len,
             hidden_size: model.config.hidden_size,
         }
+    }
+
+    /// Tokens that layers decide about, the mean over all, rounded down.
+    fn mean_segment_len<B: Backend>(&self, model: &Model<B>) -> usize {
+        let windows = model.windows();
+        let lens = windows.iter().map(|&window| self.segment(window).len());
+        lens.sum::<usize>() / windows.len().max(1)
     }
 }
 
@@ -94,17 +107,20 @@ fn place<B: Backend>(model: &Model<B>, layer: &CacheLayer<B::Rows>) -> LayerPlac
 pub(super) struct LayerWatch<'a> {
     profile: Option<Profile<'a>>,
     maps: Option<MapAccumulator>,
+    /// Present in a layer with a sliding window.
+    window: Option<PromptWindow>,
     prompt_len: usize,
     hidden_size: usize,
 }
 
-impl LayerWatch<'_> {
+impl<'a> LayerWatch<'a> {
     /// What is asked of the prompt.
     pub fn request(&self) -> PromptRequest<'_> {
         PromptRequest {
             prompt_len: self.prompt_len,
             stats: self.profile.as_ref().map(|profile| &profile.stats.request),
             again: self.profile.as_ref().is_some_and(Profile::may_need_second_pass),
+            window: self.window.as_ref(),
         }
     }
 
@@ -112,6 +128,27 @@ impl LayerWatch<'_> {
     pub fn collectors(&mut self) -> (Option<&mut LayerStats>, Option<&mut [HeadGrid]>) {
         let stats = self.profile.as_mut().map(|profile| &mut profile.stats);
         (stats, self.maps.as_mut().map(MapAccumulator::heads_mut))
+    }
+
+    /// Whether the same is collected as of another, so that one can be [given](Self::with_collected) to both.
+    pub fn collects_as(&self, other: &Self) -> bool {
+        match (&self.profile, &other.profile) {
+            (None, None) => true,
+            (Some(profile), Some(other)) => {
+                profile.stats.request == other.stats.request
+                    && profile.needs() == other.needs()
+                    && profile.may_need_second_pass() == other.may_need_second_pass()
+            }
+            _ => false,
+        }
+    }
+
+    /// With all that was collected by one that [collects the same](Self::collects_as).
+    pub fn with_collected(mut self, other: &Self) -> Self {
+        if let (Some(own), Some(other)) = (&mut self.profile, &other.profile) {
+            *own = Profile { method: own.method, segment: own.segment, place: own.place, ..other.clone() };
+        }
+        self
     }
 
     /// Which numbers of a chunk are [looked at](Self::look).
@@ -131,7 +168,7 @@ impl LayerWatch<'_> {
     }
 
     /// What each head keeps, or what decides about it.
-    fn choose<B: Backend>(&mut self, model: &Model<B>, block: &Block<B>, prompt: &B::Prompt) -> Result<Choice> {
+    fn choose<B: Backend>(&mut self, model: &Model<B>, block: &Block<B>, prompt: &B::Prompt) -> Result<Choice<'a>> {
         let Some(profile) = &mut self.profile else { return Ok(Choice::Everything) };
         model.backend.collect(prompt, &mut profile.stats)?;
         profile.choose(model, block, prompt)
@@ -176,13 +213,14 @@ impl<'a> Keeper<'a> {
         let started = Instant::now();
         let block = &model.weights.blocks[index];
         let choice = watch.choose(model, block, prompt).map_err(|error| error.in_place(|| format!("layer {index}")))?;
-        let segment = self.brief.segment();
+        let segment = self.brief.segment(model.config.window(index));
         let waits = matches!(choice, Choice::Later);
         let choices = match choice {
             Choice::Everything | Choice::Later => None,
             Choice::Heads(choices) => Some(choices),
-            Choice::Pooled { room, scores } => {
+            Choice::Pooled { method, place, scores } => {
                 let num_kv_heads = model.config.heads.num_kv_heads;
+                let room = method.total(self.brief.mean_segment_len(model), place);
                 let (pool, _) = self.pooled.get_or_insert_with(|| (Pool::new(room, num_kv_heads), Vec::new()));
                 pool.add_layer(scores);
                 Some(pool.choices(index, segment.first_position))
@@ -202,7 +240,7 @@ impl<'a> Keeper<'a> {
             maps.push(watch.maps);
             if pool.is_overfull() {
                 pool.trim();
-                keep_pooled::<B>(cache, pool, index + 1, segment)?;
+                keep_pooled::<B>(cache, pool, index + 1, self.brief)?;
                 // What the layers gave up lies scattered: of 24 MB at 2,048 tokens 15 would stay in the peak.
                 memory::release_unused();
             }
@@ -227,12 +265,12 @@ impl<'a> Keeper<'a> {
     ) -> Result<()> {
         let started = Instant::now();
         let Some(method) = self.brief.config().and_then(AdaptiveConfig::budgeted) else { return Ok(()) };
-        let (segment, num_heads) = (self.brief.segment(), model.config.heads.num_heads);
+        let (segment, num_heads) = (self.brief.segment(None), model.config.heads.num_heads);
         let stats = LayerStats::new(StatsRequest::default(), std::iter::repeat_n(0, num_heads));
         let mut layers = Vec::with_capacity(seen.len());
         for (index, seen) in seen.into_iter().enumerate() {
             let place = place(model, &cache.layers::<B::Rows>()?[index]);
-            let rows = |_| Default::default();
+            let rows = |_| Ok(HeadRows::default());
             let facts = LayerFacts {
                 stats: &stats,
                 queries: &[],
@@ -240,6 +278,9 @@ impl<'a> Keeper<'a> {
                 last_queries: &[],
                 replay: None,
                 repeat: Some(seen),
+                outputs: Vec::new(),
+                block_attention: Vec::new(),
+                mean_scores: Vec::new(),
             };
             let scores = method.scores(segment, place, &facts);
             layers.push((place, scores.map_err(|error| error.in_place(|| format!("layer {index}")))?));
@@ -286,7 +327,7 @@ impl<'a> Keeper<'a> {
         if let Some((mut pool, maps)) = self.pooled.take() {
             let started = Instant::now();
             pool.trim();
-            self.summaries = keep_pooled::<B>(cache, &pool, maps.len(), self.brief.segment())?;
+            self.summaries = keep_pooled::<B>(cache, &pool, maps.len(), self.brief)?;
             self.time += started.elapsed();
             for (summary, maps) in self.summaries.iter().zip(&maps) {
                 self.tell(summary, maps.as_ref(), observer)?;
@@ -301,15 +342,18 @@ fn keep_pooled<B: Backend>(
     cache: &mut AdaptiveKvCache,
     pool: &Pool,
     num_layers: usize,
-    segment: Segment<'_>,
+    brief: &Brief,
 ) -> Result<Vec<LayerSummary>> {
-    let first = segment.first_position;
     let layers = cache.layers_mut::<B::Rows>()?.iter_mut().take(num_layers).enumerate();
-    layers.map(|(index, layer)| layer.keep_of_prompt(first, pool.choices(index, first))).collect()
+    let keep = |(index, layer): (usize, &mut CacheLayer<B::Rows>)| {
+        let first = brief.segment(layer.ledger().window()).first_position;
+        layer.keep_of_prompt(first, pool.choices(index, first))
+    };
+    layers.map(keep).collect()
 }
 
 /// What the heads of a layer keep.
-enum Choice {
+enum Choice<'a> {
     /// Everything.
     Everything,
     /// Everything, until the prompt has been read once more.
@@ -318,27 +362,28 @@ enum Choice {
     Heads(Vec<HeadChoice>),
     /// What the best scores of all layers together say.
     Pooled {
-        /// How much all layers together keep.
-        room: usize,
+        /// What says how much all layers together keep.
+        method: &'a BudgetedMethod,
+        /// The layer.
+        place: LayerPlace,
         /// `[num_kv_heads]` of `[segment_len]`
         scores: Vec<Vec<f32>>,
     },
 }
 
 /// What a layer's heads are profiled by.
+#[derive(Clone)]
 struct Profile<'a> {
     method: &'a Compression,
     segment: Segment<'a>,
     stats: LayerStats,
     /// Where the layer stands, for methods with a budget.
     place: LayerPlace,
-    /// Present if that method reads queries.
-    query_stats: Option<(FutureQueries, QueryStats)>,
-    /// Queries of the whole prompt, `[prompt_len, num_heads, head_dim]`, kept only if a method asks them again.
-    replayed_queries: Option<Vec<f32>>,
-    /// `[rows]` of `[num_heads, head_dim]` scaled queries of the last rows, as many as a method reads.
-    last_queries: VecDeque<Vec<f32>>,
-    num_last_queries: usize,
+    /// Present if that method reads sums of queries, of those to come or of the prompt's own.
+    query_stats: Option<(Option<FutureQueries>, QueryStats)>,
+    /// Queries of the prompt's last rows, `[at most kept_rows, num_heads, head_dim]`, kept only if a method asks them again.
+    kept_queries: Vec<f32>,
+    kept_rows: usize,
     /// Of all query heads, and what makes scores of products with keys.
     query_width: usize,
     query_scale: f32,
@@ -358,23 +403,32 @@ impl<'a> Profile<'a> {
             Compression::FastGen(search) => (search.request(segment), Needs::default()),
             Compression::Budgeted(method) => (method.request(segment), method.needs()),
         };
-        let query_stats = needs.future_queries.map(|future| {
+        let query_stats = (needs.future_queries.is_some() || needs.mean_distances > 0).then(|| {
             let first_row = segment.first_position + segment.recent;
-            (future, QueryStats::new(layout, future.skip_positions.saturating_sub(first_row)))
+            let skip = needs.future_queries.map_or(0, |future| future.skip_positions);
+            (needs.future_queries, QueryStats::new(layout, skip.saturating_sub(first_row)))
         });
         let prompt_len = segment.num_rows();
+        let asks_all = needs.replay || needs.block_attention.is_some();
         Self {
             method,
             segment,
             stats: LayerStats::new(request, num_keys),
             place,
             query_stats,
-            replayed_queries: needs.replay.then(|| Vec::with_capacity(prompt_len * layout.query_width())),
-            last_queries: VecDeque::new(),
-            num_last_queries: needs.last_queries,
+            kept_queries: Vec::with_capacity(if asks_all { prompt_len * layout.query_width() } else { 0 }),
+            kept_rows: if asks_all { prompt_len } else { needs.last_rows.max(needs.last_queries).min(prompt_len) },
             query_width: layout.query_width(),
             query_scale: layout.scale(),
             squared_residuals: needs.replay.then(|| Vec::with_capacity(prompt_len)),
+        }
+    }
+
+    /// What the method reads, beyond the statistics that it asks for.
+    fn needs(&self) -> Needs {
+        match self.method {
+            Compression::FastGen(_) => Needs::default(),
+            Compression::Budgeted(method) => method.needs(),
         }
     }
 
@@ -386,19 +440,19 @@ impl<'a> Profile<'a> {
     /// Which numbers of the prompt are to be [added](Self::add).
     fn wanted(&self) -> Wanted {
         Wanted {
-            replay: self.replayed_queries.is_some() || self.num_last_queries > 0,
+            replay: self.squared_residuals.is_some(),
+            queries: self.kept_rows > 0,
             unrotated: self.query_stats.is_some(),
         }
     }
 
     /// Takes in rows of the prompt, as far as they are wanted.
     fn add(&mut self, rows: Shown<'_>, hidden_size: usize) -> Result<()> {
-        if let Some(replayed) = &mut self.replayed_queries {
-            replayed.extend_from_slice(rows.queries);
+        if self.kept_rows > 0 {
+            let kept = self.kept_rows * self.query_width;
+            self.kept_queries.extend_from_slice(rows.queries);
+            self.kept_queries.drain(..self.kept_queries.len().saturating_sub(kept));
         }
-        let last = rows.queries.chunks_exact(self.query_width.max(1)).rev().take(self.num_last_queries);
-        self.last_queries.extend(last.rev().map(|row| row.iter().map(|number| number * self.query_scale).collect()));
-        self.last_queries.drain(..self.last_queries.len().saturating_sub(self.num_last_queries));
         if let Some((_, stats)) = &mut self.query_stats {
             stats.add_rows(rows.unrotated_queries)?;
         }
@@ -410,7 +464,7 @@ impl<'a> Profile<'a> {
     }
 
     /// What each head keeps, or what decides about it.
-    fn choose<B: Backend>(&self, model: &Model<B>, block: &Block<B>, prompt: &B::Prompt) -> Result<Choice> {
+    fn choose<B: Backend>(&self, model: &Model<B>, block: &Block<B>, prompt: &B::Prompt) -> Result<Choice<'a>> {
         match self.method {
             Compression::FastGen(search) => {
                 let again = |pending: &[_]| model.backend.ask_again(prompt, pending);
@@ -423,66 +477,74 @@ impl<'a> Profile<'a> {
 
     fn choose_by_budget<B: Backend>(
         &self,
-        method: &BudgetedMethod,
+        method: &'a BudgetedMethod,
         model: &Model<B>,
         block: &Block<B>,
         prompt: &B::Prompt,
-    ) -> Result<Choice> {
+    ) -> Result<Choice<'a>> {
         let (backend, layout, rope) = (&model.backend, model.config.heads, &model.rope);
-        let Self { segment, stats, place, query_stats, replayed_queries, .. } = self;
-        let moments = query_stats.as_ref().map_or_else(Vec::new, |(future, stats)| {
+        let Self { segment, stats, place, query_stats, kept_queries, .. } = self;
+        let needs = method.needs();
+        let of_prompt = query_stats.as_ref().map_or_else(Vec::new, |(_, stats)| stats.moments());
+        let future = query_stats.as_ref().and_then(|(future, _)| *future);
+        let moments = future.map_or_else(Vec::new, |future| {
             let angles = rope.mean_angles(segment.first_position + segment.len(), future.positions);
-            let mut moments = stats.moments();
+            let mut moments = of_prompt.clone();
             for head in &mut moments {
                 rope.rotate_moments(&mut head.mean, &mut head.covariance, &angles);
             }
             moments
         });
-        let needs = method.needs();
-        let kv = (needs.keys_and_values || needs.replay).then(|| backend.prompt_kv(prompt)).transpose()?;
-        let segment_rows = |rows: &PromptRows, kv_head: usize| {
-            let end = rows.past_len(kv_head) + rows.len();
-            rows.rows(kv_head, end - segment.len()..end)
-        };
-        let head_rows = |kv_head: usize| {
-            kv.as_ref()
-                .map(|kv| (segment_rows(&kv.keys, kv_head), segment_rows(&kv.values, kv_head)))
-                .unwrap_or_default()
-        };
-        let replay = match (&self.squared_residuals, &kv) {
+        let kv = needs.reads_kv().then(|| backend.prompt_kv(prompt)).transpose()?;
+        // Of a prompt beyond the window, what later tokens look at is there, and nothing else.
+        let cut = kv.as_deref().filter(|kv| kv.keys.len() != segment.num_rows());
+        let cut = cut.map(|kv| kv_of_segment(layout, *segment, kv)).transpose()?;
+        let kv = cut.as_ref().or(kv.as_deref());
+        let collected = PromptFacts { layout, rope, segment: *segment, needs, kv, queries: kept_queries };
+        let head_rows = |kv_head: usize| collected.head_rows(kv_head);
+        let hidden_size = B::shape(&block.o_proj).0;
+        let replay = match (&self.squared_residuals, kv) {
             (Some(residuals), Some(kv)) => {
-                let log_sums: Vec<&[f32]> = stats.heads.iter().map(|head| &head.log_sums[..]).collect();
                 let (head_dim, seq_len) = (layout.head_dim, segment.first_position + segment.len());
                 let turn = |positions: usize, rows: &mut [f32]| rope.turn(rows, head_dim, positions, seq_len);
-                let queries = replayed_queries.as_deref().unwrap_or_default();
-                let replay = Replay { layout, queries, keys: &kv.keys, log_sums: &log_sums, turn: &turn };
-                let values: Vec<Vec<f32>> =
-                    (0..layout.num_kv_heads).map(|kv_head| segment_rows(&kv.values, kv_head)).collect();
+                let log_sums = |head: usize| {
+                    let log_sums = &stats.heads[head].log_sums[..];
+                    let num_keys = kv.keys.past_len(head / layout.group_size()) + kv.keys.len();
+                    &log_sums[log_sums.len().saturating_sub(num_keys)..]
+                };
+                let log_sums: Vec<&[f32]> = (0..stats.heads.len()).map(log_sums).collect();
+                let replay = Replay { layout, queries: kept_queries, keys: &kv.keys, log_sums: &log_sums, turn: &turn };
                 Some(LayerReplay {
                     squared_attention: squared_attention(replay)?,
                     squared_outputs: squared_outputs(
                         layout,
-                        B::shape(&block.o_proj).0,
+                        hidden_size,
                         &*backend.widened(&block.o_proj)?,
-                        &values,
+                        &collected.values(),
                     )?,
                     squared_residual: median(residuals),
                 })
             }
             _ => None,
         };
-        let last_queries: Vec<Vec<f32>> = self.last_queries.iter().cloned().collect();
+        let scaled = |row: &[f32]| row.iter().map(|number| number * self.query_scale).collect();
+        let rows = kept_queries.chunks_exact(self.query_width.max(1)).rev().take(needs.last_queries);
+        let mut last_queries: Vec<Vec<f32>> = rows.map(scaled).collect();
+        last_queries.reverse();
         let facts = LayerFacts {
             stats,
             queries: &moments,
             rows: &head_rows,
             last_queries: &last_queries,
-            replay,
             repeat: None,
+            replay,
+            outputs: collected.outputs(hidden_size, || backend.widened(&block.o_proj))?,
+            block_attention: collected.block_attention()?,
+            mean_scores: collected.mean_scores(&of_prompt),
         };
         let scores = method.scores(*segment, *place, &facts)?;
         Ok(if method.is_pooled() {
-            Choice::Pooled { room: method.total(segment.len(), *place), scores }
+            Choice::Pooled { method, place: *place, scores }
         } else {
             Choice::Heads(method.select(*segment, *place, &scores))
         })

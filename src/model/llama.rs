@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::Model;
+use super::forks::ForkedPrefill;
 use super::observer::PrefillObserver;
 use super::options::PrefillOptions;
 use super::prefill::Prefill;
@@ -44,6 +45,14 @@ trait Forward: fmt::Debug + Send + Sync {
         observer: &mut dyn PrefillObserver,
     ) -> Result<Prefill>;
 
+    fn prefill_forks(
+        &self,
+        ids: &[u32],
+        caches: &mut [AdaptiveKvCache],
+        options: PrefillOptions,
+        observer: &mut dyn PrefillObserver,
+    ) -> Result<ForkedPrefill>;
+
     fn decode(&self, ids: &[u32], caches: &mut [&mut AdaptiveKvCache], logits: &mut Vec<f32>) -> Result<()>;
 
     fn decodes_runs(&self) -> bool;
@@ -82,11 +91,19 @@ impl<B: Backend> Forward for Model<B> {
     }
 
     fn new_cache(&self, dtype: KvDtype, retention: Retention) -> Result<AdaptiveKvCache> {
-        Ok(AdaptiveKvCache::new(self.config.num_layers, &self.backend.empty_rows(dtype)?, retention))
+        if self.config.sliding_window.is_some() && retention.eviction().is_some() {
+            return Err(Error::unsupported("evicting while tokens are generated, by a model with a sliding window")
+                .with_hint("set `decode` to \"append\": what the window has passed leaves the cache all the same"));
+        }
+        AdaptiveKvCache::new(self.config.num_layers, &self.backend.empty_rows(dtype)?, retention)
+            .with_windows::<B::Rows>(&self.windows())
     }
 
     fn expect_shape(&self, cache: &AdaptiveKvCache) -> Result<()> {
-        cache.expect_shape::<B::Rows>(self.config.num_layers, self.config.heads)
+        cache.expect_shape::<B::Rows>(self.config.num_layers, self.config.heads)?;
+        let found: Vec<Option<usize>> = cache.ledgers().iter().map(|ledger| ledger.window()).collect();
+        let expected = self.windows();
+        if found == expected { Ok(()) } else { Err(Error::shape("a cache's windows", expected, found)) }
     }
 
     fn prefill(
@@ -97,6 +114,16 @@ impl<B: Backend> Forward for Model<B> {
         observer: &mut dyn PrefillObserver,
     ) -> Result<Prefill> {
         self.prefill(ids, cache, options, observer)
+    }
+
+    fn prefill_forks(
+        &self,
+        ids: &[u32],
+        caches: &mut [AdaptiveKvCache],
+        options: PrefillOptions,
+        observer: &mut dyn PrefillObserver,
+    ) -> Result<ForkedPrefill> {
+        self.prefill_forks(ids, caches, options, observer)
     }
 
     fn decode(&self, ids: &[u32], caches: &mut [&mut AdaptiveKvCache], logits: &mut Vec<f32>) -> Result<()> {
@@ -175,7 +202,8 @@ impl Llama {
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the heads are not whole blocks of a quantised format, see [`KvDtype::check`], or tensors
-    /// hold the cache and have no such numbers, see [`KvDtype::tensor_dtype`].
+    /// hold the cache and have no such numbers, see [`KvDtype::tensor_dtype`]; or if heads are to go on evicting and layers
+    /// have a sliding window.
     pub fn new_cache(&self, dtype: KvDtype, retention: Retention) -> Result<AdaptiveKvCache> {
         self.model.new_cache(dtype, retention)
     }
@@ -229,6 +257,36 @@ impl Llama {
             return Err(Error::unsupported("drawing the attention of a further prompt"));
         }
         self.model.prefill(ids, cache, options, observer)
+    }
+
+    /// Processes a prompt once for several caches, each of which keeps what it would have kept of a prompt of its own; the
+    /// logits of the next token are the same for all.
+    ///
+    /// * `ids`: at least one token, within the context length
+    /// * `caches`: at least one, each from [`new_cache`](Self::new_cache), with retentions and dtypes of their own
+    /// * `observer`: is told of progress only
+    ///
+    /// # Errors
+    /// As [`prefill_with`](Self::prefill_with); [`Error::Unsupported`] if a cache is not empty, [`Error::Shape`] if there is
+    /// none.
+    pub fn prefill_forks(
+        &self,
+        ids: &[u32],
+        caches: &mut [AdaptiveKvCache],
+        options: PrefillOptions,
+        observer: &mut dyn PrefillObserver,
+    ) -> Result<ForkedPrefill> {
+        self.check_room(0, ids.len())?;
+        if caches.is_empty() {
+            return Err(Error::shape("caches of a prompt", "at least 1", 0));
+        }
+        for cache in &*caches {
+            self.model.expect_shape(cache)?;
+            if cache.seen() > 0 {
+                return Err(Error::unsupported("one prompt for several caches that hold something already"));
+            }
+        }
+        self.model.prefill_forks(ids, caches, options, observer)
     }
 
     /// Processes one more token and returns the logits of the next, `[vocab_size]`.
@@ -293,6 +351,16 @@ impl Llama {
         self.model.decodes_runs()
     }
 
+    /// How many tokens [`decode_run`](Self::decode_run) takes at most, of which any may be taken back: so many that no row
+    /// leaves a sliding window.
+    ///
+    /// * `seen`: tokens before them
+    #[must_use]
+    pub fn longest_run(&self, seen: usize) -> usize {
+        let window = self.config().sliding_window.as_ref();
+        window.map_or(usize::MAX, |window| window.size.saturating_sub(seen + 1))
+    }
+
     /// Processes several tokens that follow one another, and returns the logits after each. Weights are read once for
     /// all of them; the results are those of [`decode`](Self::decode), one token after the other, bit by bit. Tokens that
     /// were only a guess can be [taken back](Self::take_back).
@@ -301,8 +369,8 @@ impl Llama {
     ///
     /// # Errors
     /// [`Error::Input`] if there are no tokens, more than the context has room for, or one is unknown;
-    /// [`Error::Unsupported`] if the model does [not do so](Self::decodes_runs), or heads go on evicting; [`Error::Shape`] if
-    /// the cache is of another model; [`Error::Interrupted`] if a [stop](crate::stop) was requested. The cache is then as it
+    /// [`Error::Unsupported`] if the model does [not do so](Self::decodes_runs), heads go on evicting, or there are more
+    /// tokens than [a run may have](Self::longest_run); [`Error::Shape`] if the cache is of another model; [`Error::Interrupted`] if a [stop](crate::stop) was requested. The cache is then as it
     /// was.
     pub fn decode_run(&self, ids: &[u32], cache: &mut AdaptiveKvCache, logits: &mut Vec<f32>) -> Result<()> {
         self.check_room(cache.seen(), ids.len())?;

@@ -1,6 +1,8 @@
 //! LLaMA: the forward pass of a prompt ([`Llama::prefill`]), and the model as others use it. Weights only: state lives in
 //! the cache that a call is given. What computes is a [backend](crate::backend); a token's plain forward pass is there, too.
 
+mod facts;
+mod forks;
 mod keeper;
 mod llama;
 mod observer;
@@ -8,7 +10,8 @@ mod options;
 mod prefill;
 mod repeat;
 
-pub use crate::arch::{Architecture, DynamicNtk, LlamaConfig, Rope, RopeLayout, RopeSettings};
+pub use crate::arch::{Architecture, DynamicNtk, LlamaConfig, Rope, RopeLayout, RopeSettings, SlidingWindow};
+pub use forks::ForkedPrefill;
 pub use llama::Llama;
 pub use observer::PrefillObserver;
 pub use options::PrefillOptions;
@@ -23,4 +26,15 @@ struct Model<B: Backend> {
     rope: Rope,
     backend: B,
     weights: Weights<B>,
+}
+
+impl<B: Backend> Model<B> {
+    /// `[num_layers]` how many tokens a token looks at, itself included, if there is a limit.
+    fn windows(&self) -> Vec<Option<usize>> {
+        (0..self.config.num_layers).map(|layer| self.config.window(layer)).collect()
+    }
+
+    fn has_window(&self) -> bool {
+        self.windows().iter().any(Option::is_some)
+    }
 }

@@ -52,7 +52,7 @@ impl<B: Backend> Model<B> {
         let chunk_rows = options.rows(ids.len());
         let mut hidden = self.embed(ids, seen, chunk_rows)?;
         let rotations = backend.rotations(self.rope.angles(seen, ids.len()))?;
-        let repeat = RepeatPlan::new(cache, ids)?;
+        let repeat = RepeatPlan::new(cache, ids, self.has_window())?;
         let rows = ids.len() + repeat.as_ref().map_or(0, RepeatPlan::num_rows);
         let (mut done, total) = (0, rows * self.config.num_layers);
         // Of what it puts out, only the last row is asked for.
@@ -91,7 +91,7 @@ impl<B: Backend> Model<B> {
                 done += rows;
                 if observer.progress(done, total).is_break() { Err(Error::Interrupted) } else { Ok(()) }
             };
-            let seen = self.repeat(repeat, cache, brief.segment(), options, &mut step)?;
+            let seen = self.repeat(repeat, cache, brief.segment(None), options, &mut step)?;
             keeper.repeated(self, seen, cache, observer)?;
         }
         let (layers, profile_time) = keeper.finish::<B>(cache, observer)?;

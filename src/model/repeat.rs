@@ -25,7 +25,7 @@ use crate::tokens::RepeatWords;
 const LAST_WORDS: usize = 8;
 
 /// What is to be read a second time.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct RepeatPlan {
     repetition: Repetition,
     chunks: Vec<RepeatChunk>,
@@ -44,15 +44,22 @@ impl RepeatPlan {
     /// What is to be read after a prompt; `None` if nothing is.
     ///
     /// * `prompt`: the tokens that come behind what the cache has seen
+    /// * `has_window`: whether a layer of the model has a sliding window
     ///
     /// # Errors
-    /// [`Error::Input`] if words are missing that the method asks with; [`Error::Unsupported`] if heads go on evicting.
-    pub fn new(cache: &AdaptiveKvCache, prompt: &[u32]) -> Result<Option<Self>> {
+    /// [`Error::Input`] if words are missing that the method asks with; [`Error::Unsupported`] if heads go on evicting, or
+    /// lose what a window has passed.
+    pub fn new(cache: &AdaptiveKvCache, prompt: &[u32], has_window: bool) -> Result<Option<Self>> {
         let Retention::Adaptive { config, words, .. } = cache.retention() else { return Ok(None) };
         let Some(repetition) = config.budgeted().and_then(|method| method.needs().repetition) else { return Ok(None) };
         let method = config.method_name();
         if cache.retention().eviction().is_some() {
             return Err(Error::unsupported(format!("evicting while decoding by the method `{method}`")));
+        }
+        if has_window {
+            return Err(Error::unsupported(format!(
+                "a second pass, which the method `{method}` is, over a sliding window"
+            )));
         }
         let words = match (repetition.instruction, words.as_deref()) {
             (false, _) => None,
@@ -151,14 +158,14 @@ impl<B: Backend> Model<B> {
         let rotations = backend.rotations(self.rope.angles(first, ids.len()))?;
         for (index, (block, seen)) in self.weights.blocks.iter().zip(seen).enumerate() {
             let layer = &cache.layers::<B::Rows>()?[index];
-            let request = PromptRequest { prompt_len: ids.len(), stats: None, again: false };
+            let request = PromptRequest { prompt_len: ids.len(), stats: None, again: false, window: None };
             let mut prompt = backend.prompt(layer.rows(), request)?;
             let mut rows = LayerRows { queries: Vec::new(), factors: Vec::new() };
             for (part, hidden) in hidden.iter_mut().enumerate() {
                 let first_row = part * chunk_rows;
                 let projected = backend.project(block, hidden, &rotations, first_row, false)?;
                 let attended = backend.attend(&mut prompt, &projected, first_row, None, None)?;
-                let wanted = Wanted { replay: true, unrotated: false };
+                let wanted = Wanted { queries: true, ..Wanted::default() };
                 backend.show(&projected, hidden, wanted, &mut |shown| {
                     rows.queries.extend_from_slice(shown.queries);
                     Ok(())

@@ -1,5 +1,6 @@
 //! Pictures of a run as PNG files: attention maps per layer, the policy of every KV head, KV memory per layer; and of
-//! measurements: speed and memory against the prompt's length, what a smaller cache costs against its size.
+//! measurements: speed and memory against the prompt's length, what a smaller cache costs against its size, and
+//! where it still finds facts.
 //!
 //! All inputs are plain slices, so that nothing here depends on the model or the cache; collecting attention rows while
 //! a prompt is read is [`crate::attention::map::MapAccumulator`]'s work. Not for measuring anything, and not for other
@@ -23,6 +24,7 @@ mod canvas;
 mod color;
 mod legend;
 mod memory;
+mod needles;
 mod panels;
 mod policy;
 mod speed;
@@ -32,6 +34,7 @@ mod tradeoff;
 pub use attention::{HeadMap, layer_attention};
 
 pub use memory::kv_memory;
+pub use needles::{NeedleMap, needle_maps};
 pub use policy::{PolicyGrid, policies};
 pub use speed::{SpeedLine, speed};
 pub use tradeoff::{TradeoffLimit, TradeoffLine, TradeoffPanel, TradeoffPoint, TradeoffScale, tradeoff};

@@ -40,6 +40,8 @@ fn row(candidate: &Candidate, budget: Option<Budget>, (kept_ratio, kl): (f64, f6
         windows: 2,
         prompt_tokens: 100,
         kl_std_error: None,
+        kl_worst: kl * 4.0 / 3.0,
+        text: None,
         // One window is twice as bad as the other.
         kl_by_window: vec![kl * 2.0 / 3.0, kl * 4.0 / 3.0],
         kept_ratio_by_window: vec![kept_ratio * 0.9, kept_ratio * 1.1],

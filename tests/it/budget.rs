@@ -4,8 +4,7 @@
 
 use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerSummary};
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype};
-use adaptive_kvcache::compress::{AdaptiveConfig, Budget};
-use adaptive_kvcache::compress::{METHODS, ratio_count};
+use adaptive_kvcache::compress::{AdaptiveConfig, Allocation, Budget, METHODS, Method, ratio_count};
 use candle_core::quantized::GgmlDType;
 
 use crate::support::fixture::Fixture;
@@ -18,8 +17,10 @@ fn gqa_tied() -> Loaded {
     Fixture::read("gqa-tied").load(GgmlDType::F32, WeightDtype::F32)
 }
 
-/// Methods that share one budget out over all layers.
-const POOLED: [&str; 3] = ["replay", "kvzip", "kvzip_plus"];
+/// Whether one budget is for all layers, and so rounded once.
+fn is_pooled(method: &dyn Method) -> bool {
+    method.allocation() == Allocation::Pooled
+}
 
 /// Processes a prompt; what the layers kept.
 fn prefill(loaded: &Loaded, prompt: &[u32], cache: &mut AdaptiveKvCache) -> Vec<LayerSummary> {
@@ -36,9 +37,13 @@ fn kept_positions_are_those_of_kvpress() {
     let loaded = gqa_tied();
     let prompt = ids(&golden["prompt_tokens"]);
     let methods = golden["methods"].as_object().unwrap();
-    assert_eq!(methods.len(), 7);
+    assert_eq!(methods.len(), 14);
     for (method, layers) in methods {
-        let config = format!(r#"{{"method": "{method}", "kept_ratio": {}}}"#, golden["kept_ratio"]);
+        // Some are a method with settings of their own.
+        let mut config =
+            golden["settings"].get(method).cloned().unwrap_or_else(|| serde_json::json!({ "method": method }));
+        config["kept_ratio"] = golden["kept_ratio"].clone();
+        let config = config.to_string();
         let mut cache = loaded.model.new_cache(KvDtype::F32, adaptive(&loaded.tokenizer, &config)).unwrap();
         let got = prefill(&loaded, &prompt, &mut cache);
         assert_eq!(got.len(), layers.as_array().unwrap().len());
@@ -64,11 +69,11 @@ fn every_method_keeps_its_share_of_every_prompt_and_the_search_is_not_asked() {
             let total: usize = heads.iter().map(|head| head.positions.len()).sum();
             // One budget for all layers is rounded down once, others for every head.
             let rounded_once = ratio_count(ratio, len as usize * HEADS).max(HEADS);
-            let expected = if POOLED.contains(&name) { rounded_once } else { HEADS * kept };
+            let expected = if is_pooled(method) { rounded_once } else { HEADS * kept };
             assert_eq!(total, expected, "{name}, {ratio} of {len}");
             assert_eq!(cache.bytes().kept, total * 2 * 2 * 8, "{name}");
             assert!(heads.iter().all(|head| !head.positions.is_empty()), "{name}");
-            if !matches!(name, "adakv" | "pyramidkv") && !POOLED.contains(&name) {
+            if method.allocation() == Allocation::Uniform {
                 assert!(heads.iter().all(|head| head.positions.len() == kept), "{name}, {ratio} of {len}");
             }
             // Decoding goes on from there.
@@ -89,7 +94,7 @@ fn bytes_are_those_of_the_cache_after_the_prompt() {
                 prefill(&loaded, &prompt(150), &mut cache);
                 let row = 2 * row_bytes;
                 let rounded_once = (budget / row).clamp(HEADS, 150 * HEADS) * row;
-                let expected = if POOLED.contains(&method.name()) { rounded_once } else { kept * token_bytes };
+                let expected = if is_pooled(method) { rounded_once } else { kept * token_bytes };
                 assert_eq!(cache.bytes().kept, expected, "{}, {budget} bytes", method.name());
             }
         }

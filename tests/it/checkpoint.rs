@@ -269,7 +269,8 @@ fn inspect_shows_folders() {
         &[
             "safetensors",
             "architecture        mistral",
-            "48, the sliding window",
+            "context             256",
+            "sliding window      48",
             "F32",
             "its own",
             "none that is usable",
@@ -323,24 +324,25 @@ fn what_a_checkpoint_says_of_itself() {
     assert_eq!((ids.bos_id, ids.eos_ids), (Some(1), vec![5, 9]));
     let mistral = adaptive_kvcache::checkpoint::hf_config::read(&checkpoints("mistral")).unwrap();
     assert_eq!(mistral.ids.eos_ids, [2, 7]);
-    assert_eq!((mistral.config.context_length, mistral.config.sliding_window), (48, Some(48)));
+    assert_eq!((mistral.config.context_length, mistral.config.window(1)), (256, Some(48)));
     let dynamic = checkpoint::open(checkpoints("dynamic")).unwrap();
-    assert_eq!((dynamic.config().context_length, dynamic.config().sliding_window), (128, None));
+    assert_eq!((dynamic.config().context_length, dynamic.config().window(0)), (128, None));
 }
 
 #[test]
-fn a_window_that_is_not_shorter_than_the_context_changes_nothing() {
-    for window in [json!(null), json!(256), json!(4096)] {
+fn a_window_may_be_none_or_left_to_transformers() {
+    for (window, expected) in [(json!(null), None), (json!(256), Some(256)), (json!(4096), Some(4096))] {
         let folder = with_config(&checkpoints("mistral"), |config| config["sliding_window"] = window);
         let config = checkpoint::open(folder.path()).unwrap().config().clone();
-        assert_eq!((config.context_length, config.sliding_window), (256, None));
+        assert_eq!((config.context_length, config.window(0), config.window(1)), (256, expected, expected));
+        assert_eq!(config.held_tokens(250), 500, "the window is not shorter than that");
     }
     // transformers takes 4096 if nothing is said.
     let folder = with_config(&checkpoints("mistral"), |config| {
         config.as_object_mut().unwrap().remove("sliding_window");
         config["max_position_embeddings"] = json!(32_768);
     });
-    assert_eq!(checkpoint::open(folder.path()).unwrap().config().sliding_window, Some(4096));
+    assert_eq!(checkpoint::open(folder.path()).unwrap().config().window(0), Some(4096));
 }
 
 /// Splits a fixture into three files with an index.

@@ -20,7 +20,7 @@ const VALUE_TOLERANCE: f64 = 1e-5;
 
 /// Both criteria, with budgets and thresholds at which heads of random weights end at different levels; and methods of
 /// every need, but `key_norm` alone: keys of a token that comes twice are equally long in the first layer, up to rounding.
-const CONFIGS: [&str; 7] = [
+const CONFIGS: [&str; 11] = [
     r#"{"frequency_ratio": 0.3, "locality_ratio": 0.2, "recovery_threshold": 0.2}"#,
     r#"{"criterion": "mass", "frequency_ratio": 0.3, "locality_ratio": 0.3, "recovery_threshold": 0.6}"#,
     r#"{"criterion": "mass", "profile_rows": 40, "frequency_ratio": 0.2, "locality_ratio": 0.5, "recovery_threshold": 0.7}"#,
@@ -28,6 +28,10 @@ const CONFIGS: [&str; 7] = [
     r#"{"method": "tova"}"#,
     r#"{"method": "adakv", "kept_ratio": 0.3}"#,
     r#"{"method": "expected_attention", "kept_ratio": 0.6}"#,
+    r#"{"method": "criticalkv", "kept_ratio": 0.4, "observation_window": 70}"#,
+    r#"{"method": "dropkv", "kept_ratio": 0.4, "observation_window": 70}"#,
+    r#"{"method": "compactor", "kept_ratio": 0.4}"#,
+    r#"{"method": "duo_attention", "kept_ratio": 0.5, "sink_tokens": 8, "recent_tokens": 30}"#,
 ];
 
 /// Tokens of the first prompt, decoded after it, and of the second prompt: odd lengths, so that last chunks are shorter.

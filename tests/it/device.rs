@@ -38,7 +38,7 @@ const VALUE_TOLERANCE: f64 = 1e-5;
 
 /// Every criterion and every method that needs other facts; budgets and thresholds at which heads of random weights end at
 /// different levels.
-pub const CONFIGS: [&str; 14] = [
+pub const CONFIGS: [&str; 19] = [
     r#"{"frequency_ratio": 0.3, "locality_ratio": 0.2, "recovery_threshold": 0.2}"#,
     r#"{"frequency_ratio": 0.3, "locality_ratio": 0.3, "recovery_threshold": 0.8}"#,
     r#"{"policies": ["punctuation", "locality", "special", "full"], "locality_ratio": 0.5, "recovery_threshold": 0.5}"#,
@@ -52,6 +52,11 @@ pub const CONFIGS: [&str; 14] = [
     r#"{"method": "expected_attention", "kept_ratio": 0.6}"#,
     r#"{"method": "replay", "kept_ratio": 0.4}"#,
     r#"{"method": "streaming_llm", "kept_ratio": 0.2}"#,
+    r#"{"method": "criticaladakv", "kept_ratio": 0.4, "observation_window": 20}"#,
+    r#"{"method": "dropkv", "kept_ratio": 0.4, "observation_window": 20}"#,
+    r#"{"method": "laprox", "kept_ratio": 0.3, "observation_window": 20}"#,
+    r#"{"method": "compactor", "kept_ratio": 0.4}"#,
+    r#"{"method": "duo_attention", "kept_ratio": 0.5, "sink_tokens": 8, "recent_tokens": 30}"#,
     r#"{"method": "h2o", "kept_ratio": 0}"#,
 ];
 

@@ -10,7 +10,7 @@ use adaptive_kvcache::attention::repeat::{Repeated, largest_weights};
 use adaptive_kvcache::backend::BackendKind;
 use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, Retention};
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype};
-use adaptive_kvcache::compress::AdaptiveConfig;
+use adaptive_kvcache::compress::{AdaptiveConfig, ratio_count};
 use adaptive_kvcache::model::{PrefillObserver, PrefillOptions};
 use adaptive_kvcache::tokens::{RepeatWords, TokenClassifier};
 use candle_core::IndexOp;
@@ -157,7 +157,7 @@ fn what_is_kept_received_the_largest_weights_of_a_repetition() {
                     // Chunks of rows that do not divide the chunks of the repetition.
                     let options = PrefillOptions { chunk: 19.try_into().unwrap() };
                     let prefill = loaded.model.prefill_with(&prompt, &mut cache, options, &mut ()).unwrap();
-                    let count = (ratio * total as f64 + 1e-9) as usize;
+                    let count = ratio_count(ratio, total);
                     let what = format!("{name}, {backend}, {}", settings.config(ratio));
                     let held = held(&cache, 0);
                     check_best(&held, 0, &expected, count, &what);
@@ -204,7 +204,7 @@ fn a_further_prompt_is_repeated_on_top_of_what_earlier_ones_left() {
                 row < first.len() || column >= first.len() || kept[layer][kv_head].contains(&column)
             };
             let expected = expected_scores(&fixture, &read, segment, &settings, &sees);
-            let count = (0.4 * (segment * 4) as f64 + 1e-9) as usize;
+            let count = ratio_count(0.4, segment * 4);
             check_best(&held(&cache, first.len()), first.len(), &expected, count, &format!("{backend}, {plus}"));
             let before = |cache| -> Vec<Vec<Vec<usize>>> {
                 let settled = |head: Vec<usize>| head.into_iter().filter(|&at| at < first.len()).collect();

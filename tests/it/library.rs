@@ -90,19 +90,13 @@ fn the_example_of_a_method_of_ones_own_chooses_what_is_kept() {
     let method = own_method::ValueWeighted { sink_tokens: 1 };
     assert!(method_by_name(method.name()).is_none(), "it is to be one from outside");
     let facts = MethodFacts {
-        first_position: 0,
         len: 4,
         num_rows: 4,
         budget: 2,
-        head_idx: 0,
         head_dim: 2,
         attention: &[0.5, 0.5, 0.4, 0.1],
-        keys: &[],
         values: &[1.0, 0.0, 3.0, 4.0, 0.0, 0.5, 0.0, 10.0],
-        queries: &[],
-        last_queries: &[],
-        replay: adaptive_kvcache::compress::budget::methods::ReplayFacts::default(),
-        repeat: adaptive_kvcache::compress::budget::methods::RepeatFacts::default(),
+        ..MethodFacts::default()
     };
     assert_eq!(method.scores(&facts), [ALWAYS, 2.5, 0.2, 1.0]);
 

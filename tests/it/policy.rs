@@ -6,7 +6,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use adaptive_kvcache::compress::budget::allocation::top_positions;
-use adaptive_kvcache::compress::budget::methods::{AttentionRows, QueryMoments, RepeatFacts, ReplayFacts};
+use adaptive_kvcache::compress::budget::methods::{
+    AttentionRows, LastRowsFacts, LayerBudget, Outputs, QueryMoments, RepeatFacts, ReplayFacts,
+};
 use adaptive_kvcache::compress::fastgen::policies::{HeadFacts, by_name};
 use adaptive_kvcache::compress::{
     AdaptiveConfig, Allocation, FastGen, METHODS, Method, MethodFacts, POLICIES, Policy, method_by_name, ratio_count,
@@ -125,6 +127,9 @@ struct HeadNumbers {
     queries: Vec<QueryMoments>,
     /// Of the last rows, two query heads each.
     last_queries: Vec<Vec<f32>>,
+    /// Shares of 1 that a row gives to each position, before it is divided by their sum and what was settled before.
+    row: Vec<f32>,
+    mean_scores: Vec<f32>,
 }
 
 const METHOD_HEADS: usize = 3;
@@ -143,10 +148,12 @@ prop_compose! {
         mean in numbers(HEAD_DIM, -2..3),
         variances in numbers(HEAD_DIM, 0..3),
         last_queries in proptest::collection::vec(numbers(2 * HEAD_DIM, -2..3), 1..4),
+        row in numbers(len, 0..3),
+        mean_scores in numbers(9, -2..3),
     ) -> HeadNumbers {
         let covariance = vec![variances[0], 0.0, 0.0, variances[1]];
         let queries = vec![QueryMoments { mean, covariance }];
-        HeadNumbers { attention, keys, values, queries, last_queries }
+        HeadNumbers { attention, keys, values, queries, last_queries, row, mean_scores }
     }
 }
 
@@ -167,6 +174,7 @@ prop_compose! {
             ("observation_window", observation_window),
             ("pool_kernel", 2 * half_kernel + 1),
             ("seed", seed),
+            ("recent_tokens", 7 - sink_tokens),
         ];
         MethodCase { len, num_rows, first_position, budget, heads, settings }
     }
@@ -188,6 +196,16 @@ impl MethodCase {
 
     /// Scores of every head; what the method does not ask for is not given.
     fn scores(&self, method: &dyn Method) -> Vec<Vec<f32>> {
+        let budget = LayerBudget {
+            positions: self.budget,
+            kept_ratio: self.budget as f64 / self.len as f64,
+            allocation: method.allocation(),
+        };
+        method.layer_scores(&budget, self.of_heads(method, |facts| method.measures(facts)))
+    }
+
+    /// What a method says of every head, of the facts that it asks for.
+    fn of_heads<T>(&self, method: &dyn Method, ask: impl Fn(&MethodFacts<'_>) -> T) -> Vec<T> {
         let needs = method.needs();
         let score = |(head_idx, head): (usize, &HeadNumbers)| {
             let rows = |rows: &'static str| match rows {
@@ -196,6 +214,12 @@ impl MethodCase {
                 _ => &head.values,
             };
             let (attention, outputs) = ([head.attention.clone()], [head.attention.iter().rev().copied().collect()]);
+            let count = needs.last_rows.min(self.num_rows);
+            let sum = head.row.iter().sum::<f32>() + 1.0;
+            let row: Vec<f32> = head.row.iter().map(|share| share / sum).collect();
+            let (weights, made) = ([row.repeat(count)], [vec![0.5; count * HEAD_DIM]]);
+            let last_rows = LastRowsFacts { weights: &weights, outputs: &made };
+            let mean_scores = [head.mean_scores.clone()];
             let replay =
                 ReplayFacts { squared_attention: &attention, squared_outputs: &outputs, squared_residual: 0.5 };
             let repeat = RepeatFacts { largest_weights: &attention, squared_outputs: &outputs };
@@ -213,8 +237,14 @@ impl MethodCase {
                 last_queries: if needs.last_queries == 0 { &[] } else { &head.last_queries },
                 replay: if needs.replay { replay } else { ReplayFacts::default() },
                 repeat: if needs.repetition.is_some() { repeat } else { RepeatFacts::default() },
+                group_size: 1,
+                unrotated_keys: if needs.unrotated_keys { &head.keys } else { &[] },
+                last_rows: if needs.last_rows > 0 { last_rows } else { LastRowsFacts::default() },
+                outputs: if needs.outputs == Outputs::None { &[] } else { &outputs },
+                block_attention: if needs.block_attention.is_none() { &[] } else { &head.attention },
+                mean_scores: if needs.mean_distances > 0 { &mean_scores } else { &[] },
             };
-            method.scores(&facts)
+            ask(&facts)
         };
         self.heads.iter().enumerate().map(score).collect()
     }
@@ -248,6 +278,15 @@ proptest! {
             }
             let total: usize = kept.iter().map(Vec::len).sum();
             prop_assert_eq!(total, METHOD_HEADS * case.budget, "{}", method.name());
+        }
+    }
+
+    #[test]
+    fn a_heads_scores_are_those_of_a_layer_that_it_is_alone_in(mut case in method_case()) {
+        case.heads.truncate(1);
+        for method in case.methods() {
+            let alone = case.of_heads(&*method, |facts| method.scores(facts));
+            prop_assert_eq!(alone, case.scores(&*method), "{}", method.name());
         }
     }
 

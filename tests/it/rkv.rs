@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype};
 use adaptive_kvcache::checkpoint::WeightDtype;
-use adaptive_kvcache::compress::AdaptiveConfig;
+use adaptive_kvcache::compress::{AdaptiveConfig, ratio_count};
 use adaptive_kvcache::model::Llama;
 use candle_core::IndexOp;
 use candle_core::quantized::GgmlDType;
@@ -97,9 +97,9 @@ fn simulate(
     numbers: &Layer,
     visible: &mut [Vec<bool>],
 ) -> Vec<Vec<Vec<usize>>> {
-    let (kv_heads, len) = (numbers.keys.len(), numbers.input_lengths.len());
+    let len = numbers.input_lengths.len();
     let mut all = Vec::new();
-    for kv_head in 0..kv_heads {
+    for (kv_head, visible) in visible.iter_mut().enumerate().take(numbers.keys.len()) {
         let (mut settled, mut held): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
         let (mut budget, mut after) = (0, Vec::new());
         for row in 0..len {
@@ -109,11 +109,11 @@ fn simulate(
             }
             held.push(row);
             for &column in settled.iter().chain(&held) {
-                visible[kv_head][row * len + column] = true;
+                visible[row * len + column] = true;
             }
             let first_recent = (row + 1).saturating_sub(settings.window);
             if row + 1 == prompt.end {
-                budget = ((settings.ratio * prompt.len() as f64 + 1e-9) as usize).max(1);
+                budget = ratio_count(settings.ratio, prompt.len()).max(1);
                 let asking = first_recent.max(prompt.start)..row + 1;
                 held = still_kept(settings, numbers, kv_head, (&held, first_recent), asking, budget);
             } else if row >= prompt.end && held.len() >= budget + settings.every {

@@ -13,7 +13,7 @@ use std::ops::Range;
 use candle_core::{DType, Tensor};
 
 use super::super::HeadLayout;
-use super::prompt::PromptTensors;
+use super::prompt::{PromptTensors, WindowTensors};
 use crate::attention::map::HeadGrid;
 use crate::compress::stats::{LayerStats, StatsRequest};
 use crate::error::{Error, Result};
@@ -40,6 +40,8 @@ pub struct PromptBlock {
 pub struct DeviceStats {
     request: StatsRequest,
     num_keys: usize,
+    /// The first row of the prompt that counts.
+    first_profiled: usize,
     /// `[num_kv_heads, group_size, num_keys]` each, once there are rows.
     column_sums: Option<Tensor>,
     profiled_sums: Option<Tensor>,
@@ -66,6 +68,7 @@ impl DeviceStats {
             masks: request.masks.iter().map(upload).collect::<Result<_>>()?,
             request: request.clone(),
             num_keys,
+            first_profiled: prompt.first_profiled(),
             column_sums: None,
             profiled_sums: None,
             window_sums: None,
@@ -74,14 +77,17 @@ impl DeviceStats {
         })
     }
 
-    /// Takes in the weights of a block of rows, which are profiled either all or not at all.
+    /// Takes in the weights of a block of rows, which are profiled either all or not at all, and count all or not at all.
     fn add(&mut self, ops: &Ops, rows: &MapRows) -> Result<()> {
+        if rows.first_row < self.first_profiled {
+            return Ok(());
+        }
         let mass = self.request.mass;
-        let is_profiled = mass.is_some_and(|mass| rows.first_row >= mass.first_row);
+        let is_profiled = mass.is_some_and(|mass| rows.first_row >= self.first_profiled + mass.first_row);
         let all = self.request.column_sums || mass.is_some_and(|mass| mass.first_row == 0);
         let apart = mass.is_some_and(|mass| mass.first_row > 0) && is_profiled;
         if all || apart {
-            let sums = column_sums(ops, &rows.weights, self.num_keys)?;
+            let sums = column_sums(ops, &rows.weights, rows.first_key, self.num_keys)?;
             if all {
                 add_to(ops, &mut self.column_sums, &sums)?;
             }
@@ -91,11 +97,11 @@ impl DeviceStats {
         }
         if let Some(window) = mass.and_then(|mass| mass.window).filter(|_| is_profiled) {
             let inside = rows.within(ops, window)?;
-            let sums = column_sums(ops, &ops.mul(&rows.weights, &inside)?, self.num_keys)?;
+            let sums = column_sums(ops, &ops.mul(&rows.weights, &inside)?, rows.first_key, self.num_keys)?;
             add_to(ops, &mut self.window_sums, &sums)?;
         }
         if !self.masks.is_empty() {
-            let found = differences(ops, &rows.weights, &self.masks)?;
+            let found = differences(ops, rows, &self.masks)?;
             self.differences = Some(match &self.differences {
                 Some(worst) => ops.maximum(worst, &found)?,
                 None => found,
@@ -134,8 +140,8 @@ impl DeviceStats {
         }
         if !self.log_sums.is_empty() {
             let log_sums = ops.download(&ops.contiguous(&ops.cat(&self.log_sums, 2)?)?)?;
-            for (index, rows) in log_sums.chunks_exact(prompt.len).enumerate() {
-                stats.heads[index].set_log_sums(prompt.past - first_key(index), rows);
+            for (index, rows) in log_sums.chunks_exact(prompt.len - self.first_profiled).enumerate() {
+                stats.heads[index].set_log_sums(prompt.past - first_key(index) + self.first_profiled, rows);
             }
         }
         Ok(())
@@ -158,27 +164,34 @@ fn add_to(ops: &Ops, sums: &mut Option<Tensor>, more: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Sums over the rows of weights, behind them zeros: `[num_kv_heads, group_size, num_keys]`.
-fn column_sums(ops: &Ops, weights: &Tensor, num_keys: usize) -> Result<Tensor> {
+/// Sums over the rows of weights, zeros before and behind them: `[num_kv_heads, group_size, num_keys]`.
+///
+/// * `first_key`: which key is the first of the weights
+fn column_sums(ops: &Ops, weights: &Tensor, first_key: usize, num_keys: usize) -> Result<Tensor> {
     let (kv_heads, group_size, rows, seen) = weights.dims4()?;
     let ones = ops.ones((kv_heads * group_size, 1, rows))?;
     let sums = ops.matmul(&ones, &weights.reshape((kv_heads * group_size, rows, seen))?)?;
     let sums = sums.reshape((kv_heads, group_size, seen))?;
-    if seen == num_keys {
-        return Ok(sums);
+    let zeros = |count: usize| ops.zeros((kv_heads, group_size, count), DType::F32);
+    let end = first_key + seen;
+    match (first_key > 0, end < num_keys) {
+        (false, false) => Ok(sums),
+        (false, true) => ops.cat(&[sums, zeros(num_keys - end)?], 2),
+        (true, false) => ops.cat(&[zeros(first_key)?, sums], 2),
+        (true, true) => ops.cat(&[zeros(first_key)?, sums, zeros(num_keys - end)?], 2),
     }
-    ops.cat(&[sums, ops.zeros((kv_heads, group_size, num_keys - seen), DType::F32)?], 2)
 }
 
 /// Largest differences over the rows of weights, see [`row_difference`](crate::compress::stats::row_difference):
 /// `[kv_heads, group_size, levels]`.
 ///
 /// * `masks`: for each level, of a shape that stretches to `[kv_heads, 1, 1, num_keys]`
-fn differences(ops: &Ops, weights: &Tensor, masks: &[Tensor]) -> Result<Tensor> {
+fn differences(ops: &Ops, map: &MapRows, masks: &[Tensor]) -> Result<Tensor> {
+    let weights = &map.weights;
     let (kv_heads, group_size, rows, seen) = weights.dims4()?;
     let mut worst = Vec::with_capacity(masks.len());
     for mask in masks {
-        let kept = ops.mul(weights, &mask.narrow(3, 0, seen)?)?;
+        let kept = ops.mul(weights, &mask.narrow(3, map.first_key, seen)?)?;
         let (sums, largest) = (ops.sum_last(&kept)?, ops.max_last(&kept)?);
         // A row that keeps nothing has no difference: 0 divided by as little as changes no other sum.
         let renormalised = ops.div(&largest, &ops.shift(&sums, f64::from(f32::MIN_POSITIVE))?)?;
@@ -210,10 +223,11 @@ pub fn prefill(
     let group_size = layout.group_size();
     let heads = (0..num_kv_heads).collect::<Vec<_>>();
     let blocks = Blocks::new(ops, layout, block, prompt, &heads)?;
-    let first_profiled = stats.as_ref().and_then(|stats| stats.request.mass).map_or(0, |mass| mass.first_row);
+    let counted = prompt.first_profiled();
+    let first_profiled = stats.as_ref().and_then(|stats| stats.request.mass).map_or(0, |mass| counted + mass.first_row);
     let log_sums = stats.as_ref().is_some_and(|stats| stats.request.log_sums);
     let mut outs = Vec::new();
-    for rows in blocks.cut(first_profiled) {
+    for rows in blocks.cut([counted, first_profiled]) {
         stop::check()?;
         let num_rows = rows.len();
         let map = blocks.map(ops, rows, log_sums)?;
@@ -225,7 +239,7 @@ pub fn prefill(
         }
         let seen = map.num_keys()?;
         let flat = map.weights.reshape((num_kv_heads, group_size * num_rows, seen))?;
-        let out = ops.matmul(&flat, &prompt.values.narrow(1, 0, seen)?)?;
+        let out = ops.matmul(&flat, &prompt.values.narrow(1, map.first_key, seen)?)?;
         let out = out.reshape((num_kv_heads * group_size, num_rows, head_dim))?.transpose(0, 1)?;
         outs.push(ops.contiguous(&out)?.reshape((num_rows, layout.query_width()))?);
     }
@@ -242,7 +256,9 @@ fn draw(ops: &Ops, map: &MapRows, prompt: &PromptTensors, maps: &mut [HeadGrid])
     for (grid, rows) in maps.iter_mut().zip(numbers.chunks_exact(num_rows * seen)) {
         for (index, row) in rows.chunks_exact(seen).enumerate() {
             let row_index = map.first_row + index;
-            grid.add_row(row_index, &row[..=row_index])?;
+            let unseen = std::iter::repeat_n(0.0, map.first_key);
+            let row: Vec<f32> = unseen.chain(row[..=row_index - map.first_key].iter().copied()).collect();
+            grid.add_row(row_index, &row)?;
         }
     }
     Ok(())
@@ -278,9 +294,12 @@ pub fn largest_differences(
     let mut worst: Option<Tensor> = None;
     for block in blocks {
         let blocks = Blocks::new(ops, layout, block, prompt, &heads)?;
-        for rows in blocks.cut(0) {
+        for rows in blocks.cut([prompt.first_profiled(), 0]) {
             stop::check()?;
-            let found = differences(ops, &blocks.map(ops, rows, false)?.weights, &masks)?;
+            if block.first_row + rows.start < prompt.first_profiled() {
+                continue;
+            }
+            let found = differences(ops, &blocks.map(ops, rows, false)?, &masks)?;
             worst = Some(match worst {
                 Some(worst) => ops.maximum(&worst, &found)?,
                 None => found,
@@ -306,6 +325,8 @@ struct Blocks<'a> {
     keys: Tensor,
     /// `[heads, 1, 1, past + capacity]`
     padding: Option<Tensor>,
+    /// `[heads, 1, 1, past + capacity]` positions of keys, in a layer with a sliding window.
+    positions: Option<Tensor>,
 }
 
 /// A block's rows of the attention maps.
@@ -316,12 +337,14 @@ struct MapRows {
     log_sums: Option<Tensor>,
     /// Index of the first row in the prompt.
     first_row: usize,
-    /// Column of the first row's own key.
+    /// Column of the prompt's keys that is the first here.
+    first_key: usize,
+    /// Column of the first row's own key, here.
     first_own_key: usize,
 }
 
 impl MapRows {
-    /// Keys that the last row sees.
+    /// Keys from the first to the last row's own.
     fn num_keys(&self) -> Result<usize> {
         Ok(self.weights.dim(3)?)
     }
@@ -358,8 +381,9 @@ impl<'a> Blocks<'a> {
         let queries = block.queries.reshape((layout.num_kv_heads, layout.group_size(), seq_len, layout.head_dim))?;
         let queries = ops.scale(&queries, f64::from(layout.scale()))?;
         let (keys, padding) = (prompt.keys.clone(), prompt.padding.clone());
+        let positions = prompt.window.as_ref().map(|WindowTensors { positions, .. }| positions.clone());
         if heads.len() == layout.num_kv_heads {
-            return Ok(Self { prompt, first_row: block.first_row, seq_len, queries, keys, padding });
+            return Ok(Self { prompt, first_row: block.first_row, seq_len, queries, keys, padding, positions });
         }
         let heads: Vec<u32> = heads.iter().filter_map(|&head| u32::try_from(head).ok()).collect();
         let heads = ops.upload(&heads, heads.len())?;
@@ -370,20 +394,27 @@ impl<'a> Blocks<'a> {
             queries: ops.index_select(&queries, &heads, 0)?,
             keys: ops.index_select(&keys, &heads, 0)?,
             padding: padding.map(|padding| ops.index_select(&padding, &heads, 0)).transpose()?,
+            positions: positions.map(|positions| ops.index_select(&positions, &heads, 0)).transpose()?,
         })
     }
 
-    /// Ranges of the block's rows whose weights exist at the same time; none crosses row `first_profiled` of the prompt.
-    fn cut(&self, first_profiled: usize) -> Vec<Range<usize>> {
+    /// Ranges of the block's rows whose weights exist at the same time; none crosses one of some rows of the prompt.
+    ///
+    /// * `borders`: those rows, ascending unless they are 0
+    fn cut(&self, borders: [usize; 2]) -> Vec<Range<usize>> {
         let heads = self.queries.dims()[0] * self.queries.dims()[1];
-        let num_keys = self.prompt.past + self.first_row + self.seq_len;
-        let step = (BLOCK_WEIGHTS / (heads * num_keys).max(1)).max(MIN_BLOCK_ROWS);
-        let border = first_profiled.saturating_sub(self.first_row);
+        let num_keys = self.prompt.past + self.first_row + self.seq_len - self.prompt.first_column(self.first_row);
+        let mut step = (BLOCK_WEIGHTS / (heads * num_keys).max(1)).max(MIN_BLOCK_ROWS);
+        if let Some(window) = &self.prompt.window {
+            // Rows of a block share its first key: many of them would look at much that most do not see.
+            step = step.min(window.of_rows.size().max(MIN_BLOCK_ROWS));
+        }
+        let borders = borders.map(|border| border.saturating_sub(self.first_row));
         let mut ranges = Vec::new();
         let mut start = 0;
         while start < self.seq_len {
             let end = (start + step).min(self.seq_len);
-            let end = if start < border { end.min(border) } else { end };
+            let end = borders.iter().filter(|&&border| start < border).fold(end, |end, &border| end.min(border));
             ranges.push(start..end);
             start = end;
         }
@@ -394,18 +425,27 @@ impl<'a> Blocks<'a> {
     fn map(&self, ops: &Ops, rows: Range<usize>, log_sums: bool) -> Result<MapRows> {
         let (heads, group_size, _, head_dim) = self.queries.dims4()?;
         let first_row = self.first_row + rows.start;
-        let first_own_key = self.prompt.past + first_row;
+        let first_key = self.prompt.first_column(first_row);
+        let first_own_key = self.prompt.past + first_row - first_key;
         let num_keys = first_own_key + rows.len();
         let queries = ops.contiguous(&self.queries.narrow(2, rows.start, rows.len())?)?;
         let queries = queries.reshape((heads, group_size * rows.len(), head_dim))?;
-        let scores = ops.matmul(&queries, &self.keys.narrow(1, 0, num_keys)?.transpose(1, 2)?)?;
+        let scores = ops.matmul(&queries, &self.keys.narrow(1, first_key, num_keys)?.transpose(1, 2)?)?;
         let mut scores = scores.reshape((heads, group_size, rows.len(), num_keys))?;
         if rows.len() > 1 {
             let hidden = columns_after(ops, rows.len(), num_keys, first_own_key, 0)?;
             scores = ops.add(&scores, &ops.scale(&hidden, MASKED)?)?;
         }
         if let Some(padding) = &self.padding {
-            scores = ops.add(&scores, &padding.narrow(3, 0, num_keys)?)?;
+            scores = ops.add(&scores, &padding.narrow(3, first_key, num_keys)?)?;
+        }
+        if let (Some(positions), Some(window)) = (&self.positions, &self.prompt.window) {
+            // What lies before the first position that a row sees: `[heads, 1, rows, num_keys]`.
+            #[expect(clippy::cast_precision_loss)]
+            let first = (window.of_rows.first_position() + first_row + 1) as f64 - window.of_rows.size() as f64;
+            let firsts = ops.shift(&ops.indices(rows.len())?, first)?.reshape((1, 1, rows.len(), 1))?;
+            let hidden = ops.is_larger(&firsts, &positions.narrow(3, first_key, num_keys)?)?;
+            scores = ops.add(&scores, &ops.scale(&hidden, MASKED)?)?;
         }
         let log_sums = if log_sums {
             let largest = ops.max_last(&scores)?;
@@ -414,6 +454,6 @@ impl<'a> Blocks<'a> {
         } else {
             None
         };
-        Ok(MapRows { weights: ops.softmax(&scores)?, log_sums, first_row, first_own_key })
+        Ok(MapRows { weights: ops.softmax(&scores)?, log_sums, first_row, first_key, first_own_key })
     }
 }

@@ -4,6 +4,7 @@ use candle_core::{DType, Tensor};
 
 use super::super::HeadLayout;
 use crate::attention::prompt_rows::PromptRows;
+use crate::attention::window::PromptWindow;
 use crate::error::{Error, Result};
 use crate::ops::{MASKED, Ops};
 
@@ -22,6 +23,16 @@ pub struct PromptTensors {
     pub(super) len: usize,
     /// `[num_kv_heads, 1, 1, past + capacity]` what is added to scores, if some head's past is shorter than another's.
     pub(super) padding: Option<Tensor>,
+    /// Present in a layer with a sliding window.
+    pub(super) window: Option<WindowTensors>,
+}
+
+/// A sliding window, and where keys are that it may hide.
+#[derive(Debug, Clone)]
+pub(super) struct WindowTensors {
+    pub(super) of_rows: PromptWindow,
+    /// `[num_kv_heads, 1, 1, past + capacity]` positions of keys, f32.
+    pub(super) positions: Tensor,
 }
 
 impl PromptTensors {
@@ -57,7 +68,44 @@ impl PromptTensors {
             let numbers: Vec<f32> = past_lens.iter().flat_map(of_head).collect();
             Some(ops.upload(&numbers, (num_kv_heads, 1, 1, longest + capacity))?)
         };
-        Ok(Self { layout, keys, values, past_lens, past: longest, capacity, len: 0, padding })
+        Ok(Self { layout, keys, values, past_lens, past: longest, capacity, len: 0, padding, window: None })
+    }
+
+    /// Lets each row see what is in its window only.
+    ///
+    /// * `window`: of the same heads, whose past rows are in the order of their positions
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if heads have other numbers of rows, [`Error::Tensor`] if the device refuses.
+    pub fn within(mut self, ops: &Ops, window: PromptWindow) -> Result<Self> {
+        let lens: Vec<usize> = (0..self.past_lens.len()).map(|kv_head| window.positions(kv_head).len()).collect();
+        if lens != self.past_lens {
+            return Err(Error::shape("rows within a window", &self.past_lens, lens));
+        }
+        let columns = self.past + self.capacity;
+        let mut numbers = Vec::with_capacity(self.past_lens.len() * columns);
+        #[expect(clippy::cast_precision_loss)] // positions, and differences of them are looked at
+        for (kv_head, len) in lens.into_iter().enumerate() {
+            // No window reaches to where nothing is.
+            numbers.extend(std::iter::repeat_n(f32::MIN, self.past - len));
+            numbers.extend(window.positions(kv_head).iter().map(|&position| position as f32));
+            numbers.extend((window.first_position()..).take(self.capacity).map(|position| position as f32));
+        }
+        let positions = ops.upload(&numbers, (self.past_lens.len(), 1, 1, columns))?;
+        self.window = Some(WindowTensors { of_rows: window, positions });
+        Ok(self)
+    }
+
+    /// The first column that a row of the prompt sees, of all heads.
+    pub(super) fn first_column(&self, row: usize) -> usize {
+        let Some(WindowTensors { of_rows, .. }) = &self.window else { return 0 };
+        let of_head = |(kv_head, len): (usize, &usize)| self.past - len + of_rows.seen(kv_head, row).start;
+        self.past_lens.iter().enumerate().map(of_head).min().unwrap_or(0)
+    }
+
+    /// The first row of the prompt that is profiled.
+    pub(super) fn first_profiled(&self) -> usize {
+        self.window.as_ref().map_or(0, |window| window.of_rows.first_profiled(self.capacity))
     }
 
     /// Tokens of the prompt that are stored.

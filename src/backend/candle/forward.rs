@@ -193,7 +193,7 @@ impl Backend for Candle {
     }
 
     fn prompt(&self, rows: &CandleRows, asks: PromptRequest<'_>) -> Result<CandlePrompt> {
-        let kv = rows.prompt(asks.prompt_len)?;
+        let kv = rows.prompt_within(asks.prompt_len, asks.window)?;
         let stats = asks.stats.map(|request| DeviceStats::new(&self.ops, request, &kv)).transpose()?;
         Ok(CandlePrompt { kv, stats, queries: asks.again.then(Vec::new) })
     }
@@ -247,7 +247,7 @@ impl Backend for Candle {
         let download = |wanted: bool, x: &Tensor| if wanted { self.ops.download(x) } else { Ok(Vec::new()) };
         let queries = projected.queries.transpose(0, 1)?; // [seq_len, num_heads, head_dim]
         look(Shown {
-            queries: &download(wanted.replay, &queries)?,
+            queries: &download(wanted.replay || wanted.queries, &queries)?,
             unrotated_queries: &download(wanted.unrotated, &projected.unrotated_queries)?,
             hidden: &download(wanted.replay, hidden)?,
         })

@@ -16,6 +16,7 @@ use candle_core::{DType, Tensor};
 use crate::attention::HeadLayout;
 use crate::attention::device::{GroupedRows, PromptTensors, Slots};
 use crate::attention::ragged::{self, RaggedRows};
+use crate::attention::window::PromptWindow;
 use crate::cache::{CacheLayer, HeadPlan, HeadStep, KvDtype, Ledger, Plan, Rows, growth};
 use crate::error::{Error, Result};
 use crate::ops::{DecodeWith, Ops};
@@ -111,6 +112,22 @@ impl CandleRows {
     /// # Errors
     /// [`Error::Tensor`] if the device refuses.
     pub fn prompt(&self, capacity: usize) -> Result<PromptTensors> {
+        self.prompt_within(capacity, None)
+    }
+
+    /// As [`prompt`](Self::prompt), in a layer with a sliding window: rows are then in the order of their positions.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the window is of other heads, [`Error::Tensor`] if the device refuses.
+    pub fn prompt_within(&self, capacity: usize, window: Option<&PromptWindow>) -> Result<PromptTensors> {
+        let prompt = self.prompt_tensors(capacity, window)?;
+        match window {
+            Some(window) => prompt.within(&self.ops, window.clone()),
+            None => Ok(prompt),
+        }
+    }
+
+    fn prompt_tensors(&self, capacity: usize, window: Option<&PromptWindow>) -> Result<PromptTensors> {
         let lens = self.lens.clone();
         let longest = lens.iter().copied().max().unwrap_or(0);
         if longest == 0 {
@@ -118,8 +135,11 @@ impl CandleRows {
         }
         let mut rows = Vec::with_capacity(longest * lens.len());
         for (kv_head, &len) in lens.iter().enumerate() {
-            let padding = std::iter::repeat_n(0, longest - len);
-            rows.extend(padding.chain((0..len).map(|row| self.flat_row(kv_head, row))));
+            rows.extend(std::iter::repeat_n(0, longest - len));
+            match window {
+                Some(window) => rows.extend(window.order(kv_head).iter().map(|&row| self.flat_row(kv_head, row))),
+                None => rows.extend((0..len).map(|row| self.flat_row(kv_head, row))),
+            }
         }
         let picked = self.pick(&self.flat()?, &rows)?;
         let HeadLayout { num_kv_heads, head_dim, .. } = self.layout;
@@ -338,7 +358,7 @@ impl Rows for CandleRows {
         (prompt.len(), prompt.past_lens().to_vec())
     }
 
-    fn carry_out(&mut self, _: &Ledger, plan: &Plan, prompt: Option<&PromptTensors>) -> Result<()> {
+    fn carry_out(&mut self, ledger: &Ledger, plan: &Plan, prompt: Option<&PromptTensors>) -> Result<()> {
         let Some(prompt) = prompt else {
             let of_head = |(kv_head, head): (usize, &HeadPlan)| {
                 head.stay.iter().map(|&row| self.flat_row(kv_head, row)).collect()
@@ -346,10 +366,17 @@ impl Rows for CandleRows {
             let rows: Vec<Vec<usize>> = plan.heads.iter().enumerate().map(of_head).collect();
             return self.regroup(&self.flat()?, &rows);
         };
-        // The prompt's rows lie behind copies of all that is held.
+        // The prompt's rows lie behind copies of all that is held, which a window has put in the order of positions.
         let (keys, values, flat_row) = prompt.flat()?;
         let of_head = |((kv_head, head), &held): ((usize, &HeadPlan), &usize)| {
-            let rows = head.stay.iter().copied().chain(head.prompt.iter().map(|row| held + row));
+            let positions = &ledger.positions()[kv_head];
+            let mut ordered = positions.clone();
+            ordered.sort_unstable();
+            let place = |row: usize| match ledger.window() {
+                Some(_) => ordered.partition_point(|&position| position < positions[row]),
+                None => row,
+            };
+            let rows = head.stay.iter().map(|&row| place(row)).chain(head.prompt.iter().map(|row| held + row));
             rows.map(|row| flat_row(kv_head, row)).collect()
         };
         let rows: Vec<Vec<usize>> = plan.heads.iter().enumerate().zip(&self.lens).map(of_head).collect();

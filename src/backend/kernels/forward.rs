@@ -114,7 +114,7 @@ impl Backend for Kernels {
 
     fn prompt(&self, rows: &KernelRows, asks: PromptRequest<'_>) -> Result<KernelPrompt> {
         let queries = asks.again.then(|| Vec::with_capacity(asks.prompt_len * self.layout.query_width()));
-        Ok(KernelPrompt { kv: rows.prompt(asks.prompt_len)?, queries })
+        Ok(KernelPrompt { kv: rows.prompt_within(asks.prompt_len, asks.window)?, queries })
     }
 
     fn project(

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::head::HeadCache;
 use crate::attention::HeadLayout;
 use crate::attention::prompt_rows::{PromptKv, PromptRows};
+use crate::attention::window::PromptWindow;
 use crate::cache::{CacheLayer, HeadStep, KvDtype, Ledger, Plan, Rows};
 use crate::error::{Error, Result};
 use crate::kernels::attend::HeadRows;
@@ -53,7 +54,15 @@ impl KernelRows {
     /// # Errors
     /// As [`PromptRows::after`].
     pub fn prompt(&self, capacity: usize) -> Result<PromptKv> {
-        let (keys, values) = PromptRows::after(self.layout, capacity, &self.for_attention())?;
+        self.prompt_within(capacity, None)
+    }
+
+    /// As [`prompt`](Self::prompt), in a layer with a sliding window.
+    ///
+    /// # Errors
+    /// As [`PromptRows::after_within`].
+    pub fn prompt_within(&self, capacity: usize, window: Option<&PromptWindow>) -> Result<PromptKv> {
+        let (keys, values) = PromptRows::after_within(self.layout, capacity, &self.for_attention(), window)?;
         Ok(PromptKv { keys, values })
     }
 }

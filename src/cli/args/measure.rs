@@ -7,7 +7,7 @@ use adaptive_kvcache::tune::Limit;
 use clap::Args;
 
 use super::model::{BudgetArgs, CacheDtype, ModelArgs};
-use super::values::{divergence, kept_share, positive, ratio};
+use super::values::{divergence, kept_share, positive, ratio, tokens};
 use crate::cli::threads;
 
 #[derive(Debug, Args)]
@@ -64,9 +64,10 @@ pub struct MeasureArgs {
     #[arg(long, help = threads::help("Threads to compute with"), value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Text that is compressed and scored, and that tasks hide facts in [default: chapters of a novel]
-    #[arg(long, value_name = "PATH")]
-    pub text: Option<PathBuf>,
+    /// Texts that are compressed and scored, the windows of each; tasks hide facts in the first [default: chapters of a
+    /// novel]
+    #[arg(long, value_name = "PATH,..", value_delimiter = ',')]
+    pub text: Vec<PathBuf>,
     /// Numbers of the full cache that all are compared with
     #[arg(long, value_enum, value_name = "DTYPE", default_value_t = CacheDtype::F16)]
     pub full_kv_dtype: CacheDtype,
@@ -76,10 +77,10 @@ pub struct MeasureArgs {
     /// Tokens behind them that are scored; the first is left out, since it comes from the exact prompt
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = positive)]
     pub score_tokens: usize,
-    /// Windows of the text, one behind the other; 0, with `eval`, for tasks and prompts only
+    /// Windows of each text, one behind the other; 0, with `eval`, for tasks and prompts only
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub windows: usize,
-    /// Tokens of the text before the first window
+    /// Tokens of each text before the first window
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub offset_tokens: usize,
 }
@@ -120,16 +121,18 @@ pub struct EvalArgs {
     /// Also measure the error of each layer's attention, which decodes the scored tokens once more, slowly
     #[arg(long)]
     pub layer_error: bool,
-    /// Tasks: passkey, multi-question, multi-turn
+    /// Tasks: passkey, multi-question, multi-turn, reworded; RULER's `niah_single_1` to 3, `niah_multikey_1` to 3,
+    /// `niah_multivalue`, `niah_multiquery`, vt, cwe, fwe, or ruler for all eleven
     #[arg(long, value_name = "TASK,..", value_delimiter = ',')]
     pub tasks: Vec<String>,
-    /// Lengths of the tasks' texts, in tokens
-    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "512,1024,2048", value_parser = positive)]
+    /// Lengths of the tasks' texts, in tokens, such as 2048 or 2k; of RULER's with question and answer [default:
+    /// 512,1024,2048, and 4096 for RULER's]
+    #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = tokens)]
     pub contexts: Vec<usize>,
-    /// Where in the tasks' texts the facts stand: 0 at the start, 1 at the end
+    /// Where in the texts of tasks other than RULER's the facts stand: 0 at the start, 1 at the end
     #[arg(long, value_name = "D,..", value_delimiter = ',', default_value = "0.1,0.5,0.9", value_parser = ratio::<f64>)]
     pub depths: Vec<f64>,
-    /// Texts for each task, length and depth
+    /// Texts for each task, length and depth; RULER's have no depth
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = positive)]
     pub trials: usize,
     /// Seed of the tasks' texts
@@ -148,6 +151,9 @@ pub struct EvalArgs {
     /// Wrap the prompts in the model's own chat template
     #[arg(long)]
     pub chat: bool,
+    /// Draw which facts are found, over lengths and depths, as PNG
+    #[arg(long, value_name = "PATH")]
+    pub map: Option<PathBuf>,
     #[command(flatten)]
     pub files: FileArgs,
 }

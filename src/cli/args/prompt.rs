@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use adaptive_kvcache::Error;
 use adaptive_kvcache::generate::{Draft, GenerationOptions, SamplingOptions};
-use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
@@ -26,16 +25,35 @@ pub struct PromptArgs {
     /// File to read the prompt from, instead of --prompt; `-` is standard input
     #[arg(long, value_name = "PATH")]
     pub prompt_file: Option<PathBuf>,
-    /// Wrap the prompt in the model's own chat template
+    /// Wrap the prompt in the model's own chat template; `auto`: if it has one
     #[arg(long, env = "CHAT", num_args = 0..=1, default_missing_value = "1", default_value = "0",
-          value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set, hide_possible_values = true, value_name = "0|1")]
-    pub chat: bool,
+          value_parser = wrap, action = clap::ArgAction::Set, value_name = "0|1|auto")]
+    pub chat: Wrap,
     /// Any of them asks for the chat template, too.
     #[command(flatten)]
     pub dialogue: DialogueArgs,
     /// Go on with the assistant's message that the conversation ends with, instead of beginning a new one
     #[arg(long = "continue")]
     pub go_on: bool,
+}
+
+/// Whether a prompt is wrapped in the model's chat template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wrap {
+    Never,
+    Always,
+    /// If the model brings one.
+    Auto,
+}
+
+/// Reads what clap takes for yes and no, and `auto`.
+fn wrap(text: &str) -> Result<Wrap, String> {
+    match text.to_lowercase().as_str() {
+        "y" | "yes" | "t" | "true" | "on" | "1" => Ok(Wrap::Always),
+        "n" | "no" | "f" | "false" | "off" | "0" => Ok(Wrap::Never),
+        "auto" => Ok(Wrap::Auto),
+        _ => Err("expected 1, 0 or auto".to_owned()),
+    }
 }
 
 /// What comes before the prompt in a conversation.

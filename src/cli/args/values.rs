@@ -15,6 +15,13 @@ pub fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&value| value > 0).ok_or_else(|| "expected a whole number of at least 1".to_owned())
 }
 
+/// A number of tokens, such as `4096` or `4k`, which is the same.
+pub fn tokens(text: &str) -> Result<usize, String> {
+    let (digits, unit) = text.strip_suffix(['k', 'K']).map_or((text, 1), |digits| (digits, 1024));
+    let tokens = digits.parse().ok().and_then(|count: usize| count.checked_mul(unit)).filter(|&count| count > 0);
+    tokens.ok_or_else(|| "expected a number of tokens, such as 4096 or 4k".to_owned())
+}
+
 pub fn penalty(text: &str) -> Result<f32, String> {
     number(text, |value| (0.1..=10.0).contains(&value), "in 0.1..=10")
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use adaptive_kvcache::Result;
-use adaptive_kvcache::eval::{AnswerRow, Row, TaskRow, mean};
+use adaptive_kvcache::eval::{AnswerRow, MEAN_NAME, Row, TaskRow, mean};
 use adaptive_kvcache::plot::{TradeoffLine, TradeoffPanel, TradeoffPoint, TradeoffScale, tradeoff};
 
 use super::answers::by_setting;
@@ -22,15 +22,32 @@ pub fn draw(path: &Path, model: &Path, panels: &[TradeoffPanel]) -> Result<()> {
 /// A panel for each measure of the rows.
 pub fn panels(rows: &[Row], names: &Names) -> Vec<TradeoffPanel> {
     let mut panels: Vec<TradeoffPanel> = Vec::new();
+    let text = |row: &Row| if let Row::Fidelity(row) = row { row.text.clone() } else { None };
+    let first_text = rows.first().map(text);
+    let has_several = rows.iter().any(|row| matches!(row, Row::Fidelity(_)) && Some(text(row)) != first_text);
     for row in rows {
         let Row::Fidelity(row) = row else { continue };
-        let title = "mean KL divergence from the full cache, nats";
+        let of = row.text.as_deref().filter(|_| has_several);
+        let of = of.map_or_else(String::new, |text| format!(", {}", plain(Names::new(&[text.to_owned()]).of(text))));
+        let title = &format!("mean KL divergence from the full cache, nats{of}");
         let (kv_bytes, error) = (as_number(row.kv_bytes), row.kl_std_error.unwrap_or(0.0));
         let point = TradeoffPoint { kv_bytes, value: row.kl_mean, error };
         line(&mut panels, title, TradeoffScale::Log, names.of(&row.config), row.kv_dtype).points.push(point);
     }
     for (row, point) in over_depths(rows) {
         let title = format!("{}, share of right answers", row.task);
+        line(&mut panels, &title, TradeoffScale::Share, names.of(&row.config), row.kv_dtype).points.push(point);
+    }
+    // A panel for each of eleven tasks would be a very long picture.
+    let has_mean = rows.iter().any(|row| matches!(row, Row::Ruler(row) if row.task == MEAN_NAME));
+    for row in rows {
+        let Row::Ruler(row) = row else { continue };
+        if has_mean && row.task != MEAN_NAME {
+            continue;
+        }
+        let title = format!("RULER, {}, {} tokens: score", row.task, row.context);
+        let error = row.difference_95.unwrap_or(0.0);
+        let point = TradeoffPoint { kv_bytes: as_number(row.kv_bytes), value: row.score, error };
         line(&mut panels, &title, TradeoffScale::Share, names.of(&row.config), row.kv_dtype).points.push(point);
     }
     for group in by_setting(rows) {

@@ -1,10 +1,13 @@
 //! The table and the files of an evaluation, as its rows come.
 
 use adaptive_kvcache::Result;
-use adaptive_kvcache::eval::{FidelityRow, Observer, Progress, Row, TaskRow, write_csv, write_json};
+use adaptive_kvcache::eval::{
+    ALL_TEXTS, FidelityRow, MEAN_NAME, Observer, Progress, Row, RulerRow, TaskRow, write_csv, write_json,
+};
 
 use super::answers;
 use super::cells::{budget_text, evicted_cell};
+use super::tasks::{maps, table as map_table};
 use crate::cli::args::{EvalArgs, FileArgs};
 use crate::cli::interrupt::interrupted;
 use crate::cli::measure::{Lines, Names, mb_cell, write_rows};
@@ -18,6 +21,8 @@ pub struct Table<'a> {
     num_printed: usize,
     files: &'a FileArgs,
     names: &'a Names,
+    /// Of texts, if there are several.
+    texts: Option<Names>,
     /// Whether a configuration goes on evicting while tokens are read.
     evicts: bool,
     lines: Lines,
@@ -26,8 +31,10 @@ pub struct Table<'a> {
 impl<'a> Table<'a> {
     /// * `evicts`: whether a configuration goes on evicting while tokens are read
     pub fn new(args: &'a EvalArgs, names: &'a Names, evicts: bool) -> Result<Self> {
-        let table =
-            Self { rows: Vec::new(), first: 0, num_printed: 0, files: &args.files, names, evicts, lines: Lines::new() };
+        let texts: Vec<String> = args.measure.text.iter().map(|path| path.to_string_lossy().into_owned()).collect();
+        let texts = (texts.len() > 1).then(|| Names::new(&texts));
+        let (rows, lines) = (Vec::new(), Lines::new());
+        let table = Self { rows, first: 0, num_printed: 0, files: &args.files, names, texts, evicts, lines };
         table.write(false)?;
         Ok(table)
     }
@@ -42,11 +49,15 @@ impl<'a> Table<'a> {
         self.first = self.rows.len();
     }
 
-    /// Prints the rows that lack windows, since the measurements ended early, and what all answers come to.
+    /// Prints the rows that lack windows or samples, since the measurements ended early, and what all tasks and answers
+    /// come to.
     pub fn finish(&mut self) {
         self.lines.finish();
         while self.num_printed < self.rows.len() {
             self.print_row(self.num_printed);
+        }
+        for map in maps(&self.rows, self.names) {
+            self.lines.print(&map_table(&map));
         }
         if let Some(summary) = answers::summary(&self.rows, self.names, self.evicts) {
             self.lines.print(&summary);
@@ -73,19 +84,28 @@ impl<'a> Table<'a> {
             _ => std::mem::discriminant(last) != std::mem::discriminant(row),
         });
         let (names, evicts) = (self.names, self.evicts);
+        // A column of texts stands before the others.
+        let width = self.texts.as_ref().map(|texts| texts.width(ALL_TEXTS));
+        let column = |text: &str| width.map_or_else(String::new, |width| format!("{text:<width$}  "));
         let mut text = String::new();
         if is_new {
             let heading = match row {
-                Row::Fidelity(_) => fidelity_heading("budget", names, evicts),
+                Row::Fidelity(_) => column("text") + &fidelity_heading("budget", names, evicts),
                 Row::Task(_) => task_heading(names),
+                Row::Ruler(_) => ruler_heading(names),
                 Row::Answer(row) => answers::heading(row),
             };
             let blank = if index > 0 { "\n" } else { "" };
             text = format!("{blank}{heading}\n");
         }
         text += &match row {
-            Row::Fidelity(row) => fidelity_line(row, &budget_text(row.budget), names, evicts),
+            Row::Fidelity(row) => {
+                let given = row.text.as_deref().unwrap_or_default();
+                let name = self.texts.as_ref().map_or(given, |texts| texts.of(given));
+                column(name) + &fidelity_line(row, &budget_text(row.budget), names, evicts)
+            }
             Row::Task(row) => task_line(row, names),
+            Row::Ruler(row) => ruler_line(row, names),
             Row::Answer(row) => answers::block(row, names),
         };
         self.lines.print(&text);
@@ -100,7 +120,7 @@ impl<'a> Table<'a> {
 pub fn fidelity_heading(setting: &str, names: &Names, evicts: bool) -> String {
     let width = names.width("config");
     format!(
-        "{:<width$}  {:>8}  {:<5}{:>8}{:>9}{:>10}{:>10}{:>10}{:>9}{:>8}{:>8}{:>9}{:>9}{}",
+        "{:<width$}  {:>8}  {:<5}{:>8}{:>9}{:>10}{:>10}{:>10}{:>10}{:>9}{:>8}{:>8}{:>9}{:>9}{}",
         "config",
         setting,
         "kv",
@@ -108,6 +128,7 @@ pub fn fidelity_heading(setting: &str, names: &Names, evicts: bool) -> String {
         "KV MB",
         "KL mean",
         "+/-",
+        "worst",
         "median",
         "p99",
         "top-1 %",
@@ -125,7 +146,7 @@ pub fn fidelity_line(row: &FidelityRow, setting: &str, names: &Names, evicts: bo
         |value: Option<f64>, digits: usize| value.map_or("-".to_owned(), |value| format!("{value:.digits$}"));
     let end = || format!("{:>9.1}{}", 100.0 * row.end_kept_ratio, evicted_cell(row.evicted_rows));
     format!(
-        "{:<width$}  {:>8}  {:<5}{:>8.1}{:>9}{:>10.5}{:>10}{:>10.5}{:>9.4}{:>8.1}{:>8.3}{:>9.3}{:>9}{}",
+        "{:<width$}  {:>8}  {:<5}{:>8.1}{:>9}{:>10.5}{:>10}{:>10.5}{:>10.5}{:>9.4}{:>8.1}{:>8.3}{:>9.3}{:>9}{}",
         names.of(&row.config),
         setting,
         row.kv_dtype,
@@ -133,6 +154,7 @@ pub fn fidelity_line(row: &FidelityRow, setting: &str, names: &Names, evicts: bo
         mb_cell(row.kv_bytes),
         row.kl_mean,
         optional(row.kl_std_error, 5),
+        row.kl_worst,
         row.kl_median,
         row.kl_p99,
         100.0 * row.top1_agreement,
@@ -166,6 +188,39 @@ fn task_line(row: &TaskRow, names: &Names) -> String {
         100.0 * row.accuracy,
         100.0 * row.accuracy_full,
         row.trials,
+    )
+}
+
+fn ruler_heading(names: &Names) -> String {
+    let width = names.width("config");
+    format!(
+        "{:<15}{:>8}  {:<width$}  {:>8}  {:<5}{:>8}{:>9}{:>8}{:>8}{:>8}{:>8}{:>9}",
+        "RULER", "tokens", "config", "budget", "kv", "kept %", "KV MB", "score", "full", "diff", "+/-", "samples",
+    )
+}
+
+/// Scores in per cent.
+fn ruler_line(row: &RulerRow, names: &Names) -> String {
+    let width = names.width("config");
+    let note = match () {
+        () if row.full_fails => "  the full cache fails",
+        () if row.task == MEAN_NAME => "  of those that the full cache passes",
+        () => "",
+    };
+    format!(
+        "{:<15}{:>8}  {:<width$}  {:>8}  {:<5}{:>8.1}{:>9}{:>8.1}{:>8.1}{:>8.1}{:>8}{:>9}{note}",
+        row.task,
+        row.context,
+        names.of(&row.config),
+        budget_text(row.budget),
+        row.kv_dtype,
+        100.0 * row.kept_ratio,
+        mb_cell(row.kv_bytes),
+        100.0 * row.score,
+        100.0 * row.score_full,
+        100.0 * row.difference,
+        row.difference_95.map_or("-".to_owned(), |half| format!("{:.1}", 100.0 * half)),
+        row.samples,
     )
 }
 

@@ -2,6 +2,10 @@
 
 use crate::compress::ratio_count;
 
+/// The share of the average budget that every head of a layer gets in any case where the heads compete (Feng et al., arXiv
+/// 2407.11550).
+pub const SAFEGUARD: f64 = 0.2;
+
 /// A way to share out a budget: the average number of positions of a head, times the heads of all layers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Allocation {

@@ -1,11 +1,13 @@
 //! Methods that keep as much as a budget says: each position gets a score, the best are kept.
 //!
 //! [`methods`] has one file for each way to score; [`allocation`] shares a budget out over layers and heads, [`pool`] one
-//! over all of them; [`select`] puts it together, for which [`queries`] sums up queries. How large a budget is, is here.
+//! over all of them; [`select`] puts it together, for which [`queries`] sums up queries. How large a budget is, and whose
+//! positions compete for it, is here.
 //!
 //! Not for: FastGen, which has a threshold and no budget (see [`super::fastgen`]).
 
 pub mod allocation;
+mod leverage;
 pub mod methods;
 pub mod pool;
 pub mod queries;
@@ -16,6 +18,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{ratio_count, values};
+use allocation::{Allocation, SAFEGUARD};
 use methods::Method;
 
 /// How much a method keeps of each segment that it decides about: of a prompt, or of a further prompt together with what
@@ -92,6 +95,39 @@ impl Default for Budget {
     }
 }
 
+/// Whose positions compete for a budget (`"budget_over"`), so that the scores of two methods can be compared under the same
+/// rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BudgetOver {
+    /// Those that the method's authors let compete, see [`Method::allocation`].
+    #[default]
+    Own,
+    /// Those of one head: every head keeps as many as any other.
+    Head,
+    /// Those of all heads of a layer: every layer keeps as many as any other, and each of its heads at least a fifth of the
+    /// average.
+    Layer,
+    /// Those of all heads of all layers; each head keeps its best position at least.
+    Pool,
+}
+
+impl BudgetOver {
+    /// The key that sets it.
+    pub const KEY: &'static str = "budget_over";
+
+    /// How a method's budget is shared out so.
+    #[must_use]
+    pub fn allocation(self, method: &dyn Method) -> Allocation {
+        match self {
+            Self::Own => method.allocation(),
+            Self::Head => Allocation::Uniform,
+            Self::Layer => Allocation::Adaptive { safeguard: SAFEGUARD },
+            Self::Pool => Allocation::Pooled,
+        }
+    }
+}
+
 /// A method with a budget, and how large that is.
 #[derive(Debug, Clone)]
 pub struct BudgetedMethod {
@@ -99,12 +135,15 @@ pub struct BudgetedMethod {
     pub method: Arc<dyn Method>,
     /// How much it keeps.
     pub budget: Budget,
+    /// Whose positions compete for it.
+    pub over: BudgetOver,
 }
 
 /// By the method's name and settings.
 impl PartialEq for BudgetedMethod {
     fn eq(&self, other: &Self) -> bool {
         let settings = |method: &Self| method.method.settings().ok();
-        self.method.name() == other.method.name() && self.budget == other.budget && settings(self) == settings(other)
+        let rules = |method: &Self| (method.method.name(), method.budget, method.over);
+        rules(self) == rules(other) && settings(self) == settings(other)
     }
 }

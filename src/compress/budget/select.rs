@@ -6,10 +6,15 @@
 //! What is decided about is a [`Segment`], as in the search, and the budget is the segment's: keys that were settled
 //! earlier stay, and count neither in the budget nor in the scores.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-use super::allocation::Allocation;
-use super::methods::{AttentionRows, MethodFacts, Needs, QueryMoments, RepeatFacts, ReplayFacts};
+use super::allocation::{Allocation, top_positions};
+use super::methods::{
+    ALWAYS, AttentionRows, LastRowsFacts, LayerBudget, MethodFacts, Needs, Outputs, QueryMoments, RepeatFacts,
+    ReplayFacts,
+};
 use super::{BudgetScale, BudgetedMethod};
 use crate::compress::segment::{HeadChoice, Segment};
 use crate::compress::stats::{HeadStats, LayerStats, MassRequest, StatsRequest};
@@ -33,8 +38,8 @@ pub struct LayerFacts<'a> {
     pub stats: &'a LayerStats,
     /// `[num_heads]` moments of the queries, turned to the positions to come; empty if not asked for.
     pub queries: &'a [QueryMoments],
-    /// The keys and values of a KV head's segment, `[segment_len, head_dim]` each; called only if they are asked for.
-    pub rows: &'a (dyn Fn(usize) -> (Vec<f32>, Vec<f32>) + Sync),
+    /// What is asked for of a KV head's segment.
+    pub rows: &'a (dyn Fn(usize) -> Result<HeadRows> + Sync),
     /// `[rows]` of `[num_heads, head_dim]` queries of the last rows, see [`MethodFacts::last_queries`]; empty if not asked
     /// for.
     pub last_queries: &'a [Vec<f32>],
@@ -42,6 +47,13 @@ pub struct LayerFacts<'a> {
     pub replay: Option<LayerReplay>,
     /// Present if it is asked for; nothing else is there then.
     pub repeat: Option<LayerRepeat>,
+    /// What [`Needs::outputs`] asks for, else empty: `[num_heads]` of `[segment_len]`, or `[num_heads * group_size]`, those of
+    /// a head with all of its group after one another.
+    pub outputs: Vec<Vec<f32>>,
+    /// `[num_kv_heads]` of `[segment_len]` what [`Needs::block_attention`] asks for, else empty.
+    pub block_attention: Vec<Vec<f32>>,
+    /// `[num_heads]` what [`Needs::mean_distances`] asks for, else empty.
+    pub mean_scores: Vec<Vec<f32>>,
 }
 
 /// What a repetition of a segment sees of it in a layer, see [`RepeatFacts`].
@@ -53,6 +65,21 @@ pub struct LayerRepeat {
     pub squared_outputs: Vec<Vec<f32>>,
 }
 
+/// Numbers of one KV head's segment, each empty unless it is asked for.
+#[derive(Debug, Clone, Default)]
+pub struct HeadRows {
+    /// `[segment_len, head_dim]`, rotated.
+    pub keys: Vec<f32>,
+    /// `[segment_len, head_dim]`
+    pub values: Vec<f32>,
+    /// `[segment_len, head_dim]`
+    pub unrotated_keys: Vec<f32>,
+    /// `[group_size]` of `[rows, segment_len]` attention weights of the prompt's last rows.
+    pub last_weights: Vec<Vec<f32>>,
+    /// `[group_size]` of `[rows, head_dim]` what attention made of them.
+    pub last_outputs: Vec<Vec<f32>>,
+}
+
 /// What replayed queries of a layer see, see [`ReplayFacts`].
 #[derive(Debug, Clone)]
 pub struct LayerReplay {
@@ -62,6 +89,50 @@ pub struct LayerReplay {
     pub squared_outputs: Vec<Vec<f32>>,
     /// Median squared length of the residual stream that enters the layer.
     pub squared_residual: f32,
+}
+
+impl LayerFacts<'_> {
+    /// Checks that there is what a method needs, as far as it concerns a whole layer.
+    fn check(&self, needs: Needs, num_kv_heads: usize) -> Result<()> {
+        let heads = self.stats.heads.len();
+        if num_kv_heads == 0 || heads == 0 || !heads.is_multiple_of(num_kv_heads) {
+            return Err(Error::shape("profiling", format!("a multiple of {num_kv_heads} query heads"), heads));
+        }
+        self.stats.check()?;
+        let if_any = |is_wanted: bool, count: usize| if is_wanted { count } else { 0 };
+        let outputs = match needs.outputs {
+            Outputs::None => 0,
+            Outputs::Absolute => heads,
+            Outputs::Products => heads * (heads / num_kv_heads),
+        };
+        for (what, expected, got) in [
+            ("moments of queries", if_any(needs.future_queries.is_some(), heads), self.queries.len()),
+            ("replayed queries", if_any(needs.replay, 1), usize::from(self.replay.is_some())),
+            ("values behind the output projection", outputs, self.outputs.len()),
+            ("scores of mean queries", if_any(needs.mean_distances > 0, heads), self.mean_scores.len()),
+            ("a repetition", if_any(needs.repetition.is_some(), 1), usize::from(self.repeat.is_some())),
+        ] {
+            if expected != got {
+                return Err(Error::shape(what, expected, got));
+            }
+        }
+        Ok(())
+    }
+
+    /// `[rows]` of `[group_size, head_dim]` queries of the last rows, of some query heads.
+    ///
+    /// * `wanted`: how many rows there must be at least
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there are fewer, or they are not of these heads.
+    fn last_queries(&self, wanted: usize, heads: Range<usize>, head_dim: usize) -> Result<Vec<Vec<f32>>> {
+        let width = self.stats.heads.len() * head_dim;
+        if self.last_queries.len() < wanted || self.last_queries.iter().any(|row| row.len() != width) {
+            return Err(Error::shape("queries of the last rows", (wanted, width), self.last_queries.len()));
+        }
+        let own = heads.start * head_dim..heads.end * head_dim;
+        Ok(self.last_queries.iter().map(|row| row[own.clone()].to_vec()).collect())
+    }
 }
 
 impl std::fmt::Debug for LayerFacts<'_> {
@@ -93,7 +164,13 @@ impl BudgetedMethod {
     /// Whether one budget is for all layers together: then [`select`](Self::select) is not for it.
     #[must_use]
     pub fn is_pooled(&self) -> bool {
-        self.method.allocation() == Allocation::Pooled
+        self.allocation() == Allocation::Pooled
+    }
+
+    /// How the budget is shared out.
+    #[must_use]
+    pub fn allocation(&self) -> Allocation {
+        self.over.allocation(&*self.method)
     }
 
     /// How many positions of a segment all heads of all layers keep together.
@@ -106,8 +183,7 @@ impl BudgetedMethod {
     #[must_use]
     pub fn layer_budget(&self, segment_len: usize, place: LayerPlace) -> usize {
         let average = self.budget.average(segment_len, place.scale);
-        let allocation = self.method.allocation();
-        allocation.layer_budget(average, segment_len, place.layer, place.scale.num_layers)
+        self.allocation().layer_budget(average, segment_len, place.layer, place.scale.num_layers)
     }
 
     /// The scores of every position of the segment, `[num_kv_heads]` of `[segment_len]`.
@@ -117,82 +193,94 @@ impl BudgetedMethod {
     /// [`Error::NotANumber`] if a score or what it is made of is no number.
     pub fn scores(&self, segment: Segment<'_>, place: LayerPlace, facts: &LayerFacts<'_>) -> Result<Vec<Vec<f32>>> {
         let num_kv_heads = place.scale.num_kv_heads;
-        let heads = &facts.stats.heads;
-        if num_kv_heads == 0 || heads.is_empty() || !heads.len().is_multiple_of(num_kv_heads) {
-            return Err(Error::shape("profiling", format!("a multiple of {num_kv_heads} query heads"), heads.len()));
-        }
-        facts.stats.check()?;
-        let needs = self.needs();
-        if needs.future_queries.is_some() && facts.queries.len() != heads.len() {
-            return Err(Error::shape("moments of queries", heads.len(), facts.queries.len()));
-        }
-        if needs.replay && facts.replay.is_none() {
-            return Err(Error::shape("replayed queries", heads.len(), 0));
-        }
-        if needs.repetition.is_some() && facts.repeat.is_none() {
-            return Err(Error::shape("a repetition", heads.len(), 0));
-        }
-        let width = heads.len() * place.head_dim;
-        let wanted_rows = needs.last_queries.min(segment.num_rows());
-        if facts.last_queries.len() < wanted_rows || facts.last_queries.iter().any(|row| row.len() != width) {
-            return Err(Error::shape("queries of the last rows", (wanted_rows, width), facts.last_queries.len()));
-        }
-        let group_size = heads.len() / num_kv_heads;
+        facts.check(self.needs(), num_kv_heads)?;
         // Settled keys come first, and are not decided about.
         let of_segment = |numbers: &Vec<f32>| numbers[numbers.len().saturating_sub(segment.len())..].to_vec();
         let replayed: Vec<Vec<f32>> =
             facts.replay.iter().flat_map(|replay| replay.squared_attention.iter().map(of_segment)).collect();
-        let whole_layer = if needs.whole_layer { attention(heads, segment.len(), needs) } else { Vec::new() };
-        let budget = self.layer_budget(segment.len(), place);
-        let score = |kv_head: usize| {
-            let group = kv_head * group_size..(kv_head + 1) * group_size;
-            let own =
-                if needs.whole_layer { Vec::new() } else { attention(&heads[group.clone()], segment.len(), needs) };
-            let (keys, values) = if needs.keys_and_values { (facts.rows)(kv_head) } else { Default::default() };
-            let attention = if needs.whole_layer { &whole_layer } else { &own };
-            let own_queries = group.start * place.head_dim..group.end * place.head_dim;
-            let last_queries: Vec<Vec<f32>> =
-                facts.last_queries.iter().map(|row| row[own_queries.clone()].to_vec()).collect();
-            for (what, got, wanted, width) in [
-                ("attention of a segment", attention.len(), needs.attention != AttentionRows::None, 1),
-                ("keys of a segment", keys.len(), needs.keys_and_values, place.head_dim),
-                ("values of a segment", values.len(), needs.keys_and_values, place.head_dim),
-            ] {
-                let expected = segment.len() * width;
-                if wanted && got != expected {
-                    return Err(Error::shape(what, expected, got));
-                }
-            }
-            let facts = MethodFacts {
-                first_position: segment.first_position,
-                len: segment.len(),
-                num_rows: segment.num_rows(),
-                budget,
-                head_idx: place.layer * num_kv_heads + kv_head,
-                head_dim: place.head_dim,
-                attention,
-                keys: &keys,
-                values: &values,
-                queries: facts.queries.get(group.clone()).unwrap_or_default(),
-                last_queries: &last_queries,
-                replay: facts.replay.as_ref().map_or_else(ReplayFacts::default, |replay| ReplayFacts {
-                    squared_attention: replayed.get(group.clone()).unwrap_or_default(),
-                    squared_outputs: replay.squared_outputs.get(group.clone()).unwrap_or_default(),
-                    squared_residual: replay.squared_residual,
-                }),
-                repeat: facts.repeat.as_ref().map_or_else(RepeatFacts::default, |repeat| RepeatFacts {
-                    largest_weights: repeat.largest_weights.get(group.clone()).unwrap_or_default(),
-                    squared_outputs: repeat.squared_outputs.get(group).unwrap_or_default(),
-                }),
-            };
-            let scores = self.method.scores(&facts);
-            if has_nan(&scores) {
-                let method = self.method.name();
-                return Err(Error::not_a_number(format!("the scores of `{method}` for KV head {kv_head}")));
-            }
-            Ok(scores)
+        let heads = (0..num_kv_heads).into_par_iter();
+        let measures = heads.map(|kv_head| self.measures(segment, place, facts, &replayed, kv_head));
+        #[expect(clippy::cast_precision_loss)] // a count of tokens
+        let budget = LayerBudget {
+            positions: self.layer_budget(segment.len(), place),
+            kept_ratio: self.budget.average(segment.len(), place.scale) / segment.len().max(1) as f64,
+            allocation: self.allocation(),
         };
-        (0..num_kv_heads).into_par_iter().map(score).collect()
+        let mut scores = self.method.layer_scores(&budget, measures.collect::<Result<_>>()?);
+        if let Some(kv_head) = scores.iter().position(|scores| has_nan(scores)) {
+            let method = self.method.name();
+            return Err(Error::not_a_number(format!("the scores of `{method}` for KV head {kv_head}")));
+        }
+        if self.is_pooled() {
+            scores.iter_mut().map(Vec::as_mut_slice).for_each(keep_best);
+        }
+        Ok(scores)
+    }
+
+    /// What the method has to say of one KV head.
+    ///
+    /// * `replayed`: `[num_heads]` of `[segment_len]` squared attention of replayed queries, or none
+    fn measures(
+        &self,
+        segment: Segment<'_>,
+        place: LayerPlace,
+        layer: &LayerFacts<'_>,
+        replayed: &[Vec<f32>],
+        kv_head: usize,
+    ) -> Result<Vec<Vec<f32>>> {
+        let (needs, heads) = (self.needs(), &layer.stats.heads);
+        let group_size = heads.len() / place.scale.num_kv_heads.max(1);
+        let group = kv_head * group_size..(kv_head + 1) * group_size;
+        let attending = if needs.whole_layer { &heads[..] } else { &heads[group.clone()] };
+        let attention = attention(attending, segment.len(), needs);
+        let rows = if needs.reads_rows() { (layer.rows)(kv_head)? } else { HeadRows::default() };
+        let outputs = layer.outputs.len() / place.scale.num_kv_heads.max(1);
+        let outputs = &layer.outputs[kv_head * outputs..(kv_head + 1) * outputs];
+        let block_attention = layer.block_attention.get(kv_head).map_or(&[][..], |own| own);
+        let in_blocks = needs.block_attention.is_some();
+        for (what, got, wanted, width) in [
+            ("attention of a segment", attention.len(), needs.attention != AttentionRows::None, 1),
+            ("keys of a segment", rows.keys.len(), needs.keys_and_values, place.head_dim),
+            ("values of a segment", rows.values.len(), needs.keys_and_values, place.head_dim),
+            ("unrotated keys of a segment", rows.unrotated_keys.len(), needs.unrotated_keys, place.head_dim),
+            ("attention within blocks", block_attention.len(), in_blocks, 1),
+        ] {
+            let expected = segment.len() * width;
+            if wanted && got != expected {
+                return Err(Error::shape(what, expected, got));
+            }
+        }
+        let last_rows = needs.last_queries.min(segment.num_rows());
+        let last_queries = layer.last_queries(last_rows, group.clone(), place.head_dim)?;
+        let facts = MethodFacts {
+            first_position: segment.first_position,
+            len: segment.len(),
+            num_rows: segment.num_rows(),
+            budget: self.layer_budget(segment.len(), place),
+            head_idx: place.layer * place.scale.num_kv_heads + kv_head,
+            head_dim: place.head_dim,
+            group_size,
+            attention: &attention,
+            keys: &rows.keys,
+            values: &rows.values,
+            queries: layer.queries.get(group.clone()).unwrap_or_default(),
+            last_queries: &last_queries,
+            repeat: layer.repeat.as_ref().map_or_else(RepeatFacts::default, |repeat| RepeatFacts {
+                largest_weights: repeat.largest_weights.get(group.clone()).unwrap_or_default(),
+                squared_outputs: repeat.squared_outputs.get(group.clone()).unwrap_or_default(),
+            }),
+            replay: layer.replay.as_ref().map_or_else(ReplayFacts::default, |replay| ReplayFacts {
+                squared_attention: replayed.get(group.clone()).unwrap_or_default(),
+                squared_outputs: replay.squared_outputs.get(group.clone()).unwrap_or_default(),
+                squared_residual: replay.squared_residual,
+            }),
+            unrotated_keys: &rows.unrotated_keys,
+            last_rows: LastRowsFacts { weights: &rows.last_weights, outputs: &rows.last_outputs },
+            outputs,
+            block_attention,
+            mean_scores: layer.mean_scores.get(group).unwrap_or_default(),
+        };
+        Ok(self.method.measures(&facts))
     }
 
     /// What each KV head of a layer keeps, given the scores of its positions.
@@ -201,8 +289,7 @@ impl BudgetedMethod {
     #[must_use]
     pub fn select(&self, segment: Segment<'_>, place: LayerPlace, scores: &[Vec<f32>]) -> Vec<HeadChoice> {
         let budget = self.layer_budget(segment.len(), place);
-        let allocation = self.method.allocation();
-        let kept = allocation.select(scores, budget).into_iter().enumerate();
+        let kept = self.allocation().select(scores, budget).into_iter().enumerate();
         kept.map(|(kv_head, kept)| HeadChoice {
             kv_head,
             level: 0,
@@ -210,6 +297,14 @@ impl BudgetedMethod {
             positions: kept.into_iter().map(|index| segment.position(index)).collect(),
         })
         .collect()
+    }
+}
+
+/// Makes sure of a head's best position, where it competes with those of all others: with nothing left it could attend to
+/// nothing.
+fn keep_best(scores: &mut [f32]) {
+    if let [best] = top_positions(scores, 1)[..] {
+        scores[best] = ALWAYS;
     }
 }
 

@@ -44,7 +44,7 @@ fn a_serialised_configuration_reads_back_as_itself() {
             let config = AdaptiveConfig::for_method(method).with_budget(budget).unwrap();
             let written = serde_json::to_string(&config).unwrap();
             assert_eq!(AdaptiveConfig::parse(&written, None).unwrap(), config);
-            spelt_out(&[keys::<Common>(), method.keys(), &[budget.key()]].concat(), &written);
+            spelt_out(&[keys::<Common>(), method.keys(), &[budget.key(), BudgetOver::KEY]].concat(), &written);
         }
     }
 }
@@ -86,6 +86,42 @@ fn keys_may_stand_before_the_method_that_they_are_for() {
     assert_eq!(config.budgeted().unwrap().method.settings().unwrap(), serde_json::json!({"sink_tokens": 2}));
     let config = AdaptiveConfig::parse(r#"{"kv_budget": "1.5MB", "method": "h2o"}"#, None).unwrap();
     assert_eq!(config.budget(), Some(Budget::Bytes(3 << 19)));
+}
+
+#[test]
+fn a_budget_can_be_shared_out_otherwise_than_by_the_methods_authors() {
+    use crate::compress::Allocation;
+    for &method in METHODS {
+        let own = AdaptiveConfig::for_method(method);
+        for (over, name) in [
+            (BudgetOver::Own, "own"),
+            (BudgetOver::Head, "head"),
+            (BudgetOver::Layer, "layer"),
+            (BudgetOver::Pool, "pool"),
+        ] {
+            let text = format!(r#"{{"method": "{}", "budget_over": "{name}"}}"#, method.name());
+            let read = AdaptiveConfig::parse(&text, None);
+            let set = own.clone().with_budget_over(over);
+            if method.refuses(over).is_some() {
+                assert!(read.is_err() && set.is_err(), "{text}");
+                continue;
+            }
+            let (read, set) = (read.unwrap(), set.unwrap());
+            assert_eq!(read, set);
+            assert_eq!(read == own, over == BudgetOver::Own);
+            let written = serde_json::to_string(&read).unwrap();
+            assert_eq!(AdaptiveConfig::parse(&written, None).unwrap(), read);
+            let expected = match over {
+                BudgetOver::Own => method.allocation(),
+                BudgetOver::Head => Allocation::Uniform,
+                BudgetOver::Layer => Allocation::Adaptive { safeguard: 0.2 },
+                BudgetOver::Pool => Allocation::Pooled,
+            };
+            assert_eq!(read.budgeted().unwrap().allocation(), expected);
+        }
+    }
+    let refused = AdaptiveConfig::default().with_budget_over(BudgetOver::Pool).unwrap_err().to_string();
+    assert!(refused.contains("`budget_over`: the method `fastgen` has no budget"), "{refused}");
 }
 
 #[test]
@@ -178,6 +214,11 @@ fn mistakes_name_the_key_the_file_and_the_remedy() {
         (r#"{"method": "snapkv", "pool_kernel": 4}"#, "`pool_kernel`: expected an odd whole number, got `4`"),
         (r#"{"method": "snapkv", "observation_window": 0}"#, "expected a whole number of at least 1, got `0`"),
         (r#"{"method": "random", "seed": -1}"#, "`seed`: expected a whole number of at least 0, got `-1`"),
+        (
+            r#"{"method": "h2o", "budget_over": "heads"}"#,
+            "`budget_over`: expected \"own\" or \"head\" or \"layer\" or \"pool\", got `\"heads\"`",
+        ),
+        (r#"{"budget_over": "pool"}"#, "`budget_over`: the method `fastgen` has no budget | set `recovery_threshold`"),
         (r#"{"sink_tokens": -1}"#, "expected a whole number of at least 0, got `-1`"),
         (r#"{"decode": "keep"}"#, "`decode`: expected \"append\" or \"evict\", got `\"keep\"`"),
         (

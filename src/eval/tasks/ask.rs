@@ -7,11 +7,12 @@
 
 use std::ops::ControlFlow;
 
-use super::super::{Filled, Watch};
-use super::{Observer, Subject, go_on};
+use super::super::Watch;
+use super::super::forks::{Asked, fill_all};
+use super::{Observer, Subject, Variant, go_on};
 use crate::cache::{AdaptiveKvCache, KvDtype, Retention};
 use crate::error::{Error, Result};
-use crate::generate::{Conversation, Draft, Generation, GenerationOptions};
+use crate::generate::{Conversation, Draft, GenerationOptions};
 use crate::tokenizer::{ChatFormat, ChatMessage};
 
 /// Tokens of an answer, at most.
@@ -98,14 +99,19 @@ fn split(subject: &Subject<'_>, text: &str, question: &str) -> Result<(Vec<u32>,
 }
 
 impl Trial {
-    /// Lets a cache read the text, and asks.
+    /// Lets the full cache and every variant read the text, and asks them.
+    ///
+    /// * `name`: of a cache's part of the work, for people
     pub(super) fn answer(
         &self,
         subject: &Subject<'_>,
-        kv_dtype: KvDtype,
-        retention: &Retention,
-        observer: &dyn Observer,
-    ) -> Result<Outcome> {
+        variants: &[Variant],
+        name: &dyn Fn(&str) -> String,
+        observer: &mut dyn Observer,
+    ) -> Result<(Outcome, Vec<Outcome>)> {
+        let (mut full, mut outcomes) = (None, vec![None; variants.len()]);
+        let full_name = name("full cache");
+        observer.starts(&full_name);
         match self {
             Self::Text { text, questions } => {
                 let mut asked = Vec::with_capacity(questions.len());
@@ -115,49 +121,70 @@ impl Trial {
                     compressed = text;
                     asked.push(question);
                 }
-                let filled = subject.fill(&compressed, kv_dtype, retention, observer)?;
-                let mut outcome = Outcome::of(&filled.cache);
-                for (question, ids) in questions.iter().zip(asked) {
-                    outcome.note(question, &ask(subject, filled.clone(), &ids, observer)?);
-                }
-                Ok(outcome)
+                let observer: &dyn Observer = observer;
+                let filled = fill_all(subject, &compressed, variants, observer, |which, filled| {
+                    let names =
+                        which.iter().map(|index| index.map_or(full_name.clone(), |i| name(&variants[i].config)));
+                    let names: Vec<String> = names.collect();
+                    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                    let mut measured: Vec<Outcome> = filled.iter().map(|filled| Outcome::of(&filled.cache)).collect();
+                    for (question, ids) in questions.iter().zip(&asked) {
+                        let asked = Asked { question: ids, max_tokens: ANSWER_TOKENS, is_enough: &|_| false };
+                        let answers = asked.answers(subject, filled.clone(), &names, observer)?;
+                        for (outcome, answer) in measured.iter_mut().zip(answers) {
+                            outcome.note(question, &answer);
+                        }
+                    }
+                    for (index, outcome) in which.into_iter().zip(measured) {
+                        *index.map_or(&mut full, |index| &mut outcomes[index]) = Some(outcome);
+                    }
+                    Ok(())
+                });
+                filled.map_err(|error| error.in_place(|| full_name.clone()))?;
             }
             Self::Conversation { turns, question } => {
-                let Subject { model, tokenizer, prefill_options, .. } = *subject;
-                let mut conversation = Conversation::new(model, tokenizer, kv_dtype, retention.clone(), Vec::new())?
-                    .with_prefill_options(prefill_options);
-                for turn in turns {
-                    say(&mut conversation, turn, observer)?;
+                let talk = |kv_dtype, retention: &Retention, observer: &dyn Observer| {
+                    converse(subject, (turns, question), (kv_dtype, retention), observer)
+                };
+                let known = talk(subject.full_kv_dtype, &Retention::Full, observer);
+                full = Some(known.map_err(|error| error.in_place(|| full_name.clone()))?);
+                for (variant, outcome) in variants.iter().zip(&mut outcomes) {
+                    if !variant.is_full(subject.full_kv_dtype) {
+                        let name = name(&variant.config);
+                        observer.starts(&name);
+                        let talked = talk(variant.kv_dtype, &variant.retention, observer);
+                        *outcome = Some(talked.map_err(|error| error.in_place(|| name))?);
+                    }
                 }
-                let mut outcome = Outcome::of(conversation.cache());
-                outcome.note(question, &say(&mut conversation, &question.text, observer)?);
-                Ok(outcome)
             }
         }
+        let full = full.ok_or_else(|| Error::shape("caches that answer", "the full one", "none"))?;
+        // What was not measured is the full cache itself.
+        let outcomes = outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|| full.clone())).collect();
+        Ok((full, outcomes))
     }
+}
+
+/// Holds a conversation with one cache, and asks.
+fn converse(
+    subject: &Subject<'_>,
+    (turns, question): (&[String], &Question),
+    (kv_dtype, retention): (KvDtype, &Retention),
+    observer: &dyn Observer,
+) -> Result<Outcome> {
+    let Subject { model, tokenizer, prefill_options, .. } = *subject;
+    let mut conversation = Conversation::new(model, tokenizer, kv_dtype, retention.clone(), Vec::new())?
+        .with_prefill_options(prefill_options);
+    for turn in turns {
+        say(&mut conversation, turn, observer)?;
+    }
+    let mut outcome = Outcome::of(conversation.cache());
+    outcome.note(question, &say(&mut conversation, &question.text, observer)?);
+    Ok(outcome)
 }
 
 fn options() -> GenerationOptions {
     GenerationOptions { max_new_tokens: ANSWER_TOKENS, draft: Draft::Off, ..GenerationOptions::default() }
-}
-
-/// Reads a question token by token, and answers it.
-fn ask(
-    subject: &Subject<'_>,
-    Filled { mut cache, mut logits }: Filled,
-    question: &[u32],
-    observer: &dyn Observer,
-) -> Result<String> {
-    for &id in question {
-        go_on(observer)?;
-        subject.model.decode_batch(&[id], &mut [&mut cache], &mut logits)?;
-    }
-    let mut answer = String::new();
-    for step in Generation::new(subject.model, subject.tokenizer, &mut cache, question, logits, options()) {
-        go_on(observer)?;
-        answer += &step?.text;
-    }
-    Ok(answer)
 }
 
 /// One turn of a conversation; its answer.

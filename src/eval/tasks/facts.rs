@@ -38,10 +38,10 @@ const TURN_TOKENS: usize = 140;
 const TURN_PROSE_TOKENS: usize = 100;
 
 /// A sentence to hide.
-struct Fact {
+pub(super) struct Fact {
     /// Share of the sentences before it.
-    depth: f64,
-    sentence: String,
+    pub depth: f64,
+    pub sentence: String,
 }
 
 /// One five-digit number.
@@ -107,7 +107,7 @@ pub(super) fn multi_turn(filler: &Filler, context: usize, depths: &[f64], seed: 
 }
 
 /// Hides facts in as much prose as there is room for.
-fn hide(
+pub(super) fn hide(
     subject: &Subject<'_>,
     filler: &Filler,
     context: usize,

@@ -18,7 +18,7 @@ impl Filler {
     /// [`Error::Input`] if the text has no word.
     pub(super) fn new(tokenizer: &Tokenizer, text: &str) -> Result<Self> {
         let mut sentences = Vec::new();
-        for sentence in sentences_of(text) {
+        for sentence in sentences_of(text, MAX_WORDS) {
             let tokens = tokenizer.encode_plain(&format!(" {sentence}"))?.len();
             sentences.push((sentence, tokens.max(1)));
         }
@@ -44,8 +44,10 @@ impl Filler {
     }
 }
 
-/// White space becomes single spaces; blank lines end sentences, too.
-fn sentences_of(text: &str) -> Vec<String> {
+/// Cuts a text at the ends of its sentences. White space becomes single spaces; blank lines end sentences, too.
+///
+/// * `max_words`: after so many a piece without an end is cut
+pub(in crate::eval) fn sentences_of(text: &str, max_words: usize) -> Vec<String> {
     let mut sentences = Vec::new();
     for paragraph in text.replace('\r', "").split("\n\n") {
         let mut words: Vec<&str> = Vec::new();
@@ -53,7 +55,7 @@ fn sentences_of(text: &str) -> Vec<String> {
             words.push(word);
             let is_title = matches!(word, "Mr." | "Mrs." | "Dr." | "No." | "St.");
             let ends = word.trim_end_matches(['"', '\'', ')']).ends_with(['.', '!', '?']) && !is_title;
-            if ends || words.len() == MAX_WORDS {
+            if ends || words.len() == max_words {
                 sentences.push(words.join(" "));
                 words.clear();
             }
@@ -72,9 +74,12 @@ mod tests {
     #[test]
     fn sentences_end_where_they_do() {
         let text = "Chapter I\n\nMr. Fogg lived\nat No. 7.  \"He did?\"  He\r\n\r\n  did";
-        assert_eq!(sentences_of(text), ["Chapter I", "Mr. Fogg lived at No. 7.", "\"He did?\"", "He", "did"]);
-        assert_eq!(sentences_of(&"word ".repeat(MAX_WORDS + 1)).len(), 2);
-        assert!(sentences_of(" \n\n ").is_empty());
+        assert_eq!(
+            sentences_of(text, MAX_WORDS),
+            ["Chapter I", "Mr. Fogg lived at No. 7.", "\"He did?\"", "He", "did"]
+        );
+        assert_eq!(sentences_of(&"word ".repeat(MAX_WORDS + 1), MAX_WORDS).len(), 2);
+        assert!(sentences_of(" \n\n ", MAX_WORDS).is_empty());
     }
 
     #[test]

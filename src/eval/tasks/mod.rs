@@ -6,13 +6,14 @@
 mod ask;
 mod facts;
 mod filler;
+mod reworded;
 
 use super::metrics::mean;
 use super::{Observer, Row, Subject, TaskRow, Variant, go_on};
-use crate::cache::{KvDtype, Retention};
 use crate::error::{Error, Result};
 use ask::{Outcome, Trial};
 use filler::Filler;
+pub(super) use filler::sentences_of;
 
 /// Tokens that a question and its answer may take, at most.
 const ROOM_FOR_ANSWER: usize = 128;
@@ -28,10 +29,13 @@ pub enum Task {
     /// A number is told in one turn of a conversation, of which every turn is profiled and compressed on top of what was
     /// kept before, and is asked for in the last.
     MultiTurn,
+    /// What is said of somebody is asked for in other words, and the prose says the same of others, and other things of
+    /// the same one.
+    Reworded,
 }
 
 impl Task {
-    pub const ALL: [Self; 3] = [Self::Passkey, Self::MultiQuestion, Self::MultiTurn];
+    pub const ALL: [Self; 4] = [Self::Passkey, Self::MultiQuestion, Self::MultiTurn, Self::Reworded];
 
     /// The name in options, tables and files.
     #[must_use]
@@ -40,18 +44,16 @@ impl Task {
             Self::Passkey => "passkey",
             Self::MultiQuestion => "multi-question",
             Self::MultiTurn => "multi-turn",
+            Self::Reworded => "reworded",
         }
     }
 
     /// The task of a name.
     ///
-    /// # Errors
-    /// [`Error::Input`] if there is none.
-    pub fn by_name(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|task| task.name() == name).ok_or_else(|| {
-            let names = Self::ALL.map(|task| format!("`{}`", task.name())).join(", ");
-            Error::input(format!("unknown task `{name}`")).with_hint(format!("expected some of {names}"))
-        })
+    /// `None` if there is none.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|task| task.name() == name)
     }
 }
 
@@ -125,7 +127,7 @@ pub fn tasks(
             // All depths of several questions are in one text.
             let groups: Vec<&[f64]> = match task {
                 Task::MultiQuestion => vec![&plan.depths],
-                Task::Passkey | Task::MultiTurn => plan.depths.chunks(1).collect(),
+                Task::Passkey | Task::MultiTurn | Task::Reworded => plan.depths.chunks(1).collect(),
             };
             for depths in groups {
                 let cell = Cell { subject, filler: &filler, plan, task, context, depths };
@@ -160,22 +162,9 @@ impl Cell<'_> {
             let name = |what: &str| {
                 format!("{}, {context} tokens, {what}: trial {} of {}", task.name(), trial + 1, plan.trials)
             };
-            let texts = self.trial(trial)?;
-            let full_name = name("full cache");
-            observer.starts(&full_name);
-            let known = texts.answer(subject, subject.full_kv_dtype, &Retention::Full, observer);
-            let known = known.map_err(|error| error.in_place(|| full_name))?;
-            for (variant, outcomes) in variants.iter().zip(&mut compressed) {
-                let name = name(&variant.config);
-                observer.starts(&name);
-                let outcome = if is_full(variant, subject.full_kv_dtype) {
-                    known.clone()
-                } else {
-                    let outcome = texts.answer(subject, variant.kv_dtype, &variant.retention, observer);
-                    outcome.map_err(|error| error.in_place(|| name))?
-                };
+            let (known, answered) = self.trial(trial)?.answer(subject, variants, &name, observer)?;
+            for (outcomes, outcome) in compressed.iter_mut().zip(answered) {
                 outcomes.push(outcome);
-                go_on(observer)?;
             }
             full.push(known);
         }
@@ -214,14 +203,10 @@ impl Cell<'_> {
         match task {
             Task::Passkey => facts::passkey(subject, filler, context, depths, seed),
             Task::MultiQuestion => facts::multi_question(subject, filler, context, depths, seed),
+            Task::Reworded => reworded::reworded(subject, filler, context, depths, seed),
             Task::MultiTurn => Ok(facts::multi_turn(filler, context, depths, seed)),
         }
     }
-}
-
-/// Whether a variant is what it is compared with.
-fn is_full(variant: &Variant, full_kv_dtype: KvDtype) -> bool {
-    matches!(variant.retention, Retention::Full) && variant.kv_dtype == full_kv_dtype
 }
 
 /// Share of right answers to the questions of a depth, and how many were asked.

@@ -7,7 +7,7 @@
 
 use candle_core::quantized::k_quants::BlockQ8K;
 
-use crate::kernels::simd::{Lanes, multiversion};
+use crate::kernels::simd::{Lanes, ROUND, multiversion};
 
 /// Numbers of a block.
 const NUMBERS: usize = 256;
@@ -45,8 +45,6 @@ fn round_body<L: Lanes>(numbers: &[f32], blocks: &mut [BlockQ8K]) {
 fn round_block(numbers: &[f32; NUMBERS], block: &mut Block) {
     /// Just below a half: added to a number before its fraction is cut off, it rounds halves away from zero.
     const HALF: f32 = 0.499_999_97;
-    /// Numbers of this size count ones.
-    const WHOLE: f32 = 12_582_912.0;
     let mut largest = [0.0_f32; LANES];
     for part in numbers.as_chunks::<LANES>().0 {
         for (largest, number) in largest.iter_mut().zip(part) {
@@ -79,7 +77,7 @@ fn round_block(numbers: &[f32; NUMBERS], block: &mut Block) {
             let scaled = if scaled > 127.0 { 127.0 } else { scaled };
             let scaled = if scaled.is_nan() { 0.0 } else { scaled };
             // The lowest bits are then the whole number's; a conversion would check once more for what is no number.
-            *whole = ((scaled + HALF.copysign(scaled)).trunc() + WHOLE).to_bits();
+            *whole = ((scaled + HALF.copysign(scaled)).trunc() + ROUND).to_bits();
         }
         for (quant, whole) in quants.iter_mut().zip(whole) {
             *quant = (whole as u8).cast_signed();

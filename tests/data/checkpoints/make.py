@@ -94,12 +94,24 @@ CHECKPOINTS = {
         [10, 44],
         None,
     ),
+    # Prompts within the window, at its border, and far beyond it. Heads of 32 numbers fit a quantised cache.
+    "mistral-window": (MistralConfig, dict(sliding_window=16, head_dim=32), "float32", [5, 15, 16, 17, 40, 200], None),
     "qwen2": (Qwen2Config, dict(tie_word_embeddings=True), "float32", [1, 9, 60], None),
+    # A window in the second layer only.
+    "qwen2-window": (
+        Qwen2Config,
+        dict(use_sliding_window=True, sliding_window=16, max_window_layers=1),
+        "float32",
+        [5, 17, 100],
+        None,
+    ),
     "qwen3": (Qwen3Config, dict(head_dim=16), "float32", [1, 9, 60], None),
     "f16": (LlamaConfig, dict(tie_word_embeddings=True), "float16", [10, 40], None),
     "bf16": (LlamaConfig, dict(tie_word_embeddings=False), "bfloat16", [10, 40], "several EOS"),
 }
 DECODED = 3
+# Texts that get beyond the window while they are decoded.
+DECODED_OF = {"mistral-window": 20, "qwen2-window": 20}
 
 
 def rounded(logits):
@@ -136,7 +148,7 @@ def make(name):
         with torch.no_grad():
             out = reference(torch.tensor([ids]), use_cache=True)
             case = dict(ids=ids, last_logits=rounded(out.logits[0, -1]), decoded=[])
-            for step in range(DECODED):
+            for step in range(DECODED_OF.get(name, DECODED)):
                 token = (11 * step + 4) % config.vocab_size
                 out = reference(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
                 case["decoded"].append(dict(id=token, logits=rounded(out.logits[0, -1])))

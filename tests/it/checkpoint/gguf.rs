@@ -115,10 +115,30 @@ fn settings_that_are_not_computed_are_refused() {
     }
     let kind = ("llama.rope.scaling.type", GgufValue::String(String::new()));
     assert_names(&refusal(gguf("linear", &[kind]).path()), &["rope scaling ``", "linear"]);
-    // Within its window, a model is what it is.
-    let window = gguf("linear", &[("llama.attention.sliding_window", u32(48)), ("llama.logit_scale", f32(1.0))]);
-    let config = checkpoint::open(window.path()).unwrap().config().clone();
-    assert_eq!((config.context_length, config.sliding_window), (48, Some(48)));
+}
+
+/// A window of all layers, or of some.
+#[test]
+fn a_window_is_read() {
+    let size = ("llama.attention.sliding_window", GgufValue::U32(48));
+    let pattern = |layers: &[bool]| {
+        let layers = layers.iter().map(|&is_windowed| GgufValue::Bool(is_windowed)).collect();
+        ("llama.attention.sliding_window_pattern", GgufValue::Array(layers))
+    };
+    let windows = |more: &[(&'static str, GgufValue)]| {
+        let config = checkpoint::open(gguf("linear", more).path()).unwrap().config().clone();
+        assert_eq!(config.context_length, 256);
+        [config.window(0), config.window(1)]
+    };
+    assert_eq!(windows(&[]), [None; 2]);
+    assert_eq!(windows(&[("llama.attention.sliding_window", GgufValue::U32(0))]), [None; 2]);
+    assert_eq!(windows(std::slice::from_ref(&size)), [Some(48); 2]);
+    assert_eq!(windows(&[size.clone(), pattern(&[false, true])]), [None, Some(48)]);
+    assert_eq!(windows(&[size.clone(), pattern(&[false, false])]), [None; 2]);
+    for wrong in [pattern(&[true]), ("llama.attention.sliding_window_pattern", GgufValue::U32(2))] {
+        let text = refusal(gguf("linear", &[size.clone(), wrong]).path());
+        assert_names(&text, &["`llama.attention.sliding_window_pattern`"]);
+    }
 }
 
 #[test]

@@ -97,17 +97,30 @@ fn windows_of_qwen_count_where_they_are_in_use() {
                 config[*key] = value.clone();
             }
         });
-        adaptive_kvcache::checkpoint::hf_config::read(folder.path()).unwrap().config.sliding_window
+        let config = adaptive_kvcache::checkpoint::hf_config::read(folder.path()).unwrap().config;
+        [config.window(0), config.window(1)]
     };
-    assert_eq!(window(&[("sliding_window", json!(48))]), None);
+    assert_eq!(window(&[("sliding_window", json!(48))]), [None; 2]);
     let in_use = ("use_sliding_window", json!(true));
     let of =
         |more: &[(&'static str, Value)]| window(&[&[in_use.clone(), ("sliding_window", json!(48))], more].concat());
-    assert_eq!(of(&[("max_window_layers", json!(1))]), Some(48));
-    assert_eq!(of(&[("max_window_layers", json!(2))]), None);
-    assert_eq!(of(&[("layer_types", json!(["full_attention", "sliding_attention"]))]), Some(48));
+    assert_eq!(of(&[("max_window_layers", json!(1))]), [None, Some(48)]);
+    assert_eq!(of(&[("max_window_layers", json!(2))]), [None; 2]);
+    assert_eq!(of(&[("max_window_layers", json!(0))]), [Some(48); 2]);
+    assert_eq!(of(&[("layer_types", json!(["sliding_attention", "full_attention"]))]), [Some(48), None]);
     assert_eq!(
         of(&[("layer_types", json!(["full_attention", "full_attention"])), ("max_window_layers", json!(0))]),
-        None
+        [None; 2]
     );
+    for (types, part) in [
+        (json!(["full_attention"]), "of 1 layers, expected 2"),
+        (json!(["full_attention", "chunked_attention"]), "chunked_attention"),
+        (json!(["full_attention", 3]), "`layer_types`"),
+    ] {
+        let folder = with_config(&checkpoints("qwen2"), |config| {
+            config["use_sliding_window"] = json!(true);
+            config["layer_types"] = types;
+        });
+        assert_names(&refusal(folder.path()), &[part]);
+    }
 }

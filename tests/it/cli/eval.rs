@@ -10,7 +10,7 @@ use super::tiny_gguf::{Meta, TinyGguf};
 use super::{Lab, MODEL, Refusal, succeeds};
 
 /// Keys of every fidelity row, in this order.
-const FIDELITY_KEYS: [&str; 26] = [
+const FIDELITY_KEYS: [&str; 28] = [
     "config",
     "kept_ratio",
     "kv_bytes",
@@ -37,6 +37,8 @@ const FIDELITY_KEYS: [&str; 26] = [
     "end_kept_ratio",
     "end_kv_bytes",
     "evicted_rows",
+    "kl_worst",
+    "text",
 ];
 const TASK_KEYS: [&str; 11] = [
     "task",

@@ -13,6 +13,7 @@ mod drawn;
 mod errors;
 mod eval;
 mod eval_table;
+mod eval_texts;
 mod hostile;
 mod isa;
 mod kvzip;
@@ -25,6 +26,7 @@ mod places;
 #[cfg(target_os = "linux")]
 mod process;
 mod prompt_lines;
+mod ruler;
 mod runs;
 mod signals;
 mod templates;

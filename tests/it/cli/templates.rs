@@ -283,3 +283,42 @@ fn a_long_conversation_is_rendered_in_bounds() {
     }
     assert_eq!(prompt(&lab, &["--messages", "m.json"]), expected + "[<|turn|>]assistant:");
 }
+
+/// `auto` is what the run script says: a template is used if the model brings one, and a note tells of it.
+#[test]
+fn a_prompt_is_wrapped_where_the_model_has_a_template() {
+    const NOTE: &str = "note: the prompt is wrapped in the model's chat template";
+    let lab = lab(CHAT);
+    lab.write("plain.gguf", TinyGguf::new().bytes());
+    let run = |model: &str, variable: Option<&str>, args: &[&str]| {
+        let args =
+            [&["generate", "--model", model, "--prompt", "ab", "-n", "1", "--report", "r.json"][..], args].concat();
+        let mut command = lab.command(&args);
+        if let Some(value) = variable {
+            command.env("CHAT", value);
+        }
+        let output = command.output().unwrap();
+        succeeds(&output);
+        let told = String::from_utf8(output.stderr).unwrap();
+        (lab.json("r.json")["prompt_tokens"].clone(), told.contains(NOTE))
+    };
+    let (wrapped, told) = run("m.gguf", None, &["--chat"]);
+    assert_eq!((spelt(&wrapped).as_str(), told), ("[<|turn|>]user: ab[<|end|>]\n[<|turn|>]assistant:", false));
+    let (raw, told) = run("m.gguf", None, &[]);
+    assert_eq!((spelt(&raw).as_str(), told), ("ab", false));
+    for (variable, args) in [(Some("auto"), &[][..]), (None, &["--chat", "auto"]), (Some("0"), &["--chat=AUTO"])] {
+        assert_eq!(run("m.gguf", variable, args), (wrapped.clone(), true), "{variable:?} {args:?}");
+    }
+    for (variable, args) in [(Some("0"), &[][..]), (Some("auto"), &["--chat", "0"])] {
+        assert_eq!(run("m.gguf", variable, args), (raw.clone(), false), "{variable:?} {args:?}");
+    }
+    let (plain, _) = run("plain.gguf", None, &[]);
+    assert_eq!(run("plain.gguf", Some("auto"), &[]), (plain, false));
+    // Many prompts, too.
+    lab.write("p.txt", "ab\n");
+    let many = |value: &str| {
+        succeeds(&lab.run(&["generate", "--model", "m.gguf", "--prompts", "p.txt", "-n", "1", "--chat", value]))
+    };
+    assert_eq!(many("auto"), many("1"));
+    assert_ne!(many("auto"), many("0"));
+}

@@ -102,7 +102,9 @@ fn a_budget_in_bytes_of_a_file_gives_way_to_a_share_and_the_rest_stays() {
     tune(&lab, &["--max-kept", "0.5", "--configs", "window.json"]);
     // Without a name, the file is called so.
     let written = lab.json("tuned.json");
-    let expected = json!({"method": "streaming_llm", "kept_ratio": 0.5, "sink_tokens": 2, "decode": "evict"});
+    let expected = json!({
+        "method": "streaming_llm", "kept_ratio": 0.5, "budget_over": "own", "sink_tokens": 2, "decode": "evict"
+    });
     assert_eq!(written, expected);
 }
 

@@ -166,3 +166,14 @@ fn a_full_conversation_says_so_and_goes_on_after_a_reset() {
     assert!(told.contains("the question takes 17 tokens, more than the model's context of 16"), "{told}");
     assert!(told.contains("hint: shorten it"), "{told}");
 }
+
+/// A model that was tuned for conversations may find nothing to add to a raw text.
+#[test]
+fn a_raw_text_that_ends_at_once_is_told_of() {
+    const NOTE: &str = "note: the model ended the text at once; it has a chat template";
+    let mut model = Scripted::new(&[("</s>", CONTROL), ("q", NORMAL), ("w", NORMAL)]);
+    model.says(&["q", "</s>"]);
+    let lab = lab(&model);
+    let told = |args: &[&str]| stderr(&generate(&lab, args)).contains(NOTE);
+    assert!(told(&[]) && !told(&["--chat"]) && !told(&["--ignore-eos"]));
+}

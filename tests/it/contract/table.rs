@@ -290,7 +290,7 @@ impl<'a, B: Backend> Case<'a, B> {
     /// What a prompt goes through. The last chunk comes last, and is what is timed.
     fn prompt(&self, empty: &B::Rows, observer: &mut impl Observer) -> (B::Prompt, Made) {
         let (backend, len, block) = (self.backend, self.first.len, &self.weights.blocks[0]);
-        let asks = PromptRequest { prompt_len: len, stats: None, again: false };
+        let asks = PromptRequest { prompt_len: len, stats: None, again: false, window: None };
         let rotations = self.rotations(0..len);
         let mut prompt = backend.prompt(empty, asks).unwrap();
         let mut made = Made::default();
@@ -402,7 +402,7 @@ impl Made {
     ///
     /// * `hidden`: before the layer, and after it
     fn add<B: Backend>(&mut self, backend: &B, chunk: &B::Projected, [before, after]: [&B::Hidden; 2]) -> Vec<f32> {
-        let wanted = Wanted { replay: true, unrotated: true };
+        let wanted = Wanted { replay: true, queries: true, unrotated: true };
         let mut rows = Vec::new();
         let take_queries = &mut |shown: Shown<'_>| {
             rows.extend_from_slice(shown.hidden);

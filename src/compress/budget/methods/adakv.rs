@@ -3,10 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Method, MethodFacts, Needs, SnapKv};
-use crate::compress::budget::allocation::Allocation;
-
-/// The share of the average budget that every head gets in any case, as in the paper.
-const SAFEGUARD: f64 = 0.2;
+use crate::compress::budget::allocation::{Allocation, SAFEGUARD};
 
 /// The scores of `snapkv`; the heads of a layer compete for its budget (see [`Allocation::Adaptive`]).
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]

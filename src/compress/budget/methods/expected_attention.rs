@@ -7,7 +7,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::key_norm::norm;
-use super::{ALWAYS, FutureQueries, Method, MethodFacts, Needs, QueryMoments, Sinks};
+use super::{ALWAYS, FutureQueries, Method, MethodFacts, Needs, QueryMoments};
+use crate::compress::values;
 use crate::kernels::gemm::{Matrix, MatrixMut};
 use crate::kernels::vector::{self, instruction_set};
 
@@ -16,9 +17,30 @@ const FUTURE_POSITIONS: usize = 512;
 
 /// Keeps the first `sink_tokens` positions, and of the others those of the largest expected attention (a softmax over
 /// them, averaged over the KV head's query heads) times the norm of the value.
+///
+/// Its authors run it (arXiv 2510.00636) with an `epsilon` of 0.01 and let the heads of a layer compete: then a value that is
+/// long is not given up only because nothing is expected to look at it.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct ExpectedAttention(pub Sinks);
+#[serde(default, deny_unknown_fields)]
+pub struct ExpectedAttention {
+    /// How many leading positions of the sequence are always kept, and left out of the queries; default 4.
+    #[serde(deserialize_with = "values::whole")]
+    pub sink_tokens: usize,
+    /// What is added to every expected weight before it is multiplied by the norm of the value, at least 0; default 0.
+    #[serde(deserialize_with = "values::non_negative")]
+    pub epsilon: f32,
+}
+
+impl ExpectedAttention {
+    /// What kvpress has by default.
+    pub const DEFAULT: Self = Self { sink_tokens: 4, epsilon: 0.0 };
+}
+
+impl Default for ExpectedAttention {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
 
 impl Method for ExpectedAttention {
     fn name(&self) -> &'static str {
@@ -30,12 +52,12 @@ impl Method for ExpectedAttention {
     }
 
     fn needs(&self) -> Needs {
-        let queries = FutureQueries { skip_positions: self.0.sink_tokens, positions: FUTURE_POSITIONS };
+        let queries = FutureQueries { skip_positions: self.sink_tokens, positions: FUTURE_POSITIONS };
         Needs { keys_and_values: true, future_queries: Some(queries), ..Needs::default() }
     }
 
     fn scores(&self, facts: &MethodFacts<'_>) -> Vec<f32> {
-        let sinks = facts.num_sinks(self.0.sink_tokens);
+        let sinks = facts.num_sinks(self.sink_tokens);
         let behind_sinks = sinks * facts.head_dim..;
         let keys = &facts.keys[behind_sinks.clone()];
         let mut sums = vec![0.0; facts.len - sinks];
@@ -45,7 +67,9 @@ impl Method for ExpectedAttention {
         }
         let mut scores = vec![ALWAYS; sinks];
         let values = facts.values[behind_sinks].chunks_exact(facts.head_dim);
-        scores.extend(sums.into_iter().zip(values).map(|(sum, value)| sum * norm(value)));
+        #[expect(clippy::cast_precision_loss)]
+        let heads = facts.queries.len().max(1) as f32;
+        scores.extend(sums.into_iter().zip(values).map(|(sum, value)| (sum / heads + self.epsilon) * norm(value)));
         scores
     }
 }
@@ -88,14 +112,16 @@ mod tests {
         let keys = [9.0, 9.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0];
         let values = [5.0, 5.0, 3.0, 4.0, 0.0, 2.0, 1.0, 0.0];
         let facts = MethodFacts { keys: &keys, values: &values, queries: &queries, head_dim: 2, ..facts(4, 2) };
-        let scores = ExpectedAttention(Sinks { sink_tokens: 1 }).scores(&facts);
+        let scores = ExpectedAttention { sink_tokens: 1, epsilon: 0.0 }.scores(&facts);
+        let floored = ExpectedAttention { sink_tokens: 1, epsilon: 0.5 }.scores(&facts);
         // mean.k / sqrt 2 + k.C.k / 4 of the three keys behind the sink.
         let root = 2f32.sqrt();
         let logits = [1.0 / root + 2.0 / 4.0, -1.0 / root + 1.0 / 4.0, 0.0 + 4.0 / 4.0];
         let sum: f32 = logits.iter().map(|logit| logit.exp()).sum();
         assert_eq!(scores[0], ALWAYS);
-        for ((score, logit), norm) in scores[1..].iter().zip(logits).zip([5.0, 2.0, 1.0]) {
-            assert!((score - logit.exp() / sum * norm).abs() < TOLERANCE, "{score}");
+        for ((index, logit), norm) in (1..).zip(logits).zip([5.0, 2.0, 1.0]) {
+            assert!((scores[index] - logit.exp() / sum * norm).abs() < TOLERANCE, "{}", scores[index]);
+            assert!((floored[index] - (logit.exp() / sum + 0.5) * norm).abs() < TOLERANCE, "{}", floored[index]);
         }
     }
 
@@ -103,6 +129,6 @@ mod tests {
     fn a_segment_of_sinks_only_is_kept() {
         let (keys, values) = ([1.0; 6], [1.0; 6]);
         let facts = MethodFacts { keys: &keys, values: &values, head_dim: 2, ..facts(3, 3) };
-        assert_eq!(ExpectedAttention(Sinks::DEFAULT).scores(&facts), [ALWAYS; 3]);
+        assert_eq!(ExpectedAttention::DEFAULT.scores(&facts), [ALWAYS; 3]);
     }
 }

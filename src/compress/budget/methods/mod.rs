@@ -10,10 +10,17 @@
 //! Not for: the search of `fastgen`, which has a threshold and no budget (see [`crate::compress::fastgen`]).
 
 mod adakv;
+mod capkv;
+mod compactor;
+mod criticalkv;
+mod dropkv;
+mod duo_attention;
 mod expected_attention;
 mod h2o;
 mod key_norm;
+mod keydiff;
 mod kvzip;
+mod laprox;
 mod pyramidkv;
 mod random;
 mod replay;
@@ -28,15 +35,23 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::BudgetOver;
 use super::allocation::Allocation;
 use crate::compress::section::{Section, keys};
 use crate::compress::values;
 
 pub use adakv::AdaKv;
+pub use capkv::CapKv;
+pub use compactor::Compactor;
+pub use criticalkv::{CriticalAdaKv, CriticalKv};
+pub use dropkv::DropKv;
+pub use duo_attention::DuoAttention;
 pub use expected_attention::ExpectedAttention;
 pub use h2o::H2o;
 pub use key_norm::KeyNorm;
+pub use keydiff::KeyDiff;
 pub use kvzip::{KvZip, KvZipPlus};
+pub use laprox::LaProx;
 pub use pyramidkv::PyramidKv;
 pub use random::Random;
 pub use replay::Replay;
@@ -53,8 +68,16 @@ pub static METHODS: &[&dyn Method] = &[
     &SnapKv::DEFAULT,
     &PyramidKv(SnapKv::DEFAULT),
     &AdaKv(SnapKv::DEFAULT),
-    &ExpectedAttention(Sinks::DEFAULT),
+    &CriticalKv(SnapKv::DEFAULT),
+    &CriticalAdaKv(SnapKv::DEFAULT),
+    &DropKv(SnapKv::DEFAULT),
+    &LaProx::DEFAULT,
+    &ExpectedAttention::DEFAULT,
+    &CapKv(Sinks::DEFAULT),
+    &Compactor::DEFAULT,
+    &DuoAttention::DEFAULT,
     &KeyNorm,
+    &KeyDiff,
     &Random { seed: 0 },
     &Replay(Sinks::DEFAULT),
     &KvZip::DEFAULT,
@@ -79,6 +102,7 @@ pub enum AttentionRows {
 
 /// What a method reads of each KV head. What is not asked for is not collected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is asked for or not, whatever the others are")]
 pub struct Needs {
     /// Which rows [`MethodFacts::attention`] sums up.
     pub attention: AttentionRows,
@@ -95,6 +119,54 @@ pub struct Needs {
     /// Whether [`MethodFacts::repeat`] is read, and how it comes about: the model runs a second time, and until then all
     /// layers hold everything. Nothing else can be read beside it.
     pub repetition: Option<Repetition>,
+    /// Whether [`MethodFacts::unrotated_keys`] are read.
+    pub unrotated_keys: bool,
+    /// How many of the prompt's last rows [`MethodFacts::last_rows`] has one by one; 0 for none.
+    pub last_rows: usize,
+    /// What of the values [`MethodFacts::outputs`] has.
+    pub outputs: Outputs,
+    /// Whether [`MethodFacts::block_attention`] is read, and in which blocks.
+    pub block_attention: Option<Blocks>,
+    /// Over how many distances [`MethodFacts::mean_scores`] goes; 0 for none.
+    pub mean_distances: usize,
+}
+
+impl Needs {
+    /// Whether rows of the cache are read, and not only what is summed up of them.
+    #[must_use]
+    pub fn reads_rows(&self) -> bool {
+        self.keys_and_values || self.unrotated_keys || self.last_rows > 0
+    }
+
+    /// Whether keys or values of the prompt are read, or anything that is made of them.
+    #[must_use]
+    pub fn reads_kv(&self) -> bool {
+        let of_layer = self.outputs != Outputs::None || self.block_attention.is_some() || self.mean_distances > 0;
+        self.reads_rows() || self.replay || of_layer
+    }
+}
+
+/// What a method reads of values behind the output projection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Outputs {
+    /// Nothing.
+    #[default]
+    None,
+    /// The sum of absolute numbers of what each query head of the group makes of a value.
+    Absolute,
+    /// Products of what two query heads of the group make of the same value, for every pair of them.
+    Products,
+}
+
+/// Blocks of a segment within which queries see all keys, those behind them, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blocks {
+    /// Leading positions of the sequence that are in no block.
+    pub skip_first: usize,
+    /// Last positions of the segment that are in no block.
+    pub skip_last: usize,
+    /// Positions of a block; at least 1. The last block may be shorter.
+    pub len: usize,
 }
 
 /// A second run of the model, over the tokens that are decided about, on top of all that it has read: it is asked to
@@ -145,6 +217,16 @@ pub struct RepeatFacts<'a> {
     pub squared_outputs: &'a [Vec<f32>],
 }
 
+/// What the prompt's last rows attend to, row by row.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LastRowsFacts<'a> {
+    /// `[group_size]` of `[rows, n]`: attention weights of the rows; rows add up to 1 together with the weights of what was
+    /// settled before.
+    pub weights: &'a [Vec<f32>],
+    /// `[group_size]` of `[rows, head_dim]`: what attention makes of each row.
+    pub outputs: &'a [Vec<f32>],
+}
+
 /// Mean and covariance of one query head's queries over a prompt, turned to the positions behind it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QueryMoments {
@@ -156,7 +238,7 @@ pub struct QueryMoments {
 
 /// What a method may know of one KV head after a prompt, or after a segment of a longer sequence (then positions settled
 /// earlier are no part of it).
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct MethodFacts<'a> {
     /// Position of the first token of the segment: 0 for a prompt.
     pub first_position: usize,
@@ -170,6 +252,8 @@ pub struct MethodFacts<'a> {
     pub head_idx: usize,
     /// Numbers of a key, value or query.
     pub head_dim: usize,
+    /// Query heads that share the KV head.
+    pub group_size: usize,
     /// `[n]` attention that each position received, summed up over the rows and heads that [`Needs`] says; else empty.
     pub attention: &'a [f32],
     /// `[n, head_dim]` rotated keys, if asked for, else empty.
@@ -185,6 +269,32 @@ pub struct MethodFacts<'a> {
     pub replay: ReplayFacts<'a>,
     /// What a repetition sees, if asked for, else empty.
     pub repeat: RepeatFacts<'a>,
+    /// `[n, head_dim]` keys before they were rotated, if asked for, else empty.
+    pub unrotated_keys: &'a [f32],
+    /// The prompt's last rows, as many as asked for or as there are; else empty.
+    pub last_rows: LastRowsFacts<'a>,
+    /// What [`Needs::outputs`] asks for, else empty: `[group_size]` of `[n]`, or `[group_size * group_size]` of `[n]` for
+    /// pairs of query heads.
+    pub outputs: &'a [Vec<f32>],
+    /// `[n]` what each position receives from the queries of its block, each of which gives away 1 in all to the keys of the
+    /// block: their softmax is over products that are not divided by the root of the head's size. The mean over the query
+    /// heads of the KV head. What the last block lacks counts as queries and keys of zeros; 0 outside of blocks; empty if not
+    /// asked for.
+    pub block_attention: &'a [f32],
+    /// `[group_size]` of `[distances]` products of the mean query with the mean key, divided by the root of the head's size,
+    /// if the key stood farther and farther before the query: the last at the query's own position; empty if not asked for.
+    pub mean_scores: &'a [Vec<f32>],
+}
+
+/// How much a layer keeps, for a method that judges its KV heads together.
+#[derive(Debug, Clone, Copy)]
+pub struct LayerBudget {
+    /// How many positions a head keeps on average, as [`MethodFacts::budget`].
+    pub positions: usize,
+    /// The same as a share of the segment, in 0..=1, before it is rounded down.
+    pub kept_ratio: f64,
+    /// How it is shared out.
+    pub allocation: Allocation,
 }
 
 impl MethodFacts<'_> {
@@ -322,9 +432,29 @@ pub trait Method: Settings + Send + Sync + std::fmt::Debug {
         Allocation::Uniform
     }
 
+    /// Why it can't work if the positions of so many heads compete, as the end of a sentence about the method; `None` if it
+    /// can, which is so for every method that ranks the positions of a head.
+    fn refuses(&self, _over: BudgetOver) -> Option<&'static str> {
+        None
+    }
+
     /// The score of every position of the segment, `[n]`: the higher, the sooner it is kept; [`ALWAYS`] before all
     /// others. Of equal scores the lower position is kept. No score is NaN unless a fact is.
     fn scores(&self, facts: &MethodFacts<'_>) -> Vec<f32>;
+
+    /// What [`layer_scores`](Self::layer_scores) wants to know of every position of a KV head: one or more numbers, each as
+    /// a list of `[n]`. By default the scores.
+    fn measures(&self, facts: &MethodFacts<'_>) -> Vec<Vec<f32>> {
+        vec![self.scores(facts)]
+    }
+
+    /// The scores of all KV heads of a layer, `[num_kv_heads]` of `[n]`, for methods whose scores of one head depend on the
+    /// others. By default the first measure of each.
+    ///
+    /// * `measures`: of each KV head, as [`measures`](Self::measures) has them
+    fn layer_scores(&self, _budget: &LayerBudget, measures: Vec<Vec<Vec<f32>>>) -> Vec<Vec<f32>> {
+        measures.into_iter().map(|measures| measures.into_iter().next().unwrap_or_default()).collect()
+    }
 
     /// How it goes on while tokens are generated; `None` if it says nothing about that.
     fn eviction(&self) -> Option<&dyn EvictRows> {
@@ -345,21 +475,7 @@ mod tests {
 
     /// Facts of a prompt of `len` tokens, without numbers.
     pub(super) fn facts(len: usize, budget: usize) -> MethodFacts<'static> {
-        MethodFacts {
-            first_position: 0,
-            len,
-            num_rows: len,
-            budget,
-            head_idx: 0,
-            head_dim: 1,
-            attention: &[],
-            keys: &[],
-            values: &[],
-            queries: &[],
-            last_queries: &[],
-            replay: ReplayFacts::default(),
-            repeat: RepeatFacts::default(),
-        }
+        MethodFacts { len, num_rows: len, budget, head_dim: 1, group_size: 1, ..MethodFacts::default() }
     }
 
     /// What a head keeps that has its own budget.

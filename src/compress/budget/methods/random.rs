@@ -31,7 +31,7 @@ impl Method for Random {
 }
 
 /// The step and finaliser of `SplitMix64`: nearby numbers become unrelated ones.
-fn mix(number: u64) -> u64 {
+pub(super) fn mix(number: u64) -> u64 {
     let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -40,7 +40,7 @@ fn mix(number: u64) -> u64 {
 
 /// The upper bits as a number in 0..1.
 #[expect(clippy::cast_precision_loss)] // 24 bits fit
-fn unit(bits: u64) -> f32 {
+pub(super) fn unit(bits: u64) -> f32 {
     (bits >> 40) as f32 / (1u32 << 24) as f32
 }
 

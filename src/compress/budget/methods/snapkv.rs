@@ -46,19 +46,35 @@ impl Method for SnapKv {
     /// same. Neighbours beyond the ends, and in the window, count as 0. If the budget is smaller than the window, the last
     /// positions are kept.
     fn scores(&self, facts: &MethodFacts<'_>) -> Vec<f32> {
-        let before = facts.len - self.observation_window.min(facts.num_rows);
-        let attention = &facts.attention[..before];
-        let half = self.pool_kernel / 2;
-        let mut scores = Vec::with_capacity(facts.len);
-        for position in 0..before {
-            let neighbours = &attention[position.saturating_sub(half)..(position + half + 1).min(before)];
-            scores.push(neighbours.iter().sum());
-        }
-        // What of the window the budget has no room for is worth nothing.
-        scores.resize(facts.len - facts.budget.min(facts.len - before), f32::NEG_INFINITY);
-        scores.resize(facts.len, ALWAYS);
-        scores
+        with_window(facts, self.neighbour_sums(facts, facts.attention))
     }
+}
+
+impl SnapKv {
+    /// How many positions there are before the window.
+    pub(super) fn before_window(&self, facts: &MethodFacts<'_>) -> usize {
+        facts.len - self.observation_window.min(facts.num_rows)
+    }
+
+    /// Sums over neighbours, of the positions before the window.
+    ///
+    /// * `numbers`: `[n]`, or at least those before the window
+    pub(super) fn neighbour_sums(&self, facts: &MethodFacts<'_>, numbers: &[f32]) -> Vec<f32> {
+        let before = self.before_window(facts);
+        let half = self.pool_kernel / 2;
+        let neighbours = |position: usize| &numbers[position.saturating_sub(half)..(position + half + 1).min(before)];
+        (0..before).map(|position| neighbours(position).iter().sum()).collect()
+    }
+}
+
+/// Scores of the positions before an observation window, and then of those of the window: the last of them, as many as the
+/// budget has room for, are kept before all others.
+pub(super) fn with_window(facts: &MethodFacts<'_>, mut scores: Vec<f32>) -> Vec<f32> {
+    let window = facts.len - scores.len();
+    // What of the window the budget has no room for is worth nothing.
+    scores.resize(facts.len - facts.budget.min(window), f32::NEG_INFINITY);
+    scores.resize(facts.len, ALWAYS);
+    scores
 }
 
 #[cfg(test)]

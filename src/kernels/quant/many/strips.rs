@@ -6,21 +6,14 @@
 //!
 //! Not for: products (see [`super`]).
 
-use half::f16;
-
 use super::super::Rows;
+use super::column::{Column, Numbers, Words, bits, byte, halves, negative, times, unsigned, with};
 use super::{STRIP, VECTORS};
 use crate::kernels::blocks::{BLOCK, BlockFormat, Codes, Quants};
 use crate::kernels::simd::{LANES, Lanes};
 
 /// The most runs in a block.
 const RUNS: usize = 16;
-
-/// Four bytes of each row.
-type Words = [u32; LANES];
-
-/// A number of each row.
-type Numbers = [f32; LANES];
 
 /// The scales and the offsets of a block's runs, for each row.
 #[derive(Default)]
@@ -49,112 +42,6 @@ pub(in super::super) trait Format: 'static {
 
     /// Hands over the quants.
     fn quants<L: Lanes>(block: Column<'_>, target: &mut Target<'_>);
-}
-
-/// A block of some rows.
-#[derive(Clone, Copy)]
-pub(in super::super) struct Column<'a> {
-    /// From the first row's block on.
-    data: &'a [u8],
-    row_bytes: usize,
-    /// At most as many as lanes; the last stands for those that lack.
-    rows: usize,
-}
-
-impl<'a> Column<'a> {
-    /// From a row's block on.
-    #[inline(always)]
-    fn row(&self, row: usize) -> &'a [u8] {
-        &self.data[row.min(self.rows - 1) * self.row_bytes..]
-    }
-
-    /// Four bytes of each row's block.
-    #[inline(always)]
-    fn words<L: Lanes>(&self, at: usize) -> Words {
-        let data = &self.data[at..];
-        if self.rows == LANES {
-            return L::every(data, self.row_bytes);
-        }
-        let mut words = [0; LANES];
-        for (row, word) in words.iter_mut().enumerate() {
-            *word = u32::from_le_bytes(self.row(row)[at..].as_chunks().0[0]);
-        }
-        words
-    }
-}
-
-/// Some bits of each byte, shifted to the right.
-#[inline(always)]
-fn bits(words: Words, shift: usize, mask: u8) -> Words {
-    let mask = u32::from_ne_bytes([mask; 4]);
-    let mut words = words;
-    for word in &mut words {
-        *word = *word >> shift & mask;
-    }
-    words
-}
-
-/// Words with further bits, shifted to the left.
-#[inline(always)]
-fn with(words: Words, higher: Words, shift: usize) -> Words {
-    let mut words = words;
-    for (word, higher) in words.iter_mut().zip(higher) {
-        *word |= higher << shift;
-    }
-    words
-}
-
-/// Bytes that have a sign, with 128 added.
-#[inline(always)]
-fn unsigned(words: Words) -> Words {
-    let mut words = words;
-    for word in &mut words {
-        *word ^= 0x8080_8080;
-    }
-    words
-}
-
-/// The f16 in the lower or the upper half of each word.
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation)] // a half
-fn halves<L: Lanes>(words: Words, upper: bool) -> Numbers {
-    let mut numbers = [f16::ZERO; LANES];
-    for (number, word) in numbers.iter_mut().zip(words) {
-        *number = f16::from_bits(if upper { word >> 16 } else { word } as u16);
-    }
-    let mut wide = [0.0; LANES];
-    L::load_f16(&numbers).store(&mut wide);
-    wide
-}
-
-/// The byte of each word at a place, some bits of it.
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation)] // masked
-fn byte(words: Words, place: usize, shift: usize, mask: u8) -> [u8; LANES] {
-    let mut bytes = [0; LANES];
-    for (byte, word) in bytes.iter_mut().zip(words) {
-        *byte = (word >> (8 * place + shift)) as u8 & mask;
-    }
-    bytes
-}
-
-#[inline(always)]
-fn negative(numbers: Numbers) -> Numbers {
-    let mut numbers = numbers;
-    for number in &mut numbers {
-        *number = -*number;
-    }
-    numbers
-}
-
-/// Numbers times whole ones.
-#[inline(always)]
-fn times(numbers: Numbers, bytes: [u8; LANES], minus: f32) -> Numbers {
-    let mut products = numbers;
-    for (product, byte) in products.iter_mut().zip(bytes) {
-        *product *= f32::from(byte) - minus;
-    }
-    products
 }
 
 /// The quant that means 0 if codes become quants without a sign: the middle of all bytes if they need more than 7 bits, for
@@ -482,8 +369,7 @@ impl Strips {
             let data = &rows.data[first * row_bytes..];
             let (strip, vector) = (index / VECTORS, index % VECTORS);
             for block in 0..cols / F::BLOCK {
-                let column =
-                    Column { data: &data[block * F::BYTES..], row_bytes, rows: (rows.count - first).min(LANES) };
+                let column = Column::new(&data[block * F::BYTES..], row_bytes, (rows.count - first).min(LANES));
                 let mut numbers = Scales::default();
                 F::scales::<L>(column, &mut numbers);
                 for run in 0..runs {

@@ -6,7 +6,8 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::super::each;
-use super::super::lanes::{Factors, LANES, Lanes, word};
+use super::super::lanes::{Factors, LANES, Lanes};
+use super::super::portable::word;
 
 /// AVX2, FMA and F16C; with `DOTS` AVX-VNNI, too.
 #[derive(Clone, Copy)]
