@@ -129,8 +129,8 @@ fn what_cannot_be_asked_is_refused() {
     refuses(&lab, &["--tasks", "vt", "--contexts", "8x"]).status(2).names("--contexts");
     refuses(&lab, &["--tasks", "vt", "--contexts", "0"]).status(2).names("--contexts");
     refuses(&lab, &["--tasks", "vt", "--contexts", "200"]).status(2).names("200").names("`vt`").hints("--contexts");
-    lab.write("empty.txt", " \n");
-    refuses(&lab, &["--tasks", "vt", "--text", "empty.txt"]).status(2).names("empty").hints("--text");
+    lab.write("prose.txt", " \n");
+    refuses(&lab, &["--tasks", "niah_single_2"]).status(2).names("empty").hints("--text");
 }
 
 /// SmolLM2 finds a number in a short text, and loses it where the text is not kept.
