@@ -91,9 +91,26 @@ fn add_block(queries: &[f32], head_dim: usize, keys: Matrix<'_>, block: usize, s
     #[expect(clippy::cast_precision_loss)]
     let missing = (block - sums.len()) as f32;
     for row in scores.chunks_exact_mut(sums.len()) {
-        let largest = vector::max(set, row);
-        let largest = if missing > 0.0 { largest.max(0.0) } else { largest };
-        let total = vector::exp_minus_max(set, row, largest) + missing * (-largest).exp();
+        // Of keys that lack, the products are 0. Where none does, `-largest` may be too large for `exp`.
+        let (largest, of_missing) = match vector::max(set, row) {
+            largest if missing > 0.0 => (largest.max(0.0), missing * (-largest.max(0.0)).exp()),
+            largest => (largest, 0.0),
+        };
+        let total = vector::exp_minus_max(set, row, largest) + of_missing;
         sums.iter_mut().zip(row).for_each(|(sum, weight)| *sum += *weight / total);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whole blocks lack no key, so the weight of those that lack must not be looked at: here it is infinite.
+    #[test]
+    fn products_far_below_zero_are_no_trouble() {
+        let (query, keys) = ([10.0, 0.0], [-20.0, 1.0, -20.0, 5.0]);
+        let mut sums = [0.0; 2];
+        add_block(&query, 2, Matrix::new(&keys, 2, 2, 2), 2, &mut sums);
+        assert_eq!(sums, [0.5, 0.5]);
     }
 }
