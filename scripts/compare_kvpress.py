@@ -250,7 +250,9 @@ def sketch(module, dim, size):
     bits = mix(mix(first)[:, None] + np.arange(2 * dim * size, dtype=np.uint64)[None])
     uniform = (bits >> np.uint64(40)).astype(np.float64) / 2**24
     normal = np.sqrt(-2 * np.log1p(-uniform[:, ::2])) * np.cos(2 * np.pi * uniform[:, 1::2])
-    return torch.tensor(normal.reshape(1, heads, dim, size).astype(np.float32))
+    # This program rotates pairs of neighbours, as the file has them, transformers the two halves.
+    normal = normal.reshape(1, heads, dim // 2, 2, size).swapaxes(2, 3).reshape(1, heads, dim, size)
+    return torch.tensor(normal.astype(np.float32))
 
 
 def patch(ids):
