@@ -12,6 +12,7 @@
 
 use std::sync::Arc;
 
+use super::budget::allocation::by_score;
 use super::budget::methods::{EvictRows, StepAttention, StepFacts};
 use super::config::{AdaptiveConfig, Compression, DecodeMode};
 use super::fastgen::policies::HeadFacts;
@@ -128,7 +129,7 @@ impl Eviction {
 
 /// Indices of the `count` lowest scores, descending; of equal scores the higher position.
 fn lowest(scores: &[f32], positions: &[u32], count: usize) -> Vec<usize> {
-    let order = |&a: &usize, &b: &usize| scores[a].total_cmp(&scores[b]).then_with(|| positions[b].cmp(&positions[a]));
+    let order = |&a: &usize, &b: &usize| by_score(scores[a], scores[b]).then_with(|| positions[b].cmp(&positions[a]));
     if count == 1 {
         return (0..scores.len()).min_by(order).into_iter().collect();
     }

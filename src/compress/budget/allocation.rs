@@ -1,5 +1,7 @@
 //! How a budget is shared out over layers and heads, given the scores of a [`Method`](super::methods::Method).
 
+use std::cmp::Ordering;
+
 use crate::compress::ratio_count;
 
 /// The share of the average budget that every head of a layer gets in any case where the heads compete (Feng et al., arXiv
@@ -58,6 +60,13 @@ impl Allocation {
     }
 }
 
+/// The order of two scores: that of their numbers, so that zeros of both signs are equal; one that is no number has a
+/// place, too, as in [`f32::total_cmp`].
+pub(crate) fn by_score(a: f32, b: f32) -> Ordering {
+    // Adding 0.0 turns -0.0 into 0.0.
+    (a + 0.0).total_cmp(&(b + 0.0))
+}
+
 /// Indices of the `count` largest scores, ascending; of equal scores the lower index.
 #[must_use]
 pub fn top_positions(scores: &[f32], count: usize) -> Vec<usize> {
@@ -67,7 +76,7 @@ pub fn top_positions(scores: &[f32], count: usize) -> Vec<usize> {
     }
     let mut order: Vec<usize> = (0..scores.len()).collect();
     // The index breaks ties, which makes this a total order: the selected set does not depend on the algorithm.
-    order.select_nth_unstable_by(count - 1, |&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+    order.select_nth_unstable_by(count - 1, |&a, &b| by_score(scores[b], scores[a]).then(a.cmp(&b)));
     order.truncate(count);
     order.sort_unstable();
     order
@@ -133,6 +142,7 @@ mod tests {
     fn of_equal_scores_the_lower_position_is_kept() {
         assert_eq!(top_positions(&[1.0, 3.0, 1.0, 3.0, 1.0, f32::INFINITY], 4), [0, 1, 3, 5]);
         assert_eq!(top_positions(&[0.5, 0.5], 5), [0, 1]);
+        assert_eq!(top_positions(&[-0.0, 0.0, -1.0], 1), [0]);
         assert!(top_positions(&[], 3).is_empty());
     }
 

@@ -5,6 +5,7 @@
 //!
 //! Not for: scores (see [`super::select`]).
 
+use super::allocation::by_score;
 use crate::compress::segment::HeadChoice;
 
 /// How far the positions that are held may exceed the budget before they are cut down to it, as a divisor: evicting a
@@ -55,7 +56,7 @@ impl Pool {
         let mut all: Vec<(f32, u32, usize)> =
             heads.flat_map(|(head, held)| held.iter().map(move |&(index, score)| (score, index, head))).collect();
         let order =
-            |a: &(f32, u32, usize), b: &(f32, u32, usize)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2));
+            |a: &(f32, u32, usize), b: &(f32, u32, usize)| by_score(b.0, a.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2));
         if self.room > 0 {
             all.select_nth_unstable_by(self.room - 1, order);
         }
