@@ -4,10 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::Model;
-use super::forks::ForkedPrefill;
 use super::observer::PrefillObserver;
 use super::options::PrefillOptions;
-use super::prefill::Prefill;
+use super::prefill::{ForkedPrefill, Prefill};
 use crate::arch::{LlamaConfig, Rope};
 use crate::backend::{Backend, Weights, plain};
 use crate::cache::{AdaptiveKvCache, KvDtype, Retention};

@@ -8,14 +8,14 @@ mod llama;
 mod observer;
 mod options;
 mod prefill;
+mod profile;
 mod repeat;
 
 pub use crate::arch::{Architecture, DynamicNtk, LlamaConfig, Rope, RopeLayout, RopeSettings, SlidingWindow};
-pub use forks::ForkedPrefill;
 pub use llama::Llama;
 pub use observer::PrefillObserver;
 pub use options::PrefillOptions;
-pub use prefill::Prefill;
+pub use prefill::{ForkedPrefill, Prefill};
 
 use crate::backend::{Backend, Weights};
 

@@ -1,10 +1,13 @@
-//! The forward pass of a prompt.
+//! The forward pass of a prompt, into one cache or several.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
 
 use super::Model;
-use super::keeper::{Brief, Keeper};
+use super::forks::{Done, Forks};
+use super::keeper::Brief;
 use super::observer::PrefillObserver;
 use super::options::PrefillOptions;
-use super::repeat::RepeatPlan;
 use crate::backend::Backend;
 use crate::cache::{AdaptiveKvCache, LayerSummary};
 use crate::error::{Error, Result};
@@ -19,7 +22,33 @@ pub struct Prefill {
     /// What each layer keeps.
     pub layers: Vec<LayerSummary>,
     /// Time that choosing and storing took, apart from collecting statistics, which is part of attention.
-    pub profile_time: std::time::Duration,
+    pub profile_time: Duration,
+}
+
+/// What a prompt left behind that was read into several caches.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ForkedPrefill {
+    /// `[vocab_size]` logits of the next token, the same for all.
+    pub logits: Vec<f32>,
+    /// How many times attention was computed.
+    pub attentions: usize,
+}
+
+/// What a prompt left behind in all of its caches.
+struct Read {
+    logits: Vec<f32>,
+    /// For each cache what its layers keep, and the time that choosing and storing took.
+    kept: Vec<(Vec<LayerSummary>, Duration)>,
+    attentions: usize,
+}
+
+/// Hands on progress, and nothing else.
+struct ProgressOnly<'a>(&'a mut dyn PrefillObserver);
+
+impl PrefillObserver for ProgressOnly<'_> {
+    fn progress(&mut self, done: usize, total: usize) -> ControlFlow<()> {
+        self.0.progress(done, total)
+    }
 }
 
 impl<B: Backend> Model<B> {
@@ -33,50 +62,71 @@ impl<B: Backend> Model<B> {
         options: PrefillOptions,
         observer: &mut dyn PrefillObserver,
     ) -> Result<Prefill> {
-        let prefill = self.prefill_layers(ids, cache, options, observer);
-        self.backend.release();
-        memory::release_unused();
-        prefill
+        let Read { logits, mut kept, .. } = self.read(ids, std::slice::from_mut(cache), options, observer)?;
+        let (layers, profile_time) = kept.pop().unwrap_or_default();
+        Ok(Prefill { logits, layers, profile_time })
     }
 
-    fn prefill_layers(
+    /// See [`Llama::prefill_forks`](super::Llama::prefill_forks).
+    ///
+    /// * `ids`: at least one, and within the context
+    /// * `caches`: at least one, empty
+    pub fn prefill_forks(
         &self,
         ids: &[u32],
-        cache: &mut AdaptiveKvCache,
+        caches: &mut [AdaptiveKvCache],
         options: PrefillOptions,
         observer: &mut dyn PrefillObserver,
-    ) -> Result<Prefill> {
-        let (backend, seen) = (&self.backend, cache.seen());
-        let brief = Brief::new(cache, ids, observer.map_side());
-        let mut keeper = Keeper::new(&brief);
+    ) -> Result<ForkedPrefill> {
+        let Read { logits, attentions, .. } = self.read(ids, caches, options, &mut ProgressOnly(observer))?;
+        Ok(ForkedPrefill { logits, attentions })
+    }
+
+    /// * `caches`: one, or several that are empty
+    fn read(
+        &self,
+        ids: &[u32],
+        caches: &mut [AdaptiveKvCache],
+        options: PrefillOptions,
+        observer: &mut dyn PrefillObserver,
+    ) -> Result<Read> {
+        let read = self.read_layers(ids, caches, options, observer);
+        self.backend.release();
+        memory::release_unused();
+        read
+    }
+
+    fn read_layers(
+        &self,
+        ids: &[u32],
+        caches: &mut [AdaptiveKvCache],
+        options: PrefillOptions,
+        observer: &mut dyn PrefillObserver,
+    ) -> Result<Read> {
+        let (backend, seen) = (&self.backend, caches.first().map_or(0, AdaptiveKvCache::seen));
+        let map_side = observer.map_side();
+        let briefs: Vec<Brief> = caches.iter().map(|cache| Brief::new(cache, ids, map_side)).collect();
         let chunk_rows = options.rows(ids.len());
         let mut hidden = self.embed(ids, seen, chunk_rows)?;
         let rotations = backend.rotations(self.rope.angles(seen, ids.len()))?;
-        let repeat = RepeatPlan::new(cache, ids, self.has_window())?;
-        let rows = ids.len() + repeat.as_ref().map_or(0, RepeatPlan::num_rows);
-        let (mut done, total) = (0, rows * self.config.num_layers);
+        let mut forks = Forks::new(&briefs, caches, ids, self.has_window())?;
+        let mut done = Done::new((ids.len() + forks.repeated_rows()) * self.config.num_layers, observer);
         // Of what it puts out, only the last row is asked for.
         let last_layer = self.config.num_layers.saturating_sub(1);
+        let mut attentions = 0;
         for (index, block) in self.weights.blocks.iter().enumerate() {
-            let layer = &cache.layers::<B::Rows>()?[index];
-            let mut watch = brief.layer(self, layer);
-            let mut prompt = backend.prompt(layer.rows(), watch.request())?;
+            let mut groups = self.groups(index, caches, &forks)?;
+            attentions = groups.len();
             for (chunk, rows) in hidden.iter_mut().enumerate() {
                 let first_row = chunk * chunk_rows;
-                let projected = backend.project(block, rows, &rotations, first_row, watch.wanted().unrotated)?;
-                let (stats, maps) = watch.collectors();
-                let attended = backend.attend(&mut prompt, &projected, first_row, stats, maps)?;
-                watch.look(backend, &projected, rows)?;
+                let attended = self.attend_all(block, rows, &rotations, first_row, &mut groups)?;
                 if index < last_layer {
                     *rows = backend.finish(block, rows, attended)?;
                 } else if first_row + chunk_rows >= ids.len() {
                     let (row, attended) = backend.last_row(rows, attended)?;
                     *rows = backend.finish(block, &row, attended)?;
                 }
-                done += chunk_rows.min(ids.len() - first_row);
-                if observer.progress(done, total).is_break() {
-                    return Err(Error::Interrupted);
-                }
+                done.add(chunk_rows.min(ids.len() - first_row))?;
             }
             let mut place = (seen, ids.len());
             if index == last_layer {
@@ -84,23 +134,18 @@ impl<B: Backend> Model<B> {
                 place = (seen + ids.len() - 1, 1);
             }
             self.check_layer(&hidden, index, place, chunk_rows)?;
-            keeper.layer_done(self, index, watch, &prompt, cache, observer)?;
+            self.keep_all(index, groups, caches, &mut forks, done.observer)?;
         }
-        if let Some(repeat) = &repeat {
-            let mut step = |rows: usize| {
-                done += rows;
-                if observer.progress(done, total).is_break() { Err(Error::Interrupted) } else { Ok(()) }
-            };
-            let seen = self.repeat(repeat, cache, brief.segment(None), options, &mut step)?;
-            keeper.repeated(self, seen, cache, observer)?;
+        self.repeat_for_all(caches, &mut forks, options, &mut done)?;
+        let kept = forks.finish::<B>(caches, done.observer)?;
+        for cache in caches {
+            cache.settle(ids.len());
         }
-        let (layers, profile_time) = keeper.finish::<B>(cache, observer)?;
-        cache.settle(ids.len());
         let last = hidden.pop().ok_or_else(|| Error::input("the prompt is empty"))?;
         drop(hidden);
         let logits = backend.logits(&self.weights, &last)?;
-        check_logits(&logits, cache.seen())?;
-        Ok(Prefill { logits, layers, profile_time })
+        check_logits(&logits, seen + ids.len())?;
+        Ok(Read { logits, kept, attentions })
     }
 
     /// The vectors of a prompt's tokens, in chunks.

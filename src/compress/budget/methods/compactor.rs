@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::key_norm::norm;
 use super::random::{mix, unit};
-use super::{ALWAYS, Blocks, LayerBudget, Method, MethodFacts, Needs};
+use super::{ALWAYS, Blocks, LayerBudget, Method, MethodFacts, Needs, one_head};
 use crate::compress::budget::leverage::leverage;
 use crate::compress::values;
 use crate::kernels::gemm::{Matrix, MatrixMut};
@@ -70,10 +70,7 @@ impl Method for Compactor {
     }
 
     fn scores(&self, facts: &MethodFacts<'_>) -> Vec<f32> {
-        #[expect(clippy::cast_precision_loss)]
-        let kept_ratio = facts.budget as f64 / facts.len.max(1) as f64;
-        let budget = LayerBudget { positions: facts.budget, kept_ratio, allocation: self.allocation() };
-        self.layer_scores(&budget, vec![self.measures(facts)]).pop().unwrap_or_default()
+        one_head(self, facts)
     }
 
     /// Leverage and attention, with [`ALWAYS`] where a position is kept in any case.

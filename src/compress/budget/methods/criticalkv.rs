@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ALWAYS, LayerBudget, Method, MethodFacts, Needs, Outputs, SnapKv};
+use super::{ALWAYS, LayerBudget, Method, MethodFacts, Needs, Outputs, SnapKv, one_head};
 use crate::compress::budget::allocation::{Allocation, SAFEGUARD, top_positions};
 use crate::compress::ratio_count;
 
@@ -79,17 +79,6 @@ impl Method for CriticalAdaKv {
     fn layer_scores(&self, budget: &LayerBudget, measures: Vec<Vec<Vec<f32>>>) -> Vec<Vec<f32>> {
         layer_scores(budget, measures)
     }
-}
-
-/// The scores of a head that is alone in its layer.
-#[expect(clippy::cast_precision_loss)] // counts of tokens
-fn one_head(method: &dyn Method, facts: &MethodFacts<'_>) -> Vec<f32> {
-    let budget = LayerBudget {
-        positions: facts.budget,
-        kept_ratio: facts.budget as f64 / facts.len.max(1) as f64,
-        allocation: method.allocation(),
-    };
-    method.layer_scores(&budget, vec![method.measures(facts)]).pop().unwrap_or_default()
 }
 
 /// Attention as `snapkv` has it, as means and with [`ALWAYS`] in its window; and lengths of outputs.

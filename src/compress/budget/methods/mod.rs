@@ -462,6 +462,17 @@ pub trait Method: Settings + Send + Sync + std::fmt::Debug {
     }
 }
 
+/// The scores of a head that is alone in its layer, of a method that judges a layer's heads together.
+#[expect(clippy::cast_precision_loss)] // counts of tokens
+fn one_head(method: &dyn Method, facts: &MethodFacts<'_>) -> Vec<f32> {
+    let budget = LayerBudget {
+        positions: facts.budget,
+        kept_ratio: facts.budget as f64 / facts.len.max(1) as f64,
+        allocation: method.allocation(),
+    };
+    method.layer_scores(&budget, vec![method.measures(facts)]).pop().unwrap_or_default()
+}
+
 /// Finds a method by its name in configurations.
 #[must_use]
 pub fn method_by_name(name: &str) -> Option<&'static dyn Method> {
