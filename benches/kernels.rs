@@ -30,7 +30,7 @@ const WEIGHT_DTYPES: [WeightFormat; 6] = [
     WeightFormat::Q6K,
     WeightFormat::F16,
 ];
-const KV_DTYPES: [KvDtype; 4] = KvDtype::ALL;
+const KV_DTYPES: [KvDtype; 8] = KvDtype::ALL;
 
 /// Output and input features: a layer of SmolLM2-135M, which fits in a core's cache, and one of Llama-2-7B.
 const SHAPES: [(usize, usize); 2] = [(576, 1536), (4096, 4096)];

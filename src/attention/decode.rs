@@ -17,6 +17,17 @@ use crate::kernels::vector::{self, MAX_HEAD_DIM, instruction_set};
 /// Rows of a head that one task takes at most; a whole number of tiles of keys.
 pub const RANGE_ROWS: usize = 512;
 
+/// Cuts a head's rows into ranges, of which none has rows in two kinds of numbers.
+///
+/// * `num_settled`: see [`HeadRows::num_settled`]
+/// * `len`: all rows
+pub fn ranges(num_settled: usize, len: usize) -> impl Iterator<Item = Range<usize>> {
+    let cut = |first: usize, end: usize| {
+        (first..end).step_by(RANGE_ROWS).map(move |start| start..(start + RANGE_ROWS).min(end))
+    };
+    cut(0, num_settled).chain(cut(num_settled, len))
+}
+
 /// Below this many rows over all heads threads cost more than they save.
 const MIN_PARALLEL_ROWS: usize = 512;
 
@@ -56,10 +67,8 @@ pub fn decode(layout: HeadLayout, queries: &[f32], heads: &[HeadRows<'_>]) -> Re
             let got = (rows.len(), rows.head_dim());
             return Err(Error::shape("cached rows", format!("at least one row of {head_dim}"), got));
         }
-        let len = rows.len();
-        total_rows += len;
-        let starts = (0..len).step_by(RANGE_ROWS);
-        tasks.extend(starts.map(|start| (kv_head, start..(start + RANGE_ROWS).min(len))));
+        total_rows += rows.len();
+        tasks.extend(ranges(rows.num_settled(), rows.len()).map(|range| (kv_head, range)));
     }
 
     let scaled: Vec<f32> = queries.iter().map(|&value| value * layout.scale()).collect();

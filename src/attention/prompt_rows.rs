@@ -406,6 +406,28 @@ impl PromptRows {
         }
     }
 
+    /// The mean of the prompt's own rows of a KV head, `[head_dim]`; zeros if there are none.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // a mean in f32
+    pub fn mean(&self, kv_head: usize) -> Vec<f32> {
+        let (head, head_dim) = (&self.heads[kv_head], self.layout.head_dim);
+        let own = head.past_len..head.past_len + self.len;
+        let mut sums = vec![0.0_f64; head_dim];
+        match head.order {
+            Order::Rows => {
+                for row in head.numbers[own.start * head_dim..own.end * head_dim].chunks_exact(head_dim) {
+                    sums.iter_mut().zip(row).for_each(|(sum, &number)| *sum += f64::from(number));
+                }
+            }
+            Order::Columns { stride } => {
+                for (sum, column) in sums.iter_mut().zip(head.numbers.chunks_exact(stride)) {
+                    *sum = column[own.clone()].iter().copied().map(f64::from).sum();
+                }
+            }
+        }
+        sums.into_iter().map(|sum| (sum / self.len.max(1) as f64) as f32).collect()
+    }
+
     /// Some rows of one head, `[rows.len(), head_dim]`.
     pub(super) fn matrix(&self, kv_head: usize, rows: Range<usize>) -> Matrix<'_> {
         let (head, head_dim) = (&self.heads[kv_head], self.layout.head_dim);

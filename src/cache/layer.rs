@@ -25,6 +25,13 @@ pub trait Rows: fmt::Debug + Clone + Send + Sync + 'static {
     /// The numbers that rows are stored in.
     fn dtype(&self) -> KvDtype;
 
+    /// Bytes of the rows that are held.
+    ///
+    /// * `num_rows`: how many
+    fn held_bytes(&self, num_rows: usize) -> usize {
+        num_rows * self.dtype().token_bytes(self.layout().head_dim)
+    }
+
     /// Bytes that are allocated for rows, slack included; what is shared with a clone is counted in both.
     fn allocated(&self) -> usize;
 
@@ -99,19 +106,21 @@ impl<R: Rows> CacheLayer<R> {
         (&mut self.ledger, &mut self.rows)
     }
 
-    /// Bytes of one stored key and its value.
+    /// Bytes of one stored key and its value that a prompt leaves.
     #[must_use]
     pub fn token_bytes(&self) -> usize {
-        2 * self.rows.dtype().row_bytes(self.rows.layout().head_dim)
+        self.rows.dtype().token_bytes(self.rows.layout().head_dim)
     }
 
     /// Bytes of this layer.
     #[must_use]
     pub fn bytes(&self) -> CacheBytes {
-        let token = self.token_bytes();
+        let HeadLayout { num_kv_heads, head_dim, .. } = self.rows.layout();
+        let newest = self.rows.dtype().newest().token_bytes(head_dim);
+        let settled = self.ledger.settled();
         CacheBytes {
-            raw: self.ledger.seen() * self.rows.layout().num_kv_heads * token,
-            kept: self.ledger.num_rows() * token,
+            raw: num_kv_heads * (settled * self.token_bytes() + (self.ledger.seen() - settled) * newest),
+            kept: self.rows.held_bytes(self.ledger.num_rows()),
             allocated: self.rows.allocated() + self.ledger.allocated(),
         }
     }

@@ -100,6 +100,12 @@ impl Ledger {
         self.seen
     }
 
+    /// Tokens that were there when the last prompt was decided about, itself included.
+    #[must_use]
+    pub fn settled(&self) -> usize {
+        self.settled
+    }
+
     /// `[num_kv_heads]` absolute positions of the kept tokens, in the order of their rows: ascending, unless some went one
     /// by one.
     #[must_use]

@@ -104,11 +104,11 @@ fn print(checkpoint: &Checkpoint, tokenizer: &Result<Tokenizer>) -> anyhow::Resu
     }
 
     // Quantised formats store whole blocks only.
-    let dtypes: Vec<KvDtype> = [KvDtype::F16, KvDtype::F32, KvDtype::Q8_0, KvDtype::Q4_0]
+    let dtypes: Vec<KvDtype> = [KvDtype::F16, KvDtype::F32, KvDtype::Q8_0, KvDtype::Q8_0Q4_0, KvDtype::Q4_0]
         .into_iter()
         .filter(|dtype| dtype.check(heads.head_dim).is_ok())
         .collect();
-    let of_layer = |dtype: KvDtype| 2 * heads.num_kv_heads * dtype.row_bytes(heads.head_dim);
+    let of_layer = |dtype: KvDtype| heads.num_kv_heads * dtype.token_bytes(heads.head_dim);
     let per_token = |dtype: KvDtype| config.num_layers * of_layer(dtype);
     writeln!(out)?;
     let mut row = |name: &str, cell: &dyn Fn(KvDtype) -> String, unit: &str| {

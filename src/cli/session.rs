@@ -52,7 +52,7 @@ impl Session {
 
     /// As [`Session::open`], for a run.
     pub fn of_run(args: &ModelArgs, numbers: &NumbersArgs) -> anyhow::Result<Self> {
-        Self::open(args, numbers.kv_dtype.into())
+        Self::open(args, numbers.kv_dtype()?)
     }
 
     fn load(args: &ModelArgs, kv_dtype: KvDtype) -> anyhow::Result<Self> {

@@ -46,8 +46,8 @@ pub(super) fn fill_all(
 /// How many caches of a prompt are there at a time.
 fn most_at_a_time(subject: &Subject<'_>, prompt_len: usize) -> usize {
     let config = subject.model.config();
-    let row_bytes = KvDtype::F16.row_bytes(config.heads.head_dim);
-    let bytes = prompt_len * config.num_layers * config.heads.num_kv_heads * 2 * row_bytes;
+    let token_bytes = KvDtype::F16.token_bytes(config.heads.head_dim);
+    let bytes = prompt_len * config.num_layers * config.heads.num_kv_heads * token_bytes;
     (MOST_BYTES / bytes.max(1)).max(1)
 }
 

@@ -289,8 +289,8 @@ impl<'a> Batch<'a> {
     /// Bytes of some tokens that all heads keep, but for those that have left a sliding window.
     fn held_bytes(&self, tokens: usize) -> usize {
         let config = self.model.config();
-        let row_bytes = 2 * self.kv_dtype.row_bytes(config.heads.head_dim);
-        config.held_tokens(tokens).saturating_mul(config.heads.num_kv_heads * row_bytes)
+        let token_bytes = self.kv_dtype.token_bytes(config.heads.head_dim);
+        config.held_tokens(tokens).saturating_mul(config.heads.num_kv_heads * token_bytes)
     }
 
     /// Rows of a head of the tokens that may be generated after a prompt; the last one is never stored, and some heads go

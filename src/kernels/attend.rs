@@ -17,8 +17,8 @@ use half::f16;
 use super::blocks::{Q4_0, Q8_0};
 use super::simd::{self, InstructionSet, LANES, Lanes, dispatch};
 use super::vector::{self, MAX_HEAD_DIM};
-pub(crate) use floats::FloatRows;
-pub(crate) use quants::{BlockRows, FOUR};
+pub(crate) use floats::{FloatKeys, FloatValues};
+pub(crate) use quants::{BlockKeys, BlockValues, FOUR};
 
 /// Rows whose scores are held at a time.
 const BLOCK_ROWS: usize = 128;
@@ -40,10 +40,44 @@ pub struct HeadRows<'a> {
 /// Rows in one of the storage formats.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Stored<'a> {
-    F32(FloatRows<'a, f32>),
-    F16(FloatRows<'a, f16>),
-    Q8_0(BlockRows<'a, Q8_0>),
-    Q4_0(BlockRows<'a, Q4_0>),
+    F32(Pair<FloatKeys<'a, f32>, FloatValues<'a, f32>>),
+    F16(Pair<FloatKeys<'a, f16>, FloatValues<'a, f16>>),
+    F16Q8_0(Pair<FloatKeys<'a, f16>, BlockValues<'a, Q8_0>>),
+    F16Q4_0(Pair<FloatKeys<'a, f16>, BlockValues<'a, Q4_0>>),
+    Q8_0(Pair<BlockKeys<'a, Q8_0>, BlockValues<'a, Q8_0>>),
+    Q8_0Q4_0(Pair<BlockKeys<'a, Q8_0>, BlockValues<'a, Q4_0>>),
+    Q4_0(Pair<BlockKeys<'a, Q4_0>, BlockValues<'a, Q4_0>>),
+    Mixed(MixedRows<'a>),
+}
+
+/// What a prompt has left, and behind it what came later, in other numbers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MixedRows<'a> {
+    pub settled: Pair<BlockKeys<'a, Q8_0>, BlockValues<'a, Q4_0>>,
+    pub newest: Pair<BlockKeys<'a, Q8_0>, BlockValues<'a, Q8_0>>,
+}
+
+/// Keys and their values, each in a format of its own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pair<K, V> {
+    pub keys: K,
+    pub values: V,
+}
+
+/// The same expression for the rows of whatever formats they are, and another for those in two of them.
+macro_rules! each_stored {
+    ($stored:expr, $rows:ident => $call:expr, $mixed:pat => $other:expr) => {
+        match $stored {
+            Stored::Mixed($mixed) => $other,
+            Stored::F32($rows) => $call,
+            Stored::F16($rows) => $call,
+            Stored::F16Q8_0($rows) => $call,
+            Stored::F16Q4_0($rows) => $call,
+            Stored::Q8_0($rows) => $call,
+            Stored::Q8_0Q4_0($rows) => $call,
+            Stored::Q4_0($rows) => $call,
+        }
+    };
 }
 
 impl HeadRows<'_> {
@@ -59,6 +93,12 @@ impl HeadRows<'_> {
         self.len == 0
     }
 
+    /// The first rows, which are in other numbers than those behind them; 0 if all are in the same.
+    #[must_use]
+    pub fn num_settled(&self) -> usize {
+        if let Stored::Mixed(rows) = self.stored { rows.settled.keys.len() } else { 0 }
+    }
+
     /// Numbers in a key or value.
     #[must_use]
     pub fn head_dim(&self) -> usize {
@@ -67,23 +107,22 @@ impl HeadRows<'_> {
 
     /// Adds all keys and values to buffers as f32, row after row.
     pub fn widen_to(&self, keys: &mut Vec<f32>, values: &mut Vec<f32>) {
-        match &self.stored {
-            Stored::F32(rows) => self.widen_rows(rows, keys, values),
-            Stored::F16(rows) => self.widen_rows(rows, keys, values),
-            Stored::Q8_0(rows) => self.widen_rows(rows, keys, values),
-            Stored::Q4_0(rows) => self.widen_rows(rows, keys, values),
-        }
+        each_stored!(self.stored, rows => self.widen_rows(rows, keys, values), MixedRows { settled, newest } => {
+            self.widen_rows(settled, keys, values);
+            self.widen_rows(newest, keys, values);
+        });
     }
 
-    fn widen_rows(&self, rows: &impl Rows, keys: &mut Vec<f32>, values: &mut Vec<f32>) {
+    fn widen_rows<K: Keys, V: Values>(&self, rows: Pair<K, V>, keys: &mut Vec<f32>, values: &mut Vec<f32>) {
         let (from_key, from_value) = (keys.len(), values.len());
-        keys.resize(from_key + self.len * self.head_dim, 0.0);
-        values.resize(from_value + self.len * self.head_dim, 0.0);
+        let numbers = rows.keys.len() * self.head_dim;
+        keys.resize(from_key + numbers, 0.0);
+        values.resize(from_value + numbers, 0.0);
         for (row, key) in keys[from_key..].chunks_exact_mut(self.head_dim).enumerate() {
-            rows.key(row, key);
+            rows.keys.key(row, key);
         }
         for (row, value) in values[from_value..].chunks_exact_mut(self.head_dim).enumerate() {
-            rows.value(row, value);
+            rows.values.value(row, value);
         }
     }
 }
@@ -91,7 +130,7 @@ impl HeadRows<'_> {
 /// Attends from query rows over a range of a head's rows.
 ///
 /// * `set`: what is computed with
-/// * `range`: rows; not empty, and its start a multiple of 16
+/// * `range`: rows, all in the same numbers; not empty, and its start a multiple of 16 from the first in these numbers
 /// * `queries`: `[group_size, head_dim]`, rotated, and multiplied by `1 / sqrt(head_dim)`
 /// * `out`: `[group_size, head_dim]`, overwritten with the *unnormalised* sums of `exp(score - max) * value`
 /// * `max_and_sum`: `[group_size]`, overwritten with the largest score and the sum of exponentials
@@ -111,17 +150,19 @@ pub fn attend_range(
     let head_dim = rows.head_dim;
     assert!((1..=MAX_HEAD_DIM).contains(&head_dim), "head dimension of {head_dim}");
     assert!(range.start < range.end && range.end <= rows.len, "rows {range:?} of {}", rows.len);
-    assert!(range.start.is_multiple_of(LANES), "rows from {}", range.start);
     assert_eq!((queries.len(), out.len()), (max_and_sum.len() * head_dim, queries.len()), "sizes of attention");
     out.fill(0.0);
     max_and_sum.fill((f32::NEG_INFINITY, 0.0));
     let work = Work { head_dim, range, queries, out, max_and_sum };
-    match rows.stored {
-        Stored::F32(rows) => work.run(set, rows),
-        Stored::F16(rows) => work.run(set, rows),
-        Stored::Q8_0(rows) => work.run(set, rows),
-        Stored::Q4_0(rows) => work.run(set, rows),
-    }
+    each_stored!(rows.stored, rows => work.run(set, rows), MixedRows { settled, newest } => {
+        let num_settled = settled.keys.len();
+        if work.range.start < num_settled {
+            work.run(set, settled);
+        } else {
+            let range = work.range.start - num_settled..work.range.end - num_settled;
+            Work { range, ..work }.run(set, newest);
+        }
+    });
 }
 
 /// What query rows make of each of a head's rows: their softmax weights, summed up.
@@ -145,12 +186,22 @@ pub fn row_weights(
     weights.clear();
     weights.resize(len, 0.0);
     scratch.resize(queries.len() / head_dim * len, 0.0);
-    match rows.stored {
-        Stored::F32(rows) => score_groups(set, rows, head_dim, queries, scratch),
-        Stored::F16(rows) => score_groups(set, rows, head_dim, queries, scratch),
-        Stored::Q8_0(rows) => score_groups(set, rows, head_dim, queries, scratch),
-        Stored::Q4_0(rows) => score_groups(set, rows, head_dim, queries, scratch),
-    }
+    let score = |keys: &dyn Fn(&mut [f32]), first: usize, count: usize, scores: &mut [f32]| {
+        let mut part = vec![0.0; queries.len() / head_dim * count];
+        keys(&mut part);
+        for (scores, part) in scores.chunks_exact_mut(len.max(1)).zip(part.chunks_exact(count.max(1))) {
+            scores[first..first + count].copy_from_slice(part);
+        }
+    };
+    each_stored!(
+        rows.stored,
+        rows => score_groups(set, rows.keys, head_dim, queries, scratch),
+        MixedRows { settled, newest } => {
+            let (first, count) = (settled.keys.len(), newest.keys.len());
+            score(&|part| score_groups(set, settled.keys, head_dim, queries, part), 0, first, scratch);
+            score(&|part| score_groups(set, newest.keys, head_dim, queries, part), first, count, scratch);
+        }
+    );
     for scores in scratch.chunks_exact_mut(len.max(1)) {
         vector::softmax(set, scores);
         vector::add_assign(set, weights, scores);
@@ -158,43 +209,43 @@ pub fn row_weights(
 }
 
 /// Scores of all rows, `[group_size, len]`.
-fn score_groups<R: Rows>(set: InstructionSet, rows: R, head_dim: usize, queries: &[f32], scores: &mut [f32]) {
-    let parts = queries.chunks(MAX_GROUP * head_dim).zip(scores.chunks_mut((MAX_GROUP * rows.len()).max(1)));
+fn score_groups<K: Keys>(set: InstructionSet, keys: K, head_dim: usize, queries: &[f32], scores: &mut [f32]) {
+    let parts = queries.chunks(MAX_GROUP * head_dim).zip(scores.chunks_mut((MAX_GROUP * keys.len()).max(1)));
     for (queries, scores) in parts {
         match queries.len() / head_dim {
-            1 => dispatch(set, Score::<R, 1> { rows: &rows, queries, scores }),
-            2 => dispatch(set, Score::<R, 2> { rows: &rows, queries, scores }),
-            3 => dispatch(set, Score::<R, 3> { rows: &rows, queries, scores }),
-            _ => dispatch(set, Score::<R, MAX_GROUP> { rows: &rows, queries, scores }),
+            1 => dispatch(set, Score::<K, 1> { keys: &keys, queries, scores }),
+            2 => dispatch(set, Score::<K, 2> { keys: &keys, queries, scores }),
+            3 => dispatch(set, Score::<K, 3> { keys: &keys, queries, scores }),
+            _ => dispatch(set, Score::<K, MAX_GROUP> { keys: &keys, queries, scores }),
         }
     }
 }
 
 /// Scores `[GROUP, len]` of all rows.
-struct Score<'a, R, const GROUP: usize> {
-    rows: &'a R,
+struct Score<'a, K, const GROUP: usize> {
+    keys: &'a K,
     queries: &'a [f32],
     scores: &'a mut [f32],
 }
 
-impl<R: Rows, const GROUP: usize> simd::Work for Score<'_, R, GROUP> {
+impl<K: Keys, const GROUP: usize> simd::Work for Score<'_, K, GROUP> {
     type Output = ();
 
-    const QUANTS: bool = R::QUANTS;
+    const QUANTS: bool = K::QUANTS;
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        score_body::<L, R, GROUP>(self.rows, self.queries, self.scores);
+        score_body::<L, K, GROUP>(self.keys, self.queries, self.scores);
     }
 }
 
 #[inline(always)]
-fn score_body<L: Lanes, R: Rows, const GROUP: usize>(rows: &R, queries: &[f32], scores: &mut [f32]) {
-    let (len, head_dim) = (rows.len(), queries.len() / GROUP);
-    let prepared = R::prepare::<L>(queries, head_dim);
+fn score_body<L: Lanes, K: Keys, const GROUP: usize>(keys: &K, queries: &[f32], scores: &mut [f32]) {
+    let (len, head_dim) = (keys.len(), queries.len() / GROUP);
+    let prepared = keys.prepare::<L>(queries, head_dim);
     for tile in 0..len / LANES {
-        rows.fetch_ahead(tile);
-        let [tile_scores]: [[L; GROUP]; 1] = rows.score_tiles(tile, queries, &prepared);
+        keys.fetch_ahead(tile);
+        let [tile_scores]: [[L; GROUP]; 1] = keys.score_tiles(tile, queries, &prepared);
         for (scores, tile_scores) in scores.chunks_exact_mut(len).zip(tile_scores) {
             tile_scores.store(&mut scores.as_chunks_mut().0[tile]);
         }
@@ -202,7 +253,7 @@ fn score_body<L: Lanes, R: Rows, const GROUP: usize>(rows: &R, queries: &[f32], 
     let mut key = [0.0; MAX_HEAD_DIM];
     let key = &mut key[..head_dim];
     for row in len / LANES * LANES..len {
-        rows.key(row, key);
+        keys.key(row, key);
         for (scores, query) in scores.chunks_exact_mut(len).zip(queries.chunks_exact(head_dim)) {
             scores[row] = dot::<L>(query, key);
         }
@@ -219,7 +270,9 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    fn run<R: Rows>(self, set: InstructionSet, rows: R) {
+    fn run<K: Keys, V: Values>(self, set: InstructionSet, rows: Pair<K, V>) {
+        assert!(self.range.start.is_multiple_of(LANES), "rows from {}", self.range.start);
+        assert!(self.range.end <= rows.keys.len(), "rows up to {} of {}", self.range.end, rows.keys.len());
         let group_size = self.max_and_sum.len();
         for start in self.range.clone().step_by(PIECE_ROWS) {
             let range = start..(start + PIECE_ROWS).min(self.range.end);
@@ -237,10 +290,10 @@ impl Work<'_> {
                     max_and_sum: &mut self.max_and_sum[first..first + size],
                 };
                 match size {
-                    1 => dispatch(set, Attend::<R, 1> { rows: &rows, work: part }),
-                    2 => dispatch(set, Attend::<R, 2> { rows: &rows, work: part }),
-                    3 => dispatch(set, Attend::<R, 3> { rows: &rows, work: part }),
-                    _ => dispatch(set, Attend::<R, MAX_GROUP> { rows: &rows, work: part }),
+                    1 => dispatch(set, Attend::<K, V, 1> { rows: &rows, work: part }),
+                    2 => dispatch(set, Attend::<K, V, 2> { rows: &rows, work: part }),
+                    3 => dispatch(set, Attend::<K, V, 3> { rows: &rows, work: part }),
+                    _ => dispatch(set, Attend::<K, V, MAX_GROUP> { rows: &rows, work: part }),
                 }
                 first += size;
             }
@@ -249,45 +302,49 @@ impl Work<'_> {
 }
 
 /// What is attended to, with whose rows.
-struct Attend<'a, R, const GROUP: usize> {
-    rows: &'a R,
+struct Attend<'a, K, V, const GROUP: usize> {
+    rows: &'a Pair<K, V>,
     work: Work<'a>,
 }
 
-impl<R: Rows, const GROUP: usize> simd::Work for Attend<'_, R, GROUP> {
+impl<K: Keys, V: Values, const GROUP: usize> simd::Work for Attend<'_, K, V, GROUP> {
     type Output = ();
 
-    const QUANTS: bool = R::QUANTS;
+    const QUANTS: bool = K::QUANTS || V::QUANTS;
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        attend_body::<L, R, GROUP>(self.rows, self.work);
+        attend_body::<L, K, V, GROUP>(self.rows, self.work);
     }
 }
 
 /// One pass over the range, on top of what `max_and_sum` and `out` hold of the rows before it.
 #[inline(always)]
-fn attend_body<L: Lanes, R: Rows, const GROUP: usize>(rows: &R, work: Work<'_>) {
+fn attend_body<L: Lanes, K: Keys, V: Values, const GROUP: usize>(rows: &Pair<K, V>, work: Work<'_>) {
     let Work { head_dim, range, queries, out, max_and_sum } = work;
-    let prepared = R::prepare::<L>(queries, head_dim);
-    let whole = rows.len() / LANES * LANES; // rows in whole tiles
+    let Pair { keys, values } = rows;
+    let prepared = keys.prepare::<L>(queries, head_dim);
+    let whole = keys.len() / LANES * LANES; // rows in whole tiles
     let mut scores = [[0.0; BLOCK_ROWS]; GROUP];
     for first in range.clone().step_by(BLOCK_ROWS) {
         let count = (range.end - first).min(BLOCK_ROWS);
         let chunks = count.div_ceil(LANES);
         let whole_chunks = chunks.min((whole - first.min(whole)) / LANES);
         let pairs = if 4 * GROUP <= L::ACCUMULATORS { whole_chunks / 2 } else { 0 };
+        for chunk in 0..whole_chunks {
+            values.fetch_ahead(first / LANES + chunk);
+        }
         for pair in 0..pairs {
-            rows.score_and_store::<L, GROUP, 2>(first, 2 * pair, queries, &prepared, &mut scores);
+            keys.score_and_store::<L, GROUP, 2>(first, 2 * pair, queries, &prepared, &mut scores);
         }
         for chunk in 2 * pairs..whole_chunks {
-            rows.score_and_store::<L, GROUP, 1>(first, chunk, queries, &prepared, &mut scores);
+            keys.score_and_store::<L, GROUP, 1>(first, chunk, queries, &prepared, &mut scores);
         }
         if whole_chunks < chunks {
             let mut key = [0.0; MAX_HEAD_DIM];
             let key = &mut key[..head_dim];
             for row in first + whole_chunks * LANES..range.end {
-                rows.key(row, key);
+                keys.key(row, key);
                 for (scores, query) in scores.iter_mut().zip(queries.chunks_exact(head_dim)) {
                     scores[row - first] = dot::<L>(query, key);
                 }
@@ -299,7 +356,7 @@ fn attend_body<L: Lanes, R: Rows, const GROUP: usize>(rows: &R, work: Work<'_>) 
         }
 
         let factors = exponentials::<L, GROUP>(&mut scores, chunks, max_and_sum);
-        rows.add_values::<L, GROUP>(first, count, &scores, factors, out);
+        values.add_values::<L, GROUP>(first, count, &scores, factors, out);
     }
 }
 
@@ -361,8 +418,8 @@ fn dot<L: Lanes>(a: &[f32], b: &[f32]) -> f32 {
     a_rest.iter().zip(b_rest).fold(sums.sum(), |sum, (a, b)| sum + a * b)
 }
 
-/// Rows in a storage format: what the kernel needs of them.
-trait Rows: Copy {
+/// Keys in a storage format: what the kernel needs of them.
+trait Keys: Copy {
     /// Query rows as this format's products need them.
     type Prepared;
 
@@ -372,11 +429,8 @@ trait Rows: Copy {
     fn len(&self) -> usize;
     /// Writes one key as f32.
     fn key(&self, row: usize, out: &mut [f32]);
-    /// Writes one value as f32.
-    fn value(&self, row: usize, out: &mut [f32]);
-    fn prepare<L: Lanes>(queries: &[f32], head_dim: usize) -> Self::Prepared;
-    /// Starts to fetch, while a tile is scored, what is in its place in the next block; not the values, for which
-    /// [`add_values`](Self::add_values) does so.
+    fn prepare<L: Lanes>(&self, queries: &[f32], head_dim: usize) -> Self::Prepared;
+    /// Starts to fetch, while a tile is scored, what is in its place in the next block.
     fn fetch_ahead(&self, tile: usize);
     /// Scores of the rows of whole tiles, from tile `first` on, for each query row.
     fn score_tiles<L: Lanes, const GROUP: usize, const TILES: usize>(
@@ -407,6 +461,18 @@ trait Rows: Copy {
             }
         }
     }
+}
+
+/// Values in a storage format: what the kernel needs of them.
+trait Values: Copy {
+    /// See [`simd::Work::QUANTS`].
+    const QUANTS: bool;
+
+    /// Writes one value as f32.
+    fn value(&self, row: usize, out: &mut [f32]);
+    /// Starts to fetch, before a block is scored, what goes with the same tile of the next block; not the numbers, for which
+    /// [`add_values`](Self::add_values) does so.
+    fn fetch_ahead(&self, tile: usize);
 
     /// `out = out * factor + sum of weight * value` for each query row, over `count` rows from `first` on.
     fn add_values<L: Lanes, const GROUP: usize>(

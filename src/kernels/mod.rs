@@ -7,6 +7,7 @@ pub mod attend;
 pub(crate) mod blocks;
 pub mod element;
 pub mod gemm;
+pub(crate) mod hadamard;
 pub(crate) mod int16;
 pub mod quant;
 pub(crate) mod rounding;

@@ -94,6 +94,11 @@ impl<B: Backend> Forward for Model<B> {
             return Err(Error::unsupported("evicting while tokens are generated, by a model with a sliding window")
                 .with_hint("set `decode` to \"append\": what the window has passed leaves the cache all the same"));
         }
+        let evicts = self.config.sliding_window.is_some() || retention.eviction().is_some();
+        if evicts && dtype.settled() != dtype.newest() {
+            let what = format!("a {} KV cache where rows go while tokens are generated", dtype.name());
+            return Err(Error::unsupported(what).with_hint("store it as q8_0, or as q8_0/q4_0"));
+        }
         AdaptiveKvCache::new(self.config.num_layers, &self.backend.empty_rows(dtype)?, retention)
             .with_windows::<B::Rows>(&self.windows())
     }

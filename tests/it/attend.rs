@@ -6,12 +6,12 @@
 use std::ops::Range;
 
 use adaptive_kvcache::attention::HeadLayout;
-use adaptive_kvcache::attention::decode::plain_row_weights;
+use adaptive_kvcache::attention::decode::{plain_row_weights, ranges};
 use adaptive_kvcache::backend::HeadCache;
 use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::kernels::attend::{HeadRows, attend_range, row_weights};
 use adaptive_kvcache::kernels::simd::InstructionSet;
-use adaptive_kvcache::kernels::vector::{MAX_HEAD_DIM, merge_partial};
+use adaptive_kvcache::kernels::vector::{MAX_HEAD_DIM, instruction_set, merge_partial};
 use rand::rngs::StdRng;
 
 use crate::numbers::{assert_close, dot, seeded, softmax, uniform};
@@ -45,7 +45,7 @@ fn queries(group_size: usize, head_dim: usize, spread: f32, rng: &mut StdRng) ->
 }
 
 /// Plain attention: largest score, sum of exponentials, and normalised output of each query row.
-fn plain(queries: &[f32], rows: HeadRows<'_>, range: Range<usize>) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+fn plain(queries: &[f32], rows: &HeadRows<'_>, range: Range<usize>) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
     let head_dim = rows.head_dim();
     let (mut keys, mut values) = (Vec::new(), Vec::new());
     rows.widen_to(&mut keys, &mut values);
@@ -68,11 +68,11 @@ fn plain(queries: &[f32], rows: HeadRows<'_>, range: Range<usize>) -> (Vec<f64>,
 }
 
 /// Runs the kernel: largest score and sum of each query row, and the unnormalised output.
-fn run(set: InstructionSet, queries: &[f32], rows: HeadRows<'_>, range: Range<usize>) -> (Vec<(f32, f32)>, Vec<f32>) {
+fn run(set: InstructionSet, queries: &[f32], rows: &HeadRows<'_>, range: Range<usize>) -> (Vec<(f32, f32)>, Vec<f32>) {
     // What is there before must not matter.
     let mut out = vec![f32::NAN; queries.len()];
     let mut max_and_sum = vec![(f32::NAN, f32::NAN); queries.len() / rows.head_dim()];
-    attend_range(set, rows, range, queries, &mut out, &mut max_and_sum);
+    attend_range(set, *rows, range, queries, &mut out, &mut max_and_sum);
     (max_and_sum, out)
 }
 
@@ -83,7 +83,7 @@ fn normalised(max_and_sum: &[(f32, f32)], out: &[f32]) -> Vec<f32> {
 }
 
 #[track_caller]
-fn check(case: &str, queries: &[f32], rows: HeadRows<'_>, range: Range<usize>, tolerance: f64) {
+fn check(case: &str, queries: &[f32], rows: &HeadRows<'_>, range: Range<usize>, tolerance: f64) {
     let (maxima, sums, expected) = plain(queries, rows, range.clone());
     for set in InstructionSet::available() {
         let (max_and_sum, out) = run(set, queries, rows, range.clone());
@@ -105,7 +105,7 @@ fn attention_over_every_length_group_and_dimension() {
                 for group_size in [1, 2, 3, 4, 5, 8] {
                     let queries = queries(group_size, head_dim, 2.0, rng);
                     let case = format!("{dtype:?}, group of {group_size}");
-                    check(&case, &queries, head.rows(), 0..len, tolerance(dtype));
+                    check(&case, &queries, &head.rows(), 0..len, tolerance(dtype));
                 }
             }
         }
@@ -119,7 +119,7 @@ fn attention_over_rows_of_uncommon_dimensions() {
             let rng = &mut seeded(head_dim as u64);
             let head = head(dtype, head_dim, 150, rng);
             let queries = queries(3, head_dim, 2.0, rng);
-            check(&format!("{dtype:?}"), &queries, head.rows(), 0..150, tolerance(dtype));
+            check(&format!("{dtype:?}"), &queries, &head.rows(), 0..150, tolerance(dtype));
         }
     }
 }
@@ -134,14 +134,14 @@ fn attention_over_ranges_and_their_merging() {
             let queries = queries(3, 64, 2.0, rng);
             for start in [0, 16, 32] {
                 for end in (start + 1..=len).filter(|end| end % 5 == 0 || *end + 20 > len) {
-                    check(&format!("{dtype:?}"), &queries, head.rows(), start..end, tolerance(dtype));
+                    check(&format!("{dtype:?}"), &queries, &head.rows(), start..end, tolerance(dtype));
                 }
             }
-            let (_, _, expected) = plain(&queries, head.rows(), 0..len);
+            let (_, _, expected) = plain(&queries, &head.rows(), 0..len);
             for set in InstructionSet::available() {
                 for cut in [16, 32] {
                     let mut parts =
-                        [run(set, &queries, head.rows(), 0..cut), run(set, &queries, head.rows(), cut..len)];
+                        [run(set, &queries, &head.rows(), 0..cut), run(set, &queries, &head.rows(), cut..len)];
                     for _ in 0..2 {
                         let [(mut merged, mut out), (other, other_out)] = parts.clone();
                         for (group, out) in out.chunks_mut(64).enumerate() {
@@ -180,7 +180,7 @@ fn scores_of_large_magnitude() {
                 let queries = [[scale / 32.0; 32], [-scale / 32.0; 32]].concat();
                 let case = format!("{dtype:?}, {what}, scores to {scale}");
                 let exact = usize::from(tolerance(dtype) > FLOAT_TOLERANCE);
-                check(&case, &queries, head.rows(), 0..LEN, LARGE_TOLERANCE[exact]);
+                check(&case, &queries, &head.rows(), 0..LEN, LARGE_TOLERANCE[exact]);
             }
         }
     }
@@ -211,7 +211,7 @@ fn what_is_not_a_number_stays_none() {
                     let mut queries = queries(2, 32, 1.0, rng);
                     spoil(&mut queries, in_query);
                     for set in InstructionSet::available() {
-                        let (max_and_sum, out) = run(set, &queries, head.rows(), 0..len);
+                        let (max_and_sum, out) = run(set, &queries, &head.rows(), 0..len);
                         let normalised = normalised(&max_and_sum, &out);
                         let case = format!("{dtype:?}, {set:?}, row {row} of {len}: {in_query} {in_key} {in_value}");
                         assert!(normalised[5].is_nan(), "{case}");
@@ -219,6 +219,35 @@ fn what_is_not_a_number_stays_none() {
                 }
             }
         }
+    }
+}
+
+/// What a prompt left is in other numbers than what came later: ranges are of one or of the other, and their rows are
+/// counted from the first of each.
+#[test]
+fn ranges_of_rows_in_two_kinds_of_numbers() {
+    for (num_settled, num_newest) in [(37, 50), (16, 1), (600, 40), (1, 16)] {
+        let mut rng = seeded(7);
+        let mut head = HeadCache::new(64, KvDtype::Mixed).unwrap();
+        head.settle(num_settled);
+        for row in 0..num_settled + num_newest {
+            let (key, value) = (uniform(&mut rng, 64, 1.0), uniform(&mut rng, 64, 1.0));
+            if row < num_settled { head.push_settled(&key, &value) } else { head.push(&key, &value) }.unwrap();
+        }
+        assert_eq!((head.rows().num_settled(), head.len()), (num_settled, num_settled + num_newest));
+        let queries = uniform(&mut rng, 3 * 64, 0.3);
+        let cut: Vec<_> = ranges(num_settled, head.len()).collect();
+        assert!(cut.iter().any(|range| range.start == num_settled), "{cut:?}");
+        assert_eq!(cut.iter().cloned().flatten().collect::<Vec<_>>(), (0..head.len()).collect::<Vec<_>>());
+        for range in cut {
+            check("mixed", &queries, &head.rows(), range, tolerance(KvDtype::Mixed));
+        }
+        let layout = HeadLayout { num_heads: 3, num_kv_heads: 1, head_dim: 64 };
+        let unscaled: Vec<f32> = queries.iter().map(|query| query / layout.scale()).collect();
+        let expected = plain_row_weights(layout, &unscaled, head.rows()).unwrap();
+        let (mut scratch, mut weights) = (Vec::new(), Vec::new());
+        row_weights(instruction_set(), head.rows(), &queries, &mut scratch, &mut weights);
+        assert!(weights.iter().zip(&expected).all(|(weight, expected)| (weight - expected).abs() < 1e-4));
     }
 }
 

@@ -120,10 +120,11 @@ fn storing_a_prompt_allocates_exactly_what_is_kept() {
             let kept = choices(&[&everything, &odd, &[len as u32 - 1]]);
             let bytes = layer.store_prompt(&prompt, Some(kept)).unwrap().bytes;
             let rows = len + len / 2 + 1;
-            assert_eq!(bytes.kept, rows * 2 * dtype.row_bytes(128));
-            assert_eq!(bytes.raw, 3 * len * 2 * dtype.row_bytes(128));
-            assert_eq!(bytes.allocated, bytes.kept + rows * POSITION_BYTES, "{dtype:?}, {len} tokens");
-            assert!((bytes.allocated - bytes.kept) as f64 <= MAX_SLACK_RATIO * bytes.kept as f64);
+            assert_eq!(bytes.kept, rows * dtype.token_bytes(128));
+            assert_eq!(bytes.raw, 3 * len * dtype.token_bytes(128));
+            let centers = num_centers(dtype) * 3 * 128 * 4;
+            assert_eq!(bytes.allocated, bytes.kept + rows * POSITION_BYTES + centers, "{dtype:?}, {len} tokens");
+            assert!((bytes.allocated - centers - bytes.kept) as f64 <= MAX_SLACK_RATIO * bytes.kept as f64);
             assert_eq!(layer.bytes(), bytes);
         }
     }
@@ -147,7 +148,7 @@ fn every_head_keeps_the_rows_of_its_positions_and_new_ones() {
                 .unwrap();
             let new: Vec<u32> = (10..=position as u32).collect();
             assert_holds(layer, SMALL, &[[&[0, 3, 9], &new[..]].concat(), new]);
-            let row_bytes = 2 * dtype.row_bytes(SMALL.head_dim);
+            let row_bytes = dtype.token_bytes(SMALL.head_dim);
             let seen = position + 1;
             assert_eq!(
                 (layer.bytes().raw, layer.bytes().kept),
@@ -173,7 +174,7 @@ fn without_choices_everything_is_kept() {
 fn slack_of_a_growing_head_is_bounded_and_growth_is_rare() {
     for dtype in KvDtype::ALL {
         for head_dim in [1, 80, 128].into_iter().filter(|&head_dim| dtype.check(head_dim).is_ok()) {
-            let row_bytes = 2 * dtype.row_bytes(head_dim);
+            let row_bytes = dtype.newest().token_bytes(head_dim);
             let mut head = HeadCache::new(head_dim, dtype).unwrap();
             assert_eq!(head.allocated_bytes(), 0);
             let row = vec![1.0; head_dim];
@@ -316,16 +317,46 @@ fn a_new_tokens_position_is_the_number_of_tokens_seen() {
     assert_holds(layer, SMALL, &[vec![0, 5], vec![1, 2, 5]]);
 }
 
-/// Rows in ggml's blocks: candle's own quantisation.
+/// A value in ggml's blocks: candle's own quantisation.
+///
+/// * `dtype`: one of [`KvDtype::UNIFORM`]
 fn rounded(dtype: KvDtype, row: &[f32]) -> Vec<f32> {
     let format = match dtype {
         KvDtype::F32 => return row.to_vec(),
         KvDtype::F16 => return row.iter().map(|&number| f16::from_f32(number).to_f32()).collect(),
         KvDtype::Q8_0 => GgmlDType::Q8_0,
-        KvDtype::Q4_0 => GgmlDType::Q4_0,
+        _ => GgmlDType::Q4_0,
     };
     let row = Tensor::new(row, &Device::Cpu).unwrap();
     QTensor::quantize(&row, format).unwrap().dequantize(&Device::Cpu).unwrap().to_vec1().unwrap()
+}
+
+/// A key: in blocks, without the center and rotated in pieces of the largest power of two.
+fn rounded_key(dtype: KvDtype, key: &[f32], center: &[f32]) -> Vec<f32> {
+    if !matches!(dtype, KvDtype::Q8_0 | KvDtype::Q4_0) {
+        return rounded(dtype, key);
+    }
+    let size: usize = 1 << key.len().trailing_zeros();
+    // Neighbours first, as sums are rounded in this order.
+    let rotated = |row: &[f32]| -> Vec<f32> {
+        let mut row = row.to_vec();
+        for half in (0..size.ilog2()).map(|power| 1 << power) {
+            for index in (0..row.len()).filter(|index| index & half == 0) {
+                (row[index], row[index + half]) = (row[index] + row[index + half], row[index] - row[index + half]);
+            }
+        }
+        row.into_iter().map(|number| number * (1.0 / (size as f32).sqrt())).collect()
+    };
+    let moved: Vec<f32> = key.iter().zip(center).map(|(number, center)| number - center).collect();
+    rotated(&rounded(dtype, &rotated(&moved))).iter().zip(center).map(|(number, center)| number + center).collect()
+}
+
+/// How many vectors say what a head's keys have in common.
+fn num_centers(dtype: KvDtype) -> usize {
+    match dtype {
+        KvDtype::Mixed => 2,
+        _ => usize::from(matches!(dtype.keys(), KvDtype::Q8_0 | KvDtype::Q4_0)),
+    }
 }
 
 /// What may happen to a head.
@@ -346,6 +377,8 @@ enum Step {
     },
     Shrink,
     Reserve(usize),
+    /// A prompt comes, of which so many tokens are left.
+    Settle(usize),
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
@@ -359,6 +392,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         (0..100_usize, 0..40_usize).prop_map(|(at_percent, count)| Step::SwapRemove { at_percent, count }),
         Just(Step::Shrink),
         (0..40_usize).prop_map(Step::Reserve),
+        (0..40_usize).prop_map(Step::Settle),
     ]
 }
 
@@ -377,14 +411,20 @@ proptest! {
         let head_dim = 32 * blocks;
         let mut head = HeadCache::new(head_dim, dtype).unwrap();
         let mut expected: Vec<(Vec<f32>, Vec<f32>)> = Vec::new();
+        let mut settled = 0;
         let mut rng = seeded(seed);
+        let center = if seed.is_multiple_of(2) { vec![0.0; head_dim] } else { uniform(&mut rng, head_dim, 30.0) };
+        if !seed.is_multiple_of(2) {
+            head.center_keys(&center);
+        }
         for step in steps {
             match step {
                 Step::Push(count) => {
                     for _ in 0..count {
                         let (key, value) = (uniform(&mut rng, head_dim, 3.0), uniform(&mut rng, head_dim, 0.1));
                         head.push(&key, &value).unwrap();
-                        expected.push((rounded(dtype, &key), rounded(dtype, &value)));
+                        let values = dtype.newest().values();
+                        expected.push((rounded_key(dtype.keys(), &key, &center), rounded(values, &value)));
                     }
                 }
                 Step::Evict { from_percent, every, offset } => {
@@ -392,32 +432,87 @@ proptest! {
                     let stays = |row: &usize| *row < first || (row + offset).is_multiple_of(every);
                     let kept: Vec<usize> = (0..expected.len()).filter(stays).collect();
                     head.keep_rows(&kept);
+                    settled = kept.partition_point(|&row| row < settled);
                     expected = kept.iter().map(|&row| expected[row].clone()).collect();
                 }
                 Step::SwapRemove { at_percent, count } => {
-                    for _ in 0..count.min(expected.len()) {
-                        let row = expected.len() * at_percent / 100;
+                    // No row comes into the place of one in other numbers.
+                    let others = if dtype == KvDtype::Mixed { settled } else { 0 };
+                    for _ in 0..count.min(expected.len() - others) {
+                        let row = others + (expected.len() - others) * at_percent / 100;
                         head.swap_remove(row);
                         expected.swap_remove(row);
+                        settled = settled.min(expected.len());
                     }
                 }
                 Step::Shrink => head.shrink_to_fit(),
                 Step::Reserve(rows) => head.reserve_exact(rows),
+                Step::Settle(count) => {
+                    head.settle(count);
+                    if dtype == KvDtype::Mixed {
+                        expected[settled..].iter_mut().for_each(|(_, value)| *value = rounded(KvDtype::Q4_0, value));
+                    }
+                    for _ in 0..count {
+                        let (key, value) = (uniform(&mut rng, head_dim, 3.0), uniform(&mut rng, head_dim, 0.1));
+                        head.push_settled(&key, &value).unwrap();
+                        expected.push((rounded_key(dtype.keys(), &key, &center), rounded(dtype.values(), &value)));
+                    }
+                    settled = expected.len();
+                }
             }
+            let newest = expected.len() - settled;
+            prop_assert_eq!(head.num_settled(), if dtype == KvDtype::Mixed { settled } else { 0 });
+            let bytes = settled * dtype.token_bytes(head_dim) + newest * dtype.newest().token_bytes(head_dim);
+            prop_assert_eq!(head.held_bytes(), bytes);
             let (keys, values) = rows(&head);
             prop_assert_eq!(head.len(), expected.len());
             prop_assert!(keys == expected.iter().flat_map(|(key, _)| key.clone()).collect::<Vec<_>>());
             prop_assert!(values == expected.iter().flat_map(|(_, value)| value.clone()).collect::<Vec<_>>());
         }
         head.shrink_to_fit();
-        prop_assert_eq!(head.allocated_bytes(), head.len() * 2 * dtype.row_bytes(head_dim));
+        let centers = if seed.is_multiple_of(2) { 0 } else { num_centers(dtype) * 4 * head_dim };
+        prop_assert_eq!(head.allocated_bytes(), head.held_bytes() + centers);
     }
+}
+
+/// What all keys of a prompt have in common is not rounded with each, and one large number leaves the others their bits.
+#[test]
+fn four_bits_are_for_what_keys_differ_by() {
+    let layout = HeadLayout { num_heads: 1, num_kv_heads: 1, head_dim: 64 };
+    let mut rng = seeded(3);
+    let common: Vec<f32> = uniform(&mut rng, 64, 40.0);
+    let mut prompt =
+        PromptKv { keys: PromptRows::with_capacity(layout, 50), values: PromptRows::with_capacity(layout, 50) };
+    let mut keys: Vec<Vec<f32>> = Vec::new();
+    for _ in 0..60 {
+        let own = uniform(&mut rng, 64, 1.0);
+        keys.push(common.iter().zip(&own).map(|(common, own)| common + own).collect());
+    }
+    prompt.keys.push(&keys[..50].concat()).unwrap();
+    prompt.values.push(&vec![0.5; 50 * 64]).unwrap();
+    let mut cache = cache(layout, KvDtype::Q4_0);
+    let layer = &mut cache.layers_mut::<KernelRows>().unwrap()[0];
+    layer.store_prompt(&prompt, Some(choices(&[&(0..50).collect::<Vec<u32>>()]))).unwrap();
+    for (position, key) in keys.iter().enumerate().skip(50) {
+        layer.append(key, &[0.5; 64], position, TokenClass::default()).unwrap();
+    }
+    // Of 64 numbers in -1..1 few sums are above 2.5, and a step is an eighth of the largest.
+    let error = |stored: &[f32]| {
+        let difference = keys.iter().flatten().zip(stored).map(|(key, stored)| (key - stored).powi(2)).sum::<f32>();
+        (difference / (60.0 * 64.0)).sqrt()
+    };
+    assert!(error(&layer.rows().heads()[0].keys()) < 0.12);
+    let mut uncentered = HeadCache::new(64, KvDtype::Q4_0).unwrap();
+    for key in &keys {
+        uncentered.push(key, &[0.5; 64]).unwrap();
+    }
+    assert!(error(&uncentered.keys()) > 0.5, "keys that have little in common");
 }
 
 /// Blocks are whole: llama.cpp refuses other heads as well.
 #[test]
 fn quantised_caches_need_heads_of_whole_blocks() {
-    assert_eq!(KvDtype::ALL.map(|dtype| dtype.row_bytes(64)), [256, 128, 68, 36]);
+    assert_eq!(KvDtype::ALL.map(|dtype| dtype.token_bytes(64)), [512, 256, 196, 164, 136, 104, 72, 104]);
     for (dtype, head_dim, fits) in [
         (KvDtype::F16, 80, true),
         (KvDtype::Q8_0, 80, false),

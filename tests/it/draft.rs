@@ -99,7 +99,7 @@ fn a_run_is_its_tokens_one_after_the_other_bit_by_bit() {
         ("gqa-tied", GgmlDType::Q4_0, &[KvDtype::F16]),
         ("gqa-tied", GgmlDType::Q5_0, &[KvDtype::F16]),
         ("gqa-tied", GgmlDType::BF16, &[KvDtype::F16]),
-        ("head-dim", GgmlDType::F16, &[KvDtype::F16, KvDtype::Q8_0, KvDtype::Q4_0]),
+        ("head-dim", GgmlDType::F16, &[KvDtype::F16, KvDtype::Q8_0, KvDtype::Q4_0, KvDtype::Q8_0Q4_0, KvDtype::Mixed]),
         ("llama3-rope", GgmlDType::F32, &[KvDtype::F16]),
     ] {
         let loaded = Fixture::read(name).load(weights, WeightDtype::Auto);

@@ -114,7 +114,7 @@ fn rows_without_numbers_go_through_every_kernel() {
 
 #[test]
 fn heads_without_rows_are_asked_for_nothing() {
-    for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Q8_0, KvDtype::Q4_0] {
+    for dtype in KvDtype::ALL {
         let head = HeadCache::new(32, dtype).unwrap();
         for set in InstructionSet::available() {
             let (mut scratch, mut weights) = (Vec::new(), vec![1.0; 5]);

@@ -142,9 +142,11 @@ fn adaptive_decoding_equals_dense_attention_with_evicted_columns_masked() {
 #[test]
 fn quantised_caches_equal_dense_attention_over_dequantised_rows() {
     const STEPS: usize = 40;
-    // A number that lies halfway between two quants may be rounded to either of them, here and in the reference.
-    const STEP_TOLERANCE: [(KvDtype, GgmlDType, f32); 2] =
-        [(KvDtype::Q8_0, GgmlDType::Q8_0, 1e-2), (KvDtype::Q4_0, GgmlDType::Q4_0, 5e-2)];
+    // Of most steps, and of those where a number lies halfway between two quants, and is rounded to one of them here and
+    // to the other in the reference.
+    const TOLERANCES: [(KvDtype, GgmlDType, f32, f32); 2] =
+        [(KvDtype::Q8_0, GgmlDType::Q8_0, 1e-2, 2e-2), (KvDtype::Q4_0, GgmlDType::Q4_0, 2e-3, 0.2)];
+    const TIES: usize = 6;
     // Its heads are whole blocks of 32.
     let fixture = Fixture::read("head-dim");
     let loaded = fixture.load(GgmlDType::F32, WeightDtype::F32);
@@ -152,28 +154,29 @@ fn quantised_caches_equal_dense_attention_over_dequantised_rows() {
     let prompt = loaded.tokenizer.encode("The Reform Club was founded in 1836, and its members: gentlemen.").unwrap();
     let text: Vec<u32> = (0..STEPS as u32).map(|step| 17 + (step * 37) % 900).collect();
     let all: Vec<u32> = prompt.iter().chain(&text).copied().collect();
-    for (dtype, format, tolerance) in STEP_TOLERANCE {
+    for (dtype, format, tolerance, tie_tolerance) in TOLERANCES {
         let mut cache = loaded.model.new_cache(dtype, adaptive(&loaded.tokenizer, config)).unwrap();
         let prefill = loaded.model.prefill(&prompt, &mut cache, &mut ()).unwrap();
         assert!(cache.bytes().kept < cache.bytes().raw, "nothing was evicted");
-        assert_eq!(cache.bytes().raw, 2 * prompt.len() * 2 * 4 * dtype.row_bytes(32));
+        assert_eq!(cache.bytes().raw, prompt.len() * 2 * 4 * dtype.token_bytes(32));
         let kept = prefill.layers.iter().map(|l| l.heads.iter().map(|head| head.positions.clone()).collect());
         let decision = Decision { segment: 0..prompt.len(), kept: kept.collect() };
         let exact = fixture.dense_logits(&all, std::slice::from_ref(&decision));
         let expected = fixture.dense_logits_over(&all, &[decision], prompt.len(), format);
-        let mut rounding_effect = 0.0_f32;
+        let (mut rounding_effect, mut ties) = (0.0_f32, 0);
         let mut logits = prefill.logits;
         for step in 0..=STEPS {
             let expected: Vec<f32> = expected.i(prompt.len() + step - 1).unwrap().to_vec1().unwrap();
             let difference = max_difference(&logits, &expected);
             let exact: Vec<f32> = exact.i(prompt.len() + step - 1).unwrap().to_vec1().unwrap();
             rounding_effect = rounding_effect.max(max_difference(&exact, &expected));
-            assert!(difference < tolerance, "{dtype:?}, step {step}: {difference}");
+            ties += usize::from(difference > tolerance);
+            assert!(difference < tie_tolerance && ties <= TIES, "{dtype:?}, step {step}: {difference}, {ties} ties");
             if let Some(&id) = text.get(step) {
                 logits = loaded.model.decode(id, &mut cache).unwrap();
             }
         }
-        assert!(rounding_effect > tolerance, "{dtype:?}: a test that could not see rounding");
+        assert!(rounding_effect > tie_tolerance, "{dtype:?}: a test that could not see rounding");
     }
 }
 

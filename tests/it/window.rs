@@ -337,12 +337,14 @@ fn layers_without_a_window_keep_what_is_far() {
 /// What has left the window is free memory, in every format.
 #[test]
 fn memory_is_that_of_the_window() {
-    for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Q8_0, KvDtype::Q4_0] {
+    let mixed = load(folder("mistral-window"), &BackendKind::default()).new_cache(KvDtype::Mixed, Retention::Full);
+    assert!(matches!(mixed, Err(Error::Unsupported { .. })));
+    for dtype in KvDtype::ALL.into_iter().filter(|&dtype| dtype != KvDtype::Mixed) {
         let model = load(folder("mistral-window"), &BackendKind::default());
         let text = some_ids(250, 1);
         let cache = model.new_cache(dtype, Retention::Full).unwrap();
         let run = run(&model, &text, &[Prompt(200), Decode(50)], cache, 64, false);
-        let (bytes, token) = (run.cache.bytes(), 2 * dtype.row_bytes(32));
+        let (bytes, token) = (run.cache.bytes(), dtype.token_bytes(32));
         assert_eq!(bytes.kept, 2 * 2 * (WINDOW - 1) * token);
         assert_eq!(bytes.raw, 2 * 2 * 250 * token);
         // A row more during a step, and what a buffer that is full grows by.

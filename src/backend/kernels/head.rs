@@ -52,6 +52,25 @@ impl HeadCache {
         self.dtype
     }
 
+    /// The first rows, which are in other numbers than those that are added, see [`HeadRows::num_settled`].
+    #[must_use]
+    pub fn num_settled(&self) -> usize {
+        self.rows.num_settled()
+    }
+
+    /// Bytes of the rows that it holds.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        let settled = self.num_settled();
+        settled * self.dtype.settled().token_bytes(self.head_dim)
+            + (self.len - settled) * self.dtype.newest().token_bytes(self.head_dim)
+    }
+
+    /// Gives all rows the numbers of what a prompt leaves, and makes room for exactly so many more.
+    pub fn settle(&mut self, additional: usize) {
+        self.rows.settle(additional, self.head_dim);
+    }
+
     /// Keys and values, for attention.
     #[must_use]
     pub fn rows(&self) -> HeadRows<'_> {
@@ -70,6 +89,24 @@ impl HeadCache {
     #[must_use]
     pub fn allocated_bytes(&self) -> usize {
         self.rows.allocated()
+    }
+
+    /// Whether its format gains by knowing what keys have in common.
+    #[must_use]
+    pub fn centers_keys(&self) -> bool {
+        self.rows.centers_keys()
+    }
+
+    /// Says what keys have in common, while there are none: a format that gains by it does not store that with each key.
+    /// What attention reads is the same but for what rounding makes of it.
+    ///
+    /// * `center`: `[head_dim]`
+    ///
+    /// # Panics
+    /// If there are rows already.
+    pub fn center_keys(&mut self, center: &[f32]) {
+        assert!(self.is_empty() && center.len() == self.head_dim, "{} rows", self.len);
+        self.rows.center_keys(center);
     }
 
     /// Makes room for exactly `additional` rows more.
@@ -133,14 +170,32 @@ impl HeadCache {
     /// # Errors
     /// [`Error::Shape`] if a size does not fit.
     pub fn push(&mut self, key: &[f32], value: &[f32]) -> Result<()> {
-        if key.len() != self.head_dim || value.len() != self.head_dim {
-            return Err(Error::shape("a cached row", self.head_dim, (key.len(), value.len())));
-        }
+        self.expect_row(key, value)?;
         if self.rows.spare() == 0 {
             self.reserve_exact(growth(self.len));
         }
         self.rows.push(key, value);
         self.len += 1;
+        Ok(())
+    }
+
+    /// Adds a row that a prompt leaves, after [`settle`](Self::settle).
+    ///
+    /// * `key`, `value`: as for [`push`](Self::push)
+    ///
+    /// # Errors
+    /// As [`push`](Self::push).
+    pub fn push_settled(&mut self, key: &[f32], value: &[f32]) -> Result<()> {
+        self.expect_row(key, value)?;
+        self.rows.push_settled(key, value);
+        self.len += 1;
+        Ok(())
+    }
+
+    fn expect_row(&self, key: &[f32], value: &[f32]) -> Result<()> {
+        if key.len() != self.head_dim || value.len() != self.head_dim {
+            return Err(Error::shape("a cached row", self.head_dim, (key.len(), value.len())));
+        }
         Ok(())
     }
 }

@@ -82,6 +82,10 @@ impl Rows for KernelRows {
         self.dtype
     }
 
+    fn held_bytes(&self, _: usize) -> usize {
+        self.heads.iter().map(HeadCache::held_bytes).sum()
+    }
+
     fn allocated(&self) -> usize {
         self.heads.iter().map(HeadCache::allocated_bytes).sum()
     }
@@ -107,12 +111,15 @@ impl Rows for KernelRows {
             let [mut key, mut value] = [(); 2].map(|()| vec![0.0; head_dim]);
             let past = head.len();
             head.keep_rows(&plan.stay);
-            head.reserve_exact(plan.prompt.len());
+            head.settle(plan.prompt.len());
             if let Some(PromptKv { keys, values }) = prompt {
+                if head.is_empty() && head.centers_keys() {
+                    head.center_keys(&keys.mean(kv_head));
+                }
                 for row in &plan.prompt {
                     keys.copy_row(kv_head, past + row, &mut key);
                     values.copy_row(kv_head, past + row, &mut value);
-                    head.push(&key, &value)?;
+                    head.push_settled(&key, &value)?;
                 }
             }
             head.shrink_to_fit();

@@ -1,125 +1,41 @@
 //! One head's keys and values in the cache's storage format, grown with bounded slack.
 //!
-//! Rows are rounded once, when they are written; what is kept of them later is moved as it is stored. Keys lie in tiles
-//! of 16 rows, and quantised values in fours of rows (see [`crate::kernels::tiles`]), as attention reads them.
+//! Keys and values are each in a format of their own. Rows are rounded once, when they are written; what is kept of them
+//! later is moved as it is stored. Keys lie in tiles of 16 rows, and quantised values in fours of rows (see
+//! [`crate::kernels::tiles`]), as attention reads them.
 //!
 //! Not for: knowing which positions the rows belong to (see [`Ledger`](crate::cache::Ledger)).
+
+mod mixed;
+mod tiled;
 
 use std::marker::PhantomData;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
+use mixed::Mixed;
+use tiled::{Buffer, Tiled};
+
 use crate::cache::KvDtype;
-use crate::kernels::attend::{BlockRows, FOUR, FloatRows, HeadRows, Stored};
+use crate::kernels::attend::{BlockKeys, BlockValues, FOUR, FloatKeys, FloatValues, HeadRows, Pair, Stored};
 use crate::kernels::blocks::{BLOCK, CacheFormat, Q4_0, Q8_0};
-use crate::kernels::tiles::{Tiles, place};
+use crate::kernels::hadamard;
+use crate::kernels::vector::MAX_HEAD_DIM;
 
 /// Rows of a tile of keys, and of scales.
 const TILE: usize = 16;
 
-/// A growing buffer of rows of `width` numbers in tiles of `ROWS` rows.
-#[derive(Debug, Clone, PartialEq)]
-struct Tiled<T, const ROWS: usize> {
-    numbers: Vec<T>,
-    width: usize,
-}
-
-impl<T: Copy, const ROWS: usize> Tiled<T, ROWS> {
-    fn new(width: usize) -> Self {
-        Self { numbers: Vec::new(), width }
-    }
-
-    fn view(&self) -> Tiles<'_, T, ROWS> {
-        Tiles { numbers: &self.numbers, width: self.width, len: self.len() }
-    }
-
-    fn len(&self) -> usize {
-        self.numbers.len() / self.width
-    }
-
-    fn allocated(&self) -> usize {
-        self.numbers.capacity() * size_of::<T>()
-    }
-
-    fn reserve_exact(&mut self, rows: usize) {
-        self.numbers.reserve_exact(rows * self.width);
-    }
-
-    fn shrink_to_fit(&mut self) {
-        self.numbers.shrink_to_fit();
-    }
-
-    fn spare(&self) -> usize {
-        (self.numbers.capacity() - self.numbers.len()) / self.width
-    }
-
-    /// Adds a row, which `write` writes.
-    fn push(&mut self, write: impl FnOnce(&mut [T]), zero: T) {
-        let start = self.numbers.len();
-        self.numbers.resize(start + self.width, zero);
-        write(&mut self.numbers[start..]);
-        if ROWS > 1 && self.len().is_multiple_of(ROWS) {
-            let tile = self.numbers.len() - ROWS * self.width;
-            let rows = self.numbers[tile..].to_vec();
-            for (lane, row) in rows.chunks_exact(self.width).enumerate() {
-                for (number, &value) in row.iter().enumerate() {
-                    self.numbers[tile + number * ROWS + lane] = value;
-                }
-            }
-        }
-    }
-
-    /// Drops a row, and puts the last one in its place; nothing is given back yet.
-    fn swap_remove(&mut self, row: usize) {
-        let (len, width) = (self.len(), self.width);
-        let last = len - 1;
-        let ((from, from_step), (to, to_step)) = (place::<ROWS>(last, len, width), place::<ROWS>(row, len, width));
-        for number in 0..width {
-            self.numbers[to + number * to_step] = self.numbers[from + number * from_step];
-        }
-        if ROWS > 1 && len.is_multiple_of(ROWS) {
-            // The last tile is not whole any more: its rows lie one after the other again.
-            let tile = (len - ROWS) * width;
-            let columns = self.numbers[tile..].to_vec();
-            for (number, column) in columns.chunks_exact(ROWS).enumerate() {
-                for (lane, &value) in column.iter().enumerate() {
-                    self.numbers[tile + lane * width + number] = value;
-                }
-            }
-        }
-        self.numbers.truncate(last * width);
-    }
-
-    /// Keeps `rows`, ascending, and drops the others; nothing is given back yet.
-    fn keep_rows(&mut self, rows: &[usize]) {
-        let (len, width) = (self.len(), self.width);
-        let unchanged = rows.iter().enumerate().take_while(|(to, from)| to == *from).count();
-        if unchanged == len {
-            return;
-        }
-        // A tile's rows come from its own place or from behind it: tiles before the first changed one stay, and the
-        // tiles behind the one that is written still hold all that is to come.
-        let first = unchanged / ROWS * ROWS;
-        let mut scratch = Vec::with_capacity(ROWS * width);
-        for (index, rows) in rows[first..].chunks(ROWS).enumerate() {
-            let target = (first + index * ROWS) * width;
-            let places = rows.iter().map(|&row| place::<ROWS>(row, len, width));
-            scratch.clear();
-            if rows.len() == ROWS {
-                let places: Vec<_> = places.collect();
-                for number in 0..width {
-                    scratch.extend(places.iter().map(|(start, step)| self.numbers[start + number * step]));
-                }
-            } else {
-                for (start, step) in places {
-                    scratch.extend((0..width).map(|number| self.numbers[start + number * step]));
-                }
-            }
-            self.numbers[target..target + scratch.len()].copy_from_slice(&scratch);
-        }
-        self.numbers.truncate(rows.len() * width);
-    }
+/// One head's keys, or its values, in one format.
+pub(super) trait Column: Buffer {
+    /// Nothing; rows are `head_dim` numbers.
+    fn new(head_dim: usize) -> Self;
+    /// Adds a row, rounded to the format.
+    fn push(&mut self, row: &[f32]);
+    /// See [`Storage::centers_keys`].
+    const CENTERS: bool = false;
+    /// See [`Storage::center_keys`].
+    fn center(&mut self, _center: &[f32]) {}
 }
 
 /// Numbers that are rounded one by one.
@@ -139,25 +55,212 @@ impl Float for f16 {
     }
 }
 
-/// Keys and values as plain numbers.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Floats<T> {
-    keys: Tiled<T, TILE>,
-    values: Tiled<T, 1>,
+impl<T: Float, const ROWS: usize> Column for Tiled<T, ROWS> {
+    fn new(head_dim: usize) -> Self {
+        Self::with_width(head_dim)
+    }
+
+    fn push(&mut self, row: &[f32]) {
+        self.push_with(|out| T::round(row, out), T::default());
+    }
 }
 
-impl<T: Float> Floats<T> {
+/// Quants that are stored together.
+pub(super) trait Quants: Copy + Default {
+    /// All bytes of a row.
+    fn bytes(row: &mut [Self]) -> &mut [u8];
+}
+
+impl Quants for u8 {
+    fn bytes(row: &mut [Self]) -> &mut [u8] {
+        row
+    }
+}
+
+impl Quants for [u8; FOUR] {
+    fn bytes(row: &mut [Self]) -> &mut [u8] {
+        row.as_flattened_mut()
+    }
+}
+
+/// Rows of quantised blocks.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Blocks<Q, E, const ROWS: usize> {
+    quants: Tiled<E, ROWS>,
+    scales: Tiled<f16, TILE>,
+    /// `[head_dim]` what is subtracted from each row; empty if nothing is.
+    center: Vec<f32>,
+    format: PhantomData<Q>,
+}
+
+/// Keys, which attention reads in fours of bytes.
+type KeyBlocks<Q> = Blocks<Q, [u8; FOUR], TILE>;
+
+/// Values, which attention reads in fours of rows.
+type ValueBlocks<Q> = Blocks<Q, u8, FOUR>;
+
+impl<Q: CacheFormat, E: Quants, const ROWS: usize> Column for Blocks<Q, E, ROWS> {
+    const CENTERS: bool = ROWS == TILE;
+
     fn new(head_dim: usize) -> Self {
-        Self { keys: Tiled::new(head_dim), values: Tiled::new(head_dim) }
+        let blocks = head_dim / BLOCK;
+        Self {
+            quants: Tiled::with_width(blocks * Q::QUANT_BYTES / size_of::<E>()),
+            scales: Tiled::with_width(blocks),
+            center: Vec::new(),
+            format: PhantomData,
+        }
     }
 
-    fn rows(&self) -> FloatRows<'_, T> {
-        FloatRows { keys: self.keys.view(), values: self.values.view() }
+    fn push(&mut self, row: &[f32]) {
+        let mut rotated = [0.0; MAX_HEAD_DIM];
+        let row = if Self::CENTERS {
+            let rotated = &mut rotated[..row.len()];
+            rotated.copy_from_slice(row);
+            rotated.iter_mut().zip(&self.center).for_each(|(number, center)| *number -= center);
+            hadamard::rotate(rotated, row.len());
+            rotated
+        } else {
+            row
+        };
+        let scales = &mut self.scales;
+        // The quants are written first, and tell the scales.
+        let write = |quants: &mut [E]| {
+            let blocks = row.as_chunks::<BLOCK>().0.iter().zip(E::bytes(quants).chunks_exact_mut(Q::QUANT_BYTES));
+            scales.push_with(
+                |scales| scales.iter_mut().zip(blocks).for_each(|(scale, (row, out))| *scale = Q::quantize(row, out)),
+                f16::ZERO,
+            );
+        };
+        self.quants.push_with(write, E::default());
     }
 
+    fn center(&mut self, center: &[f32]) {
+        if Self::CENTERS {
+            self.center = center.to_vec();
+        }
+    }
+}
+
+impl<Q, E: Copy, const ROWS: usize> Buffer for Blocks<Q, E, ROWS> {
+    fn len(&self) -> usize {
+        self.scales.len()
+    }
+
+    fn allocated(&self) -> usize {
+        self.quants.allocated() + self.scales.allocated() + self.center.capacity() * size_of::<f32>()
+    }
+
+    fn spare(&self) -> usize {
+        self.quants.spare().min(self.scales.spare())
+    }
+
+    fn reserve_exact(&mut self, rows: usize) {
+        self.quants.reserve_exact(rows);
+        self.scales.reserve_exact(rows);
+    }
+
+    fn keep_rows(&mut self, rows: &[usize]) {
+        self.quants.keep_rows(rows);
+        self.scales.keep_rows(rows);
+    }
+
+    fn swap_remove(&mut self, row: usize) {
+        self.quants.swap_remove(row);
+        self.scales.swap_remove(row);
+    }
+
+    fn shrink_to_fit(&mut self) {
+        self.quants.shrink_to_fit();
+        self.scales.shrink_to_fit();
+    }
+}
+
+/// Keys and values, as attention reads them.
+pub(super) trait View {
+    type Rows<'a>
+    where
+        Self: 'a;
+
+    fn view(&self) -> Self::Rows<'_>;
+}
+
+/// Keys of plain numbers.
+type KeyFloats<T> = Tiled<T, TILE>;
+
+/// Values of plain numbers.
+type ValueFloats<T> = Tiled<T, 1>;
+
+impl<T: Copy + 'static> View for KeyFloats<T> {
+    type Rows<'a> = FloatKeys<'a, T>;
+
+    fn view(&self) -> FloatKeys<'_, T> {
+        FloatKeys(self.tiles())
+    }
+}
+
+impl<T: Copy + 'static> View for ValueFloats<T> {
+    type Rows<'a> = FloatValues<'a, T>;
+
+    fn view(&self) -> FloatValues<'_, T> {
+        FloatValues(self.tiles())
+    }
+}
+
+impl<Q: 'static> View for KeyBlocks<Q> {
+    type Rows<'a> = BlockKeys<'a, Q>;
+
+    fn view(&self) -> BlockKeys<'_, Q> {
+        BlockKeys {
+            quants: self.quants.tiles(),
+            scales: self.scales.tiles(),
+            center: &self.center,
+            format: PhantomData,
+        }
+    }
+}
+
+impl<Q: 'static> View for ValueBlocks<Q> {
+    type Rows<'a> = BlockValues<'a, Q>;
+
+    fn view(&self) -> BlockValues<'_, Q> {
+        BlockValues { quants: self.quants.tiles(), scales: self.scales.tiles(), format: PhantomData }
+    }
+}
+
+/// Keys and their values, each in a format of its own.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Columns<K, V> {
+    keys: K,
+    values: V,
+}
+
+impl<K: Column, V: Column> Columns<K, V> {
+    fn new(head_dim: usize) -> Self {
+        Self { keys: K::new(head_dim), values: V::new(head_dim) }
+    }
+}
+
+impl<K: View, V: View> Columns<K, V> {
+    fn view(&self) -> Pair<K::Rows<'_>, V::Rows<'_>> {
+        Pair { keys: self.keys.view(), values: self.values.view() }
+    }
+}
+
+impl<K: Column, V: Column> Columns<K, V> {
     fn push(&mut self, key: &[f32], value: &[f32]) {
-        self.keys.push(|out| T::round(key, out), T::default());
-        self.values.push(|out| T::round(value, out), T::default());
+        self.keys.push(key);
+        self.values.push(value);
+    }
+
+    fn center_keys(&mut self, center: &[f32]) {
+        self.keys.center(center);
+    }
+}
+
+impl<K: Buffer, V: Buffer> Buffer for Columns<K, V> {
+    fn len(&self) -> usize {
+        self.keys.len()
     }
 
     fn allocated(&self) -> usize {
@@ -189,106 +292,31 @@ impl<T: Float> Floats<T> {
     }
 }
 
-/// Keys and values as quantised blocks.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Blocks<Q> {
-    keys: Tiled<[u8; FOUR], TILE>,
-    key_scales: Tiled<f16, TILE>,
-    values: Tiled<u8, FOUR>,
-    value_scales: Tiled<f16, TILE>,
-    format: PhantomData<Q>,
-}
-
-impl<Q: CacheFormat> Blocks<Q> {
-    fn new(head_dim: usize) -> Self {
-        let blocks = head_dim / BLOCK;
-        Self {
-            keys: Tiled::new(blocks * Q::QUANT_BYTES / FOUR),
-            key_scales: Tiled::new(blocks),
-            values: Tiled::new(blocks * Q::QUANT_BYTES),
-            value_scales: Tiled::new(blocks),
-            format: PhantomData,
-        }
-    }
-
-    fn rows(&self) -> BlockRows<'_, Q> {
-        BlockRows {
-            keys: self.keys.view(),
-            key_scales: self.key_scales.view(),
-            values: self.values.view(),
-            value_scales: self.value_scales.view(),
-            format: PhantomData,
-        }
-    }
-
-    fn push(&mut self, key: &[f32], value: &[f32]) {
-        // The quants are written first, and tell the scales.
-        fn push<Q: CacheFormat>(row: &[f32], scales: &mut Tiled<f16, TILE>, quants: &mut [u8]) {
-            let blocks = row.as_chunks::<BLOCK>().0.iter().zip(quants.chunks_exact_mut(Q::QUANT_BYTES));
-            scales.push(
-                |scales| scales.iter_mut().zip(blocks).for_each(|(scale, (row, out))| *scale = Q::quantize(row, out)),
-                f16::ZERO,
-            );
-        }
-        self.keys.push(|out| push::<Q>(key, &mut self.key_scales, out.as_flattened_mut()), [0; FOUR]);
-        self.values.push(|out| push::<Q>(value, &mut self.value_scales, out), 0);
-    }
-
-    fn allocated(&self) -> usize {
-        self.keys.allocated() + self.key_scales.allocated() + self.values.allocated() + self.value_scales.allocated()
-    }
-
-    fn spare(&self) -> usize {
-        let quants = self.keys.spare().min(self.values.spare());
-        quants.min(self.key_scales.spare()).min(self.value_scales.spare())
-    }
-
-    fn reserve_exact(&mut self, rows: usize) {
-        self.keys.reserve_exact(rows);
-        self.key_scales.reserve_exact(rows);
-        self.values.reserve_exact(rows);
-        self.value_scales.reserve_exact(rows);
-    }
-
-    fn keep_rows(&mut self, rows: &[usize]) {
-        self.keys.keep_rows(rows);
-        self.key_scales.keep_rows(rows);
-        self.values.keep_rows(rows);
-        self.value_scales.keep_rows(rows);
-    }
-
-    fn swap_remove(&mut self, row: usize) {
-        self.keys.swap_remove(row);
-        self.key_scales.swap_remove(row);
-        self.values.swap_remove(row);
-        self.value_scales.swap_remove(row);
-    }
-
-    fn shrink_to_fit(&mut self) {
-        self.keys.shrink_to_fit();
-        self.key_scales.shrink_to_fit();
-        self.values.shrink_to_fit();
-        self.value_scales.shrink_to_fit();
-    }
-}
-
-/// One head's keys and values in one format.
+/// One head's keys and values.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Storage {
-    F32(Floats<f32>),
-    F16(Floats<f16>),
-    Q8_0(Blocks<Q8_0>),
-    Q4_0(Blocks<Q4_0>),
+    F32(Columns<KeyFloats<f32>, ValueFloats<f32>>),
+    F16(Columns<KeyFloats<f16>, ValueFloats<f16>>),
+    F16Q8_0(Columns<KeyFloats<f16>, ValueBlocks<Q8_0>>),
+    F16Q4_0(Columns<KeyFloats<f16>, ValueBlocks<Q4_0>>),
+    Q8_0(Columns<KeyBlocks<Q8_0>, ValueBlocks<Q8_0>>),
+    Q8_0Q4_0(Columns<KeyBlocks<Q8_0>, ValueBlocks<Q4_0>>),
+    Q4_0(Columns<KeyBlocks<Q4_0>, ValueBlocks<Q4_0>>),
+    Mixed(Box<Mixed>),
 }
 
-/// The same call for whatever format it is.
+/// The same call for whatever formats they are.
 macro_rules! each {
     ($storage:expr, $rows:ident => $call:expr) => {
         match $storage {
             Storage::F32($rows) => $call,
             Storage::F16($rows) => $call,
+            Storage::F16Q8_0($rows) => $call,
+            Storage::F16Q4_0($rows) => $call,
             Storage::Q8_0($rows) => $call,
+            Storage::Q8_0Q4_0($rows) => $call,
             Storage::Q4_0($rows) => $call,
+            Storage::Mixed($rows) => $call,
         }
     };
 }
@@ -297,22 +325,66 @@ impl Storage {
     /// Storage of rows of `head_dim` numbers, which the format must be able to hold ([`KvDtype::check`]).
     pub(super) fn new(dtype: KvDtype, head_dim: usize) -> Self {
         match dtype {
-            KvDtype::F32 => Self::F32(Floats::new(head_dim)),
-            KvDtype::F16 => Self::F16(Floats::new(head_dim)),
-            KvDtype::Q8_0 => Self::Q8_0(Blocks::new(head_dim)),
-            KvDtype::Q4_0 => Self::Q4_0(Blocks::new(head_dim)),
+            KvDtype::F32 => Self::F32(Columns::new(head_dim)),
+            KvDtype::F16 => Self::F16(Columns::new(head_dim)),
+            KvDtype::F16Q8_0 => Self::F16Q8_0(Columns::new(head_dim)),
+            KvDtype::F16Q4_0 => Self::F16Q4_0(Columns::new(head_dim)),
+            KvDtype::Q8_0 => Self::Q8_0(Columns::new(head_dim)),
+            KvDtype::Q8_0Q4_0 => Self::Q8_0Q4_0(Columns::new(head_dim)),
+            KvDtype::Q4_0 => Self::Q4_0(Columns::new(head_dim)),
+            KvDtype::Mixed => Self::Mixed(Box::new(Mixed::new(head_dim))),
         }
     }
 
     /// The rows, for attention.
     pub(super) fn rows(&self, head_dim: usize, len: usize) -> HeadRows<'_> {
         let stored = match self {
-            Self::F32(rows) => Stored::F32(rows.rows()),
-            Self::F16(rows) => Stored::F16(rows.rows()),
-            Self::Q8_0(rows) => Stored::Q8_0(rows.rows()),
-            Self::Q4_0(rows) => Stored::Q4_0(rows.rows()),
+            Self::F32(rows) => Stored::F32(rows.view()),
+            Self::F16(rows) => Stored::F16(rows.view()),
+            Self::F16Q8_0(rows) => Stored::F16Q8_0(rows.view()),
+            Self::F16Q4_0(rows) => Stored::F16Q4_0(rows.view()),
+            Self::Q8_0(rows) => Stored::Q8_0(rows.view()),
+            Self::Q8_0Q4_0(rows) => Stored::Q8_0Q4_0(rows.view()),
+            Self::Q4_0(rows) => Stored::Q4_0(rows.view()),
+            Self::Mixed(rows) => Stored::Mixed(rows.view()),
         };
         HeadRows { stored, head_dim, len }
+    }
+
+    /// The first rows, which are in other numbers than those that are added: what prompts have left of a mixed cache, else
+    /// none.
+    pub(super) fn num_settled(&self) -> usize {
+        if let Self::Mixed(rows) = self { rows.num_settled() } else { 0 }
+    }
+
+    /// Gives all rows the numbers of what a prompt leaves, and makes room for exactly so many more.
+    pub(super) fn settle(&mut self, additional: usize, head_dim: usize) {
+        if let Self::Mixed(rows) = self {
+            rows.settle(additional, head_dim);
+        } else {
+            self.reserve_exact(additional);
+        }
+    }
+
+    /// Adds a row that a prompt leaves, where all rows are such.
+    ///
+    /// * `key`, `value`: `[head_dim]`
+    pub(super) fn push_settled(&mut self, key: &[f32], value: &[f32]) {
+        if let Self::Mixed(rows) = self { rows.push_settled(key, value) } else { self.push(key, value) }
+    }
+
+    /// Whether keys are stored without what they have in common.
+    pub(super) fn centers_keys(&self) -> bool {
+        matches!(self, Self::Q8_0(_) | Self::Q8_0Q4_0(_) | Self::Q4_0(_) | Self::Mixed(_))
+    }
+
+    /// What all keys have in common from now on: it is subtracted before they are rounded, and taken into account where they
+    /// are read, so that what is rounded is smaller. Only while there are no rows; nothing happens in formats that do not
+    /// [do so](Self::centers_keys).
+    ///
+    /// * `center`: `[head_dim]`
+    pub(super) fn center_keys(&mut self, center: &[f32]) {
+        each!(self, rows => rows.center_keys(center));
     }
 
     /// Bytes that are allocated.
@@ -330,7 +402,8 @@ impl Storage {
         each!(self, rows => rows.keep_rows(kept));
     }
 
-    /// Drops a row, and puts the last one in its place; nothing is given back yet.
+    /// Drops a row, and puts the last one in its place; nothing is given back yet. Of a mixed cache, one that came after the
+    /// last prompt, or the last.
     pub(super) fn swap_remove(&mut self, row: usize) {
         each!(self, rows => rows.swap_remove(row));
     }

@@ -1,22 +1,23 @@
 //! Rows of plain numbers: stored as they are read, and widened in registers.
 
-use super::{BLOCK_ROWS, Rows};
+use super::{BLOCK_ROWS, Keys, Values};
 use crate::kernels::element::Element;
 use crate::kernels::simd::{LANES, Lanes};
 use crate::kernels::tiles::Tiles;
 use crate::kernels::vector::MAX_HEAD_DIM;
 
-/// Rows of plain numbers.
+/// Keys of plain numbers.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct FloatRows<'a, T> {
-    pub keys: Tiles<'a, T, LANES>,
-    pub values: Tiles<'a, T, 1>,
-}
+pub(crate) struct FloatKeys<'a, T>(pub Tiles<'a, T, LANES>);
+
+/// Values of plain numbers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FloatValues<'a, T>(pub Tiles<'a, T, 1>);
 
 /// Numbers of a query that are taken together.
 const STEP: usize = 8;
 
-impl<T: Element> FloatRows<'_, T> {
+impl<T: Element> FloatKeys<'_, T> {
     /// `SETS` partial sums for each query row hide the latency of additions.
     #[inline(always)]
     fn score_tile_in<L: Lanes, const GROUP: usize, const SETS: usize>(
@@ -24,10 +25,10 @@ impl<T: Element> FloatRows<'_, T> {
         tile: usize,
         queries: &[f32],
     ) -> [L; GROUP] {
-        let head_dim = self.keys.width;
+        let head_dim = self.0.width;
         let queries: [&[f32]; GROUP] = std::array::from_fn(|group| &queries[group * head_dim..(group + 1) * head_dim]);
         let mut sums = [[L::splat(0.0); GROUP]; SETS];
-        let (steps, rest) = self.keys.tile(tile).as_chunks::<STEP>();
+        let (steps, rest) = self.0.tile(tile).as_chunks::<STEP>();
         for (index, keys) in steps.iter().enumerate() {
             let queries: [&[f32; STEP]; GROUP] = std::array::from_fn(|group| &queries[group].as_chunks().0[index]);
             for (number, key) in keys.iter().enumerate() {
@@ -47,7 +48,9 @@ impl<T: Element> FloatRows<'_, T> {
         }
         std::array::from_fn(|group| sums[1..].iter().fold(sums[0][group], |sum, set| sum.add(set[group])))
     }
+}
 
+impl<T: Element> FloatValues<'_, T> {
     /// The sums of `WIDTH * 16` numbers of the output, from number `at` on, stay in registers over all rows.
     #[inline(always)]
     fn add_columns<L: Lanes, const GROUP: usize, const WIDTH: usize>(
@@ -78,31 +81,25 @@ impl<T: Element> FloatRows<'_, T> {
     }
 }
 
-impl<T: Element> Rows for FloatRows<'_, T> {
+impl<T: Element> Keys for FloatKeys<'_, T> {
     type Prepared = ();
 
     const QUANTS: bool = false;
 
     #[inline(always)]
     fn len(&self) -> usize {
-        self.keys.len
+        self.0.len
     }
 
     #[inline(always)]
     fn key(&self, row: usize, out: &mut [f32]) {
         let mut stored = [T::default(); MAX_HEAD_DIM];
-        self.keys.copy_row(row, &mut stored);
+        self.0.copy_row(row, &mut stored);
         out.iter_mut().zip(stored).for_each(|(out, number)| *out = number.widen());
     }
 
     #[inline(always)]
-    fn value(&self, row: usize, out: &mut [f32]) {
-        let stored = &self.values.numbers[row * self.values.width..];
-        out.iter_mut().zip(stored).for_each(|(out, number)| *out = number.widen());
-    }
-
-    #[inline(always)]
-    fn prepare<L: Lanes>(_queries: &[f32], _head_dim: usize) -> Self::Prepared {}
+    fn prepare<L: Lanes>(&self, _queries: &[f32], _head_dim: usize) -> Self::Prepared {}
 
     /// Plain rows are so many bytes that the processor's own prefetching does better (measured).
     #[inline(always)]
@@ -125,6 +122,19 @@ impl<T: Element> Rows for FloatRows<'_, T> {
         }
         scores
     }
+}
+
+impl<T: Element> Values for FloatValues<'_, T> {
+    const QUANTS: bool = false;
+
+    #[inline(always)]
+    fn value(&self, row: usize, out: &mut [f32]) {
+        let stored = &self.0.numbers[row * self.0.width..];
+        out.iter_mut().zip(stored).for_each(|(out, number)| *out = number.widen());
+    }
+
+    #[inline(always)]
+    fn fetch_ahead(&self, _tile: usize) {}
 
     #[inline(always)]
     fn add_values<L: Lanes, const GROUP: usize>(
@@ -135,8 +145,8 @@ impl<T: Element> Rows for FloatRows<'_, T> {
         factors: [f32; GROUP],
         out: &mut [f32],
     ) {
-        let head_dim = self.values.width;
-        let values = &self.values.numbers[first * head_dim..(first + count) * head_dim];
+        let head_dim = self.0.width;
+        let values = &self.0.numbers[first * head_dim..(first + count) * head_dim];
         let mut at = 0;
         while at + 4 * LANES <= head_dim && 4 * GROUP <= L::ACCUMULATORS {
             Self::add_columns::<L, GROUP, 4>(values, head_dim, at, weights, factors, out);

@@ -7,8 +7,9 @@ use std::marker::PhantomData;
 
 use half::f16;
 
-use super::{BLOCK_ROWS, MAX_GROUP, Rows};
+use super::{BLOCK_ROWS, Keys, MAX_GROUP, Values};
 use crate::kernels::blocks::{BLOCK, CacheFormat};
+use crate::kernels::hadamard;
 use crate::kernels::simd::{self, Factors, LANES, LARGEST_FACTOR, Lanes};
 use crate::kernels::tiles::Tiles;
 use crate::kernels::vector::MAX_HEAD_DIM;
@@ -22,13 +23,22 @@ pub(crate) const FOUR: usize = 4;
 /// Steps in which [`CacheFormat::unpack`] goes through a block, two groups of four at a time.
 const STEPS: usize = BLOCK / (2 * FOUR);
 
-/// Keys and values as quantised blocks. Keys are tiles of fours of bytes; values are fours of rows, byte by byte.
+/// Keys as quantised blocks, in tiles of fours of bytes: without what they have in common, and [rotated](hadamard), since a
+/// few of their numbers may be much larger than others, and would leave the others of their block no bits.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct BlockRows<'a, Q> {
-    pub keys: Tiles<'a, [u8; FOUR], LANES>,
-    pub key_scales: Tiles<'a, f16, LANES>,
-    pub values: Tiles<'a, u8, FOUR>,
-    pub value_scales: Tiles<'a, f16, LANES>,
+pub(crate) struct BlockKeys<'a, Q> {
+    pub quants: Tiles<'a, [u8; FOUR], LANES>,
+    pub scales: Tiles<'a, f16, LANES>,
+    /// `[head_dim]` what was subtracted from each key before it was rotated and rounded; empty if nothing was.
+    pub center: &'a [f32],
+    pub format: PhantomData<Q>,
+}
+
+/// Values as quantised blocks: fours of rows, byte by byte.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BlockValues<'a, Q> {
+    pub quants: Tiles<'a, u8, FOUR>,
+    pub scales: Tiles<'a, f16, LANES>,
     pub format: PhantomData<Q>,
 }
 
@@ -83,22 +93,24 @@ pub(super) struct BlockQueries {
     factors: [[[[Factors; 2]; STEPS]; MAX_BLOCKS]; MAX_GROUP],
     /// `[GROUP][head_dim / 32]`
     rounded: [[Rounded; MAX_BLOCKS]; MAX_GROUP],
+    /// `[GROUP]` products with what was subtracted from keys: a part of every score.
+    with_center: [f32; MAX_GROUP],
 }
 
-impl<Q: CacheFormat> BlockRows<'_, Q> {
+impl<Q: CacheFormat> BlockValues<'_, Q> {
     /// Scales of block `block` of the values of `count` rows from `first` on, and 0 up to the end of the last chunk. Returns
     /// 0, or not a number if a scale is none.
     #[inline(always)]
-    fn value_scales<L: Lanes>(&self, block: usize, first: usize, count: usize, scales: &mut [f32; BLOCK_ROWS]) -> f32 {
+    fn block_scales<L: Lanes>(&self, block: usize, first: usize, count: usize, scales: &mut [f32; BLOCK_ROWS]) -> f32 {
         let chunks = count.div_ceil(LANES);
         let mut not_finite = L::splat(0.0);
         for (chunk, scales) in scales.as_chunks_mut::<LANES>().0.iter_mut().enumerate().take(chunks) {
             let row = first + chunk * LANES;
-            if row + LANES <= self.len() {
-                L::load_f16(&self.value_scales.tile(row / LANES)[block]).store(scales);
+            if row + LANES <= self.scales.len {
+                L::load_f16(&self.scales.tile(row / LANES)[block]).store(scales);
             } else {
-                for (lane, scale) in scales.iter_mut().enumerate().take(self.len() - row) {
-                    *scale = self.value_scales.number(row + lane, block).to_f32();
+                for (lane, scale) in scales.iter_mut().enumerate().take(self.scales.len - row) {
+                    *scale = self.scales.number(row + lane, block).to_f32();
                 }
             }
             if count < (chunk + 1) * LANES {
@@ -112,7 +124,7 @@ impl<Q: CacheFormat> BlockRows<'_, Q> {
     /// Weights times the scales of their rows' values, as whole numbers. The query rows take turns, as in
     /// [`exponentials`](super::exponentials). A weight that is not a number shows in the weights' sum, not here.
     ///
-    /// * `not_finite`: as [`value_scales`](Self::value_scales) returns it
+    /// * `not_finite`: as [`block_scales`](Self::block_scales) returns it
     /// * `fours`: overwritten in the first `chunks` chunks
     #[inline(always)]
     fn round_weights<L: Lanes, const GROUP: usize>(
@@ -149,52 +161,53 @@ impl<Q: CacheFormat> BlockRows<'_, Q> {
         }
         rounded
     }
+}
 
-    /// Dequantises a row.
-    ///
-    /// * `quants`: `[blocks * QUANT_BYTES]`
-    /// * `scale`: of each block
-    #[inline(always)]
-    fn dequantize(quants: &[u8], scale: impl Fn(usize) -> f16, out: &mut [f32]) {
-        let blocks = out.as_chunks_mut::<BLOCK>().0.iter_mut().zip(quants.chunks_exact(Q::QUANT_BYTES));
-        for (block, (out, quants)) in blocks.enumerate() {
-            *out = Q::dequantize(quants, scale(block));
-        }
+/// Dequantises a row.
+///
+/// * `quants`: `[blocks * QUANT_BYTES]`
+/// * `scale`: of each block
+#[inline(always)]
+fn dequantize<Q: CacheFormat>(quants: &[u8], scale: impl Fn(usize) -> f16, out: &mut [f32]) {
+    let blocks = out.as_chunks_mut::<BLOCK>().0.iter_mut().zip(quants.chunks_exact(Q::QUANT_BYTES));
+    for (block, (out, quants)) in blocks.enumerate() {
+        *out = Q::dequantize(quants, scale(block));
     }
 }
 
-impl<Q: CacheFormat> Rows for BlockRows<'_, Q> {
+impl<Q: CacheFormat> Keys for BlockKeys<'_, Q> {
     type Prepared = BlockQueries;
 
     const QUANTS: bool = true;
 
     #[inline(always)]
     fn len(&self) -> usize {
-        self.key_scales.len
+        self.scales.len
     }
 
     #[inline(always)]
     fn key(&self, row: usize, out: &mut [f32]) {
         let mut quants = [[0; FOUR]; MAX_HEAD_DIM / FOUR];
-        self.keys.copy_row(row, &mut quants);
-        Self::dequantize(quants.as_flattened(), |block| self.key_scales.number(row, block), out);
+        self.quants.copy_row(row, &mut quants);
+        dequantize::<Q>(quants.as_flattened(), |block| self.scales.number(row, block), out);
+        hadamard::rotate(out, out.len());
+        out.iter_mut().zip(self.center).for_each(|(out, center)| *out += center);
     }
 
     #[inline(always)]
-    fn value(&self, row: usize, out: &mut [f32]) {
-        let mut quants = [0; MAX_HEAD_DIM];
-        self.values.copy_row(row, &mut quants);
-        Self::dequantize(&quants, |block| self.value_scales.number(row, block), out);
-    }
-
-    #[inline(always)]
-    fn prepare<L: Lanes>(queries: &[f32], head_dim: usize) -> BlockQueries {
+    fn prepare<L: Lanes>(&self, queries: &[f32], head_dim: usize) -> BlockQueries {
         let mut prepared = BlockQueries {
             factors: [[[[[0; 2]; 2]; STEPS]; MAX_BLOCKS]; MAX_GROUP],
             rounded: [[Rounded { scale: 0.0, offset: 0 }; MAX_BLOCKS]; MAX_GROUP],
+            with_center: [0.0; MAX_GROUP],
         };
+        let mut rotated = [0.0; MAX_HEAD_DIM];
         for (group, query) in queries.chunks_exact(head_dim).enumerate().take(MAX_GROUP) {
-            for (block, numbers) in query.as_chunks::<BLOCK>().0.iter().enumerate() {
+            prepared.with_center[group] = query.iter().zip(self.center).map(|(query, center)| query * center).sum();
+            let rotated = &mut rotated[..head_dim];
+            rotated.copy_from_slice(query);
+            hadamard::rotate(rotated, head_dim);
+            for (block, numbers) in rotated.as_chunks::<BLOCK>().0.iter().enumerate() {
                 let mut fours = [[0; 2]; BLOCK / FOUR];
                 prepared.rounded[group][block] = round_block::<L, Q>(numbers, &mut fours);
                 for (step, factors) in prepared.factors[group][block].iter_mut().enumerate() {
@@ -208,11 +221,10 @@ impl<Q: CacheFormat> Rows for BlockRows<'_, Q> {
     #[inline(always)]
     fn fetch_ahead(&self, tile: usize) {
         let ahead = tile + BLOCK_ROWS / LANES;
-        let keys = LANES * self.keys.width;
-        fetch(self.keys.numbers, ahead * keys, keys);
-        let scales = LANES * self.key_scales.width;
-        fetch(self.key_scales.numbers, ahead * scales, scales);
-        fetch(self.value_scales.numbers, ahead * scales, scales);
+        let keys = LANES * self.quants.width;
+        fetch(self.quants.numbers, ahead * keys, keys);
+        let scales = LANES * self.scales.width;
+        fetch(self.scales.numbers, ahead * scales, scales);
     }
 
     #[inline(always)]
@@ -223,9 +235,14 @@ impl<Q: CacheFormat> Rows for BlockRows<'_, Q> {
         prepared: &BlockQueries,
     ) -> [[L; GROUP]; TILES] {
         let mut scores = [[L::splat(0.0); GROUP]; TILES];
+        for scores in &mut scores {
+            for (score, &with_center) in scores.iter_mut().zip(&prepared.with_center) {
+                *score = L::splat(with_center);
+            }
+        }
         let tiles: [_; TILES] =
-            std::array::from_fn(|tile| (self.keys.tile(first + tile), self.key_scales.tile(first + tile)));
-        for block in 0..self.key_scales.width.min(MAX_BLOCKS) {
+            std::array::from_fn(|tile| (self.quants.tile(first + tile), self.scales.tile(first + tile)));
+        for block in 0..self.scales.width.min(MAX_BLOCKS) {
             let mut sums = [[L::sums(0); GROUP]; TILES];
             for sums in &mut sums {
                 for (sum, rounded) in sums.iter_mut().zip(&prepared.rounded) {
@@ -252,6 +269,23 @@ impl<Q: CacheFormat> Rows for BlockRows<'_, Q> {
         }
         scores
     }
+}
+
+impl<Q: CacheFormat> Values for BlockValues<'_, Q> {
+    const QUANTS: bool = true;
+
+    #[inline(always)]
+    fn value(&self, row: usize, out: &mut [f32]) {
+        let mut quants = [0; MAX_HEAD_DIM];
+        self.quants.copy_row(row, &mut quants);
+        dequantize::<Q>(&quants, |block| self.scales.number(row, block), out);
+    }
+
+    #[inline(always)]
+    fn fetch_ahead(&self, tile: usize) {
+        let count = LANES * self.scales.width;
+        fetch(self.scales.numbers, (tile + BLOCK_ROWS / LANES) * count, count);
+    }
 
     #[inline(always)]
     fn add_values<L: Lanes, const GROUP: usize>(
@@ -262,17 +296,17 @@ impl<Q: CacheFormat> Rows for BlockRows<'_, Q> {
         factors: [f32; GROUP],
         out: &mut [f32],
     ) {
-        let head_dim = self.value_scales.width * BLOCK;
+        let head_dim = self.scales.width * BLOCK;
         // Rows behind the last four are stored one by one; the last four may reach beyond the range.
-        let in_fours = count.min(self.len() / FOUR * FOUR - first);
-        let chunks = self.values.width / LANES; // of sixteen columns, in four rows
+        let in_fours = count.min(self.scales.len / FOUR * FOUR - first);
+        let chunks = self.quants.width / LANES; // of sixteen columns, in four rows
         let fours = in_fours.div_ceil(FOUR).min(BLOCK_ROWS / FOUR);
-        let quants = self.values.numbers.as_chunks::<FOUR>().0.as_chunks::<LANES>().0;
+        let quants = self.quants.numbers.as_chunks::<FOUR>().0.as_chunks::<LANES>().0;
         let quants = &quants[first / FOUR * chunks..][..fours * chunks];
         let mut scales = [0.0; BLOCK_ROWS];
         let mut rounded_weights = [[[[0; 2]; LANES / FOUR]; BLOCK_ROWS / LANES]; GROUP];
         for block in 0..head_dim / BLOCK {
-            let not_finite = self.value_scales::<L>(block, first, in_fours, &mut scales);
+            let not_finite = self.block_scales::<L>(block, first, in_fours, &mut scales);
             let rounded = Self::round_weights::<L, GROUP>(
                 weights,
                 &scales,
@@ -288,7 +322,7 @@ impl<Q: CacheFormat> Rows for BlockRows<'_, Q> {
                 // Block by block, so that fetching keeps pace with computing.
                 let four_ahead = (first + BLOCK_ROWS) / FOUR + four;
                 fetch(
-                    self.values.numbers,
+                    self.quants.numbers,
                     (four_ahead * chunks + block * Q::CHUNKS) * LANES * FOUR,
                     Q::CHUNKS * LANES * FOUR,
                 );

@@ -362,17 +362,26 @@ fn compare_sets_a_quantised_cache_against_the_full_one() {
     let lab = Lab::new();
     lab.write("keep-all.json", r#"{"criterion": "mass", "policies": ["full"]}"#);
     let args = ["compare", "--model", MODEL, "--prompt", CAPITAL, "-n", "6", "--config", "keep-all.json"];
-    let compare = |kv_dtype: &str| {
-        let text = succeeds(&lab.run(&[&args[..], &["--kv-dtype", kv_dtype, "--full-kv-dtype", "f16"]].concat()));
+    let compare_with = |options: &[&str]| {
+        let text = succeeds(&lab.run(&[&args[..], options, &["--full-kv-dtype", "f16"]].concat()));
         let kept = text.lines().find_map(|line| line.strip_prefix("KV cache kept, MB")).unwrap();
         let kl = text.split("mean KL ").nth(1).unwrap().split(' ').next().unwrap().parse::<f64>().unwrap();
         (kept.split_whitespace().last().unwrap().parse::<f64>().unwrap(), kl)
     };
+    let compare = |kv_dtype: &str| compare_with(&["--kv-dtype", kv_dtype]);
     assert_eq!(compare("f16"), (1.0, 0.0));
     let (kept, kl) = compare("q8_0");
     assert!(kept == 0.531 && kl > 0.0 && kl < 0.01, "{kept}, {kl}");
-    let (kept, kl) = compare("q4_0");
-    assert!(kept == 0.281 && kl > 0.0, "{kept}, {kl}");
+    let (kept, kl_of_4_bits) = compare("q4_0");
+    assert!(kept == 0.281 && kl_of_4_bits > kl, "{kept}, {kl_of_4_bits}");
+    // Keys and values in numbers of their own, which have one name together.
+    let (kept, kl_of_both) = compare("q8_0/q4_0");
+    assert!(kept == 0.406 && kl_of_both > kl && kl_of_both < kl_of_4_bits, "{kept}, {kl_of_both}");
+    assert_eq!(compare_with(&["--kv-dtype", "q8_0", "--v-dtype", "q4_0"]), (kept, kl_of_both));
+    assert_eq!(compare_with(&["--k-dtype", "q8_0", "--v-dtype", "q4_0"]), (kept, kl_of_both));
+    assert_eq!(compare_with(&["--kv-dtype", "q4_0", "--k-dtype", "f16"]).0, 0.641);
+    let refusal = lab.refuses(&[&args[..], &["--kv-dtype", "q4_0", "--v-dtype", "f16"]].concat());
+    refusal.status(1).names("keys in q4_0 and values in f16").hints("q8_0/q4_0").is_short();
 }
 
 #[test]
@@ -389,8 +398,8 @@ fn inspect_shows_what_is_known_of_the_model() {
         ("head dimension", "64"),
         ("context", "8192"),
         ("output layer", "tied to the embedding"),
-        ("  a token", "23040      46080      12240       6480 bytes"),
-        ("  8192 tokens", "180.0      360.0       95.6       50.6 MB"),
+        ("  a token", "23040      46080      12240       9360       6480 bytes"),
+        ("  8192 tokens", "180.0      360.0       95.6       73.1       50.6 MB"),
     ] {
         let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
         assert_eq!(line.map(str::trim), Some(value), "{name} in:\n{text}");

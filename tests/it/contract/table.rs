@@ -26,11 +26,11 @@ pub const EXACT: f64 = 2e-5;
 
 /// What a cache's format may change, relative to the largest number.
 fn tolerance(dtype: KvDtype) -> f64 {
-    match dtype {
+    match dtype.values() {
         KvDtype::F32 => EXACT,
         KvDtype::F16 => 2e-3,
         KvDtype::Q8_0 => 2e-2,
-        KvDtype::Q4_0 => 0.25,
+        _ => 0.25,
     }
 }
 

@@ -230,6 +230,16 @@ impl Fixture {
             let blocks = QTensor::quantize(&x.force_contiguous().unwrap(), format).unwrap();
             blocks.dequantize(&Device::Cpu).unwrap()
         };
+        // Without the mean of the first rows, and rotated.
+        let round_keys = |x: &Tensor| {
+            if format == GgmlDType::F32 {
+                return round(x);
+            }
+            let mean = x.narrow(0, 0, first_rounded).unwrap().mean_keepdim(0).unwrap();
+            let rotation = Tensor::from_vec(hadamard(head_dim), (head_dim, head_dim), &Device::Cpu).unwrap();
+            let rotated = x.broadcast_sub(&mean).unwrap().matmul(&rotation).unwrap();
+            round(&rotated).matmul(&rotation).unwrap().broadcast_add(&mean).unwrap()
+        };
 
         let ids = Tensor::new(ids, &Device::Cpu).unwrap();
         let mut x = weight("model.embed_tokens.weight").index_select(&ids, 0).unwrap();
@@ -244,7 +254,7 @@ impl Fixture {
                     let scale = 1.0 / (head_dim as f64).sqrt();
                     let (q, k) = (q.i(head).unwrap(), k.i(head / (heads / kv_heads)).unwrap());
                     let product = |k: Tensor| (q.matmul(&k.t().unwrap()).unwrap() * scale).unwrap();
-                    by_row(product(k.clone()), product(round(&k)))
+                    by_row(product(k.clone()), product(round_keys(&k)))
                 })
                 .collect();
             let numbers: Vec<Vec<f32>> =
@@ -286,6 +296,13 @@ impl Fixture {
         };
         (table(f64::cos), table(f64::sin))
     }
+}
+
+/// The orthonormal Hadamard matrix of a power of two, `[size, size]`: the sign of an element is the parity of the bits that
+/// its row and its column share.
+pub fn hadamard(size: usize) -> Vec<f32> {
+    let sign = |index: usize| if ((index / size) & (index % size)).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+    (0..size * size).map(|index| sign(index) / (size as f32).sqrt()).collect()
 }
 
 /// Given a layer and `[heads]` of its `[seq_len, seq_len]` scores, `[kv_heads]` of `[seq_len, seq_len]`: whether a row

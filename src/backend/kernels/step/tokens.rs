@@ -11,7 +11,7 @@ use std::ops::Range;
 use super::work::{CacheRange, CacheWork, pieces};
 use super::{KernelLayer, Kernels, Step, run_rows};
 use crate::attention::HeadLayout;
-use crate::attention::decode::RANGE_ROWS;
+use crate::attention::decode::{RANGE_ROWS, ranges as cut};
 use crate::backend::kernels::head::HeadCache;
 use crate::backend::kernels::rows::KernelRows;
 use crate::backend::{Block, Weights};
@@ -83,14 +83,18 @@ impl<'c> RunLayer<'c> {
         for token in 0..tokens {
             for (kv_head, head) in heads.iter().enumerate() {
                 let (first, len) = (all.len(), head.len() + token + 1);
-                all.extend((0..len).step_by(RANGE_ROWS).map(|start| {
-                    let end = (start + RANGE_ROWS).min(len);
-                    CacheRange { sequence: token, kv_head, rows: start..end, last: end == len }
+                all.extend(cut(head.num_settled(), len).map(|rows| {
+                    let last = rows.end == len;
+                    CacheRange { sequence: token, kv_head, rows, last }
                 }));
                 ranges.push(first..all.len());
             }
         }
-        let whole: Vec<usize> = heads.iter().map(|head| head.len() / RANGE_ROWS).collect();
+        let whole = |head: &HeadCache| {
+            let num_settled = head.num_settled();
+            num_settled.div_ceil(RANGE_ROWS) + (head.len() - num_settled) / RANGE_ROWS
+        };
+        let whole: Vec<usize> = heads.iter().map(whole).collect();
         let shared: Vec<(usize, usize)> =
             whole.iter().enumerate().flat_map(|(kv_head, &count)| (0..count).map(move |n| (kv_head, n))).collect();
         let pieces = pieces(shared.len(), threads, 1, usize::MAX).collect();
@@ -118,7 +122,7 @@ impl Step<'_, '_> {
                 // SAFETY: each head is claimed once in this phase, and the view of it that wrote is gone.
                 let rows = unsafe { &run.heads.read(kv_head..kv_head + 1)[0] }.rows();
                 for index in run.ranges(token, kv_head).skip(run.whole[kv_head]) {
-                    self.attend_from(set, layer, index, rows);
+                    self.attend_from(set, layer, index, &rows);
                 }
             }
         });
@@ -127,7 +131,7 @@ impl Step<'_, '_> {
                 // SAFETY: heads were written in the phase before.
                 let rows = unsafe { &run.heads.read(kv_head..kv_head + 1)[0] }.rows();
                 for token in 0..self.batch {
-                    self.attend_from(set, layer, run.ranges(token, kv_head).start + number, rows);
+                    self.attend_from(set, layer, run.ranges(token, kv_head).start + number, &rows);
                 }
             }
         });
@@ -166,7 +170,7 @@ impl Step<'_, '_> {
     }
 
     /// Attends from a token to one of its ranges.
-    fn attend_from(&self, set: InstructionSet, layer: usize, index: usize, head: HeadRows<'_>) {
+    fn attend_from(&self, set: InstructionSet, layer: usize, index: usize, head: &HeadRows<'_>) {
         let group_size = self.kernels.layout.group_size();
         let group = group_size * self.kernels.layout.head_dim;
         let CacheRange { sequence: token, kv_head, rows, .. } = self.cache_work[layer].ranges[index].clone();
@@ -180,6 +184,6 @@ impl Step<'_, '_> {
                 self.max_and_sum.write(index * group_size..(index + 1) * group_size),
             )
         };
-        attend_range(set, head, rows, queries, out, max_and_sum);
+        attend_range(set, *head, rows, queries, out, max_and_sum);
     }
 }

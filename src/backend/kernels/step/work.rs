@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::KernelLayer;
-use crate::attention::decode::RANGE_ROWS;
+use crate::attention::decode::ranges;
 use crate::kernels::team::Worker;
 
 /// A piece of weights has at least as many rows as if each thread got so many equal ones.
@@ -46,9 +46,9 @@ impl CacheWork {
             let layer = &cache[layer];
             for (kv_head, head) in layer.rows().heads().iter().enumerate() {
                 let len = head.len() + 1;
-                self.ranges.extend((0..len).step_by(RANGE_ROWS).map(|first| {
-                    let end = (first + RANGE_ROWS).min(len);
-                    CacheRange { sequence, kv_head, rows: first..end, last: end == len }
+                self.ranges.extend(ranges(head.num_settled(), len).map(|rows| {
+                    let last = rows.end == len;
+                    CacheRange { sequence, kv_head, rows, last }
                 }));
                 if layer.ledger().evicts(kv_head) {
                     self.evicting.push((sequence, kv_head));
