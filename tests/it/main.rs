@@ -58,3 +58,4 @@ mod support;
 mod team_protocol;
 mod tokenizer;
 mod window;
+mod writing;
