@@ -19,7 +19,7 @@ const TOLERANCE: f64 = 1e-12;
 const CONFIGS: [&str; 3] = [
     r#"{"method": "h2o", "decode": "evict", "kept_ratio": 0.3}"#,
     r#"{"method": "replay", "kept_ratio": 0.5}"#,
-    r#"{"decode": "evict", "criterion": "mass", "frequency_ratio": 0.2, "locality_ratio": 0.2}"#,
+    r#"{"decode": "evict", "criterion": "mass", "frequency_ratio": 0.2, "locality_ratio": 0.2, "recovery_threshold": 0.4}"#,
 ];
 
 const PROMPT: usize = 40;
