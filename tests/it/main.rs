@@ -51,6 +51,7 @@ mod quantised;
 mod qwen;
 mod ragged;
 mod replay;
+mod replay_evict;
 mod rkv;
 mod second_model;
 mod shape_script;
