@@ -7,7 +7,7 @@
 
 use super::growth::{grow, trim};
 use super::summary::LayerSummary;
-use crate::compress::budget::methods::StepAttention;
+use crate::compress::budget::methods::{StepAttention, fade};
 use crate::compress::{Eviction, HeldRows, Segment};
 use crate::error::{Error, Result};
 use crate::kernels::vector::{self, instruction_set};
@@ -67,7 +67,7 @@ struct WatchedHead {
     /// `None` if nothing ever goes.
     attention: Option<StepAttention>,
     first_row: usize,
-    /// `[rows]` what each row has received, if that tells what goes; else empty.
+    /// `[rows]` what each row has received, or the fading squares of it, if that tells what goes; else empty.
     received: Vec<f32>,
     /// `[rows]`, if classes tell what goes; else empty.
     classes: Vec<TokenClass>,
@@ -79,7 +79,8 @@ impl LayerEviction {
     /// Starts with what a prompt left.
     ///
     /// * `past`: `[num_kv_heads]` rows before the prompt's
-    /// * `received`: `[num_kv_heads]` of `[segment_len]` column sums of the prompt's rows; empty where none were collected
+    /// * `received`: `[num_kv_heads]` of `[segment_len]` what the prompt's rows have received; empty where it was not
+    ///   collected
     pub fn new(
         eviction: &Eviction,
         segment: Segment<'_>,
@@ -92,7 +93,7 @@ impl LayerEviction {
             let level = summary.level.unwrap_or_default();
             let attention = eviction.attention(level);
             let index = |position: &u32| *position as usize - segment.first_position;
-            let reads_received = attention == Some(StepAttention::Received);
+            let reads_received = attention.is_some_and(is_received);
             if reads_received && received.len() != segment.len() {
                 return Err(Error::shape("what a prompt's positions received", segment.len(), received.len()));
             }
@@ -111,6 +112,18 @@ impl LayerEviction {
             });
         }
         Ok(Self { eviction: eviction.clone(), first_position: segment.first_position, heads })
+    }
+
+    /// Follows rows of the prompt that go before tokens are generated: what stays is the budget.
+    ///
+    /// * `stay`: `[num_kv_heads]` rows that stay, ascending; those before the prompt's do
+    pub fn keep<'a>(&mut self, stay: impl Iterator<Item = &'a [usize]>) {
+        for (head, stay) in self.heads.iter_mut().zip(stay) {
+            let stay = || stay.iter().filter_map(|row| row.checked_sub(head.first_row));
+            head.budget = stay().count();
+            head.received = picked(&head.received, stay());
+            head.classes = picked(&head.classes, stay());
+        }
     }
 
     /// Bytes that are allocated for notes.
@@ -144,7 +157,7 @@ impl LayerEviction {
     pub fn push(&mut self, class: TokenClass) {
         let holds_budget = self.holds_budget();
         for head in &mut self.heads {
-            if head.attention == Some(StepAttention::Received) {
+            if head.attention.is_some_and(is_received) {
                 push(&mut head.received, 0.0, holds_budget);
             }
             if head.attention.is_some() && self.eviction.reads_classes() {
@@ -178,6 +191,13 @@ impl LayerEviction {
                 vector::add_assign(instruction_set(), weights, &head.received);
                 &*weights
             }
+            Some(StepAttention::FadingSquares(half_life)) => {
+                let (weights, fade) = (&mut step.weights[head.first_row..], fade(half_life));
+                for (weight, received) in weights.iter_mut().zip(&head.received) {
+                    *weight = *weight * *weight + fade * received;
+                }
+                &*weights
+            }
         };
         let rows = HeldRows { keys, queries: &queries, ..self.rows(head, positions, seen, attention) };
         let evicted = self.eviction.evicted(head.level, head.budget, rows);
@@ -207,7 +227,7 @@ impl LayerEviction {
                 step.keep_all(); // it has not decided
                 continue;
             }
-            if head.attention == Some(StepAttention::Received) {
+            if head.attention.is_some_and(is_received) {
                 head.received.copy_from_slice(&step.weights[head.first_row..]);
             }
             if let Some(StepAttention::Queries(tokens)) = head.attention {
@@ -246,10 +266,22 @@ impl LayerEviction {
     }
 }
 
+/// Whether something is noted of each row that adds up from token to token.
+fn is_received(attention: StepAttention) -> bool {
+    matches!(attention, StepAttention::Received | StepAttention::FadingSquares(_))
+}
+
 /// Adds a note; a full buffer grows as a head's rows do.
 fn push<T>(notes: &mut Vec<T>, note: T, holds_budget: bool) {
     grow(notes, holds_budget);
     notes.push(note);
+}
+
+/// The notes of some rows, if there are notes, and no room for more.
+fn picked<T: Copy>(notes: &[T], rows: impl Iterator<Item = usize>) -> Vec<T> {
+    let mut picked: Vec<T> = rows.filter_map(|row| notes.get(row).copied()).collect();
+    picked.shrink_to_fit();
+    picked
 }
 
 /// Takes out the note of a row, if there are notes.

@@ -185,6 +185,9 @@ impl Ledger {
     pub fn settle(&mut self, plan: Plan) -> (usize, Vec<HeadSummary>) {
         let Plan { heads, decided, summaries, seen } = plan;
         let before = self.seen as u32;
+        if let Some(eviction) = self.eviction.as_mut().filter(|_| seen == self.seen) {
+            eviction.keep(heads.iter().map(|head| &head.stay[..]));
+        }
         for (held, plan) in self.positions.iter_mut().zip(heads) {
             let mut positions = Vec::with_capacity(plan.stay.len() + plan.prompt.len());
             positions.extend(plan.stay.into_iter().map(|row| held[row]));
@@ -266,8 +269,8 @@ impl Ledger {
     ///
     /// * `segment`: the prompt
     /// * `summary`: of the prompt
-    /// * `received`: `[num_kv_heads]` of `[segment_len]` column sums of the prompt's attention, summed up over the query
-    ///   heads of each KV head; empty where none were collected
+    /// * `received`: `[num_kv_heads]` of `[segment_len]` what the prompt's positions have received, summed up over the query
+    ///   heads of each KV head; empty where it was not collected
     ///
     /// # Errors
     /// [`Error::Shape`] if head counts do not fit, or sums are missing that tell what goes; [`Error::Unsupported`] in a layer
@@ -309,7 +312,10 @@ impl Ledger {
     /// Whether the newest token's attention tells which rows of a head go.
     #[must_use]
     pub fn reads_weights(&self, kv_head: usize) -> bool {
-        matches!(self.attention(kv_head), Some(StepAttention::Received | StepAttention::Newest))
+        matches!(
+            self.attention(kv_head),
+            Some(StepAttention::Received | StepAttention::FadingSquares(_) | StepAttention::Newest)
+        )
     }
 
     /// Whether the newest token's queries are to be noted of a head.

@@ -5,12 +5,14 @@ mod cells;
 mod picture;
 mod table;
 mod tasks;
+mod writing;
 
 use adaptive_kvcache::cache::{KvDtype, Retention};
 use adaptive_kvcache::compress::{AdaptiveConfig, Budget, DecodeMode};
 use adaptive_kvcache::eval::{
-    self, AnswerPlan, AnswerPrompt, FidelityPlan, FidelityText, RulerPlan, Subject, TaskPlan, Variant,
+    self, AnswerPlan, AnswerPrompt, FidelityPlan, FidelityText, RulerPlan, Subject, TaskPlan, Variant, WritingPlan,
 };
+use adaptive_kvcache::generate::SamplingOptions;
 use adaptive_kvcache::tokenizer::ChatTemplate;
 use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
@@ -76,7 +78,12 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
     let measured = texts.iter().map(|text| text.measured(&session.loaded.tokenizer, &plan));
     let measured = measured.collect::<Result<Vec<_>>>()?;
     let plans = Plans {
-        fidelity: FidelityPlan { greedy_tokens: args.greedy_tokens, layer_error: args.layer_error, ..plan },
+        fidelity: FidelityPlan {
+            greedy_tokens: args.greedy_tokens,
+            layer_error: args.layer_error,
+            writing: writing_plan(args),
+            ..plan
+        },
         texts: measured,
         tasks: TaskPlan {
             tasks: tasks.facts,
@@ -153,6 +160,13 @@ impl Plans<'_> {
         table.start_kind();
         eval::answers(subject, &self.answers, variants, table)
     }
+}
+
+/// The long text behind each prompt.
+fn writing_plan(args: &EvalArgs) -> WritingPlan {
+    let sampling =
+        SamplingOptions { temperature: args.writing_temperature, seed: args.seed, ..SamplingOptions::default() };
+    WritingPlan { tokens: args.writing_tokens, sampling }
 }
 
 /// The prompts in the form in which the model reads them; none without a file.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use adaptive_kvcache::cache::KvDtype;
-use adaptive_kvcache::eval::{FidelityPlan, FidelityText, Subject};
+use adaptive_kvcache::eval::{FidelityPlan, FidelityText, Subject, WritingPlan};
 use adaptive_kvcache::reading::{self, MAX_TEXT};
 use adaptive_kvcache::report::{is_small, megabytes};
 use adaptive_kvcache::tokenizer::Tokenizer;
@@ -118,6 +118,7 @@ impl MeasureArgs {
             offset_tokens: self.offset_tokens,
             greedy_tokens: 0,
             layer_error: false,
+            writing: WritingPlan::default(),
         }
     }
 }

@@ -13,7 +13,8 @@ use serde::ser::{Error as _, SerializeMap};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use super::budget::methods::{METHODS, Method};
+use super::budget::allocation::Allocation;
+use super::budget::methods::{METHODS, Method, StepAttention};
 use super::budget::{Budget, BudgetOver, BudgetedMethod};
 use super::fastgen::{FASTGEN, FastGen};
 use super::section::{Reject, Section, keys};
@@ -255,6 +256,9 @@ impl AdaptiveConfig {
                 }
                 let over = section(sharing).read(|section| Sharing::deserialize(section))?.budget_over;
                 expect_choice(&*method, over)?;
+                if common.decode == DecodeMode::Evict {
+                    expect_same_rows(&*method, over)?;
+                }
                 Compression::Budgeted(BudgetedMethod { method, budget, over })
             }
         };
@@ -318,6 +322,17 @@ fn expect_choice(method: &dyn Method, over: BudgetOver) -> std::result::Result<(
             Err(Reject::new(BudgetOver::KEY, reason).with_hint("choose another one, or leave the key out"))
         }
     }
+}
+
+/// Refuses to let heads keep different positions where the attention of all of them together tells what goes.
+fn expect_same_rows(method: &dyn Method, over: BudgetOver) -> std::result::Result<(), Reject> {
+    let is_of_all = method.eviction().is_some_and(|rows| rows.attention() == StepAttention::Newest);
+    if !is_of_all || over.allocation(method) == Allocation::Uniform {
+        return Ok(());
+    }
+    let reason =
+        format!("the method `{}` evicts the same positions of all heads of a layer (\"evict\")", method.name());
+    Err(Reject::new(BudgetOver::KEY, reason).with_hint("set it to \"head\", or `decode` to \"append\""))
 }
 
 /// A method that does not say what it evicts while decoding.

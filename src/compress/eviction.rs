@@ -177,9 +177,12 @@ mod tests {
             None,
         ];
         assert_eq!([0, 1, 2, 3, 4].map(|level| search.attention(level)), expected);
-        for (method, attention) in
-            [("streaming_llm", StepAttention::None), ("h2o", StepAttention::Received), ("tova", StepAttention::Newest)]
-        {
+        for (method, attention) in [
+            ("streaming_llm", StepAttention::None),
+            ("h2o", StepAttention::Received),
+            ("tova", StepAttention::Newest),
+            ("replay", StepAttention::FadingSquares(256)),
+        ] {
             let method = eviction(&format!(r#"{{"decode": "evict", "method": "{method}"}}"#));
             assert_eq!(method.attention(0), Some(attention));
         }
@@ -209,5 +212,8 @@ mod tests {
         assert_eq!(gone(h2o, 0, 4, &[3, 12, 11, 10, 5], &[1.0, 0.0, 0.1, 0.9, 0.9], 13), [10]);
         let tova = r#"{"decode": "evict", "method": "tova"}"#;
         assert_eq!(gone(tova, 0, 3, &[3, 12, 7, 5], &[0.3, 0.1, 0.2, 0.2], 13), [7]);
+        let replay = r#"{"decode": "evict", "method": "replay", "sink_tokens": 1}"#;
+        assert_eq!(gone(replay, 0, 4, &[0, 12, 11, 10, 5], &[0.0, 0.0, 0.1, 0.9, 0.9], 13), [10]);
+        assert_eq!(gone(replay, 0, 1, &[0, 12], &[0.0, 9.0], 13), [12], "a sink stays");
     }
 }

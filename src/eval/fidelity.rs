@@ -6,11 +6,13 @@
 //! are not ([`FullScores`]).
 
 mod window;
+mod writing;
 
 use super::metrics::{mean, percentile, perplexity, standard_error};
 use super::{FidelityRow, Observer, Progress, Row, Subject, Variant};
 use crate::error::{Error, Result};
 use window::{Reference, WindowScores};
+pub use writing::{TOKENS_PER_ROW, WritingPlan};
 
 /// Positions that one number of [`FidelityRow::perplexity_by_position`] stands for.
 pub const POSITIONS_PER_BUCKET: usize = 32;
@@ -19,7 +21,7 @@ pub const POSITIONS_PER_BUCKET: usize = 32;
 pub const ALL_TEXTS: &str = "all texts";
 
 /// Which parts of each text are compressed and scored. Windows follow one another without a gap and do not overlap.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FidelityPlan {
     /// Tokens of a window that are compressed, at least 1; BOS is one of them if the model's prompts begin with it.
     pub prompt_tokens: usize,
@@ -33,6 +35,8 @@ pub struct FidelityPlan {
     pub greedy_tokens: usize,
     /// Also measure the error of each layer's attention, by way of the slow path.
     pub layer_error: bool,
+    /// A long text behind the prompt that the full cache writes and all caches read.
+    pub writing: WritingPlan,
 }
 
 impl FidelityPlan {
@@ -57,13 +61,15 @@ impl FidelityPlan {
             ))
             .with_hint("compress at least 2 tokens, and score at least 2"));
         }
-        let longest = prompt_tokens.saturating_add(score_tokens.max(self.greedy_tokens));
+        let most_read = score_tokens.max(self.greedy_tokens).max(self.writing.tokens);
+        let longest = prompt_tokens.saturating_add(most_read);
         if longest > context {
             let reason = format!(
                 "{prompt_tokens} tokens and {} more are above the model's context of {context}",
                 longest - prompt_tokens
             );
-            return Err(Error::input(reason).with_hint("lower --prompt-tokens, --score-tokens or --greedy-tokens"));
+            let hint = "lower --prompt-tokens, --score-tokens, --greedy-tokens or --writing-tokens";
+            return Err(Error::input(reason).with_hint(hint));
         }
         let needed = windows.saturating_mul(self.stride(subject)).saturating_add(offset_tokens);
         if needed > text_tokens {
@@ -224,6 +230,7 @@ fn row(
     let kl = all(|scores| &scores.kl);
     let kl_by_window: Vec<f64> = scores.iter().map(|scores| mean(&scores.kl)).collect();
     let equal_top1: usize = scores.iter().map(|scores| scores.equal_top1).sum();
+    let written = writing::over_all(scores);
     FidelityRow {
         config: variant.config.clone(),
         kept_ratio: average(&|scores| scores.kept_ratio),
@@ -256,6 +263,9 @@ fn row(
             let num_layers = scores.first().map_or(0, |scores| scores.attention_error.len());
             (0..num_layers).map(|layer| average(&|scores| scores.attention_error[layer])).collect()
         }),
+        writing_kl_mean: written.map(|(kl_mean, _)| kl_mean),
+        writing_top1_agreement: written.map(|(_, top1_agreement)| top1_agreement),
+        writing: writing::rows(scores),
     }
 }
 
@@ -275,20 +285,9 @@ fn by_position(scores: &[WindowScores], logprobs: fn(&WindowScores) -> &[f64]) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eval::CacheEnd;
 
     fn window(text_logprobs: Vec<f64>) -> WindowScores {
-        WindowScores {
-            kept_ratio: 1.0,
-            kv_bytes: 1,
-            end: CacheEnd::default(),
-            kl: Vec::new(),
-            full_text_logprobs: text_logprobs.clone(),
-            text_logprobs,
-            equal_top1: 0,
-            equal_tokens: 0,
-            attention_error: Vec::new(),
-        }
+        WindowScores { full_text_logprobs: text_logprobs.clone(), text_logprobs, ..WindowScores::default() }
     }
 
     #[test]

@@ -15,9 +15,11 @@ mod tasks;
 use std::ops::ControlFlow;
 
 pub use answers::{AnswerPlan, AnswerPrompt, answers};
-pub use fidelity::{ALL_TEXTS, FidelityPlan, FidelityText, FullScores, POSITIONS_PER_BUCKET, fidelity};
+pub use fidelity::{
+    ALL_TEXTS, FidelityPlan, FidelityText, FullScores, POSITIONS_PER_BUCKET, TOKENS_PER_ROW, WritingPlan, fidelity,
+};
 pub use metrics::{Interval, mean, paired_difference, percentile, perplexity, standard_error, student_975};
-pub use rows::{AnswerRow, FidelityRow, Row, RulerRow, TaskRow, write_csv, write_json};
+pub use rows::{AnswerRow, FidelityRow, Row, RulerRow, TaskRow, WritingRow, write_csv, write_json};
 pub use ruler::{MEAN_NAME, PASS_SCORE, RulerPlan, RulerTask, ruler};
 pub use tasks::{Task, TaskPlan, tasks};
 
@@ -94,7 +96,7 @@ impl PrefillObserver for Watch<'_> {
 }
 
 /// A cache that holds a prompt, and the logits `[vocab_size]` of the next token.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 struct Filled {
     cache: AdaptiveKvCache,
     logits: Vec<f32>,

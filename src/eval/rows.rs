@@ -78,6 +78,29 @@ pub struct FidelityRow {
     /// The text's name, or [`ALL_TEXTS`](super::ALL_TEXTS); `None` if it was given none. The windows of all texts are those
     /// of each, one text after the other.
     pub text: Option<String>,
+    /// Mean over all tokens of the long text that the full cache wrote behind each prompt, of the divergence behind them;
+    /// `None` if none was written.
+    pub writing_kl_mean: Option<f64>,
+    /// Share of them behind which the most probable token is the full cache's, in 0..=1.
+    pub writing_top1_agreement: Option<f64>,
+    /// The same for each [`TOKENS_PER_ROW`](super::TOKENS_PER_ROW) tokens; empty if none was written.
+    pub writing: Vec<WritingRow>,
+}
+
+/// How far a cache's distributions are from the full one's while a long text is written, in some tokens of it; the mean
+/// over windows.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct WritingRow {
+    /// Tokens of the text up to the last of these.
+    pub tokens: usize,
+    /// Of the distributions behind these tokens, in nats.
+    pub kl_mean: f64,
+    /// Share of these tokens behind which the most probable one is the full cache's, in 0..=1.
+    pub top1_agreement: f64,
+    /// Kept share of all keys and values behind the last of them, in 0..=1.
+    pub kept_ratio: f64,
+    /// Bytes that are kept then.
+    pub kv_bytes: usize,
 }
 
 /// How often a fact of a compressed text is still known.

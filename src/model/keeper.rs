@@ -66,9 +66,7 @@ impl Brief {
         let (held, window) = (layer.positions(), layer.ledger().window());
         let num_keys = (0..layout.num_heads).map(|head| held[head / layout.group_size()].len() + self.prompt_len);
         LayerWatch {
-            profile: self
-                .config()
-                .map(|config| Profile::new(layout, (&config.method, self.segment(window)), place, num_keys)),
+            profile: self.config().map(|config| Profile::new(layout, (config, self.segment(window)), place, num_keys)),
             maps: self.map_side.map(|side| MapAccumulator::new(layout.num_heads, self.prompt_len, side)),
             window: window.map(|size| PromptWindow::new(size, self.seen, held)),
             prompt_len: self.prompt_len,
@@ -165,13 +163,10 @@ impl<'a> LayerWatch<'a> {
         profile.choose(model, block, prompt)
     }
 
-    /// What each position of the segment received in all, `[num_kv_heads]` of `[segment_len]`; empty lists if it was not
-    /// collected.
+    /// See [`Profile::received`].
     fn received(&self, num_kv_heads: usize) -> Vec<Vec<f32>> {
-        self.profile.as_ref().map_or_else(
-            || vec![Vec::new(); num_kv_heads],
-            |profile| profile.stats.received(num_kv_heads, profile.segment.len()),
-        )
+        let none = || vec![Vec::new(); num_kv_heads];
+        self.profile.as_ref().map_or_else(none, |profile| profile.received(num_kv_heads))
     }
 }
 

@@ -10,8 +10,8 @@ use crate::attention::replay::{Replay, squared_attention, squared_outputs};
 use crate::backend::{Backend, Block, Shown, Wanted};
 use crate::compress::budget::methods::FutureQueries;
 use crate::compress::{
-    BudgetedMethod, Compression, HeadChoice, LayerFacts, LayerPlace, LayerReplay, LayerStats, Needs, QueryStats,
-    Segment,
+    AdaptiveConfig, BudgetedMethod, Compression, DecodeMode, HeadChoice, LayerFacts, LayerPlace, LayerReplay,
+    LayerStats, Needs, QueryStats, Segment,
 };
 use crate::error::Result;
 use crate::kernels::vector::{self, instruction_set};
@@ -55,16 +55,21 @@ pub(super) struct Profile<'a> {
     query_scale: f32,
     /// `[prompt_len]` squared lengths of the residual stream that enters the layer, if a method reads them.
     squared_residuals: Option<Vec<f32>>,
+    /// Whether heads go on evicting while tokens are generated.
+    evicts: bool,
+    /// `[num_kv_heads]` of `[segment_len]` what positions are taken to have received then, if a method goes by that.
+    starts: Vec<Vec<f32>>,
 }
 
 impl<'a> Profile<'a> {
     /// * `num_keys`: `[num_heads]` the keys that each query head will see
     pub fn new(
         layout: HeadLayout,
-        (method, segment): (&'a Compression, Segment<'a>),
+        (config, segment): (&'a AdaptiveConfig, Segment<'a>),
         place: LayerPlace,
         num_keys: impl Iterator<Item = usize>,
     ) -> Self {
+        let method = &config.method;
         let (request, needs) = match method {
             Compression::FastGen(search) => (search.request(segment), Needs::default()),
             Compression::Budgeted(method) => (method.request(segment), method.needs()),
@@ -87,6 +92,8 @@ impl<'a> Profile<'a> {
             query_width: layout.query_width(),
             query_scale: layout.scale(),
             squared_residuals: needs.replay.then(|| Vec::with_capacity(prompt_len)),
+            evicts: config.decode == DecodeMode::Evict,
+            starts: Vec::new(),
         }
     }
 
@@ -107,7 +114,8 @@ impl<'a> Profile<'a> {
 
     /// Takes over what was collected for another.
     pub fn collect_as(&mut self, other: &Self) {
-        *self = Self { method: self.method, segment: self.segment, place: self.place, ..other.clone() };
+        let Self { method, segment, place, evicts, .. } = *self;
+        *self = Self { method, segment, place, evicts, ..other.clone() };
     }
 
     /// Whether queries may be asked again, with keep-sets that are known only then.
@@ -142,7 +150,7 @@ impl<'a> Profile<'a> {
     }
 
     /// What each head keeps, or what decides about it.
-    pub fn choose<B: Backend>(&self, model: &Model<B>, block: &Block<B>, prompt: &B::Prompt) -> Result<Choice<'a>> {
+    pub fn choose<B: Backend>(&mut self, model: &Model<B>, block: &Block<B>, prompt: &B::Prompt) -> Result<Choice<'a>> {
         match self.method {
             Compression::FastGen(search) => {
                 let again = |pending: &[_]| model.backend.ask_again(prompt, pending);
@@ -154,14 +162,14 @@ impl<'a> Profile<'a> {
     }
 
     fn choose_by_budget<B: Backend>(
-        &self,
+        &mut self,
         method: &'a BudgetedMethod,
         model: &Model<B>,
         block: &Block<B>,
         prompt: &B::Prompt,
     ) -> Result<Choice<'a>> {
         let (backend, layout, rope) = (&model.backend, model.config.heads, &model.rope);
-        let Self { segment, stats, place, query_stats, kept_queries, .. } = self;
+        let Self { segment, stats, place, query_stats, kept_queries, .. } = &*self;
         let needs = method.needs();
         let of_prompt = query_stats.as_ref().map_or_else(Vec::new, |(_, stats)| stats.moments());
         let future = query_stats.as_ref().and_then(|(future, _)| *future);
@@ -221,11 +229,23 @@ impl<'a> Profile<'a> {
             mean_scores: collected.mean_scores(&of_prompt),
         };
         let scores = method.scores(*segment, *place, &facts)?;
-        Ok(if method.is_pooled() {
+        let starts = if self.evicts { method.starts(*segment, *place, &facts)? } else { Vec::new() };
+        let choice = if method.is_pooled() {
             Choice::Pooled { method, place: *place, scores }
         } else {
             Choice::Heads(method.select(*segment, *place, &scores))
-        })
+        };
+        self.starts = starts;
+        Ok(choice)
+    }
+
+    /// What each position of the segment has received when tokens begin to be generated, `[num_kv_heads]` of `[segment_len]`;
+    /// empty lists if it was not collected. Known once it was [chosen](Self::choose) what heads keep.
+    pub fn received(&self, num_kv_heads: usize) -> Vec<Vec<f32>> {
+        if self.starts.is_empty() {
+            return self.stats.received(num_kv_heads, self.segment.len());
+        }
+        self.starts.clone()
     }
 }
 

@@ -51,6 +51,9 @@ fn row(candidate: &Candidate, budget: Option<Budget>, (kept_ratio, kl): (f64, f6
         equal_tokens: None,
         greedy_tokens: 0,
         attention_error_by_layer: None,
+        writing_kl_mean: None,
+        writing_top1_agreement: None,
+        writing: Vec::new(),
     }
 }
 

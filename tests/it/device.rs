@@ -416,6 +416,7 @@ fn what_is_evicted_while_decoding_is_what_the_kernels_evict() {
             r#"{"decode": "evict", "locality_ratio": 0.2, "frequency_ratio": 0.2, "recovery_threshold": 0.3}"#,
             r#"{"decode": "evict", "method": "streaming_llm", "kept_ratio": 0.3}"#,
             r#"{"decode": "evict", "method": "h2o", "kept_ratio": 0.3}"#,
+            r#"{"decode": "evict", "method": "replay", "kept_ratio": 0.3}"#,
             r#"{"decode": "evict", "method": "tova", "kept_ratio": 0.3}"#,
         ] {
             let retention = adaptive(&kernels.tokenizer, config);

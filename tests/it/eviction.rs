@@ -19,7 +19,7 @@ use crate::support::{adaptive, max_difference};
 const TOLERANCE: f32 = 1e-4;
 
 /// Levels of all kinds: with one of these thresholds each, heads of the fixtures end up at several.
-const CONFIGS: [&str; 9] = [
+const CONFIGS: [&str; 10] = [
     r#"{"decode": "evict", "frequency_ratio": 0.3, "locality_ratio": 0.2, "recovery_threshold": 0.2}"#,
     r#"{"decode": "evict", "criterion": "mass", "frequency_ratio": 0.3, "locality_ratio": 0.3, "recovery_threshold": 0.6}"#,
     r#"{"decode": "evict", "criterion": "mass", "policies": ["special", "full"], "recovery_threshold": 0.0, "sink_tokens": 2}"#,
@@ -28,6 +28,7 @@ const CONFIGS: [&str; 9] = [
     r#"{"decode": "evict", "method": "streaming_llm", "kept_ratio": 0.4, "sink_tokens": 2}"#,
     r#"{"decode": "evict", "method": "h2o", "kept_ratio": 0.35}"#,
     r#"{"decode": "evict", "method": "h2o", "kept_ratio": 0.05}"#,
+    r#"{"decode": "evict", "method": "h2o", "budget_over": "pool"}"#,
     r#"{"decode": "evict", "method": "tova"}"#,
     r#"{"decode": "evict", "method": "tova", "kept_ratio": 0.2}"#,
 ];

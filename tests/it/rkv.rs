@@ -2,20 +2,16 @@
 
 use std::ops::Range;
 
-use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype};
+use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::checkpoint::WeightDtype;
 use adaptive_kvcache::compress::{AdaptiveConfig, ratio_count};
-use adaptive_kvcache::model::Llama;
-use candle_core::IndexOp;
 use candle_core::quantized::GgmlDType;
 
 use crate::numbers::{dot, softmax};
-use crate::support::dense::{Layer, forward};
+use crate::support::adaptive;
+use crate::support::dense::Layer;
+use crate::support::evolving::{Turn, check};
 use crate::support::fixture::Fixture;
-use crate::support::{adaptive, candle_on_cpu, max_difference};
-
-/// Between two orders of the same f32 additions.
-const TOLERANCE: f32 = 1e-4;
 
 #[derive(Clone, Copy)]
 struct Settings {
@@ -91,19 +87,14 @@ fn still_kept(
 }
 
 /// What each head of a layer holds after each token, `[kv_heads]` of `[len]`.
-fn simulate(
-    settings: Settings,
-    prompts: &[Range<usize>],
-    numbers: &Layer,
-    visible: &mut [Vec<bool>],
-) -> Vec<Vec<Vec<usize>>> {
+fn simulate(settings: Settings, turns: &[Turn], numbers: &Layer, visible: &mut [Vec<bool>]) -> Vec<Vec<Vec<usize>>> {
     let len = numbers.input_lengths.len();
     let mut all = Vec::new();
     for (kv_head, visible) in visible.iter_mut().enumerate().take(numbers.keys.len()) {
         let (mut settled, mut held): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
         let (mut budget, mut after) = (0, Vec::new());
         for row in 0..len {
-            let prompt = prompts.iter().rfind(|prompt| prompt.start <= row).unwrap();
+            let prompt = &turns.iter().rfind(|turn| turn.prompt.start <= row).unwrap().prompt;
             if row == prompt.start {
                 settled.append(&mut held);
             }
@@ -127,59 +118,6 @@ fn simulate(
     all
 }
 
-/// `[layers]` of `[kv_heads]` of positions, ascending.
-fn positions(cache: &AdaptiveKvCache) -> Vec<Vec<Vec<usize>>> {
-    let sorted = |head: &Vec<u32>| {
-        let mut head: Vec<usize> = head.iter().map(|&position| position as usize).collect();
-        head.sort_unstable();
-        head
-    };
-    cache.ledgers().iter().map(|ledger| ledger.positions().iter().map(sorted).collect()).collect()
-}
-
-type Decode = fn(&Llama, u32, &mut AdaptiveKvCache) -> adaptive_kvcache::Result<Vec<f32>>;
-
-fn check(fixture: &Fixture, model: &Llama, new_cache: AdaptiveKvCache, settings: Settings, decode: Decode, what: &str) {
-    let mut cache = new_cache;
-    let (mut all, mut prompts, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
-    for (len, decoded) in [(50_u32, 40_u32), (9, 25)] {
-        let prompt: Vec<u32> = (0..len).map(|index| 17 + (index * 37 + len * 7) % 900).collect();
-        let start = all.len();
-        all.extend(&prompt);
-        let prefill = model.prefill(&prompt, &mut cache, &mut ()).unwrap();
-        prompts.push(start..all.len());
-        outputs.push((all.len() - 1, positions(&cache), prefill.logits));
-        for step in 0..decoded {
-            let id = (step * 53 + len) % 900;
-            all.push(id);
-            let logits = decode(model, id, &mut cache).unwrap();
-            outputs.push((all.len() - 1, positions(&cache), logits));
-        }
-    }
-    let (kv_heads, len) = (fixture.size("num_key_value_heads"), all.len());
-    let mut held = Vec::new();
-    let mut visible = |_: usize, numbers: &Layer| {
-        let mut visible = vec![vec![false; len * len]; kv_heads];
-        held.push(simulate(settings, &prompts, numbers, &mut visible));
-        visible
-    };
-    let (_, expected) = forward(fixture, &all, &mut visible);
-    let mut evictions = 0;
-    for (row, now, logits) in outputs {
-        for (layer, heads) in now.iter().enumerate() {
-            for (kv_head, positions) in heads.iter().enumerate() {
-                let head = &held[layer][kv_head];
-                assert_eq!(positions, &head[row], "{what}, row {row}, layer {layer}, KV head {kv_head}");
-                evictions += usize::from(head[row].len() < head[row - 1].len());
-            }
-        }
-        let expected: Vec<f32> = expected.i(row).unwrap().to_vec1().unwrap();
-        let difference = max_difference(&logits, &expected);
-        assert!(difference < TOLERANCE, "{what}, row {row}: {difference}");
-    }
-    assert!(evictions > 0, "{what}");
-}
-
 const SETTINGS: [Settings; 4] = [
     Settings { ratio: 0.4, window: 4, kernel: 3, importance: 0.1, every: 7 },
     Settings { ratio: 0.3, window: 8, kernel: 7, importance: 0.6, every: 11 },
@@ -191,27 +129,10 @@ const SETTINGS: [Settings; 4] = [
 #[test]
 fn what_is_kept_of_prompts_and_answers_is_what_the_definition_keeps() {
     for name in ["gqa-tied", "mha", "head-dim"] {
-        let fixture = Fixture::read(name);
-        let kernels = fixture.load(GgmlDType::F32, WeightDtype::Auto);
-        let candle = fixture.load_for(&candle_on_cpu(), GgmlDType::F32, WeightDtype::F32);
         for settings in SETTINGS {
-            let ways: [(&str, _, Decode); 3] = [
-                ("team", &kernels, Llama::decode),
-                ("plain", &kernels, Llama::decode_plain),
-                ("candle", &candle, Llama::decode),
-            ];
-            for (way, loaded, decode) in ways {
-                let retention = adaptive(&loaded.tokenizer, &settings.config());
-                let cache = loaded.model.new_cache(KvDtype::F32, retention).unwrap();
-                check(
-                    &fixture,
-                    &loaded.model,
-                    cache,
-                    settings,
-                    decode,
-                    &format!("{name}, {way}, {}", settings.config()),
-                );
-            }
+            check(name, &settings.config(), &mut |_, turns, numbers, visible| {
+                simulate(settings, turns, numbers, visible)
+            });
         }
     }
 }

@@ -7,7 +7,7 @@ use adaptive_kvcache::tune::Limit;
 use clap::Args;
 
 use super::model::{BudgetArgs, CacheDtype, ModelArgs};
-use super::values::{divergence, kept_share, positive, ratio, tokens};
+use super::values::{divergence, kept_share, non_negative, positive, ratio, tokens};
 use crate::cli::threads;
 
 #[derive(Debug, Args)]
@@ -121,6 +121,13 @@ pub struct EvalArgs {
     /// Also measure the error of each layer's attention, which decodes the scored tokens once more, slowly
     #[arg(long)]
     pub layer_error: bool,
+    /// Tokens of a text that the full cache writes behind each prompt, and all caches read; 0 for none. How far they are
+    /// from the full cache is told for each hundred of them
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub writing_tokens: usize,
+    /// Temperature at which they are drawn; 0 takes the most probable, which soon go round in a loop
+    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = non_negative)]
+    pub writing_temperature: f32,
     /// Tasks: passkey, multi-question, multi-turn, reworded; RULER's `niah_single_1` to 3, `niah_multikey_1` to 3,
     /// `niah_multivalue`, `niah_multiquery`, vt, cwe, fwe, or ruler for all eleven
     #[arg(long, value_name = "TASK,..", value_delimiter = ',')]
@@ -135,7 +142,7 @@ pub struct EvalArgs {
     /// Texts for each task, length and depth; RULER's have no depth
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = positive)]
     pub trials: usize,
-    /// Seed of the tasks' texts
+    /// Seed of the tasks' texts, and of what is written
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// File of prompts that every cache answers, one a line: plain text, a JSON string, a list of messages, or an object

@@ -2,12 +2,13 @@
 
 use adaptive_kvcache::Result;
 use adaptive_kvcache::eval::{
-    ALL_TEXTS, FidelityRow, MEAN_NAME, Observer, Progress, Row, RulerRow, TaskRow, write_csv, write_json,
+    FidelityRow, MEAN_NAME, Observer, Progress, Row, RulerRow, TaskRow, write_csv, write_json,
 };
 
 use super::answers;
-use super::cells::{budget_text, evicted_cell};
+use super::cells::{budget_text, evicted_cell, text_cell};
 use super::tasks::{maps, table as map_table};
+use super::writing;
 use crate::cli::args::{EvalArgs, FileArgs};
 use crate::cli::interrupt::interrupted;
 use crate::cli::measure::{Lines, Names, mb_cell, write_rows};
@@ -56,6 +57,9 @@ impl<'a> Table<'a> {
         while self.num_printed < self.rows.len() {
             self.print_row(self.num_printed);
         }
+        if let Some(table) = writing::table(&self.rows, self.names, self.texts.as_ref()) {
+            self.lines.print(&table);
+        }
         for map in maps(&self.rows, self.names) {
             self.lines.print(&map_table(&map));
         }
@@ -84,13 +88,11 @@ impl<'a> Table<'a> {
             _ => std::mem::discriminant(last) != std::mem::discriminant(row),
         });
         let (names, evicts) = (self.names, self.evicts);
-        // A column of texts stands before the others.
-        let width = self.texts.as_ref().map(|texts| texts.width(ALL_TEXTS));
-        let column = |text: &str| width.map_or_else(String::new, |width| format!("{text:<width$}  "));
+        let texts = self.texts.as_ref();
         let mut text = String::new();
         if is_new {
             let heading = match row {
-                Row::Fidelity(_) => column("text") + &fidelity_heading("budget", names, evicts),
+                Row::Fidelity(_) => text_cell(texts, "text") + &fidelity_heading("budget", names, evicts),
                 Row::Task(_) => task_heading(names),
                 Row::Ruler(_) => ruler_heading(names),
                 Row::Answer(row) => answers::heading(row),
@@ -101,8 +103,7 @@ impl<'a> Table<'a> {
         text += &match row {
             Row::Fidelity(row) => {
                 let given = row.text.as_deref().unwrap_or_default();
-                let name = self.texts.as_ref().map_or(given, |texts| texts.of(given));
-                column(name) + &fidelity_line(row, &budget_text(row.budget), names, evicts)
+                text_cell(texts, given) + &fidelity_line(row, &budget_text(row.budget), names, evicts)
             }
             Row::Task(row) => task_line(row, names),
             Row::Ruler(row) => ruler_line(row, names),

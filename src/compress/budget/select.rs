@@ -12,8 +12,8 @@ use rayon::prelude::*;
 
 use super::allocation::{Allocation, top_positions};
 use super::methods::{
-    ALWAYS, AttentionRows, LastRowsFacts, LayerBudget, MethodFacts, Needs, Outputs, QueryMoments, RepeatFacts,
-    ReplayFacts,
+    ALWAYS, AttentionRows, EvictRows, LastRowsFacts, LayerBudget, MethodFacts, Needs, Outputs, QueryMoments,
+    RepeatFacts, ReplayFacts, StepAttention,
 };
 use super::{BudgetScale, BudgetedMethod};
 use crate::compress::segment::{HeadChoice, Segment};
@@ -194,12 +194,10 @@ impl BudgetedMethod {
     pub fn scores(&self, segment: Segment<'_>, place: LayerPlace, facts: &LayerFacts<'_>) -> Result<Vec<Vec<f32>>> {
         let num_kv_heads = place.scale.num_kv_heads;
         facts.check(self.needs(), num_kv_heads)?;
-        // Settled keys come first, and are not decided about.
-        let of_segment = |numbers: &Vec<f32>| numbers[numbers.len().saturating_sub(segment.len())..].to_vec();
-        let replayed: Vec<Vec<f32>> =
-            facts.replay.iter().flat_map(|replay| replay.squared_attention.iter().map(of_segment)).collect();
+        let replayed = replayed(segment, facts);
         let heads = (0..num_kv_heads).into_par_iter();
-        let measures = heads.map(|kv_head| self.measures(segment, place, facts, &replayed, kv_head));
+        let read = |facts: &MethodFacts<'_>| self.method.measures(facts);
+        let measures = heads.map(|kv_head| self.read_head(segment, place, facts, &replayed, kv_head, read));
         #[expect(clippy::cast_precision_loss)] // a count of tokens
         let budget = LayerBudget {
             positions: self.layer_budget(segment.len(), place),
@@ -217,17 +215,33 @@ impl BudgetedMethod {
         Ok(scores)
     }
 
-    /// What the method has to say of one KV head.
+    /// What each position is taken to have received when tokens begin to be generated, `[num_kv_heads]` of `[segment_len]`;
+    /// none if the method does not [go by that](StepAttention::FadingSquares).
+    ///
+    /// # Errors
+    /// As [`scores`](Self::scores).
+    pub fn starts(&self, segment: Segment<'_>, place: LayerPlace, facts: &LayerFacts<'_>) -> Result<Vec<Vec<f32>>> {
+        let fades = |rows: &&dyn EvictRows| matches!(rows.attention(), StepAttention::FadingSquares(_));
+        let Some(rows) = self.method.eviction().filter(fades) else { return Ok(Vec::new()) };
+        facts.check(self.needs(), place.scale.num_kv_heads)?;
+        let replayed = replayed(segment, facts);
+        let start = |facts: &MethodFacts<'_>| rows.start(facts);
+        let heads = (0..place.scale.num_kv_heads).into_par_iter();
+        heads.map(|kv_head| self.read_head(segment, place, facts, &replayed, kv_head, start)).collect()
+    }
+
+    /// What is read of the facts of one KV head.
     ///
     /// * `replayed`: `[num_heads]` of `[segment_len]` squared attention of replayed queries, or none
-    fn measures(
+    fn read_head<T>(
         &self,
         segment: Segment<'_>,
         place: LayerPlace,
         layer: &LayerFacts<'_>,
         replayed: &[Vec<f32>],
         kv_head: usize,
-    ) -> Result<Vec<Vec<f32>>> {
+        read: impl Fn(&MethodFacts<'_>) -> T,
+    ) -> Result<T> {
         let (needs, heads) = (self.needs(), &layer.stats.heads);
         let group_size = heads.len() / place.scale.num_kv_heads.max(1);
         let group = kv_head * group_size..(kv_head + 1) * group_size;
@@ -280,7 +294,7 @@ impl BudgetedMethod {
             block_attention,
             mean_scores: layer.mean_scores.get(group).unwrap_or_default(),
         };
-        Ok(self.method.measures(&facts))
+        Ok(read(&facts))
     }
 
     /// What each KV head of a layer keeps, given the scores of its positions.
@@ -298,6 +312,13 @@ impl BudgetedMethod {
         })
         .collect()
     }
+}
+
+/// Squared attention of replayed queries to the segment, `[num_heads]` of `[segment_len]`; settled keys, which come first, are
+/// not decided about. None if it is not asked for.
+fn replayed(segment: Segment<'_>, facts: &LayerFacts<'_>) -> Vec<Vec<f32>> {
+    let of_segment = |numbers: &Vec<f32>| numbers[numbers.len().saturating_sub(segment.len())..].to_vec();
+    facts.replay.iter().flat_map(|replay| replay.squared_attention.iter().map(of_segment)).collect()
 }
 
 /// Makes sure of a head's best position, where it competes with those of all others: with nothing left it could attend to

@@ -68,7 +68,7 @@ fn eviction_while_decoding_is_for_the_search_and_for_methods_that_say_how() {
         assert_eq!(AdaptiveConfig::parse(&written, None).unwrap(), config);
         Some(config.decode)
     };
-    for method in [FASTGEN, "streaming_llm", "h2o", "tova", "rkv"] {
+    for method in [FASTGEN, "streaming_llm", "h2o", "tova", "replay", "rkv"] {
         assert_eq!(evicts(method), Some(DecodeMode::Evict), "{method}");
     }
     for method in METHODS.iter().filter(|method| method.eviction().is_none()) {
@@ -224,7 +224,11 @@ fn mistakes_name_the_key_the_file_and_the_remedy() {
         (
             r#"{"decode": "evict", "method": "snapkv"}"#,
             "`decode`: the method `snapkv` does not evict while decoding (\"evict\"); those that do: `fastgen`, \
-             `streaming_llm`, `h2o`, `tova`, `rkv` | set `decode` to \"append\"",
+             `streaming_llm`, `h2o`, `tova`, `replay`, `rkv` | set `decode` to \"append\"",
+        ),
+        (
+            r#"{"decode": "evict", "method": "tova", "budget_over": "pool"}"#,
+            "`budget_over`: the method `tova` evicts the same positions of all heads of a layer (\"evict\") | set it to \"head\"",
         ),
         (r#"{"special_token_ids": [1.5]}"#, "expected \"auto\" or a list of token ids"),
         ("[]", "`c.json` is not usable: not a JSON object"),

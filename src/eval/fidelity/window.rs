@@ -2,6 +2,7 @@
 //!
 //! Not for: which windows there are, and what is told of them all (see [`super`]).
 
+use super::writing::Written;
 use super::{FidelityPlan, prefix};
 use crate::cache::AdaptiveKvCache;
 use crate::error::{Error, Result};
@@ -28,10 +29,13 @@ pub(super) struct Reference {
     /// Bytes that it keeps of the prompt.
     kv_bytes: usize,
     end: CacheEnd,
+    /// The cache with the prompt, if it is to write.
+    filled: Option<Filled>,
+    written: Written,
 }
 
 /// What one window gave for one variant.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct WindowScores {
     pub kept_ratio: f64,
     pub kv_bytes: usize,
@@ -46,6 +50,7 @@ pub(super) struct WindowScores {
     pub equal_tokens: usize,
     /// `[layers]`; empty if not wanted
     pub attention_error: Vec<f64>,
+    pub written: Written,
 }
 
 impl Reference {
@@ -80,8 +85,10 @@ impl Reference {
             };
             let names: Vec<String> =
                 which.iter().map(|&index| format!("{place}, {}", variants[index].name())).collect();
-            for (index, window_scores) in which.into_iter().zip(reference.score(subject, filled, &names, progress)?) {
-                scores[index] = Some(window_scores);
+            let written = reference.write(subject, plan, &filled, &names, progress)?;
+            let all_scores = reference.score(subject, filled, &names, progress)?;
+            for ((index, window_scores), written) in which.into_iter().zip(all_scores).zip(written) {
+                scores[index] = Some(WindowScores { written, ..window_scores });
             }
             Ok(())
         });
@@ -105,6 +112,7 @@ impl Reference {
             each_attended(subject, filled.cache.clone(), scored, progress, |_, layers| attended.push(layers))?;
         }
         self.kv_bytes = filled.cache.bytes().kept;
+        self.filled = (plan.writing.tokens > 0).then(|| filled.clone());
         let start = CacheStart::of(&filled.cache);
         let caches = each_distribution(subject, vec![filled.cache], scored, &[], progress, |_, _, next, all| {
             text_logprobs.push(f64::from(all[next as usize]));
@@ -112,6 +120,26 @@ impl Reference {
         })?;
         self.end = start.end(&caches[0]);
         Ok(())
+    }
+
+    /// Writes a text that the full cache and others read, if one is to be written.
+    ///
+    /// * `names`: of the others, for people
+    ///
+    /// Returns what it gave for each of the others.
+    fn write(
+        &mut self,
+        subject: &Subject<'_>,
+        plan: &FidelityPlan,
+        others: &[Filled],
+        names: &[String],
+        progress: &dyn Progress,
+    ) -> Result<Vec<Written>> {
+        let Some(full) = &self.filled else { return Ok(vec![Written::default(); others.len()]) };
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut all = plan.writing.write(subject, full, others, &names, progress)?;
+        self.written = all.remove(0);
+        Ok(all)
     }
 
     /// The full cache's scores, held against itself.
@@ -127,6 +155,7 @@ impl Reference {
             equal_top1: positions,
             equal_tokens: self.greedy.len(),
             attention_error: vec![0.0; self.attended.first().map_or(0, Vec::len)],
+            written: self.written.clone(),
         }
     }
 
@@ -181,6 +210,7 @@ impl Reference {
             equal_top1: 0,
             equal_tokens: self.greedy.iter().zip(greedy).take_while(|(a, b)| a == b).count(),
             attention_error: Vec::new(),
+            written: Written::default(),
         };
         if !self.attended.is_empty() {
             let mut errors = vec![Vec::new(); filled.cache.num_layers()];

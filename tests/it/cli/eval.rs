@@ -10,7 +10,7 @@ use super::tiny_gguf::{Meta, TinyGguf};
 use super::{Lab, MODEL, Refusal, succeeds};
 
 /// Keys of every fidelity row, in this order.
-const FIDELITY_KEYS: [&str; 28] = [
+const FIDELITY_KEYS: [&str; 31] = [
     "config",
     "kept_ratio",
     "kv_bytes",
@@ -39,6 +39,9 @@ const FIDELITY_KEYS: [&str; 28] = [
     "evicted_rows",
     "kl_worst",
     "text",
+    "writing_kl_mean",
+    "writing_top1_agreement",
+    "writing",
 ];
 const TASK_KEYS: [&str; 11] = [
     "task",
@@ -175,6 +178,11 @@ fn what_cannot_be_measured_is_refused() {
     refuses(&lab, &["--windows", "9"]).status(2).names("9 x (20 + 8)").names("252").hints("--windows").is_short();
     refuses(&lab, &["--offset-tokens", "900"]).status(2).names("900").names("928");
     refuses(&lab, &["--prompt-tokens", "60"]).status(2).names("60").names("64").hints("--prompt-tokens").is_short();
+    refuses(&lab, &["--writing-tokens", "50"])
+        .status(2)
+        .names("20 tokens and 50 more")
+        .hints("--writing-tokens")
+        .is_short();
     refuses(&lab, &["--score-tokens", "1"]).status(2).names("20 + 1").hints("2").is_short();
     refuses(&lab, &["--windows", "0"]).status(2).hints("--tasks").is_short();
     refuses(&lab, &["--tasks", "passkey,pass"]).status(2).names("`pass`").hints("`multi-turn`").is_short();
@@ -194,6 +202,8 @@ fn what_cannot_be_measured_is_refused() {
         ("--depths", "0.5,1.5"),
         ("--contexts", "0"),
         ("--trials", "0"),
+        ("--writing-tokens", "x"),
+        ("--writing-temperature", "-1"),
         ("--kv-dtype", "f16,f7"),
     ] {
         refuses(&lab, &[option, value]).status(2).names(option);

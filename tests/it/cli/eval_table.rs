@@ -1,8 +1,8 @@
 //! What the tables and pictures of `eval`, `tune` and `bench` call things, and what they tell of eviction while decoding.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::tiny_gguf::TinyGguf;
+use super::tiny_gguf::{Meta, TinyGguf};
 use super::{Lab, succeeds};
 
 fn lab() -> Lab {
@@ -119,4 +119,54 @@ fn small_budgets_are_told_apart() {
     assert!(refusal.contains("within 100 bytes") && refusal.contains(" bytes, KL"), "{refusal}");
     let inspect = succeeds(&lab.run(&["inspect", "--model", "tiny.gguf"]));
     assert!(!inspect.contains(" 0.0"), "{inspect}");
+}
+
+/// A line for each hundred tokens of what the full cache writes, below all others.
+#[test]
+fn the_table_tells_how_caches_hold_out_while_a_text_is_written() {
+    let lab = lab();
+    let mut file = TinyGguf::new();
+    file.set("llama.context_length", Meta::U32(400));
+    lab.write("tiny.gguf", file.bytes());
+    lab.write("other.txt", "ba c ab ".repeat(16));
+    let configs = ["--configs", "full,configs/evict.json,configs/h2o.json", "--text", "other.txt"];
+    let table = |more: &[&str]| {
+        let writing = ["--writing-tokens", "250", "--json", "e.json", "--csv", "e.csv"];
+        let table = succeeds(&lab.run(&[&EVAL[..], &configs, &writing, more].concat()));
+        (table, lab.json("e.json"))
+    };
+    let (text, rows) = table(&[]);
+    let part = |row: usize, part: usize, key: &str| rows[row]["writing"][part][key].as_f64().unwrap();
+    // Three configurations on each text, and on both.
+    for row in 0..9 {
+        assert_eq!([0, 1, 2].map(|index| part(row, index, "tokens")), [100.0, 200.0, 250.0]);
+        for (index, tokens) in [100.0, 200.0, 250.0].into_iter().enumerate() {
+            let positions = [20.0 + tokens, 10.0, 10.0 + tokens][row % 3];
+            assert_eq!(part(row, index, "kv_bytes"), positions * 64.0, "{row}, {index}");
+            assert!((part(row, index, "kept_ratio") - positions / (20.0 + tokens)).abs() < 1e-12, "{row}, {index}");
+        }
+        let by_part = |key: &str| [0, 1, 2].map(|index| part(row, index, key));
+        let mean = |[a, b, c]: [f64; 3]| a.mul_add(0.4, b * 0.4) + c * 0.2;
+        assert!((mean(by_part("kl_mean")) - rows[row]["writing_kl_mean"].as_f64().unwrap()).abs() < 1e-12);
+        let top1 = rows[row]["writing_top1_agreement"].as_f64().unwrap();
+        assert!((mean(by_part("top1_agreement")) - top1).abs() < 1e-12);
+        assert_eq!(rows[row]["writing_kl_mean"] == 0.0, row % 3 == 0, "{}", rows[row]);
+    }
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    let heading = lines.iter().position(|line| line.contains(&"written")).unwrap();
+    assert!(lines[heading - 1].is_empty(), "{text}");
+    assert_eq!(lines.len(), heading + 1 + 9 * 4, "{text}");
+    let of_evict: Vec<_> = lines[heading + 5..heading + 9].iter().map(|line| line[1..].to_vec()).collect();
+    for (line, (written, kept)) in
+        of_evict.iter().zip([("1-100", "8.3"), ("101-200", "4.5"), ("201-250", "3.7"), ("all", "3.7")])
+    {
+        assert_eq!((line[0], line[3], line[6], line.len()), ("evict", written, kept, 8), "{text}");
+    }
+    assert!(lab.read("e.csv").lines().next().unwrap().ends_with(",writing_kl_mean,writing_top1_agreement,writing"));
+
+    // The same seed writes the same; another seed, and the most probable tokens, something else.
+    let kl = |rows: &Value| rows[1]["writing_kl_mean"].clone();
+    assert_eq!(kl(&table(&[]).1), kl(&rows));
+    let others = [table(&["--seed", "1"]).1, table(&["--writing-temperature", "0"]).1];
+    assert!(others.iter().all(|other| kl(other) != kl(&rows)));
 }

@@ -8,6 +8,8 @@ use super::fixture::Fixture;
 pub struct Layer {
     /// `[heads]` of `[len, len]` scores before the softmax, hidden ones included.
     pub scores: Vec<Vec<f32>>,
+    /// `[heads]` of `[len]` rotated queries.
+    pub queries: Vec<Vec<Vec<f32>>>,
     /// `[kv_heads]` of `[len]` rotated keys.
     pub keys: Vec<Vec<Vec<f32>>>,
     /// `[len]` lengths of what attention reads.
@@ -53,6 +55,7 @@ pub fn forward(fixture: &Fixture, ids: &[u32], visible: &mut Visible<'_>) -> (Ve
         let project = weight(&name("self_attn.o_proj"));
         let mut numbers = Layer {
             scores: Vec::new(),
+            queries: q.to_vec3().unwrap(),
             keys: k.to_vec3().unwrap(),
             input_lengths: lengths(&normed),
             output_lengths: Vec::new(),

@@ -1,6 +1,7 @@
 //! What several tests need: data files, the real model, tiny models in GGUF made from the fixtures' safetensors.
 
 pub mod dense;
+pub mod evolving;
 pub mod fixture;
 pub mod scripted;
 pub mod sentencepiece;

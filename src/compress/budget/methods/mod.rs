@@ -15,6 +15,7 @@ mod compactor;
 mod criticalkv;
 mod dropkv;
 mod duo_attention;
+mod evict;
 mod expected_attention;
 mod h2o;
 mod key_norm;
@@ -46,6 +47,7 @@ pub use compactor::Compactor;
 pub use criticalkv::{CriticalAdaKv, CriticalKv};
 pub use dropkv::DropKv;
 pub use duo_attention::DuoAttention;
+pub use evict::{EvictRows, StepAttention, StepFacts, fade};
 pub use expected_attention::ExpectedAttention;
 pub use h2o::H2o;
 pub use key_norm::KeyNorm;
@@ -323,53 +325,6 @@ impl Default for Sinks {
     fn default() -> Self {
         Self::DEFAULT
     }
-}
-
-/// What tells which row goes while tokens are generated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StepAttention {
-    /// No attention.
-    None,
-    /// What each row has received since the prompt began, summed up over the query heads of the KV head.
-    Received,
-    /// What each row receives from the newest token, summed up over all query heads of the layer.
-    Newest,
-    /// No sums: keys, and the queries of so many of the newest tokens, at least 1.
-    Queries(usize),
-}
-
-/// What a method may know of the rows that one KV head holds after a decoding step, the newest token's included; rows that
-/// were settled before the last prompt are no part of it.
-#[derive(Debug, Clone, Copy)]
-pub struct StepFacts<'a> {
-    /// `[n]` position of each row, in any order.
-    pub positions: &'a [u32],
-    /// Tokens given so far: one more than the newest token's position.
-    pub seen: usize,
-    /// How many of the rows stay: as many as the head kept of the prompt.
-    pub budget: usize,
-    /// `[n]` attention as [`StepAttention`] says; else empty.
-    pub attention: &'a [f32],
-    /// `[n, head_dim]` rotated keys, if [asked for](StepAttention::Queries), else empty.
-    pub keys: &'a [f32],
-    /// `[tokens]` of `[group_size, head_dim]` of the newest tokens, the newest last, as [`MethodFacts::last_queries`], if
-    /// asked for, else empty.
-    pub queries: &'a [Vec<f32>],
-}
-
-/// How a method goes on evicting while tokens are generated. The number of rows stays that of the prompt, or goes back to it
-/// [every](Self::every) so many tokens; positions are never renumbered.
-pub trait EvictRows: Send + Sync + std::fmt::Debug {
-    /// What it reads.
-    fn attention(&self) -> StepAttention;
-
-    /// How many rows beyond its budget a head has when they go, all at once; at least 1.
-    fn every(&self) -> usize {
-        1
-    }
-
-    /// The score of every row after a decoding step, `[n]`: the lowest go; of equal scores the higher position.
-    fn scores(&self, facts: &StepFacts<'_>) -> Vec<f32>;
 }
 
 /// What configurations do with a method: every method that `serde` can write and read has it.
