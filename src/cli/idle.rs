@@ -86,14 +86,16 @@ fn bench(args: &BenchArgs, typed: &Typed) -> Result<()> {
 
 fn eval(args: &EvalArgs, typed: &Typed) -> Result<()> {
     if args.tasks.is_empty() {
-        let of_tasks = [
-            ("contexts", "--contexts"),
-            ("depths", "--depths"),
-            ("trials", "--trials"),
-            ("seed", "--seed"),
-            ("map", "--map"),
-        ];
+        let of_tasks = [("contexts", "--contexts"), ("depths", "--depths"), ("trials", "--trials"), ("map", "--map")];
         refuse(typed, &of_tasks, "without --tasks", "name --tasks, or leave it out")?;
+        if args.writing_tokens == 0 {
+            let why = "without --tasks or --writing-tokens";
+            refuse(typed, &[("seed", "--seed")], why, "name --tasks, or leave it out")?;
+        }
+    }
+    if args.writing_tokens == 0 {
+        let of_writing = [("writing_temperature", "--writing-temperature")];
+        refuse(typed, &of_writing, "without --writing-tokens", "give --writing-tokens, or leave it out")?;
     }
     if args.prompts.is_none() {
         let of_prompts = [("answer_tokens", "--answer-tokens"), ("chat", "--chat")];
