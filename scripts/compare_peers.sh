@@ -16,8 +16,9 @@
 #
 # - llama.cpp is fetched once into .cache/llamacpp (11 MB from npm, 77 MB from PyPI): its own CPU libraries, and Python
 #   declarations of its functions. It runs with an f16 cache, with and without flash attention; the better of the two
-#   counts. LLAMACPP_KV=q8_0 gives it a cache in these numbers, with flash attention. LLAMACPP_CPU=haswell takes that one of its CPU libraries (AVX2) instead of the best; OPTIONS are further
-#   options of our `bench`.
+#   counts (LLAMACPP_FLASH=1 or 0: only that one). LLAMACPP_KV=q8_0 gives it a cache in these numbers, with flash attention.
+#   LLAMACPP_CPU=haswell takes that one of its CPU libraries (AVX2) instead of the best; OPTIONS are further options of our
+#   `bench`.
 # - mistral.rs is installed once into .cache/mistralrs (its CPU wheel from PyPI, 30 MB). It is fast with K-quants. With Q4_0 and
 #   Q4_1, as SmolLM2's, it computes at a tenth of the others' speed and less, and a round takes hours.
 # - ik_llama.cpp has no packages. IK_LLAMA is the path of a `llama-bench` that was built on this machine, for its processor:
@@ -36,7 +37,7 @@ contexts=${CONTEXTS-32 2048 7680} prefill=${PREFILL-512 2048 7680}
 caches=${CACHES:-full:f16 configs/fastgen.json:f16 configs/fastgen.json:q8_0}
 peers=${PEERS-llama.cpp ${1:+mistral.rs} ${IK_LLAMA:+ik_llama.cpp}}
 read -ra options <<<"${OPTIONS:-}"
-past=${PAST:-0} llamacpp_kv=${LLAMACPP_KV:-f16} llamacpp_flash="0 1"
+past=${PAST:-0} llamacpp_kv=${LLAMACPP_KV:-f16} llamacpp_flash=${LLAMACPP_FLASH:-0 1}
 [ "$llamacpp_kv" = f16 ] || llamacpp_flash=1 # values in other numbers need it
 
 fail() { echo "error: $*" >&2; exit 1; }

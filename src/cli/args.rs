@@ -7,17 +7,18 @@ mod values;
 
 use std::path::PathBuf;
 
+use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::compress::{FASTGEN, METHODS, POLICIES, parse_size};
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
 
 pub use measure::{BenchArgs, EvalArgs, FileArgs, MeasureArgs, TuneArgs};
-pub use model::{BackendChoice, BudgetArgs, CacheArgs, CacheDtype, ContextArgs, DeviceArgs, KeptRatioArgs};
+pub use model::{BackendChoice, BudgetArgs, CacheArgs, ContextArgs, DeviceArgs, KeptRatioArgs};
 pub use model::{ModelArgs, NumbersArgs};
 pub use prompt::{
     DEFAULT_NEW_TOKENS, DEFAULT_PROMPT, DialogueArgs, DraftArgs, PromptArgs, SamplingArgs, Wrap, drawn_seed,
 };
-use values::positive;
+use values::{kv_dtype, positive};
 
 /// Runs LLaMA models with a KV cache that keeps, for every head, only what that head attends to.
 #[derive(Debug, Parser)]
@@ -99,8 +100,8 @@ pub struct CompareArgs {
     #[command(flatten)]
     pub run: RunArgs,
     /// Numbers of the full cache, to compare quantised caches with [default: those of --kv-dtype]
-    #[arg(long, value_enum, value_name = "KV_DTYPE")]
-    pub full_kv_dtype: Option<CacheDtype>,
+    #[arg(long, value_parser = kv_dtype(), value_name = "KV_DTYPE")]
+    pub full_kv_dtype: Option<KvDtype>,
     /// Configuration of the adaptive cache (JSON) [default: the original's values]
     #[arg(long, env = "CONFIG", value_name = "PATH")]
     pub config: Option<PathBuf>,

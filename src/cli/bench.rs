@@ -16,7 +16,7 @@ use anyhow::Context;
 use super::args::BenchArgs;
 use super::configurations::configuration;
 use super::interrupt::{interrupted, listen, while_waiting, while_writing};
-use super::measure::{self, Lines, Names, TEXT, distinct, kv_dtypes, mb_cell};
+use super::measure::{self, Lines, Names, TEXT, distinct, mb_cell};
 use super::places::Places;
 use super::session::Session;
 use super::{Outcome, STDOUT_FAILED, plain, threads};
@@ -38,7 +38,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
         None => TEXT,
     };
     listen()?;
-    let kv_dtypes = kv_dtypes(&args.kv_dtype);
+    let kv_dtypes = distinct(&args.kv_dtype);
     let session = Session::open(&args.model, kv_dtypes[0])?;
     for dtype in &kv_dtypes {
         session.check_kv_dtype(*dtype)?;

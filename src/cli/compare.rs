@@ -43,7 +43,7 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<Outcome> {
     listen()?;
     let mut session = Session::of_run(&args.run.model, &args.run.numbers)?.with_chat_template(template);
     let kv_dtype = session.kv_dtype;
-    let full_kv_dtype = args.full_kv_dtype.map_or(kv_dtype, KvDtype::from);
+    let full_kv_dtype = args.full_kv_dtype.unwrap_or(kv_dtype);
     session.check_kv_dtype(full_kv_dtype)?;
     let prompt = session.encode(&args.run.prompt)?;
     // What a cache costs is what decoding costs.

@@ -20,7 +20,7 @@ use anyhow::Context;
 use super::args::EvalArgs;
 use super::configurations::configuration;
 use super::interrupt::{interrupted, listen, while_writing};
-use super::measure::{Names, distinct, kv_dtypes};
+use super::measure::{Names, distinct};
 use super::prompts::Prompts;
 use super::session::Session;
 use super::{Outcome, STDOUT_FAILED};
@@ -66,7 +66,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Outcome> {
         prompts.expect_no_keys("all caches answer greedily, up to --answer-tokens")?;
     }
     listen()?;
-    let kv_dtypes = kv_dtypes(&args.kv_dtype);
+    let kv_dtypes = distinct(&args.kv_dtype);
     let session = args.measure.open(&kv_dtypes)?.with_chat_template(template);
     let variants = variants(&session, &configs, &kv_dtypes);
     let subject = session.subject();

@@ -90,7 +90,7 @@ fn eval(args: &EvalArgs, typed: &Typed) -> Result<()> {
         refuse(typed, &of_tasks, "without --tasks", "name --tasks, or leave it out")?;
         if args.writing_tokens == 0 {
             let why = "without --tasks or --writing-tokens";
-            refuse(typed, &[("seed", "--seed")], why, "name --tasks, or leave it out")?;
+            refuse(typed, &[("seed", "--seed")], why, "give one of them, or leave it out")?;
         }
     }
     if args.writing_tokens == 0 {

@@ -14,7 +14,7 @@ use adaptive_kvcache::tokenizer::Tokenizer;
 use adaptive_kvcache::{Result, files};
 use indicatif::ProgressBar;
 
-use super::args::{CacheDtype, FileArgs, MeasureArgs};
+use super::args::{FileArgs, MeasureArgs};
 use super::configurations::is_built_in;
 use super::interrupt::{while_waiting, while_writing};
 use super::places::Places;
@@ -102,7 +102,7 @@ impl MeasureArgs {
 
     /// Loads the model, and checks that its cache can be in these numbers.
     pub fn open(&self, kv_dtypes: &[KvDtype]) -> anyhow::Result<Session> {
-        let session = Session::open(&self.model, self.full_kv_dtype.into())?;
+        let session = Session::open(&self.model, self.full_kv_dtype)?;
         for dtype in kv_dtypes {
             session.check_kv_dtype(*dtype)?;
         }
@@ -133,11 +133,6 @@ impl Session {
             full_kv_dtype: self.kv_dtype,
         }
     }
-}
-
-/// Each of the dtypes once.
-pub fn kv_dtypes(names: &[CacheDtype]) -> Vec<KvDtype> {
-    distinct(&names.iter().map(|&dtype| dtype.into()).collect::<Vec<_>>())
 }
 
 /// Ids of a text, of a very long one at least as many as a plan needs; the library puts BOS before each window.

@@ -11,11 +11,11 @@ use adaptive_kvcache::tune::{self, Bench, Candidate, Curve, Goal, Judge, Limit, 
 use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
 
-use super::args::{CacheDtype, FileArgs, TuneArgs};
+use super::args::{FileArgs, TuneArgs};
 use super::configurations::configuration;
 use super::eval::{draw, fidelity_heading, fidelity_line, panels};
 use super::interrupt::{interrupted, listen, while_writing};
-use super::measure::{Lines, Names, kv_dtypes, write_rows};
+use super::measure::{Lines, Names, distinct, write_rows};
 use super::session::Session;
 use super::{Outcome, STDOUT_FAILED, plain};
 
@@ -29,10 +29,10 @@ pub fn run(args: &TuneArgs) -> anyhow::Result<Outcome> {
     let limit = args.limit.limit().context("no limit")?;
     let goal = Goal { limit, judge: if args.worst { Judge::Worst } else { Judge::Mean } };
     let dtypes = match limit {
-        _ if !args.kv_dtype.is_empty() => kv_dtypes(&args.kv_dtype),
+        _ if !args.kv_dtype.is_empty() => distinct(&args.kv_dtype),
         // Fewer bits a number would only add to what is lost.
-        Limit::MaxKept(_) => kv_dtypes(&[CacheDtype::F16]),
-        Limit::MaxKl(_) | Limit::MaxBytes(_) => kv_dtypes(&[CacheDtype::F16, CacheDtype::Q8_0]),
+        Limit::MaxKept(_) => vec![KvDtype::F16],
+        Limit::MaxKl(_) | Limit::MaxBytes(_) => vec![KvDtype::F16, KvDtype::Q8_0],
     };
     let candidates = candidates(&args.configs, &dtypes)?;
     let output = output(args.output.as_deref())?;

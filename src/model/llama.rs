@@ -206,8 +206,8 @@ impl Llama {
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the heads are not whole blocks of a quantised format, see [`KvDtype::check`], or tensors
-    /// hold the cache and have no such numbers, see [`KvDtype::tensor_dtype`]; or if heads are to go on evicting and layers
-    /// have a sliding window.
+    /// hold the cache and have no such numbers, see [`KvDtype::tensor_dtype`]; if heads are to go on evicting and layers
+    /// have a sliding window; or if one of the two drops rows while tokens are generated, of a [`KvDtype::Mixed`] cache.
     pub fn new_cache(&self, dtype: KvDtype, retention: Retention) -> Result<AdaptiveKvCache> {
         self.model.new_cache(dtype, retention)
     }

@@ -14,6 +14,7 @@ use adaptive_kvcache::model::{PrefillObserver, PrefillOptions};
 use candle_core::quantized::GgmlDType;
 
 use crate::support::adaptive;
+use crate::support::clock::Looks;
 use crate::support::fixture::Fixture;
 
 const CONFIG: &str =
@@ -54,7 +55,8 @@ pub fn batch(
 
 fn run(loaded: &Loaded, retention: Retention, limits: BatchLimits) -> Result<(BatchSummary, Vec<FinishedText>), Error> {
     let mut texts = Vec::new();
-    let mut batch = batch(loaded, retention, prompts(loaded), limits)?;
+    // How many sequences there are at a time depends on how long things take.
+    let mut batch = batch(loaded, retention, prompts(loaded), limits)?.with_clock(Box::new(Looks::of(1)));
     let summary = batch.run(|_| (), || ControlFlow::Continue(()), |text| texts.push(text))?;
     texts.sort_by_key(|text| text.index);
     Ok((summary, texts))

@@ -9,13 +9,13 @@ use std::time::Duration;
 use adaptive_kvcache::Error;
 use adaptive_kvcache::cache::Retention;
 use adaptive_kvcache::checkpoint::Loaded;
-use adaptive_kvcache::clock::Clock;
 use adaptive_kvcache::generate::{BatchLimits, BatchSummary, FinishReason, FinishedText};
 use adaptive_kvcache::model::{PrefillObserver, PrefillOptions};
 use proptest::prelude::*;
 
 use crate::batch::{alone, batch, fixture, prompts, token_bytes};
 use crate::support::adaptive;
+use crate::support::clock::Looks;
 use crate::support::scripted::{CONTROL, NORMAL, Scripted};
 
 /// Keeps little of a text, and all of its special tokens.
@@ -23,25 +23,6 @@ const SPARING: &str = r#"{"criterion": "mass", "policies": ["special", "full"], 
 const SEARCH: &str =
     r#"{"criterion": "mass", "frequency_ratio": 0.3, "locality_ratio": 0.3, "recovery_threshold": 0.6}"#;
 const EVICTING: &str = r#"{"method": "h2o", "kept_ratio": 0.5, "decode": "evict"}"#;
-
-/// A clock that goes on by so many milliseconds whenever somebody looks.
-#[derive(Debug, Default)]
-struct Looks {
-    each: u64,
-    count: AtomicU64,
-}
-
-impl Looks {
-    fn of(each: u64) -> Self {
-        Self { each, count: AtomicU64::new(0) }
-    }
-}
-
-impl Clock for Looks {
-    fn now(&self) -> Duration {
-        Duration::from_millis(self.each * self.count.fetch_add(1, Ordering::Relaxed))
-    }
-}
 
 fn rows(chunk: usize) -> PrefillOptions {
     PrefillOptions { chunk: chunk.try_into().unwrap() }

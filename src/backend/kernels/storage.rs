@@ -67,17 +67,24 @@ impl<T: Float, const ROWS: usize> Column for Tiled<T, ROWS> {
 
 /// Quants that are stored together.
 pub(super) trait Quants: Copy + Default {
+    /// Whether they are of keys, which are centred and rotated before they are rounded.
+    const ARE_KEYS: bool;
+
     /// All bytes of a row.
     fn bytes(row: &mut [Self]) -> &mut [u8];
 }
 
 impl Quants for u8 {
+    const ARE_KEYS: bool = false;
+
     fn bytes(row: &mut [Self]) -> &mut [u8] {
         row
     }
 }
 
 impl Quants for [u8; FOUR] {
+    const ARE_KEYS: bool = true;
+
     fn bytes(row: &mut [Self]) -> &mut [u8] {
         row.as_flattened_mut()
     }
@@ -100,7 +107,7 @@ type KeyBlocks<Q> = Blocks<Q, [u8; FOUR], TILE>;
 type ValueBlocks<Q> = Blocks<Q, u8, FOUR>;
 
 impl<Q: CacheFormat, E: Quants, const ROWS: usize> Column for Blocks<Q, E, ROWS> {
-    const CENTERS: bool = ROWS == TILE;
+    const CENTERS: bool = E::ARE_KEYS;
 
     fn new(head_dim: usize) -> Self {
         let blocks = head_dim / BLOCK;
@@ -239,22 +246,24 @@ impl<K: Column, V: Column> Columns<K, V> {
     fn new(head_dim: usize) -> Self {
         Self { keys: K::new(head_dim), values: V::new(head_dim) }
     }
-}
 
-impl<K: View, V: View> Columns<K, V> {
-    fn view(&self) -> Pair<K::Rows<'_>, V::Rows<'_>> {
-        Pair { keys: self.keys.view(), values: self.values.view() }
-    }
-}
-
-impl<K: Column, V: Column> Columns<K, V> {
     fn push(&mut self, key: &[f32], value: &[f32]) {
         self.keys.push(key);
         self.values.push(value);
     }
 
+    fn centers_keys(&self) -> bool {
+        K::CENTERS
+    }
+
     fn center_keys(&mut self, center: &[f32]) {
         self.keys.center(center);
+    }
+}
+
+impl<K: View, V: View> Columns<K, V> {
+    fn view(&self) -> Pair<K::Rows<'_>, V::Rows<'_>> {
+        Pair { keys: self.keys.view(), values: self.values.view() }
     }
 }
 
@@ -375,7 +384,7 @@ impl Storage {
 
     /// Whether keys are stored without what they have in common.
     pub(super) fn centers_keys(&self) -> bool {
-        matches!(self, Self::Q8_0(_) | Self::Q8_0Q4_0(_) | Self::Q4_0(_) | Self::Mixed(_))
+        each!(self, rows => rows.centers_keys())
     }
 
     /// What all keys have in common from now on: it is subtracted before they are rounded, and taken into account where they

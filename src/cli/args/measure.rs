@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
+use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::compress::parse_size;
 use adaptive_kvcache::tune::Limit;
 use clap::Args;
 
-use super::model::{BudgetArgs, CacheDtype, ModelArgs};
-use super::values::{divergence, kept_share, non_negative, positive, ratio, tokens};
+use super::model::{BudgetArgs, ModelArgs};
+use super::values::{divergence, kept_share, kv_dtype, non_negative, positive, ratio, tokens};
 use crate::cli::threads;
 
 #[derive(Debug, Args)]
@@ -27,8 +28,8 @@ pub struct BenchArgs {
     #[command(flatten)]
     pub budget: BudgetArgs,
     /// Numbers of the KV cache
-    #[arg(long, value_enum, value_name = "DTYPE,..", value_delimiter = ',', default_value = "f16")]
-    pub kv_dtype: Vec<CacheDtype>,
+    #[arg(long, value_parser = kv_dtype(), value_name = "DTYPE,..", value_delimiter = ',', default_value = "f16")]
+    pub kv_dtype: Vec<KvDtype>,
     /// Prompt lengths, in tokens, after which decoding is timed [default: 32,2048, if --prefill is not given either]
     #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
     pub contexts: Vec<u32>,
@@ -69,8 +70,8 @@ pub struct MeasureArgs {
     #[arg(long, value_name = "PATH,..", value_delimiter = ',')]
     pub text: Vec<PathBuf>,
     /// Numbers of the full cache that all are compared with
-    #[arg(long, value_enum, value_name = "DTYPE", default_value_t = CacheDtype::F16)]
-    pub full_kv_dtype: CacheDtype,
+    #[arg(long, value_parser = kv_dtype(), value_name = "DTYPE", default_value = "f16")]
+    pub full_kv_dtype: KvDtype,
     /// Tokens of a window that are compressed
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = positive)]
     pub prompt_tokens: usize,
@@ -107,8 +108,8 @@ pub struct EvalArgs {
     #[arg(long, value_name = "CONFIG,..", value_delimiter = ',', default_value = "full,fastgen")]
     pub configs: Vec<String>,
     /// Numbers of the caches
-    #[arg(long, value_enum, value_name = "DTYPE,..", value_delimiter = ',', default_value = "f16")]
-    pub kv_dtype: Vec<CacheDtype>,
+    #[arg(long, value_parser = kv_dtype(), value_name = "DTYPE,..", value_delimiter = ',', default_value = "f16")]
+    pub kv_dtype: Vec<KvDtype>,
     /// Shares of the prompt to keep, for configurations that take a budget
     #[arg(long, value_name = "R,..", value_delimiter = ',', value_parser = ratio::<f64>)]
     pub kept_ratio: Vec<f64>,
@@ -179,8 +180,8 @@ pub struct TuneArgs {
     #[arg(long, value_name = "CONFIG,..", value_delimiter = ',', default_value = "replay,fastgen")]
     pub configs: Vec<String>,
     /// Numbers of the caches to try with each [default: `f16,q8_0`; with --max-kept, which counts no bytes, f16]
-    #[arg(long, value_enum, value_name = "DTYPE,..", value_delimiter = ',')]
-    pub kv_dtype: Vec<CacheDtype>,
+    #[arg(long, value_parser = kv_dtype(), value_name = "DTYPE,..", value_delimiter = ',')]
+    pub kv_dtype: Vec<KvDtype>,
     /// The configuration file to write; replaced if there is one [default: tuned.json, which must not be there]
     #[arg(short, long, value_name = "PATH")]
     pub output: Option<PathBuf>,

@@ -12,7 +12,7 @@ use adaptive_kvcache::model::PrefillOptions;
 use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 
-use super::values::{positive, ratio};
+use super::values::{kv_dtype, positive, ratio, row_dtype};
 use crate::cli::threads;
 
 /// Which model, and where and in which numbers it is computed.
@@ -41,14 +41,14 @@ pub struct ModelArgs {
 pub struct NumbersArgs {
     /// Numbers of the KV cache, or of keys/values; mixed is q8_0/q4_0 for what a prompt leaves, q8_0 for what comes later
     #[expect(clippy::doc_markdown, reason = "printed by --help")]
-    #[arg(long, value_enum, default_value_t = CacheDtype::F16)]
-    pub kv_dtype: CacheDtype,
+    #[arg(long, value_parser = kv_dtype(), default_value = "f16")]
+    pub kv_dtype: KvDtype,
     /// Numbers of the cached keys [default: as --kv-dtype says]
-    #[arg(long, value_enum, value_name = "DTYPE", alias = "cache-type-k")]
-    pub k_dtype: Option<RowDtype>,
+    #[arg(long, value_parser = row_dtype(), value_name = "DTYPE", alias = "cache-type-k")]
+    pub k_dtype: Option<KvDtype>,
     /// Numbers of the cached values [default: as --kv-dtype says]
-    #[arg(long, value_enum, value_name = "DTYPE", alias = "cache-type-v")]
-    pub v_dtype: Option<RowDtype>,
+    #[arg(long, value_parser = row_dtype(), value_name = "DTYPE", alias = "cache-type-v")]
+    pub v_dtype: Option<KvDtype>,
     /// How many
     #[arg(long, help = threads::help("Threads to compute with"), value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -134,73 +134,17 @@ impl From<Dtype> for WeightDtype {
     }
 }
 
-/// Numbers of keys and values; those of keys first where they are not the same.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum CacheDtype {
-    F16,
-    F32,
-    #[value(name = "q8_0")]
-    Q8_0,
-    #[value(name = "q4_0")]
-    Q4_0,
-    #[value(name = "q8_0/q4_0")]
-    Q8_0Q4_0,
-    #[value(name = "mixed")]
-    Mixed,
-    #[value(name = "f16/q8_0")]
-    F16Q8_0,
-    #[value(name = "f16/q4_0")]
-    F16Q4_0,
-}
-
-impl From<CacheDtype> for KvDtype {
-    fn from(dtype: CacheDtype) -> Self {
-        match dtype {
-            CacheDtype::F16 => Self::F16,
-            CacheDtype::F32 => Self::F32,
-            CacheDtype::Q8_0 => Self::Q8_0,
-            CacheDtype::Q4_0 => Self::Q4_0,
-            CacheDtype::Q8_0Q4_0 => Self::Q8_0Q4_0,
-            CacheDtype::Mixed => Self::Mixed,
-            CacheDtype::F16Q8_0 => Self::F16Q8_0,
-            CacheDtype::F16Q4_0 => Self::F16Q4_0,
-        }
-    }
-}
-
-/// Numbers of keys, or of values.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum RowDtype {
-    F16,
-    F32,
-    #[value(name = "q8_0")]
-    Q8_0,
-    #[value(name = "q4_0")]
-    Q4_0,
-}
-
-impl From<RowDtype> for KvDtype {
-    fn from(dtype: RowDtype) -> Self {
-        match dtype {
-            RowDtype::F16 => Self::F16,
-            RowDtype::F32 => Self::F32,
-            RowDtype::Q8_0 => Self::Q8_0,
-            RowDtype::Q4_0 => Self::Q4_0,
-        }
-    }
-}
-
 impl NumbersArgs {
     /// The numbers of the cache.
     ///
     /// # Errors
     /// As [`KvDtype::of`].
     pub fn kv_dtype(&self) -> adaptive_kvcache::Result<KvDtype> {
-        let both = KvDtype::from(self.kv_dtype);
+        let both = self.kv_dtype;
         if self.k_dtype.is_none() && self.v_dtype.is_none() {
             return Ok(both);
         }
-        KvDtype::of(self.k_dtype.map_or(both.keys(), KvDtype::from), self.v_dtype.map_or(both.values(), KvDtype::from))
+        KvDtype::of(self.k_dtype.unwrap_or(both.keys()), self.v_dtype.unwrap_or(both.values()))
     }
 }
 

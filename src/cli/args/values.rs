@@ -2,6 +2,9 @@
 
 use std::str::FromStr;
 
+use adaptive_kvcache::cache::KvDtype;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
 fn number<T: FromStr + Into<f64> + Copy>(text: &str, accept: impl Fn(f64) -> bool, what: &str) -> Result<T, String> {
     let is_accepted = |&value: &T| value.into().is_finite() && accept(value.into());
     text.parse().ok().filter(is_accepted).ok_or_else(|| format!("expected a number {what}"))
@@ -29,6 +32,22 @@ pub fn penalty(text: &str) -> Result<f32, String> {
 /// A share; those that budgets are counted in are f64.
 pub fn ratio<T: FromStr + Into<f64> + Copy>(text: &str) -> Result<T, String> {
     number(text, |value| (0.0..=1.0).contains(&value), "in 0..=1")
+}
+
+/// Numbers of keys and values, by name.
+pub fn kv_dtype() -> impl TypedValueParser<Value = KvDtype> {
+    named(&KvDtype::ALL)
+}
+
+/// Numbers of keys alone, or of values, by name.
+pub fn row_dtype() -> impl TypedValueParser<Value = KvDtype> {
+    named(&KvDtype::UNIFORM)
+}
+
+fn named(dtypes: &'static [KvDtype]) -> impl TypedValueParser<Value = KvDtype> {
+    PossibleValuesParser::new(dtypes.iter().map(|dtype| dtype.name())).try_map(|name| {
+        dtypes.iter().copied().find(|dtype| dtype.name() == name).ok_or("expected numbers of a KV cache")
+    })
 }
 
 pub fn divergence(text: &str) -> Result<f64, String> {

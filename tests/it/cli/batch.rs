@@ -21,7 +21,7 @@ fn prompts_of_every_form_are_answered_in_order_as_alone() {
     let output = lab.run(&[&["generate", "--model", MODEL], &args[..]].concat());
     let answers = lines(&succeeds(&output));
     let figures = String::from_utf8(output.stderr).unwrap();
-    for part in ["5 texts, at most 3 at a time", "tokens/s together", "KV cache"] {
+    for part in ["5 texts, at most ", "tokens/s together", "KV cache"] {
         assert!(figures.contains(part), "expected `{part}` in:\n{figures}");
     }
     assert_eq!(answers.iter().map(|answer| answer["index"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
@@ -39,7 +39,10 @@ fn prompts_of_every_form_are_answered_in_order_as_alone() {
     assert!(answers[3]["text"].as_str().unwrap().contains("capital"), "{}", answers[3]);
     let report = lab.json("r.json");
     assert_eq!(report["texts"].as_array().unwrap().len(), 5);
-    assert_eq!((report["batch"].as_u64(), report["most_sequences"].as_u64()), (Some(3), Some(3)));
+    assert_eq!(report["batch"], 3);
+    // How many there were depends on time: short texts can end while the third prompt is read.
+    let most = report["most_sequences"].as_u64().unwrap();
+    assert!((1..=3).contains(&most) && figures.contains(&format!("at most {most} at a time")), "{most}:\n{figures}");
     // The log has every prompt's choices.
     assert_eq!(lab.read("logs/test.log").matches("layer_id:29 cache:").count(), 5 + 3);
 }

@@ -1,5 +1,6 @@
 //! What several tests need: data files, the real model, tiny models in GGUF made from the fixtures' safetensors.
 
+pub mod clock;
 pub mod dense;
 pub mod evolving;
 pub mod fixture;
