@@ -16,7 +16,7 @@ use anyhow::Context;
 use super::args::BenchArgs;
 use super::configurations::configuration;
 use super::interrupt::{interrupted, listen, while_waiting, while_writing};
-use super::measure::{self, Lines, Names, TEXT, distinct, mb_cell};
+use super::measure::{self, KV_WIDTH, Lines, Names, TEXT, distinct, mb_cell};
 use super::places::Places;
 use super::session::Session;
 use super::{Outcome, STDOUT_FAILED, plain, threads};
@@ -147,7 +147,7 @@ impl Observer for Table {
         self.lines
             .print(&format!("{blank}{threads} thread{plural}: a plain loop reads {gb_per_s:.1} GB/s from memory"));
         self.lines.print(&format!(
-            "{:<8}{:>8}  {:<width$}  {:<5}{:>10}{:>11}{:>10}{:>10}{:>8}{:>9}{:>9}{:>9}{:>8}",
+            "{:<8}{:>8}  {:<width$}  {:<KV_WIDTH$}{:>10}{:>11}{:>10}{:>10}{:>8}{:>9}{:>9}{:>9}{:>8}",
             "work",
             "context",
             "setting",
@@ -170,7 +170,7 @@ impl Observer for Table {
             format!("{:>9.1}{:>7.0}%", reading.read_gb_per_s, 100.0 * reading.bandwidth_share)
         });
         self.lines.print(&format!(
-            "{:<8}{:>8}  {:<width$}  {:<5}{:>10.1}{:>11.2}{:>10.2}{:>10.2}{:>8.1}{:>9}{:>9.1}{reading}",
+            "{:<8}{:>8}  {:<width$}  {:<KV_WIDTH$}{:>10.1}{:>11.2}{:>10.2}{:>10.2}{:>8.1}{:>9}{:>9.1}{reading}",
             row.work.name(),
             row.context,
             self.names.of(&row.setting),

@@ -8,9 +8,10 @@ mod tasks;
 mod writing;
 
 use adaptive_kvcache::cache::{KvDtype, Retention};
-use adaptive_kvcache::compress::{AdaptiveConfig, Budget, DecodeMode};
+use adaptive_kvcache::compress::{AdaptiveConfig, Budget, BudgetOver, DecodeMode};
 use adaptive_kvcache::eval::{
-    self, AnswerPlan, AnswerPrompt, FidelityPlan, FidelityText, RulerPlan, Subject, TaskPlan, Variant, WritingPlan,
+    self, AnswerPlan, AnswerPrompt, FidelityPlan, FidelityText, GivenBudget, RulerPlan, Subject, TaskPlan, Variant,
+    WritingPlan,
 };
 use adaptive_kvcache::generate::SamplingOptions;
 use adaptive_kvcache::tokenizer::ChatTemplate;
@@ -37,10 +38,10 @@ const CONTEXTS: [usize; 3] = [512, 1024, 2048];
 /// Those of RULER's.
 const RULER_CONTEXTS: [usize; 1] = [4096];
 
-/// A configuration under one of the budgets, or under none.
+/// A configuration under one of the budgets, shared out in one of the ways, or as it is.
 struct Budgeted {
     name: String,
-    budget: Option<Budget>,
+    budget: Option<GivenBudget>,
     /// Absent for the full cache.
     config: Option<AdaptiveConfig>,
 }
@@ -179,30 +180,45 @@ fn answer_prompts(session: &Session, prompts: Option<Prompts>, args: &EvalArgs) 
     Ok(prompts.map(|prompt| AnswerPrompt { name: prompt.name, text: prompt.text, ids: prompt.ids }).collect())
 }
 
-/// Every configuration under every budget; those that take none, once.
+/// Every configuration under every budget, shared out in every way; those that take none, once.
 fn budgeted(args: &EvalArgs) -> Result<Vec<Budgeted>> {
     let ratios = distinct(&args.kept_ratio).into_iter().map(Budget::KeptRatio);
     let budgets: Vec<Budget> = ratios.chain(distinct(&args.kv_budget).into_iter().map(Budget::Bytes)).collect();
+    let (budgets, overs) = (or_none(&budgets), or_none(&distinct(&args.budget_over)));
+    let given = budgets.iter().flat_map(|&budget| overs.iter().map(move |&over| (budget, over)));
+    let given: Vec<_> = given.filter(|given| *given != (None, None)).collect();
     let mut all = Vec::new();
     for name in &args.configs {
         let config = configuration(name)?;
         let once = all.len();
-        for &budget in &budgets {
-            // FastGen's search takes none: it keeps what recovers a head, however much that is.
-            if let Some(config) = config.as_ref().filter(|config| config.budgeted().is_some()) {
-                let config = Some(config.clone().with_budget(budget)?);
-                all.push(Budgeted { name: name.clone(), budget: Some(budget), config });
+        // FastGen's search takes none: it keeps what recovers a head, however much that is.
+        if let Some(config) = config.as_ref().filter(|config| config.budgeted().is_some()) {
+            for &(budget, over) in &given {
+                let config = with_given(config.clone(), budget, over)?;
+                let budget = config.budget().map(|budget| GivenBudget { budget, budget_over: over });
+                all.push(Budgeted { name: name.clone(), budget, config: Some(config) });
             }
         }
         if all.len() == once {
             all.push(Budgeted { name: name.clone(), budget: None, config });
         }
     }
-    if !budgets.is_empty() && all.iter().all(|config| config.budget.is_none()) {
-        return Err(Error::input("none of the configurations takes a budget")
-            .with_hint("leave --kept-ratio and --kv-budget out, or give a configuration that takes one"));
+    if !given.is_empty() && all.iter().all(|config| config.budget.is_none()) {
+        return Err(Error::input("none of the configurations takes a budget").with_hint(
+            "leave --kept-ratio, --kv-budget and --budget-over out, or give a configuration that takes one",
+        ));
     }
     Ok(all)
+}
+
+/// Each of the values, or that there is none.
+fn or_none<T: Copy>(values: &[T]) -> Vec<Option<T>> {
+    if values.is_empty() { vec![None] } else { values.iter().copied().map(Some).collect() }
+}
+
+fn with_given(config: AdaptiveConfig, budget: Option<Budget>, over: Option<BudgetOver>) -> Result<AdaptiveConfig> {
+    let config = budget.map_or(Ok(config.clone()), |budget| config.with_budget(budget))?;
+    over.map_or(Ok(config.clone()), |over| config.with_budget_over(over))
 }
 
 fn variants(session: &Session, configs: &[Budgeted], kv_dtypes: &[KvDtype]) -> Vec<Variant> {

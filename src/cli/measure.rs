@@ -24,6 +24,9 @@ use super::session::Session;
 /// The prompts' text if the user gives none: in the public domain, some 9,700 tokens.
 pub const TEXT: &str = include_str!("../../tests/data/text/eighty_days_ch1-5.txt");
 
+/// Width of a column of a cache's numbers, of which keys' and values' can differ: `q8_0/q4_0`.
+pub const KV_WIDTH: usize = 10;
+
 /// How often the line that says what is being measured is drawn anew.
 pub const TICK: Duration = Duration::from_millis(200);
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use adaptive_kvcache::cache::KvDtype;
 use adaptive_kvcache::compress::{AdaptiveConfig, Budget, DecodeMode};
-use adaptive_kvcache::eval::{FidelityRow, FidelityText, FullScores, Progress, Row, Variant};
+use adaptive_kvcache::eval::{FidelityRow, FidelityText, FullScores, GivenBudget, Progress, Row, Variant};
 use adaptive_kvcache::plot::{TradeoffLimit, TradeoffPanel, TradeoffPoint};
 use adaptive_kvcache::report::size;
 use adaptive_kvcache::tune::{self, Bench, Candidate, Curve, Goal, Judge, Limit, Point};
@@ -128,7 +128,7 @@ fn pictured(points: &[Point], goal: Goal, best: Option<usize>, names: &Names) ->
 
 /// The setting of a point, in a table: a share, or the recovery threshold T.
 fn setting(point: &Point) -> String {
-    match (point.row.budget, point.recovery_threshold()) {
+    match (point.row.budget.map(|given| given.budget), point.recovery_threshold()) {
         (Some(Budget::KeptRatio(ratio)), _) => format!("{}%", (ratio * 1e4).round() / 100.0),
         (_, Some(threshold)) => format!("T={threshold}"),
         _ => "-".to_owned(),
@@ -137,7 +137,7 @@ fn setting(point: &Point) -> String {
 
 /// Figures of a point as it is judged, for people.
 fn described(point: &Point, goal: Goal, names: &Names) -> String {
-    let setting = match (point.row.budget, point.recovery_threshold()) {
+    let setting = match (point.row.budget.map(|given| given.budget), point.recovery_threshold()) {
         (Some(Budget::KeptRatio(ratio)), _) => format!(", kept_ratio {ratio}"),
         (_, Some(threshold)) => format!(", recovery_threshold {threshold}"),
         _ => String::new(),
@@ -207,7 +207,7 @@ impl Bench for Measured<'_, '_> {
     fn measure(&mut self, candidate: &Candidate, config: &AdaptiveConfig) -> Result<FidelityRow> {
         let variant = Variant {
             config: candidate.name.clone(),
-            budget: config.budget(),
+            budget: config.budget().map(GivenBudget::from),
             kv_dtype: candidate.kv_dtype,
             retention: self.session.loaded.retention(config),
         };

@@ -19,12 +19,11 @@ pub use fidelity::{
     ALL_TEXTS, FidelityPlan, FidelityText, FullScores, POSITIONS_PER_BUCKET, TOKENS_PER_ROW, WritingPlan, fidelity,
 };
 pub use metrics::{Interval, mean, paired_difference, percentile, perplexity, standard_error, student_975};
-pub use rows::{AnswerRow, FidelityRow, Row, RulerRow, TaskRow, WritingRow, write_csv, write_json};
+pub use rows::{AnswerRow, FidelityRow, GivenBudget, Row, RulerRow, TaskRow, WritingRow, write_csv, write_json};
 pub use ruler::{MEAN_NAME, PASS_SCORE, RulerPlan, RulerTask, ruler};
 pub use tasks::{Task, TaskPlan, tasks};
 
 use crate::cache::{AdaptiveKvCache, KvDtype, Retention};
-use crate::compress::Budget;
 use crate::error::{Error, Result};
 use crate::model::{Llama, PrefillObserver, PrefillOptions};
 use crate::tokenizer::Tokenizer;
@@ -46,7 +45,7 @@ pub struct Variant {
     /// `full`, or the configuration as the user named it.
     pub config: String,
     /// The budget that the configuration was given, if any.
-    pub budget: Option<Budget>,
+    pub budget: Option<GivenBudget>,
     pub kv_dtype: KvDtype,
     pub retention: Retention,
 }

@@ -5,9 +5,26 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::compress::Budget;
+use crate::compress::{Budget, BudgetOver};
 use crate::error::{Error, Result};
 use crate::generate::FinishReason;
+
+/// What a configuration that takes a budget was given.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct GivenBudget {
+    #[serde(flatten)]
+    pub budget: Budget,
+    /// Whose positions compete for it; `None` if that was left to the configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget_over: Option<BudgetOver>,
+}
+
+/// A budget alone.
+impl From<Budget> for GivenBudget {
+    fn from(budget: Budget) -> Self {
+        Self { budget, budget_over: None }
+    }
+}
 
 /// One measured case.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -42,7 +59,7 @@ pub struct FidelityRow {
     /// Numbers of the full cache.
     pub full_kv_dtype: &'static str,
     /// What the configuration was given, if it takes a budget.
-    pub budget: Option<Budget>,
+    pub budget: Option<GivenBudget>,
     /// How many windows went into the row; more may follow while measurements go on.
     pub windows: usize,
     /// Tokens of each window's prompt.
@@ -122,7 +139,7 @@ pub struct TaskRow {
     pub trials: usize,
     pub kv_dtype: &'static str,
     /// What the configuration was given, if it takes a budget.
-    pub budget: Option<Budget>,
+    pub budget: Option<GivenBudget>,
     /// Kept share of what was seen before the question, in 0..=1; the mean over trials.
     pub kept_ratio: f64,
     /// Bytes that are kept of it; the mean over trials.
@@ -156,7 +173,7 @@ pub struct RulerRow {
     pub num_tasks: usize,
     pub kv_dtype: &'static str,
     /// What the configuration was given, if it takes a budget.
-    pub budget: Option<Budget>,
+    pub budget: Option<GivenBudget>,
     /// Kept share of the text before the question, in 0..=1; the mean over samples.
     pub kept_ratio: f64,
     /// Bytes that are kept of it; the mean over samples.
@@ -184,7 +201,7 @@ pub struct AnswerRow {
     pub config: String,
     pub kv_dtype: &'static str,
     /// What the configuration was given, if it takes a budget.
-    pub budget: Option<Budget>,
+    pub budget: Option<GivenBudget>,
     /// Kept share of the prompt's keys and values, in 0..=1.
     pub kept_ratio: f64,
     /// 1 less what is kept of a full cache's bytes in the same numbers: what the original's tables call the saving, in
@@ -259,7 +276,7 @@ fn plain(value: &Value) -> String {
         Value::Null => String::new(),
         Value::String(text) => text.clone(),
         Value::Array(values) => values.iter().map(plain).collect::<Vec<_>>().join(" "),
-        // A budget: its kind and its number.
+        // A budget: its kind, its number, and what competes for it.
         Value::Object(object) => {
             object.iter().map(|(key, value)| format!("{key}={}", plain(value))).collect::<Vec<_>>().join(" ")
         }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::*;
 use crate::compress::Budget;
 use crate::compress::method_by_name;
+use crate::eval::GivenBudget;
 
 /// Bytes of all keys and values in f16; half as many in `q8_0`.
 const FULL_BYTES: f64 = 2000.0;
@@ -36,7 +37,7 @@ fn row(candidate: &Candidate, budget: Option<Budget>, (kept_ratio, kl): (f64, f6
         perplexity_full: 1.0,
         kv_dtype: candidate.kv_dtype.name(),
         full_kv_dtype: "f16",
-        budget,
+        budget: budget.map(GivenBudget::from),
         windows: 2,
         prompt_tokens: 100,
         kl_std_error: None,
@@ -109,7 +110,7 @@ fn mean(limit: Limit) -> Goal {
 fn chosen(points: &[Point], goal: Goal) -> Option<(&str, &str, f64)> {
     let point = &points[best(points, goal)?];
     assert!(point.within_limit);
-    let value = match point.row.budget {
+    let value = match point.row.budget.map(|given| given.budget) {
         Some(Budget::KeptRatio(ratio)) => ratio,
         _ => point.recovery_threshold().unwrap(),
     };

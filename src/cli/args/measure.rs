@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use adaptive_kvcache::cache::KvDtype;
-use adaptive_kvcache::compress::parse_size;
+use adaptive_kvcache::compress::{BudgetOver, parse_size};
 use adaptive_kvcache::tune::Limit;
 use clap::Args;
 
 use super::model::{BudgetArgs, ModelArgs};
-use super::values::{divergence, kept_share, kv_dtype, non_negative, positive, ratio, tokens};
+use super::values::{budget_over, divergence, kept_share, kv_dtype, non_negative, positive, ratio, tokens};
 use crate::cli::threads;
 
 #[derive(Debug, Args)]
@@ -116,6 +116,10 @@ pub struct EvalArgs {
     /// Sizes to keep, such as 64MB, for configurations that take a budget; a bare number is MB
     #[arg(long, value_name = "SIZE,..", value_delimiter = ',', value_parser = parse_size)]
     pub kv_budget: Vec<usize>,
+    /// Whose positions compete for it, instead of what the configurations say: those of each head, of all heads of a layer,
+    /// of all layers; or as the method's authors have it, own
+    #[arg(long, value_parser = budget_over(), value_name = "OVER,..", value_delimiter = ',')]
+    pub budget_over: Vec<BudgetOver>,
     /// Tokens of each cache's own greedy text that are compared; 0 for none
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub greedy_tokens: usize,

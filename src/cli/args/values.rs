@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use adaptive_kvcache::cache::KvDtype;
+use adaptive_kvcache::compress::BudgetOver;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 fn number<T: FromStr + Into<f64> + Copy>(text: &str, accept: impl Fn(f64) -> bool, what: &str) -> Result<T, String> {
@@ -36,17 +37,23 @@ pub fn ratio<T: FromStr + Into<f64> + Copy>(text: &str) -> Result<T, String> {
 
 /// Numbers of keys and values, by name.
 pub fn kv_dtype() -> impl TypedValueParser<Value = KvDtype> {
-    named(&KvDtype::ALL)
+    named(&KvDtype::ALL, KvDtype::name)
 }
 
 /// Numbers of keys alone, or of values, by name.
 pub fn row_dtype() -> impl TypedValueParser<Value = KvDtype> {
-    named(&KvDtype::UNIFORM)
+    named(&KvDtype::UNIFORM, KvDtype::name)
 }
 
-fn named(dtypes: &'static [KvDtype]) -> impl TypedValueParser<Value = KvDtype> {
-    PossibleValuesParser::new(dtypes.iter().map(|dtype| dtype.name())).try_map(|name| {
-        dtypes.iter().copied().find(|dtype| dtype.name() == name).ok_or("expected numbers of a KV cache")
+/// Whose positions compete for a budget, by name.
+pub fn budget_over() -> impl TypedValueParser<Value = BudgetOver> {
+    named(&BudgetOver::ALL, BudgetOver::name)
+}
+
+/// One of the values by its name; a value that is added is offered, too.
+fn named<T: Copy + Send + Sync>(all: &'static [T], name: fn(T) -> &'static str) -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(all.iter().map(|&value| name(value))).try_map(move |given| {
+        all.iter().copied().find(|&value| name(value) == given).ok_or("expected one of the names")
     })
 }
 

@@ -3,8 +3,8 @@
 use adaptive_kvcache::eval::{AnswerRow, Row, mean};
 use adaptive_kvcache::report::megabytes;
 
-use super::cells::{budget_text, evicted_cell};
-use crate::cli::measure::Names;
+use super::cells::{BUDGET_WIDTH, budget_text, evicted_cell};
+use crate::cli::measure::{KV_WIDTH, Names};
 use crate::cli::plain;
 
 /// What stands above the answers to a prompt.
@@ -63,7 +63,7 @@ pub fn summary(rows: &[Row], names: &Names, evicts: bool) -> Option<String> {
         return None;
     }
     let heading = format!(
-        "\n{:<width$}  {:>8}  {:<5}{:>8}{:>8}{:>8}{:>9}{:>9}{:>12}{}",
+        "\n{:<width$}  {:>BUDGET_WIDTH$}  {:<KV_WIDTH$}{:>8}{:>8}{:>8}{:>9}{:>9}{:>12}{}",
         "config",
         "budget",
         "kv",
@@ -80,7 +80,7 @@ pub fn summary(rows: &[Row], names: &Names, evicts: bool) -> Option<String> {
         let rows = group[0].evicted_rows.map(|_| average(|row| row.evicted_rows.unwrap_or(0.0)));
         let (equal, full) = (average(|row| row.equal_tokens as f64), average(|row| row.full_tokens as f64));
         format!(
-            "{:<width$}  {:>8}  {:<5}{:>8}{:>8.1}{:>8.2}{:>9.2}{:>9.3}{:>12}{}",
+            "{:<width$}  {:>BUDGET_WIDTH$}  {:<KV_WIDTH$}{:>8}{:>8.1}{:>8.2}{:>9.2}{:>9.3}{:>12}{}",
             names.of(&group[0].config),
             budget_text(group[0].budget),
             group[0].kv_dtype,

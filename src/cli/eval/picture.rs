@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use adaptive_kvcache::Result;
-use adaptive_kvcache::eval::{AnswerRow, MEAN_NAME, Row, TaskRow, mean};
+use adaptive_kvcache::eval::{AnswerRow, GivenBudget, MEAN_NAME, Row, TaskRow, mean};
 use adaptive_kvcache::plot::{TradeoffLine, TradeoffPanel, TradeoffPoint, TradeoffScale, tradeoff};
 
 use super::answers::by_setting;
@@ -32,11 +32,15 @@ pub fn panels(rows: &[Row], names: &Names) -> Vec<TradeoffPanel> {
         let title = &format!("mean KL divergence from the full cache, nats{of}");
         let (kv_bytes, error) = (as_number(row.kv_bytes), row.kl_std_error.unwrap_or(0.0));
         let point = TradeoffPoint { kv_bytes, value: row.kl_mean, error };
-        line(&mut panels, title, TradeoffScale::Log, names.of(&row.config), row.kv_dtype).points.push(point);
+        line(&mut panels, title, TradeoffScale::Log, &named(names, &row.config, row.budget), row.kv_dtype)
+            .points
+            .push(point);
     }
     for (row, point) in over_depths(rows) {
         let title = format!("{}, share of right answers", row.task);
-        line(&mut panels, &title, TradeoffScale::Share, names.of(&row.config), row.kv_dtype).points.push(point);
+        line(&mut panels, &title, TradeoffScale::Share, &named(names, &row.config, row.budget), row.kv_dtype)
+            .points
+            .push(point);
     }
     // A panel for each of eleven tasks would be a very long picture.
     let has_mean = rows.iter().any(|row| matches!(row, Row::Ruler(row) if row.task == MEAN_NAME));
@@ -48,7 +52,9 @@ pub fn panels(rows: &[Row], names: &Names) -> Vec<TradeoffPanel> {
         let title = format!("RULER, {}, {} tokens: score", row.task, row.context);
         let error = row.difference_95.unwrap_or(0.0);
         let point = TradeoffPoint { kv_bytes: as_number(row.kv_bytes), value: row.score, error };
-        line(&mut panels, &title, TradeoffScale::Share, names.of(&row.config), row.kv_dtype).points.push(point);
+        line(&mut panels, &title, TradeoffScale::Share, &named(names, &row.config, row.budget), row.kv_dtype)
+            .points
+            .push(point);
     }
     for group in by_setting(rows) {
         let average = |value: fn(&AnswerRow) -> f64| mean(&group.iter().map(|row| value(row)).collect::<Vec<_>>());
@@ -56,11 +62,23 @@ pub fn panels(rows: &[Row], names: &Names) -> Vec<TradeoffPanel> {
         let value = average(|row| as_number(row.equal_tokens) / as_number(row.full_tokens.max(1)));
         let title = "share of the full cache's answers before the first difference";
         let point = TradeoffPoint { kv_bytes, value, error: 0.0 };
-        line(&mut panels, title, TradeoffScale::Share, names.of(&group[0].config), group[0].kv_dtype)
-            .points
-            .push(point);
+        line(
+            &mut panels,
+            title,
+            TradeoffScale::Share,
+            &named(names, &group[0].config, group[0].budget),
+            group[0].kv_dtype,
+        )
+        .points
+        .push(point);
     }
     panels
+}
+
+/// A configuration, and whose positions compete for its budget, if that was given.
+fn named(names: &Names, config: &str, budget: Option<GivenBudget>) -> String {
+    let over = budget.and_then(|given| given.budget_over);
+    over.map_or_else(|| names.of(config).to_owned(), |over| format!("{} {}", names.of(config), over.name()))
 }
 
 /// One point for each task, text length and variant: the mean over depths; with one of its rows.

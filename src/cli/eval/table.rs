@@ -6,12 +6,12 @@ use adaptive_kvcache::eval::{
 };
 
 use super::answers;
-use super::cells::{budget_text, evicted_cell, text_cell};
+use super::cells::{BUDGET_WIDTH, budget_text, evicted_cell, text_cell};
 use super::tasks::{maps, table as map_table};
 use super::writing;
 use crate::cli::args::{EvalArgs, FileArgs};
 use crate::cli::interrupt::interrupted;
-use crate::cli::measure::{Lines, Names, mb_cell, write_rows};
+use crate::cli::measure::{KV_WIDTH, Lines, Names, mb_cell, write_rows};
 
 /// Prints rows as they are complete, and writes them to files.
 pub struct Table<'a> {
@@ -121,7 +121,7 @@ impl<'a> Table<'a> {
 pub fn fidelity_heading(setting: &str, names: &Names, evicts: bool) -> String {
     let width = names.width("config");
     format!(
-        "{:<width$}  {:>8}  {:<5}{:>8}{:>9}{:>10}{:>10}{:>10}{:>10}{:>9}{:>8}{:>8}{:>9}{:>9}{}",
+        "{:<width$}  {:>BUDGET_WIDTH$}  {:<KV_WIDTH$}{:>8}{:>9}{:>10}{:>10}{:>10}{:>10}{:>9}{:>8}{:>8}{:>9}{:>9}{}",
         "config",
         setting,
         "kv",
@@ -147,7 +147,7 @@ pub fn fidelity_line(row: &FidelityRow, setting: &str, names: &Names, evicts: bo
         |value: Option<f64>, digits: usize| value.map_or("-".to_owned(), |value| format!("{value:.digits$}"));
     let end = || format!("{:>9.1}{}", 100.0 * row.end_kept_ratio, evicted_cell(row.evicted_rows));
     format!(
-        "{:<width$}  {:>8}  {:<5}{:>8.1}{:>9}{:>10.5}{:>10}{:>10.5}{:>10.5}{:>9.4}{:>8.1}{:>8.3}{:>9.3}{:>9}{}",
+        "{:<width$}  {:>BUDGET_WIDTH$}  {:<KV_WIDTH$}{:>8.1}{:>9}{:>10.5}{:>10}{:>10.5}{:>10.5}{:>9.4}{:>8.1}{:>8.3}{:>9.3}{:>9}{}",
         names.of(&row.config),
         setting,
         row.kv_dtype,
@@ -169,7 +169,7 @@ pub fn fidelity_line(row: &FidelityRow, setting: &str, names: &Names, evicts: bo
 fn task_heading(names: &Names) -> String {
     let width = names.width("config");
     format!(
-        "{:<15}{:>8}{:>7}  {:<width$}  {:>8}  {:<5}{:>8}{:>9}{:>8}{:>8}{:>8}",
+        "{:<15}{:>8}{:>7}  {:<width$}  {:>BUDGET_WIDTH$}  {:<KV_WIDTH$}{:>8}{:>9}{:>8}{:>8}{:>8}",
         "task", "context", "depth", "config", "budget", "kv", "kept %", "KV MB", "right %", "full %", "trials",
     )
 }
@@ -177,7 +177,7 @@ fn task_heading(names: &Names) -> String {
 fn task_line(row: &TaskRow, names: &Names) -> String {
     let width = names.width("config");
     format!(
-        "{:<15}{:>8}{:>7}  {:<width$}  {:>8}  {:<5}{:>8.1}{:>9}{:>8.0}{:>8.0}{:>8}",
+        "{:<15}{:>8}{:>7}  {:<width$}  {:>BUDGET_WIDTH$}  {:<KV_WIDTH$}{:>8.1}{:>9}{:>8.0}{:>8.0}{:>8}",
         row.task,
         row.context,
         row.depth,
@@ -195,7 +195,7 @@ fn task_line(row: &TaskRow, names: &Names) -> String {
 fn ruler_heading(names: &Names) -> String {
     let width = names.width("config");
     format!(
-        "{:<15}{:>8}  {:<width$}  {:>8}  {:<5}{:>8}{:>9}{:>8}{:>8}{:>8}{:>8}{:>9}",
+        "{:<15}{:>8}  {:<width$}  {:>BUDGET_WIDTH$}  {:<KV_WIDTH$}{:>8}{:>9}{:>8}{:>8}{:>8}{:>8}{:>9}",
         "RULER", "tokens", "config", "budget", "kv", "kept %", "KV MB", "score", "full", "diff", "+/-", "samples",
     )
 }
@@ -209,7 +209,7 @@ fn ruler_line(row: &RulerRow, names: &Names) -> String {
         () => "",
     };
     format!(
-        "{:<15}{:>8}  {:<width$}  {:>8}  {:<5}{:>8.1}{:>9}{:>8.1}{:>8.1}{:>8.1}{:>8}{:>9}{note}",
+        "{:<15}{:>8}  {:<width$}  {:>BUDGET_WIDTH$}  {:<KV_WIDTH$}{:>8.1}{:>9}{:>8.1}{:>8.1}{:>8.1}{:>8}{:>9}{note}",
         row.task,
         row.context,
         names.of(&row.config),

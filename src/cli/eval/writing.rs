@@ -2,8 +2,8 @@
 
 use adaptive_kvcache::eval::{FidelityRow, Row, WritingRow};
 
-use super::cells::{budget_text, text_cell};
-use crate::cli::measure::{Names, mb_cell};
+use super::cells::{BUDGET_WIDTH, budget_text, text_cell};
+use crate::cli::measure::{KV_WIDTH, Names, mb_cell};
 
 /// A table below all others; `None` if nothing was written.
 ///
@@ -19,7 +19,7 @@ pub fn table(rows: &[Row], names: &Names, texts: Option<&Names>) -> Option<Strin
     }
     let width = names.width("config");
     let heading = format!(
-        "\n{}{:<width$}  {:>8}  {:<5}{:>11}{:>10}{:>9}{:>8}{:>9}",
+        "\n{}{:<width$}  {:>BUDGET_WIDTH$}  {:<KV_WIDTH$}{:>11}{:>10}{:>9}{:>8}{:>9}",
         text_cell(texts, "text"),
         "config",
         "budget",
@@ -38,7 +38,7 @@ fn lines(row: &FidelityRow, names: &Names, texts: Option<&Names>) -> String {
     let width = names.width("config");
     let line = |tokens: String, kl_mean: f64, top1_agreement: f64, end: &WritingRow| {
         format!(
-            "{}{:<width$}  {:>8}  {:<5}{tokens:>11}{kl_mean:>10.5}{:>9.1}{:>8.1}{:>9}",
+            "{}{:<width$}  {:>BUDGET_WIDTH$}  {:<KV_WIDTH$}{tokens:>11}{kl_mean:>10.5}{:>9.1}{:>8.1}{:>9}",
             text_cell(texts, row.text.as_deref().unwrap_or_default()),
             names.of(&row.config),
             budget_text(row.budget),

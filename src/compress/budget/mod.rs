@@ -116,6 +116,20 @@ impl BudgetOver {
     /// The key that sets it.
     pub const KEY: &'static str = "budget_over";
 
+    /// All ways.
+    pub const ALL: [Self; 4] = [Self::Own, Self::Head, Self::Layer, Self::Pool];
+
+    /// The key's value.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Own => "own",
+            Self::Head => "head",
+            Self::Layer => "layer",
+            Self::Pool => "pool",
+        }
+    }
+
     /// How a method's budget is shared out so.
     #[must_use]
     pub fn allocation(self, method: &dyn Method) -> Allocation {

@@ -237,6 +237,39 @@ fn configurations_with_a_budget_are_measured_under_each() {
     assert_eq!((rows[3].0, rows[3].1), (&json!("mass.json"), &Value::Null));
 }
 
+/// As if their files said so, whatever those say.
+#[test]
+fn budgets_are_shared_out_in_every_way_that_is_asked_for() {
+    let lab = lab();
+    lab.write("snapkv.json", r#"{"method": "snapkv", "budget_over": "layer"}"#);
+    lab.write("head.json", r#"{"method": "snapkv", "budget_over": "head"}"#);
+    lab.write("pool.json", r#"{"method": "snapkv", "budget_over": "pool"}"#);
+    let overs = ["--configs", "snapkv.json,mass.json", "--budget-over", "head,pool,head", "--plot", "e.png"];
+    let table = eval(&lab, &[&overs[..], &["--kept-ratio", "0.25", "--json", "e.json"]].concat());
+    assert!(table.contains(" 25% head ") && table.contains(" 25% pool "), "{table}");
+    let rows = lab.json("e.json");
+    eval(&lab, &["--configs", "head.json,pool.json,mass.json", "--kept-ratio", "0.25", "--json", "files.json"]);
+    let files = lab.json("files.json");
+    assert_eq!(rows.as_array().unwrap().len(), 3, "{rows}");
+    for (index, over) in [json!("head"), json!("pool")].iter().enumerate() {
+        let (row, file) = (&rows[index], &files[index]);
+        assert_eq!((&row["config"], &row["kl_by_window"]), (&json!("snapkv.json"), &file["kl_by_window"]));
+        assert_eq!(row["budget"], json!({"kept_ratio": 0.25, "budget_over": over}));
+        assert_eq!(file["budget"], json!({"kept_ratio": 0.25}));
+    }
+    assert_ne!(rows[0]["kl_mean"], rows[1]["kl_mean"]);
+    assert_eq!((&rows[2]["config"], &rows[2]["budget"]), (&json!("mass.json"), &Value::Null));
+    // The file's own budget is told with it.
+    eval(&lab, &["--configs", "snapkv.json", "--budget-over", "pool", "--json", "e.json"]);
+    assert_eq!(lab.json("e.json")[0]["budget"], json!({"kept_ratio": 0.5, "budget_over": "pool"}));
+
+    lab.write("duo.json", r#"{"method": "duo_attention"}"#);
+    let refused = ["--configs", "duo.json", "--budget-over", "head"];
+    refuses(&lab, &refused).status(2).names("`duo_attention`").names("`budget_over`").is_short();
+    refuses(&lab, &["--configs", "mass.json", "--budget-over", "head"]).status(2).hints("--budget-over").is_short();
+    refuses(&lab, &["--budget-over", "model"]).status(2).names("--budget-over");
+}
+
 /// The tiny model knows no messages, and its tokens no digits: nothing is found, and nothing fails.
 #[test]
 fn a_model_without_a_chat_template_is_asked_in_plain_text() {
