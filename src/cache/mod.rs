@@ -57,6 +57,16 @@ impl Retention {
         }
     }
 
+    /// Refuses a model that a [profile of heads](crate::compress::HeadProfile) does not fit.
+    ///
+    /// # Errors
+    /// As [`HeadPrior::expect_model`](crate::compress::HeadPrior::expect_model).
+    pub fn expect_model(&self, num_layers: usize, heads: HeadLayout) -> Result<()> {
+        let Self::Adaptive { config, .. } = self else { return Ok(()) };
+        let prior = config.budgeted().and_then(|method| method.prior.as_ref());
+        prior.map_or(Ok(()), |prior| prior.expect_model(num_layers, heads))
+    }
+
     /// How many rows a head holds at most because of `tokens` that are generated.
     #[must_use]
     pub fn most_new_rows(&self, tokens: usize) -> usize {

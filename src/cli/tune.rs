@@ -1,9 +1,11 @@
 //! `tune`: the configuration that a limit allows, as a file; what was tried as a table, as JSON, as CSV and as a picture.
 
+mod profile;
+
 use std::path::{Path, PathBuf};
 
 use adaptive_kvcache::cache::KvDtype;
-use adaptive_kvcache::compress::{AdaptiveConfig, Budget, DecodeMode};
+use adaptive_kvcache::compress::{AdaptiveConfig, Budget, DecodeMode, FASTGEN};
 use adaptive_kvcache::eval::{FidelityRow, FidelityText, FullScores, GivenBudget, Progress, Row, Variant};
 use adaptive_kvcache::plot::{TradeoffLimit, TradeoffPanel, TradeoffPoint};
 use adaptive_kvcache::report::size;
@@ -22,11 +24,17 @@ use super::{Outcome, STDOUT_FAILED, plain};
 /// The file that is written if the user names none.
 const OUTPUT: &str = "tuned.json";
 
+/// The candidate with a budget if the user names none.
+const REPLAY: &str = "replay";
+
 /// A configuration that keeps everything, as a file holds it.
 const KEEP_ALL: &str = r#"{"policies": ["full"]}"#;
 
 pub fn run(args: &TuneArgs) -> anyhow::Result<Outcome> {
-    let limit = args.limit.limit().context("no limit")?;
+    if let Some(path) = &args.goal.profile {
+        return profile::run(args, path);
+    }
+    let limit = args.goal.limit().context("no limit")?;
     let goal = Goal { limit, judge: if args.worst { Judge::Worst } else { Judge::Mean } };
     let dtypes = match limit {
         _ if !args.kv_dtype.is_empty() => distinct(&args.kv_dtype),
@@ -34,9 +42,11 @@ pub fn run(args: &TuneArgs) -> anyhow::Result<Outcome> {
         Limit::MaxKept(_) => vec![KvDtype::F16],
         Limit::MaxKl(_) | Limit::MaxBytes(_) => vec![KvDtype::F16, KvDtype::Q8_0],
     };
-    let candidates = candidates(&args.configs, &dtypes)?;
+    let configs =
+        if args.configs.is_empty() { [REPLAY, FASTGEN].map(str::to_owned).to_vec() } else { args.configs.clone() };
+    let candidates = candidates(&configs, &dtypes)?;
     let output = output(args.output.as_deref())?;
-    args.files.add_to(args.measure.places(&args.configs).writes("--output", Some(&output))).check()?;
+    args.files.add_to(args.measure.places(&configs).writes("--output", Some(&output))).check()?;
     let texts = args.measure.texts()?;
     listen()?;
     let session = args.measure.open(&dtypes)?;
@@ -46,7 +56,7 @@ pub fn run(args: &TuneArgs) -> anyhow::Result<Outcome> {
     let texts = texts.collect::<Result<Vec<FidelityText>>>()?;
     FidelityText::check_all(&texts, &plan, &subject)?;
 
-    let names = Names::new(&args.configs);
+    let names = Names::new(&configs);
     let evicts = candidates.iter().any(|candidate| candidate.config.decode == DecodeMode::Evict);
     let mut progress = Shown { lines: Lines::new(), files: &args.files };
     write_files(&args.files, &Curve::new(goal, &[], None), false)?;

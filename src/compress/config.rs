@@ -7,7 +7,8 @@
 //!
 //! Not for: options of a single run, such as the prompt or sampling.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::ser::{Error as _, SerializeMap};
 use serde::{Deserialize, Serialize, Serializer};
@@ -15,6 +16,7 @@ use serde_json::{Map, Value};
 
 use super::budget::allocation::Allocation;
 use super::budget::methods::{METHODS, Method, StepAttention};
+use super::budget::profile::{HeadPrior, HeadProfile};
 use super::budget::{Budget, BudgetOver, BudgetedMethod};
 use super::fastgen::{FASTGEN, FastGen};
 use super::section::{Reject, Section, keys};
@@ -73,11 +75,42 @@ struct Common {
 }
 
 /// The keys that every method with a budget has, beside the [`Budget`] itself.
-#[derive(Serialize, Deserialize, Default)]
+#[derive(Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]
 struct Sharing {
     #[serde(deserialize_with = "values::choice")]
     budget_over: BudgetOver,
+    /// Relative to the configuration's folder.
+    #[serde(deserialize_with = "values::path")]
+    head_profile: Option<PathBuf>,
+    #[serde(deserialize_with = "values::some_ratio")]
+    head_profile_weight: Option<f64>,
+}
+
+impl Sharing {
+    /// Reads the profile, if one is named.
+    ///
+    /// * `folder`: that its path is relative to
+    fn prior(&self, method: &dyn Method, folder: &Path) -> std::result::Result<Option<HeadPrior>, Reject> {
+        let Some(path) = &self.head_profile else {
+            let unread = |_| {
+                Reject::new(HeadPrior::WEIGHT_KEY, format!("has no effect without `{}`", HeadPrior::KEY))
+                    .with_hint("leave this key out, or name a profile")
+            };
+            return self.head_profile_weight.map(unread).map_or(Ok(None), Err);
+        };
+        expect_competition(method, self.budget_over)?;
+        // A copy of the configuration in another folder must find it, too.
+        let path =
+            std::path::absolute(folder.join(path)).map_err(|error| Reject::new(HeadPrior::KEY, error.to_string()))?;
+        let profile = HeadProfile::from_file(&path).map_err(|error| Reject::from_error(HeadPrior::KEY, &error))?;
+        if profile.method != method.name() {
+            let reason = format!("`{}` was measured with the method `{}`", path.display(), profile.method);
+            return Err(Reject::new(HeadPrior::KEY, reason).with_hint("measure this one with `tune --profile FILE`"));
+        }
+        let weight = self.head_profile_weight.unwrap_or(HeadPrior::DEFAULT_WEIGHT);
+        Ok(Some(HeadPrior::new(Arc::new(profile), path, weight)))
+    }
 }
 
 impl Default for Common {
@@ -96,7 +129,8 @@ impl AdaptiveConfig {
     /// A method, with its settings as they are and a budget of half of everything.
     #[must_use]
     pub fn for_method(method: &dyn Method) -> Self {
-        let method = BudgetedMethod { method: method.to_arc(), budget: Budget::default(), over: BudgetOver::Own };
+        let (method, budget) = (method.to_arc(), Budget::default());
+        let method = BudgetedMethod { method, budget, over: BudgetOver::Own, prior: None };
         Self { method: Compression::Budgeted(method), ..Self::default() }
     }
 
@@ -129,7 +163,9 @@ impl AdaptiveConfig {
         let Compression::Budgeted(method) = &mut self.method else {
             return Err(no_budget(BudgetOver::KEY).into_error(None));
         };
-        expect_choice(&*method.method, over).map_err(|reject| reject.into_error(None))?;
+        expect_choice(&*method.method, over)
+            .and_then(|()| method.prior.iter().try_for_each(|_| expect_competition(&*method.method, over)))
+            .map_err(|reject| reject.into_error(None))?;
         method.over = over;
         Ok(self)
     }
@@ -210,10 +246,16 @@ impl AdaptiveConfig {
         let bad = |reason: String| Error::bad_file(path.unwrap_or(Path::new("<configuration>")), reason);
         let value = strict_json(text).map_err(|error| bad(format!("not a JSON object: {error}")))?;
         let object = value.as_object().ok_or_else(|| bad("not a JSON object".to_owned()))?;
-        Self::from_object(object, methods).map_err(|reject| reject.into_error(path))
+        let folder = path.and_then(Path::parent).unwrap_or(Path::new(""));
+        Self::from_object(object, methods, folder).map_err(|reject| reject.into_error(path))
     }
 
-    fn from_object(object: &Map<String, Value>, methods: &[&dyn Method]) -> std::result::Result<Self, Reject> {
+    /// * `folder`: that paths are relative to
+    fn from_object(
+        object: &Map<String, Value>,
+        methods: &[&dyn Method],
+        folder: &Path,
+    ) -> std::result::Result<Self, Reject> {
         let section = |keys: &[&str]| Section::new(object, keys);
         let common = section(keys::<Common>()).read(|section| Common::deserialize(section))?;
         let method = methods.iter().find(|method| common.method == method.name());
@@ -254,12 +296,14 @@ impl AdaptiveConfig {
                 if common.decode == DecodeMode::Evict && method.eviction().is_none() {
                     return Err(no_eviction(&*method, methods));
                 }
-                let over = section(sharing).read(|section| Sharing::deserialize(section))?.budget_over;
+                let sharing = section(sharing).read(|section| Sharing::deserialize(section))?;
+                let over = sharing.budget_over;
                 expect_choice(&*method, over)?;
                 if common.decode == DecodeMode::Evict {
                     expect_same_rows(&*method, over)?;
                 }
-                Compression::Budgeted(BudgetedMethod { method, budget, over })
+                let prior = sharing.prior(&*method, folder)?;
+                Compression::Budgeted(BudgetedMethod { method, budget, over, prior })
             }
         };
         Ok(Self { method, decode: common.decode })
@@ -285,6 +329,10 @@ impl Serialize for AdaptiveConfig {
         }
         if let Some(method) = self.budgeted() {
             map.serialize_entry(BudgetOver::KEY, &method.over)?;
+            if let Some(prior) = &method.prior {
+                map.serialize_entry(HeadPrior::KEY, prior.path())?;
+                map.serialize_entry(HeadPrior::WEIGHT_KEY, &prior.weight())?;
+            }
         }
         map.end()
     }
@@ -333,6 +381,15 @@ fn expect_same_rows(method: &dyn Method, over: BudgetOver) -> std::result::Resul
     let reason =
         format!("the method `{}` evicts the same positions of all heads of a layer (\"evict\")", method.name());
     Err(Reject::new(BudgetOver::KEY, reason).with_hint("set it to \"head\", or `decode` to \"append\""))
+}
+
+/// Refuses a profile of heads where they do not compete.
+fn expect_competition(method: &dyn Method, over: BudgetOver) -> std::result::Result<(), Reject> {
+    if over.allocation(method).lets_heads_compete() {
+        return Ok(());
+    }
+    let reason = "has no effect where heads do not compete for a budget";
+    Err(Reject::new(HeadPrior::KEY, reason).with_hint("set `budget_over` to \"pool\" or \"layer\""))
 }
 
 /// A method that does not say what it evicts while decoding.

@@ -21,6 +21,7 @@ mod values;
 pub use budget::allocation::Allocation;
 pub use budget::methods::{METHODS, Method, MethodFacts, Needs, method_by_name};
 pub use budget::pool::Pool;
+pub use budget::profile::{HeadCost, HeadPrior, HeadProfile};
 pub use budget::queries::QueryStats;
 pub use budget::select::{HeadRows, LayerFacts, LayerPlace, LayerRepeat, LayerReplay};
 pub use budget::{Budget, BudgetOver, BudgetScale, BudgetedMethod};

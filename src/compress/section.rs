@@ -77,6 +77,11 @@ impl Reject {
         Self { hint: Some(hint.into()), ..self }
     }
 
+    /// A file that the key names and that cannot be used.
+    pub fn from_error(key: &str, error: &Error) -> Self {
+        Self { key: key.to_owned(), reason: error.to_string(), hint: error.hint().map(str::to_owned) }
+    }
+
     /// * `path`: of the file that the key is in
     pub fn into_error(self, path: Option<&Path>) -> Error {
         let Self { key, reason, hint } = self;

@@ -2,6 +2,8 @@
 //!
 //! Not for: which keys there are: the structs that these values are fields of declare them.
 
+use std::path::PathBuf;
+
 use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -25,6 +27,11 @@ fn to_whole(value: &Value) -> Option<usize> {
 /// A number in 0..=1.
 pub fn ratio<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     expect(deserializer, "a number in 0..=1", |value| value.as_f64().filter(|ratio| (0.0..=1.0).contains(ratio)))
+}
+
+/// A number in 0..=1 that may be left out.
+pub fn some_ratio<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    ratio(deserializer).map(Some)
 }
 
 /// Yes or no.
@@ -67,6 +74,12 @@ pub fn strings<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
     expect(deserializer, "a list of strings", |value| {
         value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect()
     })
+}
+
+/// The path of a file.
+pub fn path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+    let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(PathBuf::from);
+    expect(deserializer, "the path of a file", text).map(Some)
 }
 
 /// One of the names of an enum without fields.

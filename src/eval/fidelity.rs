@@ -5,12 +5,14 @@
 //! them, and of the full cache that window's log-probabilities are held, `[score_tokens, vocab_size]`; all windows' where they
 //! are not ([`FullScores`]).
 
+mod heads;
 mod window;
 mod writing;
 
 use super::metrics::{mean, percentile, perplexity, standard_error};
 use super::{FidelityRow, Observer, Progress, Row, Subject, Variant};
 use crate::error::{Error, Result};
+pub use heads::{PROFILE_RATIO, head_profile};
 use window::{Reference, WindowScores};
 pub use writing::{TOKENS_PER_ROW, WritingPlan};
 
@@ -81,6 +83,14 @@ impl FidelityPlan {
             return Err(Error::input(reason).with_hint("give a longer --text, or fewer --windows"));
         }
         Ok(())
+    }
+
+    /// The tokens of a window that are compressed, and those behind them.
+    fn window(&self, subject: &Subject<'_>, text: &[u32], window: usize) -> (Vec<u32>, Vec<u32>) {
+        let (prefix, stride) = (prefix(subject), self.stride(subject));
+        let start = self.offset_tokens + window * stride;
+        let (prompt, scored) = text[start..start + stride].split_at(self.prompt_tokens - prefix.len());
+        ([&prefix, prompt].concat(), scored.to_vec())
     }
 
     /// Tokens of the text that a window takes.

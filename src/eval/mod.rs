@@ -16,7 +16,8 @@ use std::ops::ControlFlow;
 
 pub use answers::{AnswerPlan, AnswerPrompt, answers};
 pub use fidelity::{
-    ALL_TEXTS, FidelityPlan, FidelityText, FullScores, POSITIONS_PER_BUCKET, TOKENS_PER_ROW, WritingPlan, fidelity,
+    ALL_TEXTS, FidelityPlan, FidelityText, FullScores, POSITIONS_PER_BUCKET, PROFILE_RATIO, TOKENS_PER_ROW,
+    WritingPlan, fidelity, head_profile,
 };
 pub use metrics::{Interval, mean, paired_difference, percentile, perplexity, standard_error, student_975};
 pub use rows::{AnswerRow, FidelityRow, GivenBudget, Row, RulerRow, TaskRow, WritingRow, write_csv, write_json};

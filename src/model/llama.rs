@@ -99,6 +99,7 @@ impl<B: Backend> Forward for Model<B> {
             let what = format!("a {} KV cache where rows go while tokens are generated", dtype.name());
             return Err(Error::unsupported(what).with_hint("store it as q8_0, or as q8_0/q4_0"));
         }
+        retention.expect_model(self.config.num_layers, self.config.heads)?;
         AdaptiveKvCache::new(self.config.num_layers, &self.backend.empty_rows(dtype)?, retention)
             .with_windows::<B::Rows>(&self.windows())
     }

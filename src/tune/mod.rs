@@ -18,7 +18,7 @@ pub use knob::Knob;
 use serde::Serialize;
 
 use crate::cache::KvDtype;
-use crate::compress::AdaptiveConfig;
+use crate::compress::{AdaptiveConfig, HeadProfile};
 use crate::error::Result;
 use crate::eval::{FidelityRow, write_csv};
 use search::bisect;
@@ -186,6 +186,14 @@ impl<'a> Curve<'a> {
 /// [`Error::Io`](crate::Error::Io) if the file cannot be written; it is then as it was.
 pub fn write_config(path: &Path, config: &AdaptiveConfig) -> Result<()> {
     write(path, config)
+}
+
+/// Writes a profile of a model's heads, in the place of what the file held.
+///
+/// # Errors
+/// As [`write_config`].
+pub fn write_profile(path: &Path, profile: &HeadProfile) -> Result<()> {
+    write(path, profile)
 }
 
 fn write(path: &Path, value: &impl Serialize) -> Result<()> {

@@ -175,13 +175,14 @@ pub struct TuneArgs {
     #[command(flatten)]
     pub measure: MeasureArgs,
     #[command(flatten)]
-    pub limit: LimitArgs,
+    pub goal: GoalArgs,
     /// Hold the limit in the worst window, not in the mean over --windows
     #[arg(long)]
     pub worst: bool,
     /// Candidates: `replay`, `fastgen` (the paper's setting), `full`, or the path of a configuration (JSON). Of a method
-    /// with a budget `kept_ratio` is searched, of FastGen `recovery_threshold`
-    #[arg(long, value_name = "CONFIG,..", value_delimiter = ',', default_value = "replay,fastgen")]
+    /// with a budget `kept_ratio` is searched, of FastGen `recovery_threshold`; with --profile one, whose scores are used
+    /// [default: `replay,fastgen`; with --profile, `replay`]
+    #[arg(long, value_name = "CONFIG,..", value_delimiter = ',')]
     pub configs: Vec<String>,
     /// Numbers of the caches to try with each [default: `f16,q8_0`; with --max-kept, which counts no bytes, f16]
     #[arg(long, value_parser = kv_dtype(), value_name = "DTYPE,..", value_delimiter = ',')]
@@ -193,11 +194,10 @@ pub struct TuneArgs {
     pub files: FileArgs,
 }
 
-/// What must not be exceeded: one of the three.
+/// What is looked for: one of the four.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
-#[expect(clippy::struct_field_names)] // the options' names
-pub struct LimitArgs {
+pub struct GoalArgs {
     /// Mean KL divergence from the full cache, in nats, within which the smallest cache is looked for
     #[arg(long, value_name = "NATS", value_parser = divergence)]
     pub max_kl: Option<f64>,
@@ -208,10 +208,14 @@ pub struct LimitArgs {
     /// Share of each prompt's keys and values, above 0 and up to 1, within which the least divergence is looked for
     #[arg(long, value_name = "R", value_parser = kept_share)]
     pub max_kept: Option<f64>,
+    /// No limit: measure how much each KV head matters to the model, and write it to a file that configurations name as
+    /// `head_profile`
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["worst", "kv_dtype", "output", "json", "csv", "plot"])]
+    pub profile: Option<PathBuf>,
 }
 
-impl LimitArgs {
-    /// The limit; `None` for none, which the command line does not allow.
+impl GoalArgs {
+    /// The limit; `None` for none.
     pub fn limit(&self) -> Option<Limit> {
         let bytes = || self.max_bytes.map(Limit::MaxBytes);
         self.max_kl.map(Limit::MaxKl).or_else(bytes).or_else(|| self.max_kept.map(Limit::MaxKept))

@@ -33,6 +33,12 @@ pub enum Allocation {
 }
 
 impl Allocation {
+    /// Whether positions of one head compete with those of another.
+    #[must_use]
+    pub fn lets_heads_compete(self) -> bool {
+        matches!(self, Self::Adaptive { .. } | Self::Pooled)
+    }
+
     /// The average budget of a head in a layer; at least 1 unless `average` is less, at most `len`.
     ///
     /// * `average`: over all layers; in `0..=len`

@@ -1,7 +1,8 @@
 //! Methods that keep as much as a budget says: each position gets a score, the best are kept.
 //!
 //! [`methods`] has one file for each way to score; [`allocation`] shares a budget out over layers and heads, [`pool`] one
-//! over all of them; [`select`] puts it together, for which [`queries`] sums up queries. How large a budget is, and whose
+//! over all of them; [`profile`] says which heads matter to a model; [`select`] puts it together, for which [`queries`] sums
+//! up queries. How large a budget is, and whose
 //! positions compete for it, is here.
 //!
 //! Not for: FastGen, which has a threshold and no budget (see [`super::fastgen`]).
@@ -10,6 +11,7 @@ pub mod allocation;
 mod leverage;
 pub mod methods;
 pub mod pool;
+pub mod profile;
 pub mod queries;
 pub mod select;
 
@@ -20,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::{ratio_count, values};
 use allocation::{Allocation, SAFEGUARD};
 use methods::Method;
+use profile::HeadPrior;
 
 /// How much a method keeps of each segment that it decides about: of a prompt, or of a further prompt together with what
 /// was generated since the one before.
@@ -151,6 +154,8 @@ pub struct BudgetedMethod {
     pub budget: Budget,
     /// Whose positions compete for it.
     pub over: BudgetOver,
+    /// What scales the scores of competing heads, if anything.
+    pub prior: Option<HeadPrior>,
 }
 
 /// By the method's name and settings.
@@ -158,6 +163,6 @@ impl PartialEq for BudgetedMethod {
     fn eq(&self, other: &Self) -> bool {
         let settings = |method: &Self| method.method.settings().ok();
         let rules = |method: &Self| (method.method.name(), method.budget, method.over);
-        rules(self) == rules(other) && settings(self) == settings(other)
+        rules(self) == rules(other) && self.prior == other.prior && settings(self) == settings(other)
     }
 }

@@ -209,6 +209,9 @@ impl BudgetedMethod {
             let method = self.method.name();
             return Err(Error::not_a_number(format!("the scores of `{method}` for KV head {kv_head}")));
         }
+        if let Some(prior) = &self.prior {
+            prior.scale(place.layer, &mut scores);
+        }
         if self.is_pooled() {
             scores.iter_mut().map(Vec::as_mut_slice).for_each(keep_best);
         }
@@ -323,7 +326,7 @@ fn replayed(segment: Segment<'_>, facts: &LayerFacts<'_>) -> Vec<Vec<f32>> {
 
 /// Makes sure of a head's best position, where it competes with those of all others: with nothing left it could attend to
 /// nothing.
-fn keep_best(scores: &mut [f32]) {
+pub(crate) fn keep_best(scores: &mut [f32]) {
     if let [best] = top_positions(scores, 1)[..] {
         scores[best] = ALWAYS;
     }

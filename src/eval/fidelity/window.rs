@@ -2,8 +2,8 @@
 //!
 //! Not for: which windows there are, and what is told of them all (see [`super`]).
 
+use super::FidelityPlan;
 use super::writing::Written;
-use super::{FidelityPlan, prefix};
 use crate::cache::AdaptiveKvCache;
 use crate::error::{Error, Result};
 use crate::eval::forks::{decode_all, fill_all, most_probable};
@@ -66,10 +66,8 @@ impl Reference {
         place: &str,
         progress: &mut dyn Progress,
     ) -> Result<(Self, Vec<WindowScores>)> {
-        let prefix = prefix(subject);
-        let start = plan.offset_tokens + window * plan.stride(subject);
-        let (prompt, scored) = text[start..start + plan.stride(subject)].split_at(plan.prompt_tokens - prefix.len());
-        let mut reference = Self { prompt: [&prefix, prompt].concat(), scored: scored.to_vec(), ..Self::default() };
+        let (prompt, scored) = plan.window(subject, text, window);
+        let mut reference = Self { prompt, scored, ..Self::default() };
         let mut scores: Vec<Option<WindowScores>> = vec![None; variants.len()];
         let full_name = format!("{place}, full cache");
         progress.starts(&full_name);

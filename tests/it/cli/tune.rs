@@ -209,3 +209,76 @@ fn smaller_numbers_are_chosen_where_they_cost_less_than_eviction() {
     let points = curve["points"].as_array().unwrap();
     assert!(points.iter().any(|point| point["kv_dtype"] == "f16" && point["within_limit"] == true), "{curve}");
 }
+
+/// The tiny model has one KV head: what that costs alone is what the whole cache costs at the profile's budget, and a
+/// factor of its own relative to itself changes nothing.
+#[test]
+fn a_profile_holds_what_each_head_costs_alone() {
+    let lab = lab();
+    lab.write("whole.json", r#"{"method": "replay", "kept_ratio": 0.0625}"#);
+    let expected = evaluated(&lab, "whole.json");
+    lab.write("p.json", "what an earlier run left");
+    let profile = |args: &[&str]| succeeds(&lab.run(&[&BASE[..], &WINDOWS, &["--profile", "p.json"], args].concat()));
+    let said = profile(&[]);
+    assert!(said.contains("p.json") && said.contains("head_profile") && said.contains("layer 0, KV head 0"), "{said}");
+    let written = lab.json("p.json");
+    let sizes = ["num_layers", "num_kv_heads", "head_dim", "windows", "prompt_tokens", "score_tokens"];
+    assert_eq!(sizes.map(|key| written[key].as_u64().unwrap()), [1, 1, 16, 2, 20, 8]);
+    assert_eq!((&written["method"], written["heads"].as_array().unwrap().len()), (&json!("replay"), 1));
+    let head = &written["heads"][0];
+    assert_eq!((&head["layer"], &head["kv_head"]), (&json!(0), &json!(0)));
+    // One of 20 positions.
+    for (own, whole) in [("kl", "kl_mean"), ("kept_ratio", "kept_ratio")] {
+        let (own, whole) = (head[own].as_f64().unwrap(), expected[whole].as_f64().unwrap());
+        assert!(own > 0.0 && (own - whole).abs() < 1e-12, "{own} {whole}");
+    }
+    assert!(head["lost_score"].as_f64().unwrap() > 0.0, "{head}");
+
+    std::fs::create_dir(lab.path("configs")).unwrap();
+    lab.write("configs/prior.json", r#"{"method": "replay", "kept_ratio": 0.0625, "head_profile": "../p.json"}"#);
+    assert_eq!(evaluated(&lab, "configs/prior.json")["kl_by_window"], expected["kl_by_window"]);
+    // What the search writes names the profile wherever it lies.
+    tune(&lab, &["--max-kept", "0.5", "--configs", "configs/prior.json", "--output", "c.json"]);
+    assert!(lab.json("c.json")["head_profile"].as_str().unwrap().ends_with("p.json"));
+    assert_eq!(lab.json("c.json")["head_profile_weight"], 0.5);
+    evaluated(&lab, "c.json");
+}
+
+#[test]
+fn profiles_that_do_not_fit_are_refused() {
+    let lab = lab();
+    succeeds(&lab.run(&[&BASE[..], &WINDOWS, &["--profile", "p.json"]].concat()));
+    let uses = |config: &str| {
+        lab.write("c.json", config);
+        refuses(&lab, &["--max-kept", "0.5", "--configs", "c.json"])
+    };
+    let text = lab.read("p.json").replace("\"num_layers\": 1", "\"num_layers\": 2");
+    lab.write("two.json", text);
+    uses(r#"{"method": "replay", "head_profile": "two.json"}"#)
+        .status(2)
+        .names("two.json")
+        .names("1 heads")
+        .hints("tune");
+    let mut other = lab.json("p.json");
+    other["head_dim"] = json!(8);
+    lab.write("other.json", other.to_string());
+    let refusal = uses(r#"{"method": "replay", "head_profile": "other.json"}"#);
+    refusal.status(2).names("other.json").names("of 8 numbers").names("of 16 numbers").hints("--profile");
+    uses(r#"{"method": "replay", "head_profile": "none.json"}"#).status(2).names("`head_profile`").names("none.json");
+    uses(r#"{"method": "replay", "head_profile": 7}"#).status(2).names("`head_profile`").names("`7`");
+    uses(r#"{"method": "laprox", "head_profile": "p.json"}"#).status(2).names("`replay`").hints("--profile");
+    let heads = r#"{"method": "replay", "head_profile": "p.json", "budget_over": "head"}"#;
+    uses(heads).status(2).names("`head_profile`").hints("\"pool\"");
+    uses(r#"{"method": "replay", "head_profile_weight": 0.5}"#).status(2).names("`head_profile_weight`");
+    uses(r#"{"method": "replay", "head_profile": "p.json", "head_profile_weight": 2}"#).status(2).names("0..=1");
+
+    let profile = |args: &[&str]| refuses(&lab, &[&["--profile", "q.json"], args].concat());
+    profile(&["--configs", "replay,fastgen"]).status(2).names("names 2").is_short();
+    profile(&["--configs", "fastgen"]).status(2).names("`fastgen`").hints("`replay`").is_short();
+    lab.write("norm.json", r#"{"method": "key_norm"}"#);
+    profile(&["--configs", "norm.json"]).status(2).names("`key_norm`").names("below 0").hints("`replay`").is_short();
+    profile(&["--max-kl", "0.1"]).status(2).names("--profile");
+    profile(&["--output", "o.json"]).status(2).names("--output");
+    profile(&["--profile", "text.txt"]).status(2).names("text.txt");
+    assert!(!lab.path("q.json").exists());
+}
