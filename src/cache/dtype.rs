@@ -97,8 +97,15 @@ impl KvDtype {
         row(self.keys()) + row(self.values())
     }
 
-    fn has_blocks(self) -> bool {
-        matches!(self.values(), Self::Q8_0 | Self::Q4_0)
+    /// Whether keys are in blocks, and so gain by what they have in common being subtracted first.
+    #[must_use]
+    pub fn has_key_blocks(self) -> bool {
+        self.keys().is_blocks()
+    }
+
+    /// Of [`UNIFORM`](Self::UNIFORM) formats.
+    fn is_blocks(self) -> bool {
+        matches!(self, Self::Q8_0 | Self::Q4_0)
     }
 
     /// Checks that rows of `head_dim` numbers can be stored.
@@ -109,7 +116,7 @@ impl KvDtype {
         if head_dim > MAX_HEAD_DIM {
             return Err(Error::unsupported(format!("a head dimension of {head_dim} (the most is {MAX_HEAD_DIM})")));
         }
-        if !self.has_blocks() || head_dim.is_multiple_of(BLOCK) {
+        if !self.values().is_blocks() || head_dim.is_multiple_of(BLOCK) {
             return Ok(());
         }
         let what = format!("a {} KV cache for heads of {head_dim} numbers (not a multiple of {BLOCK})", self.name());

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use adaptive_kvcache::cache::{AdaptiveKvCache, CacheBytes, KvDtype, Retention};
+use adaptive_kvcache::cache::{AdaptiveKvCache, CacheBytes, Retention};
 use adaptive_kvcache::fidelity::{Agreement, log_softmax};
 use adaptive_kvcache::generate::{Draft, Generation, GenerationOptions};
 use adaptive_kvcache::memory::{process_memory, release_unused};

@@ -91,12 +91,6 @@ impl HeadCache {
         self.rows.allocated()
     }
 
-    /// Whether its format gains by knowing what keys have in common.
-    #[must_use]
-    pub fn centers_keys(&self) -> bool {
-        self.rows.centers_keys()
-    }
-
     /// Says what keys have in common, while there are none: a format that gains by it does not store that with each key.
     /// What attention reads is the same but for what rounding makes of it.
     ///

@@ -105,7 +105,7 @@ impl Rows for KernelRows {
             }
             _ => {}
         }
-        let head_dim = self.layout.head_dim;
+        let (head_dim, centers_keys) = (self.layout.head_dim, self.dtype.has_key_blocks());
         let heads = self.heads.par_iter_mut().zip(&plan.heads).enumerate();
         heads.try_for_each(|(kv_head, (head, plan))| {
             let [mut key, mut value] = [(); 2].map(|()| vec![0.0; head_dim]);
@@ -113,7 +113,7 @@ impl Rows for KernelRows {
             head.keep_rows(&plan.stay);
             head.settle(plan.prompt.len());
             if let Some(PromptKv { keys, values }) = prompt {
-                if head.is_empty() && head.centers_keys() {
+                if head.is_empty() && centers_keys {
                     head.center_keys(&keys.mean(kv_head));
                 }
                 for row in &plan.prompt {

@@ -32,8 +32,6 @@ pub(super) trait Column: Buffer {
     fn new(head_dim: usize) -> Self;
     /// Adds a row, rounded to the format.
     fn push(&mut self, row: &[f32]);
-    /// See [`Storage::centers_keys`].
-    const CENTERS: bool = false;
     /// See [`Storage::center_keys`].
     fn center(&mut self, _center: &[f32]) {}
 }
@@ -107,8 +105,6 @@ type KeyBlocks<Q> = Blocks<Q, [u8; FOUR], TILE>;
 type ValueBlocks<Q> = Blocks<Q, u8, FOUR>;
 
 impl<Q: CacheFormat, E: Quants, const ROWS: usize> Column for Blocks<Q, E, ROWS> {
-    const CENTERS: bool = E::ARE_KEYS;
-
     fn new(head_dim: usize) -> Self {
         let blocks = head_dim / BLOCK;
         Self {
@@ -121,7 +117,7 @@ impl<Q: CacheFormat, E: Quants, const ROWS: usize> Column for Blocks<Q, E, ROWS>
 
     fn push(&mut self, row: &[f32]) {
         let mut rotated = [0.0; MAX_HEAD_DIM];
-        let row = if Self::CENTERS {
+        let row = if E::ARE_KEYS {
             let rotated = &mut rotated[..row.len()];
             rotated.copy_from_slice(row);
             rotated.iter_mut().zip(&self.center).for_each(|(number, center)| *number -= center);
@@ -143,7 +139,7 @@ impl<Q: CacheFormat, E: Quants, const ROWS: usize> Column for Blocks<Q, E, ROWS>
     }
 
     fn center(&mut self, center: &[f32]) {
-        if Self::CENTERS {
+        if E::ARE_KEYS {
             self.center = center.to_vec();
         }
     }
@@ -250,10 +246,6 @@ impl<K: Column, V: Column> Columns<K, V> {
     fn push(&mut self, key: &[f32], value: &[f32]) {
         self.keys.push(key);
         self.values.push(value);
-    }
-
-    fn centers_keys(&self) -> bool {
-        K::CENTERS
     }
 
     fn center_keys(&mut self, center: &[f32]) {
@@ -382,14 +374,9 @@ impl Storage {
         if let Self::Mixed(rows) = self { rows.push_settled(key, value) } else { self.push(key, value) }
     }
 
-    /// Whether keys are stored without what they have in common.
-    pub(super) fn centers_keys(&self) -> bool {
-        each!(self, rows => rows.centers_keys())
-    }
-
     /// What all keys have in common from now on: it is subtracted before they are rounded, and taken into account where they
-    /// are read, so that what is rounded is smaller. Only while there are no rows; nothing happens in formats that do not
-    /// [do so](Self::centers_keys).
+    /// are read, so that what is rounded is smaller. Only while there are no rows; nothing happens where keys are not
+    /// [in blocks](KvDtype::has_key_blocks).
     ///
     /// * `center`: `[head_dim]`
     pub(super) fn center_keys(&mut self, center: &[f32]) {

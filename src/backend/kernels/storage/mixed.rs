@@ -50,11 +50,6 @@ impl Mixed {
         self.newest.keep_rows(&[]);
     }
 
-    /// See [`Storage::centers_keys`](super::Storage::centers_keys).
-    pub fn centers_keys(&self) -> bool {
-        self.newest.centers_keys()
-    }
-
     /// See [`Storage::center_keys`](super::Storage::center_keys).
     pub fn center_keys(&mut self, center: &[f32]) {
         self.settled.center_keys(center);
