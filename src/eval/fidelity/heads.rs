@@ -129,7 +129,8 @@ fn losses(scores: &[Vec<f32>], num_kv_heads: usize, method: &str) -> Result<Vec<
     pool.trim();
     let kept = layers.flat_map(|layer| pool.choices(layer, 0)).map(|choice| choice.positions);
     let loss = |(scores, kept): (&Vec<f32>, Vec<u32>)| {
-        let lost = (0..).zip(scores).filter(|(index, _)| kept.binary_search(index).is_err());
+        // Of a small budget even what is to be kept always can be lost; it has no score that could be added.
+        let lost = (0..).zip(scores).filter(|(index, score)| score.is_finite() && kept.binary_search(index).is_err());
         let lost_score = lost.map(|(_, &score)| f64::from(score)).sum();
         let all_kept_ratio = (all - len + kept.len()) as f64 / all.max(1) as f64;
         Loss { kept_ratio: kept.len() as f64 / len.max(1) as f64, lost_score, all_kept_ratio }
