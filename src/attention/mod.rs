@@ -4,6 +4,7 @@
 //! same pass; [`replay`] asks a prompt's queries again, as if they came after it; [`repeat`] tells what is looked at when the
 //! prompt does come again; [`decode`] attends from one new token over heads that each keep their own rows. Grouped-query attention is
 //! native: keys and values are read once for all query heads that share them, and never repeated.
+//! [`refit`] changes values of keys that stay so that they answer for those that go.
 //! Some methods look closer: [`last_rows`] at single rows, [`blocks`] both ways, [`outputs`] at what values write.
 //!
 //! Not for: deciding what is kept ([`crate::compress`]), or owning it ([`crate::cache`]).
@@ -17,6 +18,7 @@ pub mod outputs;
 pub mod prefill;
 pub mod prompt_rows;
 pub mod ragged;
+pub mod refit;
 pub mod repeat;
 pub mod replay;
 pub mod window;

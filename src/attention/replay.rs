@@ -23,7 +23,7 @@ use crate::kernels::vector::{self, instruction_set};
 use crate::stop;
 
 /// Query rows that are turned by the same number of positions.
-const CHUNK_ROWS: usize = 256;
+pub(super) const CHUNK_ROWS: usize = 256;
 
 /// Every so many rows one is asked all keys, at least; [`MAX_FULL_ROWS`] limits how many.
 const MIN_STRIDE: usize = 8;

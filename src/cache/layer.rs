@@ -7,6 +7,7 @@ use super::ledger::{Ledger, Plan};
 use super::summary::LayerSummary;
 use super::{CacheBytes, KvDtype};
 use crate::arch::HeadLayout;
+use crate::attention::refit::Answers;
 use crate::compress::{Eviction, HeadChoice, Segment};
 use crate::error::{Error, Result};
 
@@ -46,6 +47,20 @@ pub trait Rows: fmt::Debug + Clone + Send + Sync + 'static {
     /// # Errors
     /// [`Error::Tensor`] if a device refuses; nothing has changed then.
     fn carry_out(&mut self, ledger: &Ledger, plan: &Plan, prompt: Option<&Self::Prompt>) -> Result<()>;
+
+    /// Whether values can be [fitted](Self::refit).
+    #[must_use]
+    fn can_refit() -> bool {
+        false
+    }
+
+    /// Fits the values of all rows, which a prompt has left, to what was read of all keys.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where that [can't be done](Self::can_refit); else as [`Answers::fitted_values`].
+    fn refit(&mut self, _answers: &Answers) -> Result<()> {
+        Err(Error::unsupported("fitting values where they are stored"))
+    }
 
     /// Lets rows go one by one, the last row each time in the place of the one that goes.
     ///
@@ -160,6 +175,14 @@ impl<R: Rows> CacheLayer<R> {
     fn settle(&mut self, plan: Plan) -> LayerSummary {
         let (prompt_len, heads) = self.ledger.settle(plan);
         LayerSummary { layer: self.ledger.layer(), prompt_len, heads, bytes: self.bytes() }
+    }
+
+    /// Fits the values that are kept of the last prompt, see [`Rows::refit`].
+    ///
+    /// # Errors
+    /// As [`Rows::refit`].
+    pub fn refit(&mut self, answers: &Answers) -> Result<()> {
+        self.rows.refit(answers)
     }
 
     /// Makes heads go on evicting while tokens are generated, see [`Ledger::watch`]. Until the next prompt, each token's

@@ -57,6 +57,12 @@ impl Retention {
         }
     }
 
+    /// Whether values are fitted, see [`refit`](crate::attention::refit).
+    #[must_use]
+    pub fn refits(&self) -> bool {
+        matches!(self, Self::Adaptive { config, .. } if config.refit)
+    }
+
     /// Refuses a model that a [profile of heads](crate::compress::HeadProfile) does not fit.
     ///
     /// # Errors

@@ -36,6 +36,9 @@ pub struct AdaptiveConfig {
     pub method: Compression,
     /// What happens while decoding; default append.
     pub decode: DecodeMode,
+    /// Whether the values of what is kept of a prompt are fitted to what its queries read before the rest went, see
+    /// [`refit`](crate::attention::refit); default no.
+    pub refit: bool,
 }
 
 /// The kinds of methods.
@@ -72,6 +75,8 @@ struct Common {
     method: Value,
     #[serde(deserialize_with = "values::choice")]
     decode: DecodeMode,
+    #[serde(deserialize_with = "values::flag")]
+    refit: bool,
 }
 
 /// The keys that every method with a budget has, beside the [`Budget`] itself.
@@ -115,7 +120,7 @@ impl Sharing {
 
 impl Default for Common {
     fn default() -> Self {
-        Self { method: FASTGEN.into(), decode: DecodeMode::default() }
+        Self { method: FASTGEN.into(), decode: DecodeMode::default(), refit: false }
     }
 }
 
@@ -306,13 +311,14 @@ impl AdaptiveConfig {
                 Compression::Budgeted(BudgetedMethod { method, budget, over, prior })
             }
         };
-        Ok(Self { method, decode: common.decode })
+        Ok(Self { method, decode: common.decode, refit: common.refit })
     }
 }
 
 impl Serialize for AdaptiveConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let common = serde_json::to_value(Common { method: self.method_name().into(), decode: self.decode });
+        let common =
+            serde_json::to_value(Common { method: self.method_name().into(), decode: self.decode, refit: self.refit });
         let settings = match &self.method {
             Compression::FastGen(search) => serde_json::to_value(search),
             Compression::Budgeted(method) => method.method.settings(),

@@ -5,6 +5,7 @@
 
 pub mod attend;
 pub(crate) mod blocks;
+pub(crate) mod cholesky;
 pub mod element;
 pub mod gemm;
 pub(crate) mod hadamard;

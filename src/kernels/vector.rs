@@ -152,6 +152,18 @@ fn add_assign_body<L: Lanes>(sums: &mut [f32], row: &[f32]) {
 }
 
 multiversion! {
+    /// Adds `scale * row` to `sums`.
+    pub fn add_scaled(sums: &mut [f32], row: &[f32], scale: f32) = add_scaled_body;
+}
+
+#[inline(always)]
+fn add_scaled_body<L: Lanes>(sums: &mut [f32], row: &[f32], scale: f32) {
+    for (sum, &number) in sums.iter_mut().zip(row) {
+        *sum = fma::<L>(number, scale, *sum);
+    }
+}
+
+multiversion! {
     /// `sums[i] += scale * row[i]^2` over the shorter of the two.
     pub fn add_scaled_squares(sums: &mut [f32], row: &[f32], scale: f32) = add_scaled_squares_body;
 }

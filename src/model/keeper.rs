@@ -8,6 +8,7 @@ use super::Model;
 use super::observer::PrefillObserver;
 use super::profile::{Choice, Profile};
 use crate::attention::map::{HeadGrid, MapAccumulator};
+use crate::attention::refit::Answers;
 use crate::attention::window::PromptWindow;
 use crate::backend::{Backend, Block, PromptRequest, Wanted};
 use crate::cache::{AdaptiveKvCache, CacheLayer, LayerSummary, Retention};
@@ -163,6 +164,11 @@ impl<'a> LayerWatch<'a> {
         profile.choose(model, block, prompt)
     }
 
+    /// See [`Profile::answers`].
+    fn answers<B: Backend>(&self, model: &Model<B>, prompt: &B::Prompt) -> Result<Option<Answers>> {
+        self.profile.as_ref().map_or(Ok(None), |profile| profile.answers(model, prompt))
+    }
+
     /// See [`Profile::received`].
     fn received(&self, num_kv_heads: usize) -> Vec<Vec<f32>> {
         let none = || vec![Vec::new(); num_kv_heads];
@@ -177,13 +183,22 @@ pub(super) struct Keeper<'a> {
     pooled: Option<(Pool, Vec<Option<MapAccumulator>>)>,
     /// The maps of layers that hold everything until the prompt has been read once more.
     waiting: Vec<Option<MapAccumulator>>,
+    /// What values are fitted to in the end, of each layer; none if they are not.
+    answers: Vec<Answers>,
     summaries: Vec<LayerSummary>,
     time: Duration,
 }
 
 impl<'a> Keeper<'a> {
     pub fn new(brief: &'a Brief) -> Self {
-        Self { brief, pooled: None, waiting: Vec::new(), summaries: Vec::new(), time: Duration::ZERO }
+        Self {
+            brief,
+            pooled: None,
+            waiting: Vec::new(),
+            answers: Vec::new(),
+            summaries: Vec::new(),
+            time: Duration::ZERO,
+        }
     }
 
     /// Stores what the heads of a layer keep, or, where layers share a budget, what they may keep.
@@ -199,6 +214,7 @@ impl<'a> Keeper<'a> {
         let started = Instant::now();
         let block = &model.weights.blocks[index];
         let choice = watch.choose(model, block, prompt).map_err(|error| error.in_place(|| format!("layer {index}")))?;
+        self.answers.extend(watch.answers(model, prompt)?);
         let segment = self.brief.segment(model.config.window(index));
         let waits = matches!(choice, Choice::Later);
         let choices = match choice {
@@ -319,6 +335,11 @@ impl<'a> Keeper<'a> {
                 self.tell(summary, maps.as_ref(), observer)?;
             }
         }
+        let started = Instant::now();
+        for (index, (layer, answers)) in cache.layers_mut::<B::Rows>()?.iter_mut().zip(&self.answers).enumerate() {
+            layer.refit(answers).map_err(|error| error.in_place(|| format!("layer {index}")))?;
+        }
+        self.time += started.elapsed();
         Ok((self.summaries, self.time))
     }
 }

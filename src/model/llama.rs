@@ -9,7 +9,7 @@ use super::options::PrefillOptions;
 use super::prefill::{ForkedPrefill, Prefill};
 use crate::arch::{LlamaConfig, Rope};
 use crate::backend::{Backend, Weights, plain};
-use crate::cache::{AdaptiveKvCache, KvDtype, Retention};
+use crate::cache::{AdaptiveKvCache, KvDtype, Retention, Rows};
 use crate::error::{Error, Result};
 use crate::kernels::quant::Compute;
 use crate::numbers::check_logits;
@@ -98,6 +98,13 @@ impl<B: Backend> Forward for Model<B> {
         if evicts && dtype.settled() != dtype.newest() {
             let what = format!("a {} KV cache where rows go while tokens are generated", dtype.name());
             return Err(Error::unsupported(what).with_hint("store it as q8_0, or as q8_0/q4_0"));
+        }
+        if retention.refits() && self.config.sliding_window.is_some() {
+            return Err(Error::unsupported("`refit` of a model with a sliding window").with_hint("leave `refit` out"));
+        }
+        if retention.refits() && !<B::Rows as Rows>::can_refit() {
+            return Err(Error::unsupported(format!("`refit` by the backend {}", B::NAME))
+                .with_hint("leave `refit` out, or use --backend kernels"));
         }
         retention.expect_model(self.config.num_layers, self.config.heads)?;
         AdaptiveKvCache::new(self.config.num_layers, &self.backend.empty_rows(dtype)?, retention)
@@ -208,7 +215,8 @@ impl Llama {
     /// # Errors
     /// [`Error::Unsupported`] if the heads are not whole blocks of a quantised format, see [`KvDtype::check`], or tensors
     /// hold the cache and have no such numbers, see [`KvDtype::tensor_dtype`]; if heads are to go on evicting and layers
-    /// have a sliding window; or if one of the two drops rows while tokens are generated, of a [`KvDtype::Mixed`] cache.
+    /// have a sliding window; or if one of the two drops rows while tokens are generated, of a [`KvDtype::Mixed`] cache; or if values are to be
+    /// [fitted](crate::compress::AdaptiveConfig::refit) of such layers, or by a backend that does not.
     pub fn new_cache(&self, dtype: KvDtype, retention: Retention) -> Result<AdaptiveKvCache> {
         self.model.new_cache(dtype, retention)
     }

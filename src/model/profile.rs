@@ -6,6 +6,7 @@
 use super::Model;
 use super::facts::{PromptFacts, kv_of_segment};
 use crate::attention::HeadLayout;
+use crate::attention::refit::{Answers, Asked};
 use crate::attention::replay::{Replay, squared_attention, squared_outputs};
 use crate::backend::{Backend, Block, Shown, Wanted};
 use crate::compress::budget::methods::FutureQueries;
@@ -57,6 +58,8 @@ pub(super) struct Profile<'a> {
     squared_residuals: Option<Vec<f32>>,
     /// Whether heads go on evicting while tokens are generated.
     evicts: bool,
+    /// Whether values are fitted afterwards.
+    refits: bool,
     /// `[num_kv_heads]` of `[segment_len]` what positions are taken to have received then, if a method goes by that.
     starts: Vec<Vec<f32>>,
 }
@@ -80,7 +83,7 @@ impl<'a> Profile<'a> {
             (needs.future_queries, QueryStats::new(layout, skip.saturating_sub(first_row)))
         });
         let prompt_len = segment.num_rows();
-        let asks_all = needs.replay || needs.block_attention.is_some();
+        let asks_all = needs.replay || needs.block_attention.is_some() || config.refit;
         Self {
             method,
             segment,
@@ -93,6 +96,7 @@ impl<'a> Profile<'a> {
             query_scale: layout.scale(),
             squared_residuals: needs.replay.then(|| Vec::with_capacity(prompt_len)),
             evicts: config.decode == DecodeMode::Evict,
+            refits: config.refit,
             starts: Vec::new(),
         }
     }
@@ -110,6 +114,7 @@ impl<'a> Profile<'a> {
         self.stats.request == other.stats.request
             && self.needs() == other.needs()
             && self.may_need_second_pass() == other.may_need_second_pass()
+            && self.refits == other.refits
     }
 
     /// Takes over what was collected for another.
@@ -159,6 +164,22 @@ impl<'a> Profile<'a> {
             Compression::Budgeted(method) if method.needs().repetition.is_some() => Ok(Choice::Later),
             Compression::Budgeted(method) => self.choose_by_budget(method, model, block, prompt),
         }
+    }
+
+    /// What some of the prompt's queries read of all keys, if values are to be fitted to it.
+    ///
+    /// # Errors
+    /// As [`Answers::of`].
+    pub fn answers<B: Backend>(&self, model: &Model<B>, prompt: &B::Prompt) -> Result<Option<Answers>> {
+        if !self.refits {
+            return Ok(None);
+        }
+        let (layout, segment) = (model.config.heads, self.segment);
+        let turn = |positions: usize, rows: &mut [f32]| {
+            model.rope.turn(rows, layout.head_dim, positions, segment.first_position + segment.len());
+        };
+        let kv = model.backend.prompt_kv(prompt)?;
+        Answers::of(Asked { layout, queries: &self.kept_queries, kv: &kv, turn: &turn }).map(Some)
     }
 
     fn choose_by_budget<B: Backend>(

@@ -50,6 +50,7 @@ mod profile;
 mod quantised;
 mod qwen;
 mod ragged;
+mod refit;
 mod replay;
 mod replay_evict;
 mod rkv;

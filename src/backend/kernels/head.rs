@@ -103,6 +103,21 @@ impl HeadCache {
         self.rows.center_keys(center);
     }
 
+    /// Overwrites the values of all rows, which a prompt has left.
+    ///
+    /// * `values`: `[rows, head_dim]`
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there are not as many, or rows have come since.
+    pub fn replace_values(&mut self, values: &[f32]) -> Result<()> {
+        let has_newest = self.dtype.settled() != self.dtype.newest() && self.num_settled() != self.len;
+        if values.len() != self.len * self.head_dim || has_newest {
+            return Err(Error::shape("the values of a head", self.len * self.head_dim, values.len()));
+        }
+        self.rows.replace_values(values, self.head_dim);
+        Ok(())
+    }
+
     /// Makes room for exactly `additional` rows more.
     pub fn reserve_exact(&mut self, additional: usize) {
         self.rows.reserve_exact(additional);

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::head::HeadCache;
 use crate::attention::HeadLayout;
 use crate::attention::prompt_rows::{PromptKv, PromptRows};
+use crate::attention::refit::Answers;
 use crate::attention::window::PromptWindow;
 use crate::cache::{CacheLayer, HeadStep, KvDtype, Ledger, Plan, Rows};
 use crate::error::{Error, Result};
@@ -124,6 +125,22 @@ impl Rows for KernelRows {
             }
             head.shrink_to_fit();
             Ok(())
+        })
+    }
+
+    fn can_refit() -> bool {
+        true
+    }
+
+    fn refit(&mut self, answers: &Answers) -> Result<()> {
+        let heads = self.heads.par_iter_mut().with_max_len(1).enumerate();
+        heads.try_for_each(|(kv_head, head)| {
+            let (mut keys, mut values) = (Vec::new(), Vec::new());
+            head.rows().widen_to(&mut keys, &mut values);
+            match answers.fitted_values(kv_head, &keys, &values)? {
+                Some(fitted) => head.replace_values(&fitted),
+                None => Ok(()),
+            }
         })
     }
 

@@ -251,6 +251,11 @@ impl<K: Column, V: Column> Columns<K, V> {
     fn center_keys(&mut self, center: &[f32]) {
         self.keys.center(center);
     }
+
+    fn replace_values(&mut self, values: &[f32], head_dim: usize) {
+        self.values.keep_rows(&[]);
+        values.chunks_exact(head_dim).for_each(|value| self.values.push(value));
+    }
 }
 
 impl<K: View, V: View> Columns<K, V> {
@@ -381,6 +386,13 @@ impl Storage {
     /// * `center`: `[head_dim]`
     pub(super) fn center_keys(&mut self, center: &[f32]) {
         each!(self, rows => rows.center_keys(center));
+    }
+
+    /// Overwrites all values, those of a mixed cache where all rows are such as a prompt leaves.
+    ///
+    /// * `values`: `[rows, head_dim]`
+    pub(super) fn replace_values(&mut self, values: &[f32], head_dim: usize) {
+        each!(self, rows => rows.replace_values(values, head_dim));
     }
 
     /// Bytes that are allocated.

@@ -26,6 +26,7 @@ mod places;
 #[cfg(target_os = "linux")]
 mod process;
 mod prompt_lines;
+mod refit;
 mod ruler;
 mod runs;
 mod signals;

@@ -302,7 +302,7 @@ fn a_method_keeps_its_share_and_is_named_in_log_and_report() {
     let report = lab.json("r.json");
     let expected = serde_json::json!({
         "method": "snapkv", "kept_ratio": 0.5, "observation_window": 2, "pool_kernel": 5, "decode": "append",
-        "budget_over": "own"
+        "budget_over": "own", "refit": false
     });
     assert_eq!(report["config"], expected);
     let prompt_len = list(&report["prompt_tokens"]).len();

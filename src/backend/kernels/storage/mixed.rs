@@ -50,6 +50,11 @@ impl Mixed {
         self.newest.keep_rows(&[]);
     }
 
+    /// See [`Storage::replace_values`](super::Storage::replace_values).
+    pub fn replace_values(&mut self, values: &[f32], head_dim: usize) {
+        self.settled.replace_values(values, head_dim);
+    }
+
     /// See [`Storage::center_keys`](super::Storage::center_keys).
     pub fn center_keys(&mut self, center: &[f32]) {
         self.settled.center_keys(center);
