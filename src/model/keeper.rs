@@ -4,6 +4,8 @@
 
 use std::time::{Duration, Instant};
 
+use rayon::prelude::*;
+
 use super::Model;
 use super::observer::PrefillObserver;
 use super::profile::{Choice, Profile};
@@ -336,9 +338,10 @@ impl<'a> Keeper<'a> {
             }
         }
         let started = Instant::now();
-        for (index, (layer, answers)) in cache.layers_mut::<B::Rows>()?.iter_mut().zip(&self.answers).enumerate() {
-            layer.refit(answers).map_err(|error| error.in_place(|| format!("layer {index}")))?;
-        }
+        let layers = cache.layers_mut::<B::Rows>()?.par_iter_mut().with_max_len(1).zip(&self.answers).enumerate();
+        layers.try_for_each(|(index, (layer, answers))| {
+            layer.refit(answers).map_err(|error| error.in_place(|| format!("layer {index}")))
+        })?;
         self.time += started.elapsed();
         Ok((self.summaries, self.time))
     }

@@ -246,9 +246,9 @@ fn budgets_are_shared_out_in_every_way_that_is_asked_for() {
         let sizes = ["--prompt-tokens", "64", "--score-tokens", "4", "--windows", "1", "--greedy-tokens", "0"];
         succeeds(&lab.run(&[&["eval", "--model", MODEL], &sizes[..], args].concat()))
     };
-    lab.write("snapkv.json", r#"{"method": "snapkv", "budget_over": "layer"}"#);
-    lab.write("head.json", r#"{"method": "snapkv", "budget_over": "head"}"#);
-    lab.write("pool.json", r#"{"method": "snapkv", "budget_over": "pool"}"#);
+    lab.write("snapkv.json", r#"{"method": "snapkv", "observation_window": 8, "budget_over": "layer"}"#);
+    lab.write("head.json", r#"{"method": "snapkv", "observation_window": 8, "budget_over": "head"}"#);
+    lab.write("pool.json", r#"{"method": "snapkv", "observation_window": 8, "budget_over": "pool"}"#);
     let overs = ["--configs", "snapkv.json,mass.json", "--budget-over", "head,pool,head", "--plot", "e.png"];
     let table = eval(&lab, &[&overs[..], &["--kept-ratio", "0.25", "--json", "e.json"]].concat());
     assert!(table.contains(" 25% head ") && table.contains(" 25% pool "), "{table}");

@@ -103,7 +103,8 @@ fn a_budget_in_bytes_of_a_file_gives_way_to_a_share_and_the_rest_stays() {
     // Without a name, the file is called so.
     let written = lab.json("tuned.json");
     let expected = json!({
-        "method": "streaming_llm", "kept_ratio": 0.5, "budget_over": "own", "sink_tokens": 2, "decode": "evict"
+        "method": "streaming_llm", "kept_ratio": 0.5, "budget_over": "own", "sink_tokens": 2, "decode": "evict",
+        "refit": false
     });
     assert_eq!(written, expected);
 }
