@@ -216,9 +216,14 @@ fn or_none<T: Copy>(values: &[T]) -> Vec<Option<T>> {
     if values.is_empty() { vec![None] } else { values.iter().copied().map(Some).collect() }
 }
 
-fn with_given(config: AdaptiveConfig, budget: Option<Budget>, over: Option<BudgetOver>) -> Result<AdaptiveConfig> {
-    let config = budget.map_or(Ok(config.clone()), |budget| config.with_budget(budget))?;
-    over.map_or(Ok(config.clone()), |over| config.with_budget_over(over))
+fn with_given(mut config: AdaptiveConfig, budget: Option<Budget>, over: Option<BudgetOver>) -> Result<AdaptiveConfig> {
+    if let Some(budget) = budget {
+        config = config.with_budget(budget)?;
+    }
+    if let Some(over) = over {
+        config = config.with_budget_over(over)?;
+    }
+    Ok(config)
 }
 
 fn variants(session: &Session, configs: &[Budgeted], kv_dtypes: &[KvDtype]) -> Vec<Variant> {

@@ -1,7 +1,7 @@
 //! Linear systems with a symmetric positive definite matrix, in f32: `A = L L^T`, and two triangular solves.
 //!
 //! For matrices whose smallest eigenvalue is not much below 1e-4 of the largest, as those with a ridge have it; nothing is
-//! pivoted.
+//! pivoted. (Leverage in [`crate::compress`] factorises small matrices in f64, of which some directions may be lost in rounding.)
 
 use super::vector::{self, instruction_set};
 

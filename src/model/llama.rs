@@ -68,6 +68,29 @@ trait Forward: fmt::Debug + Send + Sync {
     ) -> Result<Vec<f32>>;
 }
 
+impl<B: Backend> Model<B> {
+    /// Refuses a cache that this model or its backend can't have.
+    fn expect_cache(&self, dtype: KvDtype, retention: &Retention) -> Result<()> {
+        let (has_window, evicts) = (self.config.sliding_window.is_some(), retention.eviction().is_some());
+        if has_window && evicts {
+            return Err(Error::unsupported("evicting while tokens are generated, by a model with a sliding window")
+                .with_hint("set `decode` to \"append\": what the window has passed leaves the cache all the same"));
+        }
+        if (has_window || evicts) && dtype.settled() != dtype.newest() {
+            let what = format!("a {} KV cache where rows go while tokens are generated", dtype.name());
+            return Err(Error::unsupported(what).with_hint("store it as q8_0, or as q8_0/q4_0"));
+        }
+        if retention.refits() && has_window {
+            return Err(Error::unsupported("`refit` of a model with a sliding window").with_hint("leave `refit` out"));
+        }
+        if retention.refits() && !<B::Rows as Rows>::can_refit() {
+            return Err(Error::unsupported(format!("`refit` by the backend {}", B::NAME))
+                .with_hint("leave `refit` out, or use --backend kernels"));
+        }
+        retention.expect_model(self.config.num_layers, self.config.heads)
+    }
+}
+
 impl<B: Backend> Forward for Model<B> {
     fn config(&self) -> &LlamaConfig {
         &self.config
@@ -90,23 +113,7 @@ impl<B: Backend> Forward for Model<B> {
     }
 
     fn new_cache(&self, dtype: KvDtype, retention: Retention) -> Result<AdaptiveKvCache> {
-        if self.config.sliding_window.is_some() && retention.eviction().is_some() {
-            return Err(Error::unsupported("evicting while tokens are generated, by a model with a sliding window")
-                .with_hint("set `decode` to \"append\": what the window has passed leaves the cache all the same"));
-        }
-        let evicts = self.config.sliding_window.is_some() || retention.eviction().is_some();
-        if evicts && dtype.settled() != dtype.newest() {
-            let what = format!("a {} KV cache where rows go while tokens are generated", dtype.name());
-            return Err(Error::unsupported(what).with_hint("store it as q8_0, or as q8_0/q4_0"));
-        }
-        if retention.refits() && self.config.sliding_window.is_some() {
-            return Err(Error::unsupported("`refit` of a model with a sliding window").with_hint("leave `refit` out"));
-        }
-        if retention.refits() && !<B::Rows as Rows>::can_refit() {
-            return Err(Error::unsupported(format!("`refit` by the backend {}", B::NAME))
-                .with_hint("leave `refit` out, or use --backend kernels"));
-        }
-        retention.expect_model(self.config.num_layers, self.config.heads)?;
+        self.expect_cache(dtype, &retention)?;
         AdaptiveKvCache::new(self.config.num_layers, &self.backend.empty_rows(dtype)?, retention)
             .with_windows::<B::Rows>(&self.windows())
     }

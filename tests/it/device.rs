@@ -16,7 +16,7 @@ use candle_core::quantized::GgmlDType;
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 
 use crate::support::fixture::{Fixture, check_transformers_case};
-use crate::support::{adaptive, candle_on_cpu, data, max_difference, ragged_on_cpu};
+use crate::support::{adaptive, candle_on_cpu, data, in_own_process, max_difference, ragged_on_cpu};
 
 const FIXTURES: [&str; 4] = ["mha", "gqa-tied", "head-dim", "llama3-rope"];
 
@@ -369,6 +369,10 @@ fn check_bytes(backend: &BackendKind) {
 /// A layer of a large model with a long prompt, of which a tenth is kept: the rest goes back to the system.
 #[test]
 fn memory_of_what_is_evicted_goes_back() {
+    in_own_process("device::memory_of_what_is_evicted_goes_back", evict_and_look_at_memory);
+}
+
+fn evict_and_look_at_memory() {
     const TOKENS: usize = 40_000;
     let layout = HeadLayout { num_heads: 8, num_kv_heads: 8, head_dim: 64 };
     let ops = Ops::new(Device::Cpu).unwrap();

@@ -32,15 +32,13 @@ pub fn panels(rows: &[Row], names: &Names) -> Vec<TradeoffPanel> {
         let title = &format!("mean KL divergence from the full cache, nats{of}");
         let (kv_bytes, error) = (as_number(row.kv_bytes), row.kl_std_error.unwrap_or(0.0));
         let point = TradeoffPoint { kv_bytes, value: row.kl_mean, error };
-        line(&mut panels, title, TradeoffScale::Log, &named(names, &row.config, row.budget), row.kv_dtype)
-            .points
-            .push(point);
+        let name = named(names, &row.config, row.budget, row.kv_dtype);
+        add(&mut panels, title, TradeoffScale::Log, name, point);
     }
     for (row, point) in over_depths(rows) {
         let title = format!("{}, share of right answers", row.task);
-        line(&mut panels, &title, TradeoffScale::Share, &named(names, &row.config, row.budget), row.kv_dtype)
-            .points
-            .push(point);
+        let name = named(names, &row.config, row.budget, row.kv_dtype);
+        add(&mut panels, &title, TradeoffScale::Share, name, point);
     }
     // A panel for each of eleven tasks would be a very long picture.
     let has_mean = rows.iter().any(|row| matches!(row, Row::Ruler(row) if row.task == MEAN_NAME));
@@ -52,9 +50,8 @@ pub fn panels(rows: &[Row], names: &Names) -> Vec<TradeoffPanel> {
         let title = format!("RULER, {}, {} tokens: score", row.task, row.context);
         let error = row.difference_95.unwrap_or(0.0);
         let point = TradeoffPoint { kv_bytes: as_number(row.kv_bytes), value: row.score, error };
-        line(&mut panels, &title, TradeoffScale::Share, &named(names, &row.config, row.budget), row.kv_dtype)
-            .points
-            .push(point);
+        let name = named(names, &row.config, row.budget, row.kv_dtype);
+        add(&mut panels, &title, TradeoffScale::Share, name, point);
     }
     for group in by_setting(rows) {
         let average = |value: fn(&AnswerRow) -> f64| mean(&group.iter().map(|row| value(row)).collect::<Vec<_>>());
@@ -62,23 +59,16 @@ pub fn panels(rows: &[Row], names: &Names) -> Vec<TradeoffPanel> {
         let value = average(|row| as_number(row.equal_tokens) / as_number(row.full_tokens.max(1)));
         let title = "share of the full cache's answers before the first difference";
         let point = TradeoffPoint { kv_bytes, value, error: 0.0 };
-        line(
-            &mut panels,
-            title,
-            TradeoffScale::Share,
-            &named(names, &group[0].config, group[0].budget),
-            group[0].kv_dtype,
-        )
-        .points
-        .push(point);
+        let name = named(names, &group[0].config, group[0].budget, group[0].kv_dtype);
+        add(&mut panels, title, TradeoffScale::Share, name, point);
     }
     panels
 }
 
-/// A configuration, and whose positions compete for its budget, if that was given.
-fn named(names: &Names, config: &str, budget: Option<GivenBudget>) -> String {
-    let over = budget.and_then(|given| given.budget_over);
-    over.map_or_else(|| names.of(config).to_owned(), |over| format!("{} {}", names.of(config), over.name()))
+/// The line of a configuration: its name, whose positions compete for its budget, if that was given, and its numbers.
+fn named(names: &Names, config: &str, budget: Option<GivenBudget>, kv_dtype: &str) -> String {
+    let over = budget.and_then(|given| given.budget_over).map_or_else(String::new, |over| format!(" {}", over.name()));
+    plain(&format!("{}{over}, {kv_dtype}", names.of(config)))
 }
 
 /// One point for each task, text length and variant: the mean over depths; with one of its rows.
@@ -108,23 +98,15 @@ fn as_number(bytes: usize) -> f64 {
     bytes as f64
 }
 
-/// The line of a configuration in the panel of a measure; made if missing.
-fn line<'a>(
-    panels: &'a mut Vec<TradeoffPanel>,
-    title: &str,
-    scale: TradeoffScale,
-    config: &str,
-    kv_dtype: &str,
-) -> &'a mut TradeoffLine {
-    let name = plain(&format!("{config}, {kv_dtype}"));
+/// Adds a point to a line in the panel of a measure; both are made if missing.
+fn add(panels: &mut Vec<TradeoffPanel>, title: &str, scale: TradeoffScale, name: String, point: TradeoffPoint) {
     let index = panels.iter().position(|panel| panel.title == title).unwrap_or_else(|| {
         panels.push(TradeoffPanel { title: title.to_owned(), scale, lines: Vec::new(), limit: None, marked: None });
         panels.len() - 1
     });
     let lines = &mut panels[index].lines;
-    let index = lines.iter().position(|line| line.name == name).unwrap_or_else(|| {
-        lines.push(TradeoffLine { name, points: Vec::new() });
-        lines.len() - 1
-    });
-    &mut lines[index]
+    match lines.iter_mut().find(|line| line.name == name) {
+        Some(line) => line.points.push(point),
+        None => lines.push(TradeoffLine { name, points: vec![point] }),
+    }
 }

@@ -8,6 +8,7 @@ pub mod scripted;
 pub mod sentencepiece;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -29,6 +30,20 @@ pub fn computed() -> Duration {
     // User and system time, in hundredths of a second, are fields 14 and 15; the name before them ends in a bracket.
     let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
     Duration::from_millis(fields.map(|ticks| ticks.parse::<u64>().unwrap_or(0) * 10).sum())
+}
+
+/// Does a test's work in a process of its own, whose memory no other test changes.
+///
+/// * `test`: its full name
+pub fn in_own_process(test: &str, work: impl FnOnce()) {
+    const IS_INNER: &str = "TEST_IN_ITS_OWN_PROCESS";
+    if std::env::var_os(IS_INNER).is_some() {
+        return work();
+    }
+    let mut inner = Command::new(std::env::current_exe().unwrap());
+    let output = inner.args(["--exact", test]).env(IS_INNER, "1").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// A file under `tests/data`.
