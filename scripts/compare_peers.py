@@ -339,6 +339,36 @@ def logits_llamacpp(arguments):
             out.write(bytes((ctypes.c_float * sequence.vocab_size).from_address(sequence.logits_address())))
 
 
+def state_llamacpp(arguments):
+    """Saves the state after some tokens, and times taking it from the file until there are logits of one token more."""
+    llama, log = load_library(arguments.libraries.resolve(), arguments.processor)
+    ids = [int(line) for line in arguments.ids.read_text().split()]
+    sequence = Sequence(llama, log, arguments, len(ids) + 1)
+    read, question = ids[:-1], ids[-1:]
+    sequence.read(read[:WARM_UP_PROMPT])
+    sequence.clear()
+    read_seconds = sequence.read(read)
+    path, tokens = str(arguments.state).encode(), (llama.llama_token * len(read))(*read)
+    started = time.perf_counter()
+    if not llama.llama_state_save_file(sequence.context, path, tokens, len(read)):
+        sys.exit("error: llama.cpp failed to save its state")
+    save_seconds = time.perf_counter() - started
+    loads, firsts = [], []
+    for _ in range(arguments.loads):
+        sequence.clear()
+        found, count = (llama.llama_token * len(read))(), ctypes.c_size_t()
+        started = time.perf_counter()
+        if not llama.llama_state_load_file(sequence.context, path, found, len(read), ctypes.byref(count)):
+            sys.exit("error: llama.cpp failed to load its state")
+        loads.append(time.perf_counter() - started)
+        sequence.read(question)
+        firsts.append(time.perf_counter() - started)
+    print(json.dumps({
+        "tokens": len(read), "bytes": arguments.state.stat().st_size, "read_ms": 1e3 * read_seconds, "save_ms": 1e3 * save_seconds,
+        "load_ms": 1e3 * statistics.median(loads), "first_logits_ms": 1e3 * statistics.median(firsts),
+    }))
+
+
 def numbers(text):
     return [int(number) for number in text.split(",") if number]
 
@@ -364,16 +394,21 @@ for name, run in [("llamacpp", measure_llamacpp), ("mistralrs", measure_mistralr
         command.add_argument("--flash-attention", type=int, choices=(0, 1), required=True)
         command.add_argument("--kv-dtype", choices=list(GGML_TYPES), default="f16")
         command.add_argument("--past", type=int, default=0, help="tokens in the cache before what is timed")
-command = commands.add_parser("logits-llamacpp")
-command.set_defaults(run=logits_llamacpp)
-command.add_argument("--model", required=True)
-command.add_argument("--threads", type=int, default=2)
-command.add_argument("--flash-attention", type=int, choices=(0, 1), default=0)
-command.add_argument("--libraries", type=pathlib.Path, required=True)
-command.add_argument("--processor", default="")
-command.add_argument("--ids", type=pathlib.Path, required=True, help="file of the text's tokens, one a line")
-command.add_argument("--prompt-tokens", type=int, required=True, help="how many of them are the prompt")
-command.add_argument("--logits", type=pathlib.Path, required=True, help="file to write")
+for name, run in [("logits", logits_llamacpp), ("state", state_llamacpp)]:
+    command = commands.add_parser(f"{name}-llamacpp")
+    command.set_defaults(run=run)
+    command.add_argument("--model", required=True)
+    command.add_argument("--threads", type=int, default=2)
+    command.add_argument("--flash-attention", type=int, choices=(0, 1), default=0)
+    command.add_argument("--libraries", type=pathlib.Path, required=True)
+    command.add_argument("--processor", default="")
+    command.add_argument("--ids", type=pathlib.Path, required=True, help="file of the text's tokens, one a line")
+    if name == "state":
+        command.add_argument("--state", type=pathlib.Path, required=True, help="file to write")
+        command.add_argument("--loads", type=int, default=15)
+        continue
+    command.add_argument("--prompt-tokens", type=int, required=True, help="how many of them are the prompt")
+    command.add_argument("--logits", type=pathlib.Path, required=True, help="file to write")
 command = commands.add_parser("table")
 command.set_defaults(run=table)
 command.add_argument("--caches", required=True, help="our columns, as full:f16,configs/fastgen.json:f16")

@@ -29,9 +29,21 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
     let write = || match Target::of(path)? {
         Target::Descriptor(mut file) => file.write_all(content),
         Target::Stream(path) => open_stream(&path)?.write_all(content),
-        Target::File(path) => temporary::replace(&path, content),
+        Target::File(path) => temporary::replace(&path, &mut |file| file.write_all(content)),
     };
     write().map_err(|source| Error::io("write", path, source))
+}
+
+/// As [`replace`], with content that is written bit by bit, not always behind what was written before.
+///
+/// # Errors
+/// [`Error::Io`] with `path`, for a [stream](is_stream), too; an existing file is then as it was.
+pub fn replace_with(path: &Path, write: &mut dyn FnMut(&mut File) -> io::Result<()>) -> Result<()> {
+    let replaced = Target::of(path).and_then(|target| match target {
+        Target::File(path) => temporary::replace(&path, write),
+        _ => Err(io::Error::new(io::ErrorKind::NotSeekable, "it is no regular file")),
+    });
+    replaced.map_err(|source| Error::io("write", path, source))
 }
 
 /// Whether a path leads to what cannot be replaced: a pipe, a device, or a descriptor of this process. What is written

@@ -29,12 +29,13 @@ const PYTORCH: &str = "take the model in safetensors or GGUF format; of Meta's o
 const OTHER: &str = "take the model in safetensors or GGUF format";
 
 /// What files begin with, where that is the same in all of them: the bytes, what it is, what to do.
-const MAGICS: [(&[u8], &str, &str); 20] = [
+const MAGICS: [(&[u8], &str, &str); 21] = [
     (b"lmgg", "a model in llama.cpp's first format, GGML", CONVERT),
     (b"fmgg", "a model in llama.cpp's old format GGMF", CONVERT),
     (b"tjgg", "a model in llama.cpp's old format GGJT", CONVERT),
     (b"algg", "an adapter (LoRA) in llama.cpp's old format GGLA", "merge it into its base model, and convert that"),
     (b"GGUF", "a file in GGUF format", GGUF),
+    (b"AKVCACHE", "a cache that this program has saved", "give it with --cache, beside the model that it is of"),
     (b"PK\x03\x04", "a ZIP archive", UNPACK),
     (b"PK\x05\x06", "an empty ZIP archive", AGAIN),
     (b"\x1f\x8b", "compressed with gzip", UNPACK),

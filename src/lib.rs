@@ -35,6 +35,7 @@
 //! | [`eval`] | what a smaller cache costs, on text and in tasks |
 //! | [`report`], [`plot`] | tables, JSON; pictures |
 //! | [`generate`] | the loop: sampling, stop rules, streaming |
+//! | [`saved`] | caches in files |
 //! | [`hub`] | models by their id on a hub, fetched into a cache |
 //! | [`checkpoint`], [`tokenizer`] | model files; text to tokens and back, chat templates |
 //! | [`model`] | LLaMA: the forward pass; weights only, no state |
@@ -45,7 +46,7 @@
 //! | [`compress`] | configurations; what each head keeps, one file for each policy and method |
 //! | [`jinja`] | chat templates of strangers, run within bounds |
 //! | [`arch`] | sizes, heads and rotary positions of a model |
-//! | `kernels`, [`cores`], [`ops`], [`device`], [`clock`], `side_files`, [`files`], [`fidelity`], `foreign`, `numbers`, `reading`, `json`, [`stop`], [`error`], `guard`, [`memory`], `sizes`, [`tokens`] | leaves |
+//! | `records`, `kernels`, [`cores`], [`ops`], [`device`], [`clock`], `side_files`, [`files`], `fingerprint`, [`fidelity`], `mapped`, `foreign`, `numbers`, `reading`, `json`, [`stop`], [`error`], `guard`, [`memory`], `sizes`, [`tokens`] | leaves |
 //!
 //! Modules without a link are not for other programs: they are private, or public for the binary, tests and benchmarks.
 //!
@@ -66,6 +67,8 @@ pub mod eval;
 pub mod events;
 pub mod fidelity;
 pub mod files;
+#[doc(hidden)]
+pub mod fingerprint;
 mod foreign;
 pub mod generate;
 #[doc(hidden)]
@@ -77,6 +80,8 @@ pub mod jinja;
 pub mod json;
 #[doc(hidden)]
 pub mod kernels;
+#[doc(hidden)]
+pub mod mapped;
 pub mod memory;
 pub mod model;
 #[doc(hidden)]
@@ -86,7 +91,10 @@ pub mod plot;
 pub mod prelude;
 #[doc(hidden)]
 pub mod reading;
+#[doc(hidden)]
+pub mod records;
 pub mod report;
+pub mod saved;
 mod side_files;
 mod sizes;
 pub mod stop;

@@ -1,10 +1,13 @@
 //! The sizes of a LLaMA model, whatever file they were read from.
 
+use serde::Serialize;
+
 use super::architecture::Architecture;
 use super::layout::HeadLayout;
 
 /// Which numbers of a query or key are rotated together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum RopeLayout {
     /// Neighbours `(2i, 2i + 1)`: Meta's weights and GGUF.
     Interleaved,
@@ -16,7 +19,7 @@ pub enum RopeLayout {
 ///
 /// As in transformers, the length is that of the whole sequence at each call, and keys that are in a cache already keep
 /// the rotation that they got.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct DynamicNtk {
     /// How many times longer than `original_context` sequences may become.
     pub factor: f64,
@@ -26,7 +29,7 @@ pub struct DynamicNtk {
 
 /// How positions become rotations: number `i` of `dim / 2` turns by `theta^(-2i / dim) / frequency_divisors[i] /
 /// position_divisor` for each position.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RopeSettings {
     /// Base of the frequencies, `rope_theta`.
     pub theta: f64,

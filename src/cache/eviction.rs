@@ -5,6 +5,8 @@
 //!
 //! Not for: telling which rows go (see [`Eviction`]).
 
+mod saved;
+
 use super::growth::{grow, trim};
 use super::summary::LayerSummary;
 use crate::compress::budget::methods::{StepAttention, fade};

@@ -1,5 +1,6 @@
 //! One layer's cache: its books, and the rows that they are about.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use super::eviction::HeadStep;
@@ -10,6 +11,7 @@ use crate::arch::HeadLayout;
 use crate::attention::refit::Answers;
 use crate::compress::{Eviction, HeadChoice, Segment};
 use crate::error::{Error, Result};
+use crate::records::{Sink, Source};
 
 /// Keys and values of one layer, as a backend holds them: what carries out the plans of a [`Ledger`].
 pub trait Rows: fmt::Debug + Clone + Send + Sync + 'static {
@@ -33,8 +35,14 @@ pub trait Rows: fmt::Debug + Clone + Send + Sync + 'static {
         num_rows * self.dtype().token_bytes(self.layout().head_dim)
     }
 
-    /// Bytes that are allocated for rows, slack included; what is shared with a clone is counted in both.
+    /// Bytes that are allocated for rows, slack included; what is shared with a clone is counted in both, and what lies in
+    /// a mapped file in neither.
     fn allocated(&self) -> usize;
+
+    /// Bytes of rows that lie in a mapped file.
+    fn mapped(&self) -> usize {
+        0
+    }
 
     /// Tokens of a prompt, and the rows before them, `[num_kv_heads]`.
     fn prompt_lens(&self, prompt: &Self::Prompt) -> (usize, Vec<usize>);
@@ -60,6 +68,25 @@ pub trait Rows: fmt::Debug + Clone + Send + Sync + 'static {
     /// [`Error::Unsupported`] where that [can't be done](Self::can_refit); else as [`Answers::fitted_values`].
     fn refit(&mut self, _answers: &Answers) -> Result<()> {
         Err(Error::unsupported("fitting values where they are stored"))
+    }
+
+    /// Whether rows can be [saved](Self::save).
+    #[must_use]
+    fn can_save() -> bool {
+        false
+    }
+
+    /// Writes all rows as they are stored, where that [can be done](Self::can_save).
+    fn save(&self, _sink: &mut Sink<'_>) {}
+
+    /// Takes rows that were saved, where they lie in the file.
+    ///
+    /// * `lens`: `[num_kv_heads]` rows of each head
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] if there are not as many; [`Error::Unsupported`] where they can't be [saved](Self::can_save).
+    fn load(&mut self, _lens: &[usize], _source: &mut Source) -> Result<()> {
+        Err(Error::unsupported("a saved cache where its rows are to be stored"))
     }
 
     /// Lets rows go one by one, the last row each time in the place of the one that goes.
@@ -106,7 +133,7 @@ impl<R: Rows> CacheLayer<R> {
 
     /// `[num_kv_heads]` positions that each head holds, see [`Ledger::positions`].
     #[must_use]
-    pub fn positions(&self) -> &[Vec<u32>] {
+    pub fn positions(&self) -> Cow<'_, [Vec<u32>]> {
         self.ledger.positions()
     }
 
@@ -119,6 +146,12 @@ impl<R: Rows> CacheLayer<R> {
     /// The books, and the rows to write to: a backend adds a row to each head, then the [books](Ledger::advance) follow.
     pub fn parts_mut(&mut self) -> (&mut Ledger, &mut R) {
         (&mut self.ledger, &mut self.rows)
+    }
+
+    /// The numbers that rows are stored in.
+    #[must_use]
+    pub fn dtype(&self) -> KvDtype {
+        self.rows.dtype()
     }
 
     /// Bytes of one stored key and its value that a prompt leaves.
@@ -137,6 +170,7 @@ impl<R: Rows> CacheLayer<R> {
             raw: num_kv_heads * (settled * self.token_bytes() + (self.ledger.seen() - settled) * newest),
             kept: self.rows.held_bytes(self.ledger.num_rows()),
             allocated: self.rows.allocated() + self.ledger.allocated(),
+            mapped: self.rows.mapped(),
         }
     }
 
@@ -166,10 +200,26 @@ impl<R: Rows> CacheLayer<R> {
     /// As [`store_prompt`](Self::store_prompt).
     pub fn keep_of_prompt(&mut self, first_position: usize, choices: Vec<HeadChoice>) -> Result<LayerSummary> {
         let plan = self.ledger.plan_less(first_position, choices)?;
-        if plan.heads.iter().map(|head| head.stay.len()).ne(self.ledger.positions().iter().map(Vec::len)) {
+        if plan.heads.iter().map(|head| head.stay.len()).ne(self.ledger.lens()) {
             self.rows.carry_out(&self.ledger, &plan, None)?;
         }
         Ok(self.settle(plan))
+    }
+
+    /// Writes the layer.
+    pub(super) fn save(&self, sink: &mut Sink<'_>) {
+        self.ledger.save(sink);
+        self.rows.save(sink);
+    }
+
+    /// Takes in what was written, in an empty layer.
+    ///
+    /// # Errors
+    /// As [`Ledger::load`] and [`Rows::load`].
+    pub(super) fn load(&mut self, seen: usize, eviction: Option<&Eviction>, mut source: Source) -> Result<()> {
+        self.ledger.load(seen, eviction, &mut source)?;
+        self.rows.load(&self.ledger.lens(), &mut source)?;
+        source.expect_end()
     }
 
     fn settle(&mut self, plan: Plan) -> LayerSummary {

@@ -7,10 +7,15 @@
 //!
 //! Not for: choosing (see [`crate::compress`]).
 
+mod positions;
+mod saved;
+
+use std::borrow::Cow;
 use std::ops::Range;
 
+use self::positions::Positions;
 use super::eviction::{HeadStep, LayerEviction};
-use super::growth::{grow, trim};
+use super::growth::trim;
 use super::summary::{HeadSummary, LayerSummary};
 use crate::arch::HeadLayout;
 use crate::compress::budget::methods::StepAttention;
@@ -23,8 +28,7 @@ use crate::tokens::TokenClass;
 pub struct Ledger {
     layer: usize,
     layout: HeadLayout,
-    /// `[num_kv_heads]` positions in the order of the rows: ascending, unless rows go one by one.
-    positions: Vec<Vec<u32>>,
+    positions: Positions,
     seen: usize,
     /// How many tokens a token looks at, itself included, if there is a limit.
     window: Option<usize>,
@@ -60,7 +64,7 @@ impl Ledger {
     /// * `layer`: its index
     #[must_use]
     pub fn new(layer: usize, layout: HeadLayout) -> Self {
-        let positions = vec![Vec::new(); layout.num_kv_heads];
+        let positions = Positions::new(layout.num_kv_heads);
         Self { layer, layout, positions, seen: 0, window: None, settled: 0, eviction: None }
     }
 
@@ -109,27 +113,38 @@ impl Ledger {
     /// `[num_kv_heads]` absolute positions of the kept tokens, in the order of their rows: ascending, unless some went one
     /// by one.
     #[must_use]
-    pub fn positions(&self) -> &[Vec<u32>] {
-        &self.positions
+    pub fn positions(&self) -> Cow<'_, [Vec<u32>]> {
+        self.positions.all(self.seen)
     }
 
     /// `[num_kv_heads]` rows that each head holds.
     #[must_use]
     pub fn lens(&self) -> Vec<usize> {
-        self.positions.iter().map(Vec::len).collect()
+        (0..self.layout.num_kv_heads).map(|kv_head| self.len(kv_head)).collect()
+    }
+
+    /// Rows that a head holds.
+    #[must_use]
+    pub fn len(&self, kv_head: usize) -> usize {
+        self.positions.len(kv_head)
+    }
+
+    /// Whether nothing is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.num_rows() == 0
     }
 
     /// Rows that all heads hold together.
     #[must_use]
     pub fn num_rows(&self) -> usize {
-        self.positions.iter().map(Vec::len).sum()
+        (0..self.layout.num_kv_heads).map(|kv_head| self.len(kv_head)).sum()
     }
 
     /// Bytes that are allocated for positions, and for notes on what goes next.
     #[must_use]
     pub fn allocated(&self) -> usize {
-        self.positions.iter().map(|head| head.capacity() * size_of::<u32>()).sum::<usize>()
-            + self.eviction.as_ref().map_or(0, LayerEviction::allocated)
+        self.positions.allocated() + self.eviction.as_ref().map_or(0, LayerEviction::allocated)
     }
 
     /// What becomes of the rows when a prompt is stored: for every KV head, the positions that were chosen, or all of them.
@@ -165,35 +180,34 @@ impl Ledger {
         let in_window = decided.start.max(first_in_window)..decided.end;
         let summaries = summaries(choices, self.layout.num_kv_heads, &in_window);
         check_kept(self.layout.num_kv_heads, &in_window, &summaries)?;
-        let head = |(held, summary): (&Vec<u32>, &HeadSummary)| {
+        let head = |(kv_head, summary): (usize, &HeadSummary)| {
             let is_settled = |position: u32| (first_in_window..decided.start).contains(&position);
             let stays = |position: u32| is_settled(position) || summary.positions.binary_search(&position).is_ok();
             let new = summary.positions.partition_point(|&position| position < seen);
             HeadPlan {
-                stay: (0..held.len()).filter(|&row| stays(held[row])).collect(),
+                stay: self
+                    .positions
+                    .of(kv_head, self.seen)
+                    .enumerate()
+                    .filter(|&(_, held)| stays(held))
+                    .map(|(row, _)| row)
+                    .collect(),
                 prompt: summary.positions[new..].iter().map(|position| (position - seen) as usize).collect(),
             }
         };
-        let heads = self.positions.iter().zip(&summaries).map(head).collect();
+        let heads = summaries.iter().enumerate().map(head).collect();
         Ok(Plan { heads, decided, summaries, seen: end })
     }
 
     /// Takes down that a plan of this ledger has been carried out.
     ///
     /// Returns how many tokens were decided about, and what each head got of them.
-    #[expect(clippy::cast_possible_truncation, reason = "a plan's positions are below 2^32")]
     pub fn settle(&mut self, plan: Plan) -> (usize, Vec<HeadSummary>) {
         let Plan { heads, decided, summaries, seen } = plan;
-        let before = self.seen as u32;
         if let Some(eviction) = self.eviction.as_mut().filter(|_| seen == self.seen) {
             eviction.keep(heads.iter().map(|head| &head.stay[..]));
         }
-        for (held, plan) in self.positions.iter_mut().zip(heads) {
-            let mut positions = Vec::with_capacity(plan.stay.len() + plan.prompt.len());
-            positions.extend(plan.stay.into_iter().map(|row| held[row]));
-            positions.extend(plan.prompt.into_iter().map(|row| before + row as u32));
-            *held = positions;
-        }
+        self.positions.settle(&heads, self.seen);
         (self.seen, self.settled) = (seen, seen);
         (decided.len(), summaries)
     }
@@ -212,12 +226,12 @@ impl Ledger {
     /// Takes down that every head got a row for the next token.
     ///
     /// * `class`: may tell how long it stays
-    #[expect(clippy::cast_possible_truncation, reason = "checked by `check_next`")]
     pub fn advance(&mut self, class: TokenClass) {
-        let (position, holds_budget) = (self.seen as u32, self.holds_budget());
-        for head in &mut self.positions {
-            grow(head, holds_budget);
-            head.push(position);
+        if self.eviction.is_some() || self.window.is_some() {
+            let holds_budget = self.holds_budget();
+            self.positions.push_apart(self.seen, holds_budget);
+        } else {
+            self.positions.push();
         }
         if let Some(eviction) = &mut self.eviction {
             eviction.push(class);
@@ -252,9 +266,7 @@ impl Ledger {
         if self.is_watched() || self.seen - self.settled < count || self.first_in_window(self.seen) > 0 {
             return Err(Error::unsupported("taking tokens back of which it was decided what stays"));
         }
-        for head in &mut self.positions {
-            head.truncate(head.len() - count);
-        }
+        self.positions.take_back(count, self.seen);
         self.seen -= count;
         Ok(())
     }
@@ -285,14 +297,14 @@ impl Ledger {
         if self.window.is_some() {
             return Err(Error::unsupported("evicting while tokens are generated, in a layer with a sliding window"));
         }
-        let num_heads = self.positions.len();
+        let num_heads = self.layout.num_kv_heads;
         if summary.heads.len() != num_heads || received.len() != num_heads {
             let got = (summary.heads.len(), received.len());
             return Err(Error::shape("what a layer's heads go by", num_heads, got));
         }
         let kept = summary.heads.iter().map(|head| head.positions.len());
         let past: Vec<usize> =
-            self.positions.iter().zip(kept).map(|(held, kept)| held.len().saturating_sub(kept)).collect();
+            self.lens().into_iter().zip(kept).map(|(held, kept)| held.saturating_sub(kept)).collect();
         self.eviction = Some(LayerEviction::new(eviction, segment, &past, summary, received)?);
         Ok(())
     }
@@ -327,7 +339,7 @@ impl Ledger {
     /// Whether a head's keys tell which rows go after this step, for which its row is there already.
     #[must_use]
     pub fn reads_keys(&self, kv_head: usize) -> bool {
-        let is_due = |eviction: &LayerEviction| eviction.is_due(kv_head, self.positions[kv_head].len());
+        let is_due = |eviction: &LayerEviction| eviction.is_due(kv_head, self.len(kv_head));
         self.reads_queries(kv_head) && self.eviction.as_ref().is_some_and(is_due)
     }
 
@@ -342,10 +354,10 @@ impl Ledger {
     /// If the head [reads weights](Self::reads_weights) or [keys](Self::reads_keys) and they are not there for each row.
     pub fn decide(&self, kv_head: usize, step: &mut HeadStep) {
         if let Some(eviction) = &self.eviction {
-            eviction.decide(kv_head, &self.positions[kv_head], self.seen, step);
+            eviction.decide(kv_head, &self.positions.apart()[kv_head], self.seen, step);
         } else {
             let first = self.first_in_window(self.seen);
-            step.go_where(&self.positions[kv_head], |position| (position as usize) < first);
+            step.go_where(&self.positions.apart()[kv_head], |position| (position as usize) < first);
         }
     }
 
@@ -358,12 +370,12 @@ impl Ledger {
     /// As [`decide`](Self::decide).
     pub fn evict(&mut self, steps: &mut [HeadStep]) {
         if let Some(eviction) = &mut self.eviction {
-            eviction.apply(&self.positions, self.seen, steps);
+            eviction.apply(self.positions.apart(), self.seen, steps);
         } else if self.first_in_window(self.seen) == 0 {
             // No head has decided.
             return steps.iter_mut().for_each(HeadStep::keep_all);
         }
-        for (held, step) in self.positions.iter_mut().zip(steps) {
+        for (held, step) in self.positions.apart_mut().iter_mut().zip(steps) {
             for &row in step.evicted() {
                 held.swap_remove(row);
             }

@@ -18,6 +18,8 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 pub use dtype::KvDtype;
 pub use eviction::HeadStep;
 pub use growth::growth;
@@ -28,6 +30,7 @@ pub use summary::{HeadSummary, LayerSummary};
 use crate::arch::HeadLayout;
 use crate::compress::{AdaptiveConfig, Eviction};
 use crate::error::{Error, Result};
+use crate::records::{Sink, Source};
 use crate::tokens::{RepeatWords, TokenClass, TokenClassifier};
 
 /// What a cache keeps of the prompt.
@@ -89,6 +92,9 @@ pub struct CacheBytes {
     pub kept: usize,
     /// What is allocated for keys, values, positions and what tells which row goes next, slack included.
     pub allocated: usize,
+    /// Keys and values that lie in a mapped file, and so are not allocated: those of a saved cache, as long as nothing of
+    /// them goes.
+    pub mapped: usize,
 }
 
 impl CacheBytes {
@@ -106,6 +112,7 @@ impl std::iter::Sum for CacheBytes {
             raw: sum.raw + bytes.raw,
             kept: sum.kept + bytes.kept,
             allocated: sum.allocated + bytes.allocated,
+            mapped: sum.mapped + bytes.mapped,
         })
     }
 }
@@ -118,10 +125,11 @@ impl std::iter::Sum for CacheBytes {
 pub struct AdaptiveKvCache {
     layers: Box<dyn Layers>,
     retention: Retention,
-    seen: usize,
-    /// Tokens since the last prompt, which no profile has decided about; not collected for a full cache, and where heads
-    /// go on evicting.
-    recent: Vec<u32>,
+    /// All tokens that were given.
+    ids: Vec<u32>,
+    /// How many of them, the last, no profile has decided about: those since the last prompt. Not counted for a full cache,
+    /// and where heads go on evicting.
+    undecided: usize,
 }
 
 /// Layers whose rows are of some kind.
@@ -130,6 +138,10 @@ trait Layers: fmt::Debug + Send + Sync {
     fn bytes(&self) -> CacheBytes;
     fn emptied(&self) -> Box<dyn Layers>;
     fn boxed_clone(&self) -> Box<dyn Layers>;
+    fn token_bytes(&self) -> usize;
+    fn can_save(&self) -> bool;
+    fn save(&self, layer: usize, sink: &mut Sink<'_>);
+    fn load(&mut self, seen: usize, eviction: Option<&Eviction>, sources: Vec<Source>) -> Result<()>;
     fn as_any(&self) -> &dyn Any;
     fn as_any_mut(&mut self) -> &mut dyn Any;
 }
@@ -151,6 +163,22 @@ impl<R: Rows> Layers for Vec<CacheLayer<R>> {
         Box::new(self.clone())
     }
 
+    fn token_bytes(&self) -> usize {
+        self.first().map_or(0, CacheLayer::token_bytes)
+    }
+
+    fn can_save(&self) -> bool {
+        R::can_save()
+    }
+
+    fn save(&self, layer: usize, sink: &mut Sink<'_>) {
+        self[layer].save(sink);
+    }
+
+    fn load(&mut self, seen: usize, eviction: Option<&Eviction>, sources: Vec<Source>) -> Result<()> {
+        self.par_iter_mut().zip(sources).try_for_each(|(layer, source)| layer.load(seen, eviction, source))
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }
@@ -165,8 +193,8 @@ impl Clone for AdaptiveKvCache {
         Self {
             layers: self.layers.boxed_clone(),
             retention: self.retention.clone(),
-            seen: self.seen,
-            recent: self.recent.clone(),
+            ids: self.ids.clone(),
+            undecided: self.undecided,
         }
     }
 }
@@ -178,7 +206,7 @@ impl AdaptiveKvCache {
     #[must_use]
     pub fn new<R: Rows>(num_layers: usize, rows: &R, retention: Retention) -> Self {
         let layers: Vec<_> = (0..num_layers).map(|layer| CacheLayer::new(layer, rows)).collect();
-        Self { layers: Box::new(layers), retention, seen: 0, recent: Vec::new() }
+        Self { layers: Box::new(layers), retention, ids: Vec::new(), undecided: 0 }
     }
 
     /// Lets rows go that no later token looks at, in layers with a sliding window.
@@ -201,19 +229,25 @@ impl AdaptiveKvCache {
     /// An empty cache of the same kind.
     #[must_use]
     pub fn emptied(&self) -> Self {
-        Self { layers: self.layers.emptied(), retention: self.retention.clone(), seen: 0, recent: Vec::new() }
+        Self { layers: self.layers.emptied(), retention: self.retention.clone(), ids: Vec::new(), undecided: 0 }
     }
 
     /// Tokens given so far, those included that no head keeps: the position of the next token.
     #[must_use]
     pub fn seen(&self) -> usize {
-        self.seen
+        self.ids.len()
+    }
+
+    /// The tokens given so far, those included that no head keeps.
+    #[must_use]
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
     }
 
     /// Whether all layers have got the same tokens; they have not after a prompt that failed halfway.
     #[must_use]
     pub fn is_consistent(&self) -> bool {
-        self.layers.ledgers().iter().all(|ledger| ledger.seen() == self.seen)
+        self.layers.ledgers().iter().all(|ledger| ledger.seen() == self.seen())
     }
 
     /// Checks that the cache is of a model's shape and rows, and that all layers have got the same tokens.
@@ -226,8 +260,8 @@ impl AdaptiveKvCache {
             return Err(Error::shape("cache layers", num_layers, ledgers.len()));
         }
         let mut shapes = ledgers.iter().map(|ledger| (ledger.layout(), ledger.seen()));
-        match shapes.find(|&shape| shape != (layout, self.seen)) {
-            Some(shape) => Err(Error::shape("a cache's layer", (layout, self.seen), shape)),
+        match shapes.find(|&shape| shape != (layout, self.seen())) {
+            Some(shape) => Err(Error::shape("a cache's layer", (layout, self.seen()), shape)),
             None => self.layers::<R>().map(drop),
         }
     }
@@ -265,7 +299,7 @@ impl AdaptiveKvCache {
     #[must_use]
     #[expect(clippy::cast_precision_loss)]
     pub fn kept_ratio(&self) -> f64 {
-        self.mean_rows() / self.seen.max(1) as f64
+        self.mean_rows() / self.seen().max(1) as f64
     }
 
     /// Kept rows of a head, the mean over all heads.
@@ -273,7 +307,7 @@ impl AdaptiveKvCache {
     #[expect(clippy::cast_precision_loss)]
     pub fn mean_rows(&self) -> f64 {
         let ledgers = self.ledgers();
-        let heads: usize = ledgers.iter().map(|ledger| ledger.positions().len()).sum();
+        let heads: usize = ledgers.iter().map(|ledger| ledger.layout().num_kv_heads).sum();
         ledgers.iter().map(|ledger| ledger.num_rows()).sum::<usize>() as f64 / heads.max(1) as f64
     }
 
@@ -281,6 +315,12 @@ impl AdaptiveKvCache {
     #[must_use]
     pub fn retention(&self) -> &Retention {
         &self.retention
+    }
+
+    /// Bytes of one stored key and its value, of a head, that a prompt leaves.
+    #[must_use]
+    pub fn token_bytes(&self) -> usize {
+        self.layers.token_bytes()
     }
 
     /// Bytes of all layers.
@@ -295,7 +335,7 @@ impl AdaptiveKvCache {
     pub fn segment_ids(&self, prompt: &[u32]) -> Vec<u32> {
         match &self.retention {
             Retention::Full => Vec::new(),
-            Retention::Adaptive { .. } => [&self.recent, prompt].concat(),
+            Retention::Adaptive { .. } => [&self.ids[self.ids.len() - self.undecided..], prompt].concat(),
         }
     }
 
@@ -306,9 +346,9 @@ impl AdaptiveKvCache {
     }
 
     /// Counts the tokens of a prompt that all layers have stored.
-    pub fn settle(&mut self, num_tokens: usize) {
-        self.seen += num_tokens;
-        self.recent = Vec::new();
+    pub fn settle(&mut self, ids: &[u32]) {
+        self.ids.extend_from_slice(ids);
+        self.undecided = 0;
     }
 
     /// The class of a token that is about to be decoded; none for a full cache, which does not ask for it.
@@ -322,9 +362,9 @@ impl AdaptiveKvCache {
 
     /// Counts a token that was appended to all layers.
     pub fn advance(&mut self, id: u32) {
-        self.seen += 1;
+        self.ids.push(id);
         if matches!(&self.retention, Retention::Adaptive { .. }) && self.retention.eviction().is_none() {
-            self.recent.push(id);
+            self.undecided += 1;
         }
     }
 
@@ -332,8 +372,36 @@ impl AdaptiveKvCache {
     ///
     /// * `count`: of the tokens since the last prompt
     pub(crate) fn retreat(&mut self, count: usize) {
-        self.seen -= count;
-        self.recent.truncate(self.recent.len().saturating_sub(count));
+        self.ids.truncate(self.ids.len() - count);
+        self.undecided = self.undecided.saturating_sub(count);
+    }
+
+    /// Tokens that no profile has decided about, see [`segment_ids`](Self::segment_ids).
+    pub(crate) fn undecided(&self) -> usize {
+        self.undecided
+    }
+
+    /// Whether [`save_layer`](Self::save_layer) is possible: if the CPU kernels read it.
+    pub(crate) fn can_save(&self) -> bool {
+        self.layers.can_save()
+    }
+
+    /// Writes what a layer holds.
+    pub(crate) fn save_layer(&self, layer: usize, sink: &mut Sink<'_>) {
+        self.layers.save(layer, sink);
+    }
+
+    /// Takes in what was written.
+    ///
+    /// * `ids`: tokens that were given, of which `undecided` no profile has decided about
+    /// * `layers`: `[num_layers]`
+    ///
+    /// # Errors
+    /// As [`Ledger::load`] and [`Rows::load`]; the cache is of no use then.
+    pub(crate) fn load(&mut self, ids: Vec<u32>, undecided: usize, layers: Vec<Source>) -> Result<()> {
+        self.layers.load(ids.len(), self.retention.eviction().as_ref(), layers)?;
+        (self.ids, self.undecided) = (ids, undecided);
+        Ok(())
     }
 }
 

@@ -15,11 +15,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use self::header::{Cursor, Header};
-use super::files::map_file;
-use super::mapped::MappedFile;
 use super::tensors::{StoredDtype, StoredTensor, TensorData, Tensors};
 use crate::error::{Error, Result};
 use crate::kernels::quant::{SharedBytes, WeightFormat};
+use crate::mapped::MappedFile;
 
 /// A metadata value; integers of all widths become one of two, floats one.
 #[derive(Debug, Clone, PartialEq)]
@@ -81,7 +80,7 @@ impl GgufFile {
     /// for files that hold no model (adapters, importance matrices, vocabularies), by name.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let mmap = map_file(path, "give the path of a model file in GGUF format")?;
+        let mmap = MappedFile::open(path, "give the path of a model file in GGUF format")?;
         let header = Header::parse(path, &mmap)?;
         Ok(Self { path: path.to_owned(), mmap: Arc::new(mmap), metadata: header.metadata, tensors: header.tensors })
     }

@@ -15,10 +15,10 @@
 mod caches;
 mod convert;
 mod files;
+mod fingerprint;
 pub mod gguf;
 pub mod gguf_config;
 pub mod hf_config;
-mod mapped;
 pub mod meta;
 mod open;
 mod pickle;
@@ -34,7 +34,6 @@ use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 pub use gguf::GgufFile;
-pub use mapped::with_file_at;
 pub use open::open;
 pub use pth::PthFile;
 pub use weights::WeightDtype;
@@ -224,6 +223,7 @@ impl Checkpoint {
             dtype: self.dtype_name(held),
             weights_bytes: self.tensors.bytes(),
             decode_bytes: self.decode_bytes(held),
+            fingerprint: fingerprint::weights(&self.tensors),
             checkpoint_notes,
         })
     }
@@ -332,6 +332,8 @@ pub struct Loaded {
     pub weights_bytes: usize,
     /// Bytes of the weights that decoding one token reads, see [`Checkpoint::decode_bytes`].
     pub decode_bytes: usize,
+    /// Tells these weights, as stored in the files, from others: in a [saved cache](crate::saved), 32 hexadecimal digits.
+    pub fingerprint: String,
     checkpoint_notes: Vec<String>,
 }
 

@@ -12,14 +12,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::files::map_file;
 use super::gguf::TensorEntry;
-use super::mapped::MappedFile;
 use super::pickle::{self, Id, Pickle, Storage, Tensor, Value, shown};
 use super::zip;
 use crate::error::{Error, Result};
 use crate::foreign;
 use crate::kernels::quant::{SharedBytes, WeightFormat};
+use crate::mapped::MappedFile;
 
 /// More dimensions than weights have.
 const MAX_DIMS: usize = 8;
@@ -50,7 +49,7 @@ impl PthFile {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         const HINT: &str = "give the path of a checkpoint that `torch.save` wrote";
         let path = path.as_ref();
-        let mmap = map_file(path, HINT)?;
+        let mmap = MappedFile::open(path, HINT)?;
         let tensors = parse(path, &mmap)?;
         Ok(Self { path: path.to_owned(), mmap: Arc::new(mmap), tensors })
     }

@@ -15,13 +15,14 @@ use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::files::{map_file, read_json};
+use super::files::read_json;
 use super::tensors::{StoredDtype, StoredTensor, TensorData, Tensors};
 use super::weights::Naming;
 use crate::error::{Error, Result};
 use crate::foreign;
 use crate::json::strict_json;
 use crate::kernels::quant::{SharedBytes, WeightFormat};
+use crate::mapped::MappedFile;
 
 /// Longest header that is read. Headers of the largest LLaMA models take about 200 KB.
 const MAX_HEADER_BYTES: u64 = 32 << 20;
@@ -112,7 +113,7 @@ fn is_plain_name(name: &str) -> bool {
 
 /// Maps a file and reads its header.
 fn open_file(path: &Path) -> Result<HashMap<String, StoredTensor>> {
-    let mmap = map_file(path, "give a checkpoint in safetensors format")?;
+    let mmap = MappedFile::open(path, "give a checkpoint in safetensors format")?;
     let tensors = parse(path, &mmap)?;
     let owner: SharedBytes = Arc::new(mmap);
     let path: Arc<Path> = Arc::from(path);

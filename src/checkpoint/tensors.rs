@@ -9,9 +9,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::mapped;
 use crate::error::{Error, Result};
 use crate::kernels::quant::{SharedBytes, WeightFormat};
+use crate::mapped;
 
 /// How a tensor's numbers are stored.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -3,10 +3,10 @@
 //! As transformers 5 decides it (`PreTrainedModel.tie_weights`): the two are one if they are equal or only one of them is
 //! there, whichever that is. Not for: formats without such a setting, where an output layer of its own counts if it is there.
 
-use super::mapped;
 use super::tensors::{StoredDtype, StoredTensor, TensorData, Tensors};
 use super::weights::{Naming, OutputLayer, Role, stored_matrix};
 use crate::error::Result;
+use crate::mapped;
 
 /// Numbers that are compared at a time.
 const COMPARED: usize = 1 << 16;

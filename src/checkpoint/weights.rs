@@ -7,11 +7,12 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::convert;
 use super::tensors::{StoredDtype, StoredTensor, Tensors};
-use super::{convert, mapped};
 use crate::backend::{Backend, BackendKind, Block, Candle, Embedding, Kernels, Weights};
 use crate::error::{Error, Result};
 use crate::kernels::quant::{WeightFormat, WeightMatrix};
+use crate::mapped;
 use crate::model::{Llama, LlamaConfig};
 
 /// What a file that cannot be used should be replaced by.

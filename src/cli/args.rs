@@ -1,5 +1,6 @@
 //! Options of all commands, as the user writes them. Here are the commands, and the options of those that run a prompt.
 
+mod cache;
 mod measure;
 mod model;
 mod prompt;
@@ -12,9 +13,10 @@ use adaptive_kvcache::compress::{FASTGEN, METHODS, POLICIES, parse_size};
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
 
+pub use cache::{CacheCommand, CreateArgs};
 pub use measure::{BenchArgs, EvalArgs, FileArgs, MeasureArgs, TuneArgs};
 pub use model::{BackendChoice, BudgetArgs, CacheArgs, ContextArgs, DeviceArgs, KeptRatioArgs};
-pub use model::{ModelArgs, NumbersArgs};
+pub use model::{ModelArgs, NumbersArgs, SaveArgs, StartArgs};
 pub use prompt::{
     DEFAULT_NEW_TOKENS, DEFAULT_PROMPT, DialogueArgs, DraftArgs, PromptArgs, SamplingArgs, Wrap, drawn_seed,
 };
@@ -48,6 +50,9 @@ pub enum Command {
     /// Finds the configuration that a limit on divergence or size allows, and writes it as a file
     #[command(args_override_self = true, allow_negative_numbers = true)]
     Tune(TuneArgs),
+    /// Keeps what was read of a text in a file, and shows what such files hold
+    #[command(subcommand)]
+    Cache(CacheCommand),
     /// Shows what a model file holds, and what its KV cache needs at each context
     Inspect(InspectArgs),
 }
@@ -62,7 +67,8 @@ impl Command {
             Self::Bench(args) => args.threads.iter().copied().max(),
             Self::Eval(args) => args.measure.threads,
             Self::Tune(args) => args.measure.threads,
-            Self::Inspect(_) => None,
+            Self::Cache(CacheCommand::Create(args)) => args.numbers.threads,
+            Self::Cache(_) | Self::Inspect(_) => None,
         }
     }
 }
@@ -102,6 +108,8 @@ pub struct CompareArgs {
     /// Numbers of the full cache, to compare quantised caches with [default: those of --kv-dtype]
     #[arg(long, value_parser = kv_dtype(), value_name = "KV_DTYPE")]
     pub full_kv_dtype: Option<KvDtype>,
+    #[command(flatten)]
+    pub start: StartArgs,
     /// Configuration of the adaptive cache (JSON) [default: the original's values]
     #[arg(long, env = "CONFIG", value_name = "PATH")]
     pub config: Option<PathBuf>,
@@ -137,6 +145,10 @@ pub struct GenerateArgs {
     #[command(flatten)]
     pub cache: CacheArgs,
     #[command(flatten)]
+    pub start: StartArgs,
+    #[command(flatten)]
+    pub save: SaveArgs,
+    #[command(flatten)]
     pub kept_ratio: KeptRatioArgs,
     /// Write attention heatmaps, and pictures of policies and memory
     #[arg(long, env = "SAVE_IMAGE", num_args = 0..=1, default_missing_value = "1", default_value = "0",
@@ -170,6 +182,10 @@ pub struct ChatArgs {
     pub draft: DraftArgs,
     #[command(flatten)]
     pub cache: CacheArgs,
+    #[command(flatten)]
+    pub start: StartArgs,
+    #[command(flatten)]
+    pub save: SaveArgs,
     #[command(flatten)]
     pub budget: BudgetArgs,
 }

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use adaptive_kvcache::Error;
-use adaptive_kvcache::cache::{CacheBytes, Retention};
+use adaptive_kvcache::cache::CacheBytes;
 use adaptive_kvcache::generate::{
     Batch, BatchLimits, BatchPrompt, BatchSummary, DraftCounts, FinishReason, GenerationOptions,
 };
@@ -15,11 +15,13 @@ use adaptive_kvcache::report::{BatchReport, BatchTextReport, DraftReport, megaby
 use anyhow::Context;
 
 use super::args::{DEFAULT_NEW_TOKENS, GenerateArgs, PromptArgs, drawn_seed};
+use super::encode::wraps_prompt;
 use super::generate::places;
 use super::interrupt::{interrupted, listen, while_writing};
+use super::kept::{Asked, Start};
 use super::logging::Log;
 use super::prompts::{Prompt, Prompts};
-use super::session::{Observer, Session, config, opening, per_second};
+use super::session::{Observer, Session, opening, per_second};
 use super::{Outcome, STDOUT_FAILED};
 
 /// * `path`: the file of prompts
@@ -29,8 +31,15 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
             .with_hint("leave --save-image out, or give one prompt with --prompt")
             .into());
     }
-    let config = config(args.cache.config.as_deref(), args.kept_ratio.budget())?;
+    if args.save.save_cache.is_some() {
+        return Err(Error::input("--save-cache saves the cache of one prompt, not of a file of --prompts")
+            .with_hint("give one prompt with --prompt, or use `cache create`")
+            .into());
+    }
     places(args).check()?;
+    let asked = Asked::new(&args.cache, args.kept_ratio.budget(), &args.run.numbers);
+    let start = Start::open(args.start.cache_file.as_deref(), asked)?;
+    let config = start.config.clone();
     let prompts = Prompts::read(path)?;
     let template = args.run.prompt.dialogue.template()?;
     let log = Log::start(&args.cache)?;
@@ -42,10 +51,11 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
         options.sampling.seed = drawn_seed()?;
     }
     let seed = (prompts.draw() || options.sampling.is_random()).then_some(options.sampling.seed);
-    let session = Session::of_run(&args.run.model, &args.run.numbers)?.with_chat_template(template);
-    let PromptArgs { chat, dialogue, go_on, .. } = &args.run.prompt;
-    let chat = dialogue.asks_for_chat() || *go_on || session.wraps(*chat);
-    let prompts = prompts.encode(&session, &opening(dialogue)?.messages, chat, *go_on)?;
+    let session = Session::open(&args.run.model, start.kv_dtype(&args.run.numbers)?)?.with_chat_template(template);
+    let cache = start.cache(&session)?;
+    let PromptArgs { dialogue, go_on, .. } = &args.run.prompt;
+    let chat = wraps_prompt(&session, &args.run.prompt, &start);
+    let prompts = prompts.encode(&session, &start, &opening(dialogue)?.messages, chat, *go_on)?;
     let lines: Vec<_> = prompts.iter().map(|prompt| (prompt.line, prompt.custom_id.clone())).collect();
     let count = prompts.len();
     let to_batch = |(index, Prompt { name, ids, keys, .. }): (usize, Prompt)| {
@@ -53,12 +63,11 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
         BatchPrompt { name, ids, options }
     };
     let prompts = prompts.into_iter().enumerate().map(to_batch).collect();
-    let retention = if args.cache.use_adakv { session.loaded.retention(&config) } else { Retention::Full };
-    let obstacle = options.draft.obstacle(&session.loaded.model, &retention);
+    let obstacle = options.draft.obstacle(&session.loaded.model, cache.retention());
     let limits = BatchLimits { sequences: args.batch.batch, kv_bytes: args.batch.kv_budget };
     let (model, tokenizer) = (&session.loaded.model, &session.loaded.tokenizer);
-    let mut batch = Batch::new(model, tokenizer, session.kv_dtype, retention, prompts, &options, limits)?
-        .with_prefill_options(session.prefill_options);
+    let mut batch =
+        Batch::new(model, tokenizer, cache, prompts, &options, limits)?.with_prefill_options(session.prefill_options);
 
     let mut output = InOrder { next: 0, ended: BTreeMap::new(), written: Ok(()) };
     let mut texts: Vec<BatchTextReport> = Vec::with_capacity(count);
@@ -86,7 +95,7 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     let ended = texts.iter().filter(|text| text.finish_reason != FinishReason::Interrupted).count();
     if let Some(path) = &args.report {
         let report = BatchReport {
-            run: session.report(&args.run.model.model, args.cache.use_adakv.then_some(config), options),
+            run: session.report(&args.run.model.model, start.is_adaptive.then_some(config), options),
             batch: args.batch.batch,
             kv_budget_bytes: args.batch.kv_budget,
             most_sequences: summary.most_sequences,
@@ -148,6 +157,7 @@ fn print(
         raw: text.kv.raw_bytes,
         kept: text.kv.kept_bytes,
         allocated: text.kv.allocated_bytes,
+        mapped: 0,
     });
     let kv: CacheBytes = kv.sum();
     let cut = texts.iter().filter(|text| text.finish_reason == FinishReason::Context).count();

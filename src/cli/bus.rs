@@ -13,7 +13,7 @@ mod system {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use adaptive_kvcache::checkpoint::with_file_at;
+    use adaptive_kvcache::mapped::with_file_at;
 
     use crate::cli::interrupt::tidy_terminal;
 

@@ -10,6 +10,7 @@ use adaptive_kvcache::json::without_bom;
 use adaptive_kvcache::memory::process_memory;
 use adaptive_kvcache::reading::MAX_TEXT;
 use adaptive_kvcache::report::megabytes;
+use adaptive_kvcache::saved::Dialogue;
 use adaptive_kvcache::tokenizer::{ChatContext, ChatInput, ChatMessage};
 use adaptive_kvcache::{Error, files};
 
@@ -19,15 +20,17 @@ use serde::Serialize;
 
 use super::args::ChatArgs;
 use super::interrupt::{self, interrupted, listen, terminated, while_waiting};
+use super::kept::{self, Asked, Start};
 use super::logging::Log;
 use super::places::Places;
-use super::session::{Observer, Session, config, opening, per_second};
+use super::session::{Observer, Session, opening, per_second};
 use super::{Outcome, STDOUT_FAILED, print_error, terminal};
 
 const HELP: &str = "\
 /help        this list
 /stats       what each turn kept, and the size of the cache
-/save FILE   write the conversation as JSON; --messages FILE goes on with it
+/save FILE   write the conversation as JSON, for --messages; as FILE.kv the cache with it, for /load and --cache
+/load FILE   go on with the conversation of a saved cache, in the place of this one
 /reset       forget the conversation
 /exit        end; so does the end of input
 A line that ends in \\ goes on in the next. Ctrl-C ends an answer.";
@@ -38,6 +41,7 @@ enum Line<'a> {
     Help,
     Stats,
     Save(&'a str),
+    Load(&'a str),
     Reset,
     Exit,
     Unknown(&'a str),
@@ -56,6 +60,7 @@ impl<'a> Line<'a> {
             ("/reset", "") => Self::Reset,
             ("/exit" | "/quit", "") => Self::Exit,
             ("/save", file) => Self::Save(file),
+            ("/load", file) => Self::Load(file),
             // A path such as /etc/hosts is not meant as a command.
             _ if command.len() > 1
                 && command[1..].bytes().all(|b| b.is_ascii_lowercase())
@@ -69,7 +74,6 @@ impl<'a> Line<'a> {
 }
 
 pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
-    let config = config(args.cache.config.as_deref(), args.budget.budget())?;
     // Messages may be saved to where they came from.
     let kept = Places::of(&args.model.model).reads("--config", args.cache.config.as_ref());
     let kept = kept.reads("--log-file", Some(args.cache.log_path()));
@@ -86,21 +90,27 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
         .reads("--config", args.cache.config.as_ref())
         .reads("--messages", messages)
         .reads("--chat-template", args.dialogue.chat_template.as_ref())
+        .reads("--cache", args.start.cache_file.as_ref())
+        .writes("--save-cache", args.save.save_cache.as_ref())
         .logs(args.cache.log_path())
         .check()?;
+    args.save.save_cache.as_deref().map_or(Ok(()), kept::expect_file)?;
+    let asked = Asked::new(&args.cache, args.budget.budget(), &args.numbers);
+    let start = Start::open(args.start.cache_file.as_deref(), asked)?;
+    if start.is_saved() && (messages.is_some() || args.dialogue.system.is_some()) {
+        return Err(Error::input("--cache holds a conversation, and --messages or --system begins another")
+            .with_hint("leave one of the two out")
+            .into());
+    }
     let log = Log::start(&args.cache)?;
     let opening = opening(&args.dialogue)?;
     let template = args.dialogue.template()?;
     listen()?;
-    let session = Session::of_run(&args.model, &args.numbers)?.with_chat_template(template);
-    let retention = if args.cache.use_adakv { session.loaded.retention(&config) } else { Retention::Full };
+    let session = Session::open(&args.model, start.kv_dtype(&args.numbers)?)?.with_chat_template(template);
     // Before anything is typed.
     session.announce_chat_format()?;
     let loaded = &session.loaded;
-    let ChatInput { messages, context, .. } = opening;
-    let mut conversation = Conversation::new(&loaded.model, &loaded.tokenizer, session.kv_dtype, retention, messages)?
-        .with_chat_context(context)
-        .with_prefill_options(session.prefill_options);
+    let mut conversation = begin(&session, &start, opening)?;
     let context = loaded.model.config().context_length;
     let options = GenerationOptions { draft: args.draft.draft.into(), ..args.sampling.options(usize::MAX)? };
 
@@ -116,8 +126,9 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
         let Some(line) = input.line()? else { break };
         let done = match Line::parse(&line) {
             Line::Exit => break,
-            Line::Save(file) => save(&conversation, file, &kept),
-            Line::Question(text) => answer(&mut conversation, text, &options, context, args.cache.use_adakv),
+            Line::Save(file) => save(&session, &conversation, file, &kept),
+            Line::Load(file) => load(&session, file).map(|loaded| conversation = loaded),
+            Line::Question(text) => answer(&mut conversation, text, &options, context),
             Line::Reset => {
                 conversation.reset();
                 say("The conversation is forgotten.");
@@ -155,7 +166,32 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
     if let Some(seed) = &seed {
         say(seed);
     }
+    if let Some(path) = &args.save.save_cache {
+        save_cache(&session, &conversation, path)?;
+    }
     Ok(Outcome::Done)
+}
+
+/// The conversation that a saved cache holds, or a new one.
+fn begin<'s>(session: &'s Session, start: &Start, opening: ChatInput) -> anyhow::Result<Conversation<'s>> {
+    let (model, tokenizer) = (&session.loaded.model, &session.loaded.tokenizer);
+    let cache = start.cache(session)?;
+    let conversation = match start.dialogue().cloned() {
+        Some(Dialogue { input: ChatInput { messages, context, .. }, opening, unread }) => {
+            Conversation::resume(model, tokenizer, cache, messages, opening, unread)?.with_chat_context(context)
+        }
+        None if cache.seen() > 0 => {
+            return Err(Error::input("the saved cache holds a text and no conversation")
+                .with_hint("save the text with `cache create --chat`, or ask about it with `generate --cache`")
+                .into());
+        }
+        None => {
+            let ChatInput { messages, context, .. } = opening;
+            let retention = cache.retention().clone();
+            Conversation::new(model, tokenizer, session.kv_dtype, retention, messages)?.with_chat_context(context)
+        }
+    };
+    Ok(conversation.with_prefill_options(session.prefill_options))
 }
 
 /// Whether going on makes no sense: nobody reads, or the model fails.
@@ -174,7 +210,6 @@ fn answer(
     question: &str,
     options: &GenerationOptions,
     context: usize,
-    is_logged: bool,
 ) -> anyhow::Result<()> {
     let mut written = Ok(());
     let mut ends_line = true;
@@ -193,7 +228,7 @@ fn answer(
     written.context(STDOUT_FAILED)?;
     let number = conversation.turns().len();
     let bytes = conversation.cache().bytes();
-    if is_logged {
+    if matches!(conversation.cache().retention(), Retention::Adaptive { .. }) {
         tracing::info!("{}", log_line(number, &turn));
     }
     let note = match turn.finish_reason {
@@ -270,17 +305,51 @@ struct SavedChat<'c> {
     context: &'c ChatContext,
 }
 
+/// How the names of saved caches end.
+const CACHE_ENDING: &str = "kv";
+
 /// * `kept`: what is read, and must stay
-fn save(conversation: &Conversation<'_>, file: &str, kept: &Places<'_>) -> anyhow::Result<()> {
+fn save(session: &Session, conversation: &Conversation<'_>, file: &str, kept: &Places<'_>) -> anyhow::Result<()> {
     if file.is_empty() {
-        return Err(Error::input("no file was named").with_hint("write /save FILE.json").into());
+        return Err(Error::input("no file was named").with_hint("write /save FILE.json, or /save FILE.kv").into());
     }
     kept.expect_no_input("/save", Path::new(file))?;
+    if Path::new(file).extension().is_some_and(|ending| ending == CACHE_ENDING) {
+        return save_cache(session, conversation, Path::new(file));
+    }
     let json = SavedChat { messages: conversation.messages(), context: conversation.chat_context() };
     let text = serde_json::to_string_pretty(&json).context("failed to write the conversation as JSON")?;
     files::replace(Path::new(file), (text + "\n").as_bytes())?;
     say(&format!("{} messages are in `{file}`.", conversation.messages().len()));
     Ok(())
+}
+
+/// Saves the cache, and the conversation that it holds.
+fn save_cache(session: &Session, conversation: &Conversation<'_>, path: &Path) -> anyhow::Result<()> {
+    kept::expect_file(path)?;
+    let Some((opening, unread)) = conversation.resumable() else {
+        return Err(Error::input("the cache does not hold the conversation as it stands, and is not saved")
+            .with_hint("ask something first; after an answer that ended at a stop text, ask once more")
+            .into());
+    };
+    let (messages, context) = (conversation.messages().to_vec(), conversation.chat_context().clone());
+    let dialogue = Dialogue { input: ChatInput { messages, context, ..ChatInput::default() }, opening, unread };
+    kept::save(session, conversation.cache(), Some(&dialogue), path)?;
+    Ok(())
+}
+
+/// The conversation of a saved cache.
+fn load<'s>(session: &'s Session, file: &str) -> anyhow::Result<Conversation<'s>> {
+    if file.is_empty() {
+        return Err(Error::input("no file was named").with_hint("write /load FILE.kv").into());
+    }
+    let conversation = begin(session, &Start::saved(Path::new(file))?, ChatInput::default())?;
+    say(&format!(
+        "{} messages, {} tokens are loaded from `{file}`.",
+        conversation.messages().len(),
+        conversation.cache().seen()
+    ));
+    Ok(conversation)
 }
 
 /// Where questions come from: an editor at a terminal, else lines of standard input.
@@ -360,6 +429,7 @@ mod tests {
             (" /stats ", Line::Stats),
             ("/save a b.json", Line::Save("a b.json")),
             ("/save", Line::Save("")),
+            ("/load c.kv", Line::Load("c.kv")),
             ("/quit", Line::Exit),
             ("/statistics", Line::Unknown("/statistics")),
             ("/etc/hosts is what?", Line::Question("/etc/hosts is what?")),

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use adaptive_kvcache::cache::{AdaptiveKvCache, CacheBytes, Retention};
+use adaptive_kvcache::cache::{AdaptiveKvCache, CacheBytes};
 use adaptive_kvcache::fidelity::{Agreement, log_softmax};
 use adaptive_kvcache::generate::{Draft, Generation, GenerationOptions};
 use adaptive_kvcache::memory::{process_memory, release_unused};
@@ -13,8 +13,10 @@ use adaptive_kvcache::{Error, Result};
 use anyhow::Context;
 
 use super::args::{CompareArgs, DEFAULT_NEW_TOKENS};
+use super::encode::encode;
 use super::interrupt::{interrupted, listen};
-use super::session::{Session, config, note_budget, per_second};
+use super::kept::{Asked, Start};
+use super::session::{Session, note_budget, per_second};
 use super::{Outcome, STDOUT_FAILED};
 
 /// Prompt tokens of the run that warms up.
@@ -38,28 +40,39 @@ struct Run {
 }
 
 pub fn run(args: &CompareArgs) -> anyhow::Result<Outcome> {
-    let config = config(args.config.as_deref(), args.budget.budget())?;
+    let asked = Asked {
+        config: args.config.as_deref(),
+        use_adakv: true,
+        budget: args.budget.budget(),
+        numbers: &args.run.numbers,
+    };
+    let start = Start::open(args.start.cache_file.as_deref(), asked)?;
+    let config = start.config.clone();
     let template = args.run.prompt.template()?;
     listen()?;
-    let mut session = Session::of_run(&args.run.model, &args.run.numbers)?.with_chat_template(template);
+    let session = Session::open(&args.run.model, start.kv_dtype(&args.run.numbers)?)?.with_chat_template(template);
     let kv_dtype = session.kv_dtype;
     let full_kv_dtype = args.full_kv_dtype.unwrap_or(kv_dtype);
     session.check_kv_dtype(full_kv_dtype)?;
-    let prompt = session.encode(&args.run.prompt)?;
+    let saved = start.cache(&session)?;
+    let ids = encode(&session, &args.run.prompt, &start)?.ids;
+    // The full cache reads all of it anew.
+    let prompt = [saved.ids(), &ids].concat();
     // What a cache costs is what decoding costs.
     let options = GenerationOptions { draft: Draft::Off, ..args.run.sampling.options(DEFAULT_NEW_TOKENS)? };
 
     // Neither run should pay for what only a first one does: reading weights from disk, starting threads.
     let warm_up = &prompt[..prompt.len().min(WARM_UP_TOKENS)];
-    session.kv_dtype = full_kv_dtype;
     let in_full = |error: Error| error.in_place(|| FULL.to_owned());
     let few = GenerationOptions { max_new_tokens: 2, ..options.clone() };
-    answer(&session, warm_up, Retention::Full, &few).map_err(in_full)?;
-    let (full, _) = answer(&session, &prompt, Retention::Full, &options).map_err(in_full)?;
-    session.kv_dtype = kv_dtype;
-    let adaptive = answer(&session, &prompt, session.loaded.retention(&config), &options);
+    let full_cache = || session.loaded.full_cache(full_kv_dtype);
+    answer(&session, warm_up, full_cache()?, &few).map_err(in_full)?;
+    let (full, _) = answer(&session, &prompt, full_cache()?, &options).map_err(in_full)?;
+    let adaptive = answer(&session, &ids, saved, &options);
     let (adaptive, mut fork) = adaptive.map_err(|error| error.in_place(|| ADAPTIVE.to_owned()))?;
-    note_budget(&config, adaptive.kept.kept);
+    if !start.is_saved() {
+        note_budget(&config, adaptive.kept.kept);
+    }
     // The adaptive cache reads the full run's text: what would it have said at each position?
     let mut forced = adaptive.logprobs[..1.min(adaptive.logprobs.len())].to_vec();
     for &id in full.ids.iter().take(full.ids.len().saturating_sub(1)) {
@@ -72,26 +85,30 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<Outcome> {
     // The first distribution comes from the prompt's exact attention and is the same in both runs.
     let skip = |rows: &[Vec<f32>]| rows.get(1..).unwrap_or_default().to_vec();
     let agreement = Agreement::measure(&full.ids, &adaptive.ids, &skip(&full.logprobs), &skip(&forced));
-    print(prompt.len(), &full, &adaptive, agreement, options.sampling.drawn_seed()).context(STDOUT_FAILED)?;
+    print([prompt.len(), ids.len()], &full, &adaptive, agreement, options.sampling.drawn_seed())
+        .context(STDOUT_FAILED)?;
     Ok(Outcome::Done)
 }
 
 /// Answers the prompt; also returns the cache as it was right after the prompt.
+///
+/// * `cache`: what the prompt comes behind
 fn answer(
     session: &Session,
     prompt: &[u32],
-    retention: Retention,
+    mut cache: AdaptiveKvCache,
     options: &GenerationOptions,
 ) -> Result<(Run, AdaptiveKvCache)> {
     release_unused();
     let own_memory = || process_memory().unwrap_or_default().anonymous;
     let before = own_memory();
-    let (mut cache, prefill, prefill_time) = session.prefill(prompt, retention, None)?;
+    let (prefill, prefill_time) = session.prefill(prompt, &mut cache, None)?;
     let kept = cache.bytes();
     let growth = own_memory().saturating_sub(before);
     let fork = cache.clone();
     let (model, tokenizer) = (&session.loaded.model, &session.loaded.tokenizer);
-    let mut generation = Generation::new(model, tokenizer, &mut cache, prompt, prefill.logits, options.clone());
+    let read = cache.ids().to_vec();
+    let mut generation = Generation::new(model, tokenizer, &mut cache, &read, prefill.logits, options.clone());
     let mut decode_time = Duration::ZERO;
     let (mut text, mut logprobs) = (String::new(), Vec::new());
     loop {
@@ -111,9 +128,10 @@ fn answer(
     Ok((Run { ids, text, kept, growth, prefill_time, decode_time, logprobs }, fork))
 }
 
+/// * `prompt_lens`: tokens that each of the two has read
 /// * `seed`: present if it mattered
 fn print(
-    prompt_len: usize,
+    prompt_lens: [usize; 2],
     full: &Run,
     adaptive: &Run,
     agreement: Agreement,
@@ -131,8 +149,9 @@ fn print(
     line("KV cache kept, MB", megabytes(full.kept.kept), megabytes(adaptive.kept.kept), 3)?;
     line("KV cache allocated, MB", megabytes(full.kept.allocated), megabytes(adaptive.kept.allocated), 3)?;
     line("process grew by, MB", megabytes(full.growth), megabytes(adaptive.growth), 3)?;
-    let prefill = |run: &Run| per_second(prompt_len, run.prefill_time);
-    line("prefill, tokens/s", prefill(full), prefill(adaptive), 1)?;
+    let prefill = |run: &Run, tokens| per_second(tokens, run.prefill_time);
+    let [full_len, adaptive_len] = prompt_lens;
+    line("prefill, tokens/s", prefill(full, full_len), prefill(adaptive, adaptive_len), 1)?;
     // The first token comes from the prefill's own scores.
     let decode = |run: &Run| per_second(run.ids.len().saturating_sub(1), run.decode_time);
     line("decode, tokens/s", decode(full), decode(adaptive), 1)?;

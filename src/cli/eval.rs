@@ -21,6 +21,7 @@ use anyhow::Context;
 use super::args::EvalArgs;
 use super::configurations::configuration;
 use super::interrupt::{interrupted, listen, while_writing};
+use super::kept::Start;
 use super::measure::{Names, distinct};
 use super::prompts::Prompts;
 use super::session::Session;
@@ -174,7 +175,7 @@ fn writing_plan(args: &EvalArgs) -> WritingPlan {
 fn answer_prompts(session: &Session, prompts: Option<Prompts>, args: &EvalArgs) -> Result<Vec<AnswerPrompt>> {
     let prompts = prompts.map_or_else(
         || Ok(Vec::new()),
-        |prompts| prompts.encode(session, &[], args.chat || args.chat_template.is_some(), false),
+        |prompts| prompts.encode(session, &Start::default(), &[], args.chat || args.chat_template.is_some(), false),
     )?;
     let prompts = prompts.into_iter();
     Ok(prompts.map(|prompt| AnswerPrompt { name: prompt.name, text: prompt.text, ids: prompt.ids }).collect())

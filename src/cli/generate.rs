@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use adaptive_kvcache::Error;
-use adaptive_kvcache::cache::{CacheBytes, LayerSummary, Retention};
+use adaptive_kvcache::cache::{CacheBytes, LayerSummary};
 use adaptive_kvcache::compress::Budget;
 use adaptive_kvcache::fidelity::top_logprobs;
 use adaptive_kvcache::files::check_folder;
@@ -17,11 +17,13 @@ use adaptive_kvcache::report::{DraftReport, LayerReport, MemoryReport, Report, T
 use anyhow::Context;
 
 use super::args::{DEFAULT_NEW_TOKENS, GenerateArgs, Wrap};
+use super::encode::{Encoded, encode, wraps_prompt};
 use super::interrupt::{interrupted, listen, while_writing};
+use super::kept::{self, Answer, Asked, Start};
 use super::logging::Log;
 use super::pictures::{Pictures, is_picture};
 use super::places::Places;
-use super::session::{Session, config, note_budget, per_second};
+use super::session::{Session, note_budget, per_second};
 use super::terminal::note;
 use super::{Outcome, STDOUT_FAILED};
 
@@ -31,9 +33,11 @@ const REPORTED_LOGPROBS: usize = 10;
 pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     // Everything that can be refused early is, before a model is loaded.
     let budget = args.batch.kv_budget.map(Budget::Bytes).or_else(|| args.kept_ratio.budget());
-    let config = config(args.cache.config.as_deref(), budget)?;
     expect_no_picture(args)?;
     places(args).check()?;
+    let start = Start::open(args.start.cache_file.as_deref(), Asked::new(&args.cache, budget, &args.run.numbers))?;
+    expect_possible(args, &start)?;
+    let config = start.config.clone();
     let log = Log::start(&args.cache)?;
     if args.save_image {
         check_folder(&args.image_dir)?;
@@ -43,33 +47,38 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     let draft = args.draft.draft.into();
     let options = GenerationOptions { draft, ..args.run.sampling.options(DEFAULT_NEW_TOKENS)? };
 
-    let session = Session::of_run(&args.run.model, &args.run.numbers)?.with_chat_template(template);
+    let session = Session::open(&args.run.model, start.kv_dtype(&args.run.numbers)?)?.with_chat_template(template);
     let model = &session.loaded.model;
-    let ids = session.encode(&args.run.prompt)?;
+    let mut cache = start.cache(&session)?;
+    let Encoded { ids, messages } = encode(&session, &args.run.prompt, &start)?;
     let pictures =
         if args.save_image { Some(Pictures::new(&args.image_dir, config.clone(), model.config())?) } else { None };
-    let retention = if args.cache.use_adakv { session.loaded.retention(&config) } else { Retention::Full };
-    let (mut cache, prefill, prefill_time) = session.prefill(&ids, retention, pictures.as_ref())?;
+    let (prefill, prefill_time) = session.prefill(&ids, &mut cache, pictures.as_ref())?;
     log.check()?;
     if let Some(pictures) = &pictures {
         pictures.finish(&prefill.layers)?;
     }
     let kept = cache.bytes();
-    if args.cache.use_adakv {
+    if start.is_adaptive && !start.is_saved() {
         note_budget(&config, kept.kept);
     }
     let prefill_memory = process_memory().unwrap_or_default();
     let device_memory = session.device_memory();
     let logprobs = top_logprobs(&prefill.logits, REPORTED_LOGPROBS);
 
+    let read = cache.ids().to_vec();
     let mut generation =
-        Generation::new(model, &session.loaded.tokenizer, &mut cache, &ids, prefill.logits, options.clone());
+        Generation::new(model, &session.loaded.tokenizer, &mut cache, &read, prefill.logits, options.clone());
     let Written { text, time: decode_time, result: written } = write_text(&mut generation)?;
     let generated = generation.ids().to_vec();
     let finish_reason = generation.finish_reason();
     let drafts = generation.drafts();
     drop(generation);
     let drafts = DraftReport::new(options.draft.obstacle(model, cache.retention()), drafts);
+    if let Some(path) = &args.save.save_cache {
+        let answer = Answer { ids: &generated, text: &text, finish_reason };
+        kept::save(&session, &cache, messages.map(|new| start.answered(&session, new, answer)).as_ref(), path)?;
+    }
 
     // The first token comes from the prefill's own scores.
     let decoded = generated.len().saturating_sub(1);
@@ -87,7 +96,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
         prefill_device_bytes: device_memory.map(|memory| memory.used),
         device_total_bytes: device_memory.map(|memory| memory.total),
     };
-    let is_raw = !session.wraps_prompt(&args.run.prompt);
+    let is_raw = !start.is_saved() && !wraps_prompt(&session, &args.run.prompt, &start);
     if text.is_empty() && finish_reason == FinishReason::Eos && is_raw && session.wraps(Wrap::Auto) {
         note("the model ended the text at once; it has a chat template, which --chat wraps the prompt in");
     }
@@ -103,7 +112,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
         let heads = prefill.layers.iter().map(|layer| LayerReport::new(layer, &config, args.report_positions));
         let report = Report {
             layers: heads.collect(),
-            run: session.report(&args.run.model.model, args.cache.use_adakv.then_some(config), options),
+            run: session.report(&args.run.model.model, start.is_adaptive.then_some(config), options),
             prefill_chunk: session.prefill_options.chunk.get(),
             prompt_tokens: ids,
             next_token_logprobs: logprobs,
@@ -169,6 +178,19 @@ fn write_text(generation: &mut Generation<'_>) -> anyhow::Result<Written> {
     Ok(Written { text, time, result })
 }
 
+/// Refuses what a saved cache leaves no way to do.
+fn expect_possible(args: &GenerateArgs, start: &Start) -> Result<(), Error> {
+    if start.is_saved() && args.save_image {
+        return Err(Error::input("pictures are drawn of a text from its beginning, and --cache goes on with one")
+            .with_hint("leave --save-image out"));
+    }
+    if start.is_saved() && args.run.prompt.go_on {
+        return Err(Error::input("--continue goes on with the last answer of --messages, and --cache with a cache")
+            .with_hint("leave one of the two out"));
+    }
+    args.save.save_cache.as_deref().map_or(Ok(()), kept::expect_file)
+}
+
 /// Refuses files that a picture of this run would replace.
 fn expect_no_picture(args: &GenerateArgs) -> Result<(), Error> {
     let named = [("--log-file", Some(args.cache.log_path())), ("--report", args.report.as_deref())];
@@ -187,7 +209,9 @@ pub fn places(args: &GenerateArgs) -> Places<'_> {
         .reads("--prompts", args.batch.prompts.as_ref())
         .reads("--messages", args.run.prompt.dialogue.messages.as_ref())
         .reads("--chat-template", args.run.prompt.dialogue.chat_template.as_ref())
+        .reads("--cache", args.start.cache_file.as_ref())
         .writes("--report", args.report.as_ref())
+        .writes("--save-cache", args.save.save_cache.as_ref())
         .logs(args.cache.log_path())
 }
 

@@ -7,7 +7,7 @@
 
 use adaptive_kvcache::{Error, Result};
 
-use super::args::{BenchArgs, ChatArgs, Command, CompareArgs, EvalArgs, GenerateArgs, PromptArgs, Wrap};
+use super::args::{BenchArgs, CacheCommand, ChatArgs, Command, CompareArgs, EvalArgs, GenerateArgs, PromptArgs, Wrap};
 use super::variables::{NEED_TEMPLATE, Typed};
 
 /// # Errors
@@ -19,7 +19,10 @@ pub fn check(command: &Command, typed: &Typed) -> Result<()> {
         Command::Compare(CompareArgs { run, .. }) => prompt(&run.prompt, typed),
         Command::Bench(args) => bench(args, typed),
         Command::Eval(args) => eval(args, typed),
-        Command::Tune(_) | Command::Inspect(_) => Ok(()),
+        Command::Cache(CacheCommand::Create(args)) => {
+            budgets(&[("kept_ratio", "--kept-ratio"), ("kv_budget", "--kv-budget")], args.cache.use_adakv, typed)
+        }
+        Command::Cache(_) | Command::Tune(_) | Command::Inspect(_) => Ok(()),
     }
 }
 

@@ -172,7 +172,7 @@ impl Fields {
             }
             events::LAYER => {
                 let saved = raw_bytes.saturating_sub(*kept_bytes);
-                let bytes = CacheBytes { raw: *raw_bytes, kept: *kept_bytes, allocated: *kept_bytes };
+                let bytes = CacheBytes { raw: *raw_bytes, kept: *kept_bytes, allocated: *kept_bytes, mapped: 0 };
                 format!(
                     "layer_id:{layer} cache:\n{:.3} MB -> {:.3}MB\nsaving:\n{:.3}MB ({:.3})%",
                     megabytes(*raw_bytes),
@@ -259,7 +259,7 @@ mod tests {
             layer: 30,
             prompt_len: 18,
             heads: vec![head(0, 4, 18), head(1, 2, 16), head(2, 0, 2)],
-            bytes: CacheBytes { raw: 576 * 512, kept: 467 * 512, allocated: 467 * 512 },
+            bytes: CacheBytes { raw: 576 * 512, kept: 467 * 512, allocated: 467 * 512, mapped: 0 },
         };
         let expected = " - INFO - layer_id:30(heads:2)->['special']-> kv cache len:18->2
  - INFO - layer_id:30(heads:1)->['special', 'punctuation', 'frequency']-> kv cache len:18->16

@@ -7,16 +7,19 @@ mod args;
 mod batch;
 mod bench;
 mod bus;
+mod cache;
 mod chat;
 mod compare;
 mod configurations;
 mod device;
+mod encode;
 mod eval;
 mod generate;
 mod hub;
 mod idle;
 mod inspect;
 mod interrupt;
+mod kept;
 mod logging;
 mod measure;
 mod outputs;
@@ -78,7 +81,7 @@ fn parse() -> anyhow::Result<Cli> {
 
 fn execute(command: &Command) -> anyhow::Result<Outcome> {
     threads::choose(command);
-    if !matches!(command, Command::Generate(_) | Command::Chat(_)) {
+    if !matches!(command, Command::Generate(_) | Command::Chat(_) | Command::Cache(_)) {
         // The others start a log of their own.
         logging::start()?;
     }
@@ -92,6 +95,7 @@ fn execute(command: &Command) -> anyhow::Result<Outcome> {
         Command::Bench(args) => bench::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Tune(args) => tune::run(args),
+        Command::Cache(command) => cache::run(command),
         Command::Inspect(args) => inspect::run(args),
     }
 }

@@ -8,6 +8,7 @@ use adaptive_kvcache::tokenizer::{ChatInput, ChatMessage};
 use adaptive_kvcache::{Error, Result};
 
 use super::interrupt::while_waiting;
+use super::kept::Start;
 use super::session::{Session, read_text};
 pub use line::Keys;
 use line::{Asked, Line};
@@ -79,6 +80,7 @@ impl Prompts {
 
     /// The prompt of every line.
     ///
+    /// * `start`: what all of them come behind
     /// * `opening`: what every conversation begins with
     /// * `chat`: plain text is a user's message, too
     /// * `go_on`: conversations end with an answer that is to be gone on with
@@ -86,7 +88,14 @@ impl Prompts {
     /// # Errors
     /// [`Error::BadFile`] with the line, if it and `opening` both give a system message; what the chat template fails
     /// with.
-    pub fn encode(self, session: &Session, opening: &[ChatMessage], chat: bool, go_on: bool) -> Result<Vec<Prompt>> {
+    pub fn encode(
+        self,
+        session: &Session,
+        start: &Start,
+        opening: &[ChatMessage],
+        chat: bool,
+        go_on: bool,
+    ) -> Result<Vec<Prompt>> {
         let tokenizer = &session.loaded.tokenizer;
         let mut announced = false;
         let mut encode_chat = |input: &ChatInput| {
@@ -94,8 +103,12 @@ impl Prompts {
                 session.announce_chat_format()?;
                 announced = true;
             }
-            let (chat, messages) = (tokenizer.chat(&input.context)?, [opening, &input.messages].concat());
-            if go_on { chat.encode_continued(&messages) } else { chat.encode(&messages) }
+            let messages = [opening, &input.messages].concat();
+            if go_on {
+                tokenizer.chat(&input.context)?.encode_continued(&messages)
+            } else {
+                start.encode_messages(session, &messages, &input.context)
+            }
         };
         let is_system = |messages: &[ChatMessage]| messages.first().is_some_and(|message| message.role() == "system");
         let Self { path, lines } = self;
@@ -116,7 +129,7 @@ impl Prompts {
                     (text, encode_chat(&ChatInput { messages, ..ChatInput::default() })?)
                 }
                 Asked::Text(text) => {
-                    let ids = tokenizer.encode(&text)?;
+                    let ids = start.encode_text(session, &text)?;
                     (text, ids)
                 }
             };

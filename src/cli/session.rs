@@ -2,16 +2,15 @@
 
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use adaptive_kvcache::attention::map::MapAccumulator;
-use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
+use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerSummary};
 use adaptive_kvcache::checkpoint::{self, Loaded};
 use adaptive_kvcache::compress::{AdaptiveConfig, Budget};
 use adaptive_kvcache::device::{self, DeviceMemory};
 use adaptive_kvcache::generate::GenerationOptions;
-use adaptive_kvcache::json::without_bom;
 use adaptive_kvcache::kernels::quant::Compute;
 use adaptive_kvcache::model::{Prefill, PrefillObserver, PrefillOptions};
 use adaptive_kvcache::reading::{self, MAX_TEXT};
@@ -20,7 +19,7 @@ use adaptive_kvcache::tokenizer::{ChatFormat, ChatInput, ChatMessage, ChatTempla
 use adaptive_kvcache::{Error, Result, events};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::args::{DEFAULT_PROMPT, DialogueArgs, ModelArgs, NumbersArgs, PromptArgs, Wrap};
+use super::args::{DialogueArgs, ModelArgs, PromptArgs, Wrap};
 use super::configurations::configuration;
 use super::device::backend;
 use super::interrupt::{interrupted, while_waiting};
@@ -48,11 +47,6 @@ impl Session {
     /// Opens the device, sets threads up and loads the model.
     pub fn open(args: &ModelArgs, kv_dtype: KvDtype) -> anyhow::Result<Self> {
         while_waiting(|| Self::load(args, kv_dtype))
-    }
-
-    /// As [`Session::open`], for a run.
-    pub fn of_run(args: &ModelArgs, numbers: &NumbersArgs) -> anyhow::Result<Self> {
-        Self::open(args, numbers.kv_dtype()?)
     }
 
     fn load(args: &ModelArgs, kv_dtype: KvDtype) -> anyhow::Result<Self> {
@@ -136,38 +130,6 @@ impl Session {
         self
     }
 
-    /// Token ids of the prompt.
-    pub fn encode(&self, args: &PromptArgs) -> Result<Vec<u32>> {
-        while_waiting(|| self.encode_now(args))
-    }
-
-    fn encode_now(&self, args: &PromptArgs) -> Result<Vec<u32>> {
-        let tokenizer = &self.loaded.tokenizer;
-        let has_messages = args.dialogue.messages.is_some();
-        let is_stdin = |path: &Option<PathBuf>| path.as_deref() == Some(Path::new("-"));
-        if is_stdin(&args.dialogue.messages) && is_stdin(&args.prompt_file) {
-            return Err(Error::input("both --messages and --prompt-file are `-`, but there is one standard input"));
-        }
-        let mut input = opening(&args.dialogue)?;
-        let ids = if self.wraps_prompt(args) {
-            self.announce_wrapping(args)?;
-            // The default prompt is no turn of anybody's conversation.
-            if !has_messages || args.prompt.is_some() || args.prompt_file.is_some() {
-                let text = prompt_text(args)?;
-                tokenizer.check_length(&text)?;
-                input.messages.push(ChatMessage::new("user", text));
-            }
-            let chat = tokenizer.chat(&input.context)?;
-            if args.go_on { chat.encode_continued(&input.messages)? } else { chat.encode(&input.messages)? }
-        } else {
-            tokenizer.encode(&prompt_text(args)?)?
-        };
-        if ids.is_empty() {
-            return Err(Error::input("the prompt is empty").with_hint("give some text with --prompt or --prompt-file"));
-        }
-        Ok(ids)
-    }
-
     /// Whether prompts are wrapped in the chat template. Where that is left to the model, it is as in llama.cpp's `llama-cli`:
     /// if there is a template of its own.
     pub fn wraps(&self, wrap: Wrap) -> bool {
@@ -176,20 +138,6 @@ impl Session {
             Wrap::Always => true,
             Wrap::Auto => self.loaded.tokenizer.chat_format() == ChatFormat::Own,
         }
-    }
-
-    /// Whether a prompt is given in the chat template, be it alone or behind messages.
-    pub fn wraps_prompt(&self, args: &PromptArgs) -> bool {
-        args.dialogue.messages.is_some() || args.dialogue.asks_for_chat() || args.go_on || self.wraps(args.chat)
-    }
-
-    /// Says in which format a prompt is wrapped, if nobody has asked for it by name: a raw prompt is what those who measure
-    /// may have meant.
-    fn announce_wrapping(&self, args: &PromptArgs) -> Result<()> {
-        if args.chat == Wrap::Auto && args.dialogue.messages.is_none() && !args.dialogue.asks_for_chat() {
-            note("the prompt is wrapped in the model's chat template; CHAT=0 or --chat 0 gives it as it is");
-        }
-        self.announce_chat_format()
     }
 
     /// Says which chat format is used, if it is not the model's own.
@@ -210,20 +158,19 @@ impl Session {
         }
     }
 
-    /// Processes a prompt into a new cache.
+    /// Processes a prompt behind what a cache holds.
     pub fn prefill(
         &self,
         ids: &[u32],
-        retention: Retention,
+        cache: &mut AdaptiveKvCache,
         pictures: Option<&Pictures>,
-    ) -> Result<(AdaptiveKvCache, Prefill, Duration)> {
-        let mut cache = self.loaded.model.new_cache(self.kv_dtype, retention)?;
+    ) -> Result<(Prefill, Duration)> {
         let mut observer = Observer::new(pictures);
         let started = Instant::now();
-        let prefill = self.loaded.model.prefill_with(ids, &mut cache, self.prefill_options, &mut observer);
+        let prefill = self.loaded.model.prefill_with(ids, cache, self.prefill_options, &mut observer);
         let time = started.elapsed();
         observer.finish();
-        Ok((cache, prefill?, time))
+        Ok((prefill?, time))
     }
 }
 
@@ -316,13 +263,6 @@ pub fn per_second(tokens: usize, time: Duration) -> f64 {
     #[expect(clippy::cast_precision_loss)]
     let tokens = tokens as f64;
     if time.is_zero() { 0.0 } else { tokens / time.as_secs_f64() }
-}
-
-fn prompt_text(args: &PromptArgs) -> Result<String> {
-    match &args.prompt_file {
-        None => Ok(without_bom(args.prompt.as_deref().unwrap_or(DEFAULT_PROMPT)).to_owned()),
-        Some(path) => read_text(path, "read prompt"),
-    }
 }
 
 /// Reads a text, of standard input if the path is `-`.

@@ -23,6 +23,9 @@ const PATHS: [&str; 3] = ["model", "config", "image_dir"];
 pub const NEED_TEMPLATE: [(&str, &str); 4] =
     [("system", "--system"), ("messages", "--messages"), ("chat_template", "--chat-template"), ("go_on", "--continue")];
 
+/// The option that names a saved cache.
+const CACHE: &str = "--cache";
+
 /// Variables that took effect.
 static IN_EFFECT: OnceLock<Vec<Variable>> = OnceLock::new();
 
@@ -40,7 +43,8 @@ struct Variable {
 /// What stands on the command line: a command and arguments.
 #[derive(Debug, Default)]
 pub struct Typed {
-    command: String,
+    /// The command, and that within it, if there is one.
+    command: Vec<String>,
     args: HashSet<String>,
 }
 
@@ -52,10 +56,17 @@ impl Typed {
 
     /// Where the command line cannot be parsed, some arguments may be missing.
     fn of(matches: &ArgMatches) -> Self {
-        let Some((command, matches)) = matches.subcommand() else { return Self::default() };
+        let (mut command, mut matches) = (Vec::new(), matches);
+        while let Some((name, inner)) = matches.subcommand() {
+            command.push(name.to_owned());
+            matches = inner;
+        }
+        if command.is_empty() {
+            return Self::default();
+        }
         let is_typed = |id: &&str| matches.value_source(id) == Some(ValueSource::CommandLine);
         let args = matches.ids().map(clap::Id::as_str).filter(is_typed).map(str::to_owned).collect();
-        Self { command: command.to_owned(), args }
+        Self { command, args }
     }
 }
 
@@ -74,35 +85,9 @@ pub struct Parsed {
 /// # Errors
 /// [`clap::Error`] for wrong use, and for help; [`Error::Input`] for a variable that is not UTF-8.
 pub fn parse(command: &Command, args: &[OsString]) -> anyhow::Result<Parsed> {
-    let typed = typed(command, args);
-    let mut notes = Vec::new();
-    let mut in_effect = Vec::new();
-    let command = command.clone().mut_subcommands(|command| {
-        let is_chosen = command.get_name() == typed.command;
-        command.mut_args(|arg| {
-            let Some(name) = arg.get_env().map(OsStr::to_owned) else { return arg };
-            let Some(value) = std::env::var_os(&name) else { return arg };
-            let id = arg.get_id().as_str();
-            if value.is_empty() {
-                return arg.env(Resettable::Reset);
-            }
-            if !is_chosen || typed.has(id) {
-                return arg;
-            }
-            if let Some(option) = loses_against(id, &value, &typed) {
-                if id == "use_adakv" {
-                    notes.push(format!(
-                        "{option} asks for an adaptive cache, and so the variable USE_ADAKV, for the full one, is not \
-                         obeyed"
-                    ));
-                }
-                return arg.env(Resettable::Reset);
-            }
-            let (name, option) = (name.to_string_lossy().into_owned(), format!("--{}", arg.get_long().unwrap_or(id)));
-            in_effect.push(Variable { name, value, arg: id.to_owned(), option });
-            arg
-        })
-    });
+    let mut counted = Counted { typed: typed(command, args), notes: Vec::new(), in_effect: Vec::new() };
+    let command = command.clone().mut_subcommands(|command| counted.with_variables(command, 0));
+    let Counted { typed, notes, in_effect } = counted;
     let result = command.try_get_matches_from(args);
     if let Err(error) = &result
         && error.kind() == ErrorKind::InvalidUtf8
@@ -117,11 +102,55 @@ pub fn parse(command: &Command, args: &[OsString]) -> anyhow::Result<Parsed> {
     Ok(Parsed { matches, typed, notes })
 }
 
+/// Which variables count.
+struct Counted {
+    typed: Typed,
+    notes: Vec<String>,
+    in_effect: Vec<Variable>,
+}
+
+impl Counted {
+    /// A command without the variables that do not count.
+    ///
+    /// * `depth`: of commands that it is within
+    fn with_variables(&mut self, command: Command, depth: usize) -> Command {
+        let is_chosen = self.typed.command.get(depth).is_some_and(|chosen| command.get_name() == chosen);
+        let command = command.mut_args(|arg| {
+            let Some(name) = arg.get_env().map(OsStr::to_owned) else { return arg };
+            let Some(value) = std::env::var_os(&name) else { return arg };
+            let id = arg.get_id().as_str();
+            if value.is_empty() {
+                return arg.env(Resettable::Reset);
+            }
+            if !is_chosen || self.typed.has(id) {
+                return arg;
+            }
+            if let Some(option) = loses_against(id, &value, &self.typed) {
+                if id == "use_adakv" && option != CACHE {
+                    self.notes.push(format!(
+                        "{option} asks for an adaptive cache, and so the variable USE_ADAKV, for the full one, is not \
+                         obeyed"
+                    ));
+                }
+                return arg.env(Resettable::Reset);
+            }
+            let (name, option) = (name.to_string_lossy().into_owned(), format!("--{}", arg.get_long().unwrap_or(id)));
+            self.in_effect.push(Variable { name, value, arg: id.to_owned(), option });
+            arg
+        });
+        command.mut_subcommands(|inner| self.with_variables(inner, depth + 1))
+    }
+}
+
+/// A command without variables.
+fn without_variables(command: Command) -> Command {
+    let command = command.mut_args(|arg| if arg.get_env().is_some() { arg.env(Resettable::Reset) } else { arg });
+    command.mut_subcommands(without_variables)
+}
+
 /// What stands on the command line, whatever variables say and whether or not it makes sense together.
 fn typed(command: &Command, args: &[OsString]) -> Typed {
-    let without = command.clone().ignore_errors(true).mut_subcommands(|command| {
-        command.mut_args(|arg| if arg.get_env().is_some() { arg.env(Resettable::Reset) } else { arg })
-    });
+    let without = command.clone().ignore_errors(true).mut_subcommands(without_variables);
     without.try_get_matches_from(args).map(|matches| Typed::of(&matches)).unwrap_or_default()
 }
 
@@ -134,7 +163,10 @@ fn loses_against(arg: &str, value: &OsStr, typed: &Typed) -> Option<&'static str
     };
     match arg {
         "prompt" => first(&[("prompts", "--prompts"), ("prompt_file", "--prompt-file"), ("messages", "--messages")]),
-        "save_image" => first(&[("prompts", "--prompts")]),
+        "save_image" => first(&[("prompts", "--prompts"), ("cache_file", CACHE)]),
+        // A saved cache stays what it is.
+        "config" => first(&[("cache_file", CACHE)]),
+        "use_adakv" if typed.has("cache_file") => Some(CACHE),
         "chat" => first(&NEED_TEMPLATE),
         "use_adakv" if is_false(value) => {
             // With many prompts, it is what all of them may come to, whatever the cache.

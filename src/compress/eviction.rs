@@ -67,6 +67,12 @@ impl Eviction {
         }
     }
 
+    /// How many levels a head can end up at.
+    #[must_use]
+    pub fn num_levels(&self) -> usize {
+        self.config.num_levels()
+    }
+
     /// Whether tokens' classes tell what goes.
     #[must_use]
     pub fn reads_classes(&self) -> bool {

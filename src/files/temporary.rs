@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -66,15 +66,17 @@ impl Drop for Temporary {
     }
 }
 
-/// Puts a file with this content in the place of what is there.
-pub(super) fn replace(target: &Path, content: &[u8]) -> io::Result<()> {
+/// Puts a file in the place of what is there.
+///
+/// * `write`: gives it its content
+pub(super) fn replace(target: &Path, write: &mut dyn FnMut(&mut File) -> io::Result<()>) -> io::Result<()> {
     let Some(name) = target.file_name() else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not the name of a file"));
     };
     let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     remove_abandoned_once(folder);
     let mut temporary = Temporary::create(folder, name)?;
-    temporary.file.write_all(content)?;
+    write(&mut temporary.file)?;
     keep_owner_and_mode(&temporary.file, target);
     temporary.place(target)
 }
@@ -181,6 +183,8 @@ fn is_at(file: &File, path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     #[test]

@@ -18,7 +18,7 @@ use self::reading::{LastStep, Reading};
 use super::draft::Drafts;
 use super::sequence::Sequence;
 use super::{DraftCounts, FinishReason, GenerationOptions, Sampler};
-use crate::cache::{AdaptiveKvCache, CacheBytes, KvDtype, Retention};
+use crate::cache::{AdaptiveKvCache, CacheBytes, Retention};
 use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 use crate::model::{Llama, PrefillObserver, PrefillOptions};
@@ -99,8 +99,10 @@ pub struct BatchSummary {
 pub struct Batch<'a> {
     model: &'a Llama,
     tokenizer: &'a Tokenizer,
-    kv_dtype: KvDtype,
-    retention: Retention,
+    /// What every sequence begins with: nothing, or a text that was read before.
+    base: AdaptiveKvCache,
+    /// Bytes of one stored key and its value.
+    token_bytes: usize,
     limits: BatchLimits,
     prefill_options: PrefillOptions,
     clock: Box<dyn Clock>,
@@ -161,17 +163,18 @@ impl Caller<'_> {
 impl<'a> Batch<'a> {
     /// Nothing is computed yet.
     ///
+    /// * `base`: what every sequence goes on from: an empty cache, or one with a text that was read before, which all prompts
+    ///   ask about; it counts in no budget
     /// * `options`: for every prompt that has none of its own; prompts' texts are drawn independently of one another, and
     ///   of how many are under way at a time
     ///
     /// # Errors
-    /// [`Error::Input`] if no sequence may be under way, if a prompt is empty or longer than the context, or if its full
+    /// [`Error::Input`] if no sequence may be under way, if a prompt is empty or has no room in the context, or if its full
     /// cache does not fit into the budget alone.
     pub fn new(
         model: &'a Llama,
         tokenizer: &'a Tokenizer,
-        kv_dtype: KvDtype,
-        retention: Retention,
+        base: AdaptiveKvCache,
         prompts: Vec<BatchPrompt>,
         options: &GenerationOptions,
         limits: BatchLimits,
@@ -182,8 +185,8 @@ impl<'a> Batch<'a> {
         let mut batch = Self {
             model,
             tokenizer,
-            kv_dtype,
-            retention,
+            token_bytes: base.token_bytes(),
+            base,
             limits,
             prefill_options: PrefillOptions::default(),
             clock: Box::new(SystemClock::start()),
@@ -213,11 +216,13 @@ impl<'a> Batch<'a> {
         if ids.is_empty() {
             return Err(Error::input(format!("{name} is empty")).with_hint("give at least one token"));
         }
-        if ids.len() > context {
-            let reason = format!("{name} has {} tokens, more than the model's context of {context}", ids.len());
+        let seen = self.base.seen();
+        if ids.len() > context.saturating_sub(seen) {
+            let before = if seen > 0 { format!(" behind {seen}") } else { String::new() };
+            let reason = format!("{name} has {} tokens{before}, more than the model's context of {context}", ids.len());
             return Err(Error::input(reason).with_hint("shorten the prompt"));
         }
-        if !matches!(self.retention, Retention::Full) {
+        if !matches!(self.base.retention(), Retention::Full) {
             return Ok(None);
         }
         let needed = self.held_bytes(ids.len().saturating_add(self.text_rows(ids.len(), options)));
@@ -286,19 +291,30 @@ impl<'a> Batch<'a> {
         }
     }
 
+    /// Bytes of a sequence beyond those that all begin with.
+    fn own_bytes(&self, cache: &AdaptiveKvCache) -> CacheBytes {
+        let (all, base) = (cache.bytes(), self.base.bytes());
+        CacheBytes {
+            raw: all.raw.saturating_sub(base.raw),
+            kept: all.kept.saturating_sub(base.kept),
+            allocated: all.allocated.saturating_sub(base.allocated),
+            mapped: all.mapped.saturating_sub(base.mapped),
+        }
+    }
+
     /// Bytes of some tokens that all heads keep, but for those that have left a sliding window.
     fn held_bytes(&self, tokens: usize) -> usize {
         let config = self.model.config();
-        let token_bytes = self.kv_dtype.token_bytes(config.heads.head_dim);
-        config.held_tokens(tokens).saturating_mul(config.heads.num_kv_heads * token_bytes)
+        config.held_tokens(tokens).saturating_mul(config.heads.num_kv_heads * self.token_bytes)
     }
 
     /// Rows of a head of the tokens that may be generated after a prompt; the last one is never stored, and some heads go
     /// on evicting.
     fn text_rows(&self, prompt_len: usize, options: &GenerationOptions) -> usize {
         let context = self.model.config().context_length;
-        let tokens = options.max_new_tokens.saturating_sub(1).min(context.saturating_sub(prompt_len));
-        self.retention.most_new_rows(tokens)
+        let room = context.saturating_sub(self.base.seen() + prompt_len);
+        let tokens = options.max_new_tokens.saturating_sub(1).min(room);
+        self.base.retention().most_new_rows(tokens)
     }
 
     /// Bytes that a prompt and the tokens after it come to.
@@ -354,18 +370,18 @@ impl<'a> Batch<'a> {
         caller.ask()?;
         let Some(Waiting { index, name, ids, options, .. }) = self.waiting.pop_front() else { return Ok(()) };
         let (model, prefill_options) = (self.model, self.prefill_options);
-        let mut cache = model.new_cache(self.kv_dtype, self.retention.clone())?;
+        let mut cache = self.base.clone();
         let started = self.clock.now();
         let mut reading = Reading::new(self, caller, observe(index));
         let prefill = model.prefill_with(&ids, &mut cache, prefill_options, &mut reading);
         let lent = reading.end()?;
         let logits = prefill.map_err(|error| error.in_place(|| name.clone()))?.logits;
         self.summary.prefill_time += self.clock.now().saturating_sub(started + lent);
-        let (prompt_tokens, kv) = (ids.len(), cache.bytes());
+        let (prompt_tokens, kv) = (ids.len(), self.own_bytes(&cache));
         self.summary.prompt_tokens += prompt_tokens;
         self.prompts_kv = [self.prompts_kv, kv].into_iter().sum();
         let reserved = self.bytes_with_text(kv.kept, prompt_tokens, &options);
-        let sequence = Sequence::new(self.tokenizer, Sampler::new(options.sampling, &ids), options);
+        let sequence = Sequence::new(self.tokenizer, Sampler::new(options.sampling, cache.ids()), options);
         let read =
             Active { index, name, prompt_tokens, cache, kv, sequence, drafts: None, text: String::new(), reserved };
         self.held = Some((read, logits));
@@ -406,7 +422,7 @@ impl<'a> Batch<'a> {
 
     fn note_bytes(&mut self) {
         let sequences = self.active.iter().chain(self.held.iter().map(|(read, _)| read));
-        let kept = sequences.map(|sequence| sequence.cache.bytes().kept).sum();
+        let kept = sequences.map(|sequence| self.own_bytes(&sequence.cache).kept).sum();
         self.summary.most_kv_bytes = self.summary.most_kv_bytes.max(kept);
     }
 

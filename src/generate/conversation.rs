@@ -52,8 +52,6 @@ pub struct Conversation<'a> {
     unread: Option<u32>,
     /// The cache holds tokens that are not part of the messages: those of a stop text.
     stale: bool,
-    /// The tokens that the cache was given, for the repeat penalty.
-    read: Vec<u32>,
     /// What drew the last answer: the next goes on with its random numbers.
     sampler: Option<Sampler>,
     turns: Vec<Turn>,
@@ -118,10 +116,52 @@ impl<'a> Conversation<'a> {
             prefill_options: PrefillOptions::default(),
             unread: None,
             stale: false,
-            read: Vec::new(),
             sampler: None,
             turns: Vec::new(),
         })
+    }
+
+    /// Goes on with a conversation that a cache holds.
+    ///
+    /// * `opening`: how many of the messages are left by a [`reset`](Self::reset)
+    /// * `unread`: the token with which the last answer broke off, which the cache has not got
+    ///
+    /// # Errors
+    /// [`Error::Input`] if there are fewer messages than the opening has.
+    pub fn resume(
+        model: &'a Llama,
+        tokenizer: &'a Tokenizer,
+        cache: AdaptiveKvCache,
+        messages: Vec<ChatMessage>,
+        opening: usize,
+        unread: Option<u32>,
+    ) -> Result<Self> {
+        let opening = messages.get(..opening).map(<[_]>::to_vec);
+        let opening =
+            opening.ok_or_else(|| Error::input("a conversation has fewer messages than it was opened with"))?;
+        Ok(Self {
+            model,
+            tokenizer,
+            opening,
+            cached: messages.len(),
+            messages,
+            context: ChatContext::default(),
+            cache,
+            prefill_options: PrefillOptions::default(),
+            unread,
+            stale: false,
+            sampler: None,
+            turns: Vec::new(),
+        })
+    }
+
+    /// What it was opened with, and the token with which the last answer broke off, which the cache has not got: for
+    /// [`resume`](Self::resume). `None` if the cache does not hold the messages as they are: if nothing was asked yet, or
+    /// a stop text ended the last answer.
+    #[must_use]
+    pub fn resumable(&self) -> Option<(usize, Option<u32>)> {
+        let is_held = !self.stale && self.cached == self.messages.len() && self.cache.is_consistent();
+        is_held.then_some((self.opening.len(), self.unread))
     }
 
     /// Sets what the chat template is told besides the messages: tools, documents, variables.
@@ -216,7 +256,6 @@ impl<'a> Conversation<'a> {
 
     fn empty_cache(&mut self) {
         self.cache = self.cache.emptied();
-        self.read.clear();
         self.cached = 0;
         self.unread = None;
         self.stale = false;
@@ -273,11 +312,10 @@ impl<'a> Conversation<'a> {
         let started = Instant::now();
         let prefill = self.model.prefill_with(&ids, &mut self.cache, self.prefill_options, observer)?;
         let prefill_time = started.elapsed();
-        self.read.extend_from_slice(&ids);
 
         let started = Instant::now();
         let mut text = String::new();
-        let sampler = Sampler::after(self.sampler.take(), options.sampling, &self.read);
+        let sampler = Sampler::after(self.sampler.take(), options.sampling, self.cache.ids());
         let (model, tokenizer, cache) = (self.model, self.tokenizer, &mut self.cache);
         let mut generation =
             Generation::with_sampler(model, tokenizer, cache, sampler, prefill.logits, options.clone());
@@ -305,8 +343,6 @@ impl<'a> Conversation<'a> {
             return Err(error);
         }
         text += &held_back;
-        // The last token stands before the next turn's, where it is read.
-        self.read.extend_from_slice(answer.split_last().map_or(&[], |(_, read)| read));
         // The last token was drawn and not read. One that ended the answer is not part of it: the template ends turns.
         self.unread = answer.last().copied().filter(|_| finish_reason != FinishReason::Eos);
         // A token that was given up halfway is in some layers only.

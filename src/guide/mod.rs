@@ -38,5 +38,7 @@ pub mod methods {}
 pub mod models {}
 #[doc = include_str!("running.md")]
 pub mod running {}
+#[doc = include_str!("saved_caches.md")]
+pub mod saved_caches {}
 #[doc = include_str!("speed.md")]
 pub mod speed {}

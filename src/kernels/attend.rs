@@ -39,6 +39,7 @@ pub struct HeadRows<'a> {
 
 /// Rows in one of the storage formats.
 #[derive(Debug, Clone, Copy)]
+#[expect(clippy::large_enum_variant, reason = "a view, which is on the stack only")]
 pub(crate) enum Stored<'a> {
     F32(Pair<FloatKeys<'a, f32>, FloatValues<'a, f32>>),
     F16(Pair<FloatKeys<'a, f16>, FloatValues<'a, f16>>),

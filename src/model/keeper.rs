@@ -66,12 +66,12 @@ impl Brief {
     /// Watches the prompt in one layer.
     pub fn layer<B: Backend>(&self, model: &Model<B>, layer: &CacheLayer<B::Rows>) -> LayerWatch<'_> {
         let (layout, place) = (model.config.heads, place(model, layer));
-        let (held, window) = (layer.positions(), layer.ledger().window());
-        let num_keys = (0..layout.num_heads).map(|head| held[head / layout.group_size()].len() + self.prompt_len);
+        let (ledger, window) = (layer.ledger(), layer.ledger().window());
+        let num_keys = (0..layout.num_heads).map(|head| ledger.len(head / layout.group_size()) + self.prompt_len);
         LayerWatch {
             profile: self.config().map(|config| Profile::new(layout, (config, self.segment(window)), place, num_keys)),
             maps: self.map_side.map(|side| MapAccumulator::new(layout.num_heads, self.prompt_len, side)),
-            window: window.map(|size| PromptWindow::new(size, self.seen, held)),
+            window: window.map(|size| PromptWindow::new(size, self.seen, &layer.positions())),
             prompt_len: self.prompt_len,
             hidden_size: model.config.hidden_size,
         }

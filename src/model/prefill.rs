@@ -139,7 +139,7 @@ impl<B: Backend> Model<B> {
         self.repeat_for_all(caches, &mut forks, options, &mut done)?;
         let kept = forks.finish::<B>(caches, done.observer)?;
         for cache in caches {
-            cache.settle(ids.len());
+            cache.settle(ids);
         }
         let last = hidden.pop().ok_or_else(|| Error::input("the prompt is empty"))?;
         drop(hidden);

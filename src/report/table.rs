@@ -38,7 +38,7 @@ mod tests {
             layer,
             prompt_len: 4,
             heads: Vec::new(),
-            bytes: CacheBytes { raw, kept, allocated: kept },
+            bytes: CacheBytes { raw, kept, allocated: kept, mapped: 0 },
         };
         let mb = 1024 * 1024;
         let expected = "layer    raw MB   compressed MB   saved %\n\

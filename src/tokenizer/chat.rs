@@ -181,7 +181,8 @@ impl Chat<'_> {
     /// the next one.
     ///
     /// * `previous`: the conversation so far, the answer as it was generated last. Its ids are in the sequence already,
-    ///   the end-of-turn token is not. If empty, this is [`Chat::encode`].
+    ///   the end-of-turn token is not. If empty, this is [`Chat::encode`]; if there is no answer at its end, it is what
+    ///   [`Chat::encode_beginning`] gave, and this is [`Chat::encode_rest`].
     /// * `new`: what comes next, often one message of the user
     ///
     /// # Errors
@@ -191,6 +192,9 @@ impl Chat<'_> {
         let Some((answer, asked)) = previous.split_last() else { return self.encode(new) };
         if new.is_empty() {
             return Err(Error::input("a chat needs at least one new message to go on"));
+        }
+        if answer.role() != "assistant" {
+            return self.encode_rest(previous, new);
         }
         let all = [previous, new].concat();
         let all = self.suited(&all)?;
@@ -203,11 +207,41 @@ impl Chat<'_> {
                 return self.tokenizer.encode_marked(&after, Place::AfterText);
             }
         }
+        Err(self.changes_earlier_turns())
+    }
+
+    /// Tokenises messages that nobody answers yet, such as a long text that questions are to follow: without the start of an
+    /// answer. [`Chat::encode_rest`] goes on from there.
+    ///
+    /// # Errors
+    /// As [`Chat::encode`].
+    pub fn encode_beginning(&self, messages: &[ChatMessage]) -> Result<Vec<u32>> {
+        let rendered = self.rendered(&self.suited(messages)?, false)?;
+        Ok(self.tokenizer.with_bos(self.tokenizer.encode_marked(&rendered, Place::Start)?))
+    }
+
+    /// Tokenises what follows [messages that nobody has answered](Chat::encode_beginning), up to the start of the answer.
+    ///
+    /// # Errors
+    /// As [`Chat::encode`]; [`Error::Unsupported`] also if the template renders the first messages differently when others
+    /// follow.
+    pub fn encode_rest(&self, previous: &[ChatMessage], new: &[ChatMessage]) -> Result<Vec<u32>> {
+        let all = [previous, new].concat();
+        let all = self.suited(&all)?;
+        let (begun, whole) = (self.rendered(&all[..previous.len()], false)?, self.rendered(&all, true)?);
+        let end = begun.text().len();
+        if whole.same_start(&begun, end, &self.tokenizer.markers) {
+            return self.tokenizer.encode_marked(&whole.cut(end..whole.text().len()), Place::AfterText);
+        }
+        Err(self.changes_earlier_turns())
+    }
+
+    fn changes_earlier_turns(&self) -> Error {
         let path = self.tokenizer.vocab.path().display();
-        Err(Error::unsupported(format!(
+        Error::unsupported(format!(
             "going on with a conversation, given that the chat template of `{path}` changes earlier turns,"
         ))
-        .with_hint("begin anew with all messages"))
+        .with_hint("begin anew with all messages")
     }
 
     /// Tokenises what stands between the end of a user's words and the assistant's answer: the turn change.

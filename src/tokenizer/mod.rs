@@ -13,6 +13,7 @@ mod byte_level;
 mod chat;
 mod classes;
 mod ends;
+mod fingerprint;
 mod folder;
 mod json;
 mod marked;
@@ -319,6 +320,15 @@ impl Tokenizer {
         let ids =
             self.encode_parts(text, Place::Start, |_| true, |text, place, ids| self.encode_text(text, place, ids))?;
         Ok(self.with_bos(ids))
+    }
+
+    /// As [`encode`](Self::encode), of what follows other text: no BOS, and no space that begins a text.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_following(&self, text: &str) -> Result<Vec<u32>> {
+        self.check_length(text)?;
+        self.encode_parts(text, Place::AfterText, |_| true, |text, place, ids| self.encode_text(text, place, ids))
     }
 
     /// Tokenises plain text and nothing else: no BOS, no special tokens. A `SentencePiece` text begins with its space.

@@ -50,7 +50,8 @@ pub fn batch(
 ) -> Result<Batch<'_>, Error> {
     let named = |(index, ids)| BatchPrompt { name: format!("prompt {}", index + 1), ids, options: None };
     let prompts = prompts.into_iter().enumerate().map(named).collect();
-    Batch::new(&loaded.model, &loaded.tokenizer, KvDtype::F16, retention, prompts, &options(5), limits)
+    let cache = loaded.model.new_cache(KvDtype::F16, retention)?;
+    Batch::new(&loaded.model, &loaded.tokenizer, cache, prompts, &options(5), limits)
 }
 
 fn run(loaded: &Loaded, retention: Retention, limits: BatchLimits) -> Result<(BatchSummary, Vec<FinishedText>), Error> {
@@ -248,7 +249,8 @@ fn a_prompt_may_have_options_of_its_own() {
     let limits = BatchLimits { sequences: 2, kv_bytes: None };
     let (model, tokenizer) = (&loaded.model, &loaded.tokenizer);
     let mut batch =
-        Batch::new(model, tokenizer, KvDtype::F16, Retention::Full, named.collect(), &options(5), limits).unwrap();
+        Batch::new(model, tokenizer, loaded.full_cache(KvDtype::F16).unwrap(), named.collect(), &options(5), limits)
+            .unwrap();
     let mut texts = Vec::new();
     batch.run(|_| (), || ControlFlow::Continue(()), |text| texts.push(text)).unwrap();
     texts.sort_by_key(|text| text.index);
@@ -263,7 +265,8 @@ fn a_prompt_may_have_options_of_its_own() {
         |tokens: usize| BatchLimits { sequences: 1, kv_bytes: Some((ids.len() + tokens - 1) * token_bytes(&loaded)) };
     for (options, fits) in [(None, false), (Some(GenerationOptions { max_new_tokens: 5, ..options(5) }), true)] {
         let prompt = vec![BatchPrompt { name: "prompt".to_owned(), ids: ids.clone(), options }];
-        let batch = Batch::new(model, tokenizer, KvDtype::F16, Retention::Full, prompt, &self::options(5), needed(5));
+        let cache = loaded.full_cache(KvDtype::F16).unwrap();
+        let batch = Batch::new(model, tokenizer, cache, prompt, &self::options(5), needed(5));
         assert_eq!(batch.is_ok(), fits);
     }
 }

@@ -199,7 +199,7 @@ fn a_fork_does_not_see_what_the_other_appends() {
     let prompt = prompt(SMALL, 3);
     let mut cache = cache(SMALL, KvDtype::F16);
     cache.layers_mut::<KernelRows>().unwrap()[0].store_prompt(&prompt, None).unwrap();
-    cache.settle(3);
+    cache.settle(&[0; 3]);
     let mut fork = cache.clone();
     fork.layers_mut::<KernelRows>().unwrap()[0]
         .append(&token(SMALL, 3, 1.0), &token(SMALL, 3, -1.0), 3, TokenClass::default())

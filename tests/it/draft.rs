@@ -373,7 +373,15 @@ fn a_batch_guesses_while_a_sequence_is_alone() {
         let limits = BatchLimits { sequences, kv_bytes: None };
         let prompts = (0..3).map(prompt).collect();
         let (model, tokenizer) = (&loaded.model, &loaded.tokenizer);
-        let mut batch = Batch::new(model, tokenizer, KvDtype::F16, Retention::Full, prompts, &options, limits).unwrap();
+        let mut batch = Batch::new(
+            model,
+            tokenizer,
+            model.new_cache(KvDtype::F16, Retention::Full).unwrap(),
+            prompts,
+            &options,
+            limits,
+        )
+        .unwrap();
         let mut texts = Vec::new();
         let summary = batch.run(|_| (), || ControlFlow::Continue(()), |text| texts.push(text)).unwrap();
         texts.sort_by_key(|text| text.index);

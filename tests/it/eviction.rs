@@ -335,6 +335,6 @@ fn what_a_search_evicts_is_given_back() {
         loaded.model.decode(20 + (step as u32 * 37) % 900, &mut cache).unwrap();
     }
     // Every head is recovered by its special tokens, of which there is the first.
-    assert!(cache.ledgers().iter().flat_map(|ledger| ledger.positions()).all(|head| *head == [0]));
+    assert!(cache.ledgers().iter().flat_map(|ledger| ledger.positions().into_owned()).all(|head| *head == [0]));
     assert_eq!(cache.bytes().kept, 4 * cache.layers::<KernelRows>().unwrap()[0].token_bytes());
 }

@@ -6,5 +6,6 @@
 mod harness;
 mod inputs;
 mod models;
+mod saved;
 mod texts;
 pub mod tokenizers;

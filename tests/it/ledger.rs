@@ -159,7 +159,7 @@ proptest! {
                 }
             }
             let held: Vec<Vec<u32>> = held.iter().map(|head| head.iter().copied().collect()).collect();
-            prop_assert_eq!(layer.positions(), &held);
+            prop_assert_eq!(&layer.positions()[..], &held[..]);
             prop_assert_eq!(&layer.rows().0, &held);
             prop_assert_eq!(layer.ledger().seen(), seen as usize);
             let rows: usize = held.iter().map(Vec::len).sum();
@@ -189,7 +189,7 @@ proptest! {
         }
         prop_assert!(layer.store_prompt(&prompt, Some(chosen)).is_err());
         prop_assert!(layer.ledger().check_next(3).is_err() && layer.ledger().check_next(5).is_err());
-        prop_assert_eq!(layer.positions(), &before);
+        prop_assert_eq!(&layer.positions()[..], &before[..]);
         prop_assert_eq!(&layer.rows().0, &before);
     }
 }

@@ -54,6 +54,7 @@ mod refit;
 mod replay;
 mod replay_evict;
 mod rkv;
+mod saved;
 mod second_model;
 mod shape_script;
 mod support;

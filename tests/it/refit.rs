@@ -1,7 +1,7 @@
 //! `"refit"`: values of kept keys are fitted to what the prompt's queries read of all; nothing else changes.
 
 use adaptive_kvcache::backend::{HeadCache, KernelRows};
-use adaptive_kvcache::cache::{AdaptiveKvCache, CacheLayer, KvDtype, Retention};
+use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, Retention};
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype};
 use candle_core::quantized::GgmlDType;
 
@@ -40,8 +40,8 @@ fn rows(cache: &AdaptiveKvCache) -> Vec<(Vec<f32>, Vec<f32>)> {
     heads.map(wide).collect()
 }
 
-fn positions(cache: &AdaptiveKvCache) -> Vec<&[Vec<u32>]> {
-    cache.layers::<KernelRows>().unwrap().iter().map(CacheLayer::positions).collect()
+fn positions(cache: &AdaptiveKvCache) -> Vec<Vec<Vec<u32>>> {
+    cache.layers::<KernelRows>().unwrap().iter().map(|layer| layer.positions().into_owned()).collect()
 }
 
 #[test]

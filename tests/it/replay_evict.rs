@@ -181,8 +181,8 @@ fn the_budget_is_held_after_every_token() {
         }
         // The newest are always among them.
         let newest = u32::try_from(context - 1).unwrap();
-        let holds = |head: &Vec<u32>| head.len() < 6 || head.contains(&newest);
-        assert!(cache.ledgers().iter().flat_map(|ledger| ledger.positions()).all(holds), "{over}");
+        let holds = |head: Vec<u32>| head.len() < 6 || head.contains(&newest);
+        assert!(cache.ledgers().iter().flat_map(|ledger| ledger.positions().into_owned()).all(holds), "{over}");
     }
 }
 

@@ -114,7 +114,7 @@ fn run(model: &Llama, text: &[u32], parts: &[Part], mut cache: AdaptiveKvCache, 
 fn expect_within_windows(model: &Llama, cache: &AdaptiveKvCache) {
     for (layer, ledger) in cache.ledgers().into_iter().enumerate() {
         let Some(window) = model.config().window(layer) else { continue };
-        for positions in ledger.positions() {
+        for positions in ledger.positions().iter() {
             let first = (cache.seen() + 1).saturating_sub(window);
             assert!(positions.iter().all(|&at| (first..cache.seen()).contains(&(at as usize))), "{positions:?}");
         }

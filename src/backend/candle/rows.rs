@@ -368,8 +368,9 @@ impl Rows for CandleRows {
         };
         // The prompt's rows lie behind copies of all that is held, which a window has put in the order of positions.
         let (keys, values, flat_row) = prompt.flat()?;
+        let all_positions = ledger.positions();
         let of_head = |((kv_head, head), &held): ((usize, &HeadPlan), &usize)| {
-            let positions = &ledger.positions()[kv_head];
+            let positions = &all_positions[kv_head];
             let mut ordered = positions.clone();
             ordered.sort_unstable();
             let place = |row: usize| match ledger.window() {

@@ -4,6 +4,7 @@ use super::storage::Storage;
 use crate::cache::{KvDtype, growth};
 use crate::error::{Error, Result};
 use crate::kernels::attend::HeadRows;
+use crate::records::{Sink, Source};
 
 /// The rows that one KV head keeps: `[kept, head_dim]` keys and values. Whose they are, a
 /// [`Ledger`](crate::cache::Ledger) knows.
@@ -89,6 +90,27 @@ impl HeadCache {
     #[must_use]
     pub fn allocated_bytes(&self) -> usize {
         self.rows.allocated()
+    }
+
+    /// Bytes of rows that lie in a mapped file, which others may read, too.
+    #[must_use]
+    pub fn shared_bytes(&self) -> usize {
+        self.rows.shared()
+    }
+
+    /// Writes all rows as they are stored.
+    pub(super) fn save(&self, sink: &mut Sink<'_>) {
+        self.rows.save(sink);
+    }
+
+    /// Takes rows that were saved, where they lie; a copy is made of what changes.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] if there are not as many.
+    pub(super) fn load(&mut self, rows: usize, source: &mut Source) -> Result<()> {
+        self.rows.load(rows, source)?;
+        self.len = rows;
+        Ok(())
     }
 
     /// Says what keys have in common, while there are none: a format that gains by it does not store that with each key.

@@ -10,6 +10,7 @@ use crate::attention::window::PromptWindow;
 use crate::cache::{CacheLayer, HeadStep, KvDtype, Ledger, Plan, Rows};
 use crate::error::{Error, Result};
 use crate::kernels::attend::HeadRows;
+use crate::records::{Sink, Source};
 use crate::tokens::TokenClass;
 
 /// Keys and values of one layer, each head's in buffers of its own length.
@@ -91,6 +92,10 @@ impl Rows for KernelRows {
         self.heads.iter().map(HeadCache::allocated_bytes).sum()
     }
 
+    fn mapped(&self) -> usize {
+        self.heads.iter().map(HeadCache::shared_bytes).sum()
+    }
+
     fn prompt_lens(&self, prompt: &PromptKv) -> (usize, Vec<usize>) {
         (prompt.keys.len(), (0..self.heads.len()).map(|head| prompt.keys.past_len(head)).collect())
     }
@@ -144,6 +149,18 @@ impl Rows for KernelRows {
         })
     }
 
+    fn can_save() -> bool {
+        true
+    }
+
+    fn save(&self, sink: &mut Sink<'_>) {
+        self.heads.iter().for_each(|head| head.save(sink));
+    }
+
+    fn load(&mut self, lens: &[usize], source: &mut Source) -> Result<()> {
+        self.heads.iter_mut().zip(lens).try_for_each(|(head, &rows)| head.load(rows, source))
+    }
+
     fn evict(&mut self, _: &Ledger, steps: &[HeadStep]) -> Result<()> {
         for (head, step) in self.heads.iter_mut().zip(steps) {
             for &row in step.evicted() {
@@ -194,8 +211,8 @@ impl CacheLayer<KernelRows> {
         for &class in classes {
             ledger.advance(class);
         }
-        for (head, positions) in rows.heads.iter_mut().zip(ledger.positions()) {
-            head.truncate(positions.len());
+        for (kv_head, head) in rows.heads.iter_mut().enumerate() {
+            head.truncate(ledger.len(kv_head));
         }
     }
 

@@ -11,6 +11,7 @@ mod tiled;
 
 use std::marker::PhantomData;
 
+use bytemuck::Pod;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
@@ -18,10 +19,12 @@ use mixed::Mixed;
 use tiled::{Buffer, Tiled};
 
 use crate::cache::KvDtype;
+use crate::error::Result;
 use crate::kernels::attend::{BlockKeys, BlockValues, FOUR, FloatKeys, FloatValues, HeadRows, Pair, Stored};
 use crate::kernels::blocks::{BLOCK, CacheFormat, Q4_0, Q8_0};
 use crate::kernels::hadamard;
 use crate::kernels::vector::MAX_HEAD_DIM;
+use crate::records::{Sink, Source};
 
 /// Rows of a tile of keys, and of scales.
 const TILE: usize = 16;
@@ -37,7 +40,7 @@ pub(super) trait Column: Buffer {
 }
 
 /// Numbers that are rounded one by one.
-pub(super) trait Float: Copy + Default {
+pub(super) trait Float: Pod {
     fn round(row: &[f32], out: &mut [Self]);
 }
 
@@ -59,12 +62,12 @@ impl<T: Float, const ROWS: usize> Column for Tiled<T, ROWS> {
     }
 
     fn push(&mut self, row: &[f32]) {
-        self.push_with(|out| T::round(row, out), T::default());
+        self.push_with(|out| T::round(row, out), T::zeroed());
     }
 }
 
 /// Quants that are stored together.
-pub(super) trait Quants: Copy + Default {
+pub(super) trait Quants: Pod {
     /// Whether they are of keys, which are centred and rotated before they are rounded.
     const ARE_KEYS: bool;
 
@@ -90,7 +93,7 @@ impl Quants for [u8; FOUR] {
 
 /// Rows of quantised blocks.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Blocks<Q, E, const ROWS: usize> {
+pub(super) struct Blocks<Q, E: Quants, const ROWS: usize> {
     quants: Tiled<E, ROWS>,
     scales: Tiled<f16, TILE>,
     /// `[head_dim]` what is subtracted from each row; empty if nothing is.
@@ -135,7 +138,7 @@ impl<Q: CacheFormat, E: Quants, const ROWS: usize> Column for Blocks<Q, E, ROWS>
                 f16::ZERO,
             );
         };
-        self.quants.push_with(write, E::default());
+        self.quants.push_with(write, E::zeroed());
     }
 
     fn center(&mut self, center: &[f32]) {
@@ -145,7 +148,7 @@ impl<Q: CacheFormat, E: Quants, const ROWS: usize> Column for Blocks<Q, E, ROWS>
     }
 }
 
-impl<Q, E: Copy, const ROWS: usize> Buffer for Blocks<Q, E, ROWS> {
+impl<Q, E: Quants, const ROWS: usize> Buffer for Blocks<Q, E, ROWS> {
     fn len(&self) -> usize {
         self.scales.len()
     }
@@ -177,6 +180,31 @@ impl<Q, E: Copy, const ROWS: usize> Buffer for Blocks<Q, E, ROWS> {
         self.quants.shrink_to_fit();
         self.scales.shrink_to_fit();
     }
+
+    fn shared(&self) -> usize {
+        self.quants.shared() + self.scales.shared()
+    }
+
+    fn save(&self, sink: &mut Sink<'_>) {
+        if E::ARE_KEYS {
+            sink.count(self.center.len());
+            sink.f32s(&self.center);
+        }
+        self.quants.save(sink);
+        self.scales.save(sink);
+    }
+
+    fn load(&mut self, rows: usize, source: &mut Source) -> Result<()> {
+        if E::ARE_KEYS {
+            let (center, head_dim) = (source.count()?, self.scales.width() * BLOCK);
+            if center != 0 && center != head_dim {
+                return Err(source.error(format_args!("a mean key of {center} numbers, expected {head_dim} or none")));
+            }
+            self.center = source.f32s(center)?;
+        }
+        self.quants.load(rows, source)?;
+        self.scales.load(rows, source)
+    }
 }
 
 /// Keys and values, as attention reads them.
@@ -194,7 +222,7 @@ type KeyFloats<T> = Tiled<T, TILE>;
 /// Values of plain numbers.
 type ValueFloats<T> = Tiled<T, 1>;
 
-impl<T: Copy + 'static> View for KeyFloats<T> {
+impl<T: Pod> View for KeyFloats<T> {
     type Rows<'a> = FloatKeys<'a, T>;
 
     fn view(&self) -> FloatKeys<'_, T> {
@@ -202,7 +230,7 @@ impl<T: Copy + 'static> View for KeyFloats<T> {
     }
 }
 
-impl<T: Copy + 'static> View for ValueFloats<T> {
+impl<T: Pod> View for ValueFloats<T> {
     type Rows<'a> = FloatValues<'a, T>;
 
     fn view(&self) -> FloatValues<'_, T> {
@@ -295,6 +323,20 @@ impl<K: Buffer, V: Buffer> Buffer for Columns<K, V> {
     fn shrink_to_fit(&mut self) {
         self.keys.shrink_to_fit();
         self.values.shrink_to_fit();
+    }
+
+    fn shared(&self) -> usize {
+        self.keys.shared() + self.values.shared()
+    }
+
+    fn save(&self, sink: &mut Sink<'_>) {
+        self.keys.save(sink);
+        self.values.save(sink);
+    }
+
+    fn load(&mut self, rows: usize, source: &mut Source) -> Result<()> {
+        self.keys.load(rows, source)?;
+        self.values.load(rows, source)
     }
 }
 
@@ -431,5 +473,25 @@ impl Storage {
     /// * `key`, `value`: `[head_dim]`
     pub(super) fn push(&mut self, key: &[f32], value: &[f32]) {
         each!(self, rows => rows.push(key, value));
+    }
+
+    /// Bytes of rows that lie in memory that others read, too.
+    pub(super) fn shared(&self) -> usize {
+        each!(self, rows => rows.shared())
+    }
+
+    /// Writes all rows.
+    pub(super) fn save(&self, sink: &mut Sink<'_>) {
+        each!(self, rows => rows.save(sink));
+    }
+
+    /// Takes rows that were saved.
+    ///
+    /// * `rows`: how many
+    ///
+    /// # Errors
+    /// [`Error::BadFile`](crate::Error::BadFile) if there are not as many.
+    pub(super) fn load(&mut self, rows: usize, source: &mut Source) -> Result<()> {
+        each!(self, columns => columns.load(rows, source))
     }
 }

@@ -40,9 +40,10 @@ pub struct ModelArgs {
 #[derive(Debug, Args)]
 pub struct NumbersArgs {
     /// Numbers of the KV cache, or of keys/values; mixed is q8_0/q4_0 for what a prompt leaves, q8_0 for what comes later
+    /// [default: f16]
     #[expect(clippy::doc_markdown, reason = "printed by --help")]
-    #[arg(long, value_parser = kv_dtype(), default_value = "f16")]
-    pub kv_dtype: KvDtype,
+    #[arg(long, value_parser = kv_dtype())]
+    pub kv_dtype: Option<KvDtype>,
     /// Numbers of the cached keys [default: as --kv-dtype says]
     #[arg(long, value_parser = row_dtype(), value_name = "DTYPE", alias = "cache-type-k")]
     pub k_dtype: Option<KvDtype>,
@@ -135,17 +136,39 @@ impl From<Dtype> for WeightDtype {
 }
 
 impl NumbersArgs {
+    /// Whether the user says anything of the cache's numbers.
+    pub fn is_given(&self) -> bool {
+        self.kv_dtype.is_some() || self.k_dtype.is_some() || self.v_dtype.is_some()
+    }
+
     /// The numbers of the cache.
     ///
     /// # Errors
     /// As [`KvDtype::of`].
     pub fn kv_dtype(&self) -> adaptive_kvcache::Result<KvDtype> {
-        let both = self.kv_dtype;
+        let both = self.kv_dtype.unwrap_or(KvDtype::F16);
         if self.k_dtype.is_none() && self.v_dtype.is_none() {
             return Ok(both);
         }
         KvDtype::of(self.k_dtype.unwrap_or(both.keys()), self.v_dtype.unwrap_or(both.values()))
     }
+}
+
+/// What a run goes on from.
+#[derive(Debug, Args)]
+pub struct StartArgs {
+    /// Saved cache to go on from, as `cache create` or --save-cache writes it: what it holds is not read again. Method and
+    /// numbers are the file's. The prompt follows at once, or in the chat template if the file holds a conversation
+    #[arg(long = "cache", value_name = "PATH")]
+    pub cache_file: Option<PathBuf>,
+}
+
+/// What a run leaves.
+#[derive(Debug, Args)]
+pub struct SaveArgs {
+    /// Save the cache as it is at the end, for --cache
+    #[arg(long, value_name = "PATH")]
+    pub save_cache: Option<PathBuf>,
 }
 
 /// Which cache is used, and where its choices are logged.

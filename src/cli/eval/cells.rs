@@ -1,8 +1,6 @@
 //! What stands in a cell of more than one of `eval`'s tables.
 
-use adaptive_kvcache::compress::Budget;
 use adaptive_kvcache::eval::{ALL_TEXTS, GivenBudget};
-use adaptive_kvcache::report::short_size;
 
 use crate::cli::measure::Names;
 
@@ -12,11 +10,7 @@ pub const BUDGET_WIDTH: usize = 12;
 /// A budget in a table: the share, or the size; and whose positions compete for it, if that was given.
 pub fn budget_text(given: Option<GivenBudget>) -> String {
     let Some(GivenBudget { budget, budget_over }) = given else { return "-".to_owned() };
-    let amount = match budget {
-        Budget::KeptRatio(ratio) => format!("{}%", (ratio * 1e4).round() / 100.0),
-        Budget::Bytes(bytes) => short_size(bytes),
-    };
-    budget_over.map_or(amount.clone(), |over| format!("{amount} {}", over.name()))
+    budget_over.map_or_else(|| budget.to_string(), |over| format!("{budget} {}", over.name()))
 }
 
 /// Rows that a head evicted, in a column; those of configurations that keep all new tokens are not told.

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{ratio_count, values};
+use crate::sizes::short_size;
 use allocation::{Allocation, SAFEGUARD};
 use methods::Method;
 use profile::HeadPrior;
@@ -36,6 +37,16 @@ pub enum Budget {
     /// Bytes of kept keys and values of the segment, all layers together, in the cache's own format; at least 1.
     #[serde(rename(deserialize = "kv_budget"))]
     Bytes(#[serde(deserialize_with = "values::size")] usize),
+}
+
+/// As tables name it: `25%`, or `64MB`.
+impl std::fmt::Display for Budget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match *self {
+            Self::KeptRatio(ratio) => write!(f, "{}%", (ratio * 1e4).round() / 100.0),
+            Self::Bytes(bytes) => f.write_str(&short_size(bytes)),
+        }
+    }
 }
 
 /// The cache that a [`Budget`] is for.

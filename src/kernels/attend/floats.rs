@@ -129,7 +129,8 @@ impl<T: Element> Values for FloatValues<'_, T> {
 
     #[inline(always)]
     fn value(&self, row: usize, out: &mut [f32]) {
-        let stored = &self.0.numbers[row * self.0.width..];
+        let mut stored = [T::default(); MAX_HEAD_DIM];
+        self.0.copy_row(row, &mut stored);
         out.iter_mut().zip(stored).for_each(|(out, number)| *out = number.widen());
     }
 
@@ -146,7 +147,8 @@ impl<T: Element> Values for FloatValues<'_, T> {
         out: &mut [f32],
     ) {
         let head_dim = self.0.width;
-        let values = &self.0.numbers[first * head_dim..(first + count) * head_dim];
+        let mut joined = Vec::new();
+        let values = self.0.rows(first, count, &mut joined);
         let mut at = 0;
         while at + 4 * LANES <= head_dim && 4 * GROUP <= L::ACCUMULATORS {
             Self::add_columns::<L, GROUP, 4>(values, head_dim, at, weights, factors, out);

@@ -222,9 +222,9 @@ impl<Q: CacheFormat> Keys for BlockKeys<'_, Q> {
     fn fetch_ahead(&self, tile: usize) {
         let ahead = tile + BLOCK_ROWS / LANES;
         let keys = LANES * self.quants.width;
-        fetch(self.quants.numbers, ahead * keys, keys);
+        fetch(self.quants.numbers(ahead * keys, keys));
         let scales = LANES * self.scales.width;
-        fetch(self.scales.numbers, ahead * scales, scales);
+        fetch(self.scales.numbers(ahead * scales, scales));
     }
 
     #[inline(always)]
@@ -284,7 +284,7 @@ impl<Q: CacheFormat> Values for BlockValues<'_, Q> {
     #[inline(always)]
     fn fetch_ahead(&self, tile: usize) {
         let count = LANES * self.scales.width;
-        fetch(self.scales.numbers, (tile + BLOCK_ROWS / LANES) * count, count);
+        fetch(self.scales.numbers((tile + BLOCK_ROWS / LANES) * count, count));
     }
 
     #[inline(always)]
@@ -301,8 +301,9 @@ impl<Q: CacheFormat> Values for BlockValues<'_, Q> {
         let in_fours = count.min(self.scales.len / FOUR * FOUR - first);
         let chunks = self.quants.width / LANES; // of sixteen columns, in four rows
         let fours = in_fours.div_ceil(FOUR).min(BLOCK_ROWS / FOUR);
-        let quants = self.quants.numbers.as_chunks::<FOUR>().0.as_chunks::<LANES>().0;
-        let quants = &quants[first / FOUR * chunks..][..fours * chunks];
+        let mut joined = Vec::new();
+        let quants = self.quants.rows(first, fours * FOUR, &mut joined);
+        let quants = quants.as_chunks::<FOUR>().0.as_chunks::<LANES>().0;
         let mut scales = [0.0; BLOCK_ROWS];
         let mut rounded_weights = [[[[0; 2]; LANES / FOUR]; BLOCK_ROWS / LANES]; GROUP];
         for block in 0..head_dim / BLOCK {
@@ -321,11 +322,8 @@ impl<Q: CacheFormat> Values for BlockValues<'_, Q> {
             for four in 0..fours {
                 // Block by block, so that fetching keeps pace with computing.
                 let four_ahead = (first + BLOCK_ROWS) / FOUR + four;
-                fetch(
-                    self.quants.numbers,
-                    (four_ahead * chunks + block * Q::CHUNKS) * LANES * FOUR,
-                    Q::CHUNKS * LANES * FOUR,
-                );
+                let chunk_ahead = four_ahead * chunks + block * Q::CHUNKS;
+                fetch(self.quants.numbers(chunk_ahead * LANES * FOUR, Q::CHUNKS * LANES * FOUR));
                 let quants = Q::unpack::<L>(&quants[four * chunks + block * Q::CHUNKS..][..Q::CHUNKS], 0);
                 for (sums, weights) in sums.iter_mut().zip(&rounded_weights) {
                     for (sum, &quants) in sums.iter_mut().zip(&quants) {
@@ -352,13 +350,13 @@ impl<Q: CacheFormat> Values for BlockValues<'_, Q> {
     }
 }
 
-/// Starts to fetch `count` numbers from number `first` on into the second-level cache, if there are so many. Where several
-/// streams are read in turn, page by page, the processor's own prefetching falls behind.
+/// Starts to fetch numbers into the second-level cache, if there are any. Where several streams are read in turn, page by
+/// page, the processor's own prefetching falls behind.
 #[inline(always)]
-fn fetch<T>(numbers: &[T], first: usize, count: usize) {
+fn fetch<T>(numbers: Option<&[T]>) {
     /// Bytes that are fetched together.
     const LINE: usize = 64;
-    if let Some(numbers) = numbers.get(first..first + count) {
+    if let Some(numbers) = numbers {
         let start = numbers.as_ptr().cast::<u8>();
         for at in (0..size_of_val(numbers)).step_by(LINE) {
             simd::fetch::<false>(start.wrapping_add(at));

@@ -5,6 +5,7 @@
 mod batch;
 mod bench;
 mod bounded;
+mod cache;
 mod chat;
 mod code_formats;
 mod device;

@@ -2,8 +2,10 @@
 
 use super::tiled::Buffer;
 use super::{Columns, KeyBlocks, ValueBlocks};
+use crate::error::Result;
 use crate::kernels::attend::{HeadRows, MixedRows, Stored};
 use crate::kernels::blocks::{Q4_0, Q8_0};
+use crate::records::{Sink, Source};
 
 /// What a prompt has left, and behind it what came later, in other numbers.
 #[derive(Debug, Clone, PartialEq)]
@@ -99,5 +101,24 @@ impl Buffer for Mixed {
     fn shrink_to_fit(&mut self) {
         self.settled.shrink_to_fit();
         self.newest.shrink_to_fit();
+    }
+
+    fn shared(&self) -> usize {
+        self.settled.shared() + self.newest.shared()
+    }
+
+    fn save(&self, sink: &mut Sink<'_>) {
+        sink.count(self.settled.len());
+        self.settled.save(sink);
+        self.newest.save(sink);
+    }
+
+    fn load(&mut self, rows: usize, source: &mut Source) -> Result<()> {
+        let settled = source.count()?;
+        if settled > rows {
+            return Err(source.error(format_args!("{settled} of {rows} rows are what a prompt has left")));
+        }
+        self.settled.load(settled, source)?;
+        self.newest.load(rows - settled, source)
     }
 }

@@ -1,6 +1,15 @@
-//! Growing buffers of rows in tiles.
+//! Growing buffers of rows in tiles, of which the first may lie in memory that others read, too.
 
+use std::marker::PhantomData;
+use std::ops::{Deref, Range};
+
+use bytemuck::Pod;
+
+use super::TILE;
+use crate::error::Result;
+use crate::kernels::quant::SharedBytes;
 use crate::kernels::tiles::{Tiles, place};
+use crate::records::{Sink, Source};
 
 /// What holds rows, whatever they are.
 pub trait Buffer {
@@ -18,108 +27,208 @@ pub trait Buffer {
     fn swap_remove(&mut self, row: usize);
     /// Gives back what is allocated beyond the rows.
     fn shrink_to_fit(&mut self);
+    /// Bytes of rows that lie in memory that others read, too.
+    fn shared(&self) -> usize;
+    /// Writes the rows as they lie in memory.
+    fn save(&self, sink: &mut Sink<'_>);
+    /// Takes rows that were [saved](Self::save), where they lie; but for the last few, which are copied.
+    ///
+    /// * `rows`: how many
+    ///
+    /// # Errors
+    /// [`Error::BadFile`](crate::Error::BadFile) if there are not as many.
+    fn load(&mut self, rows: usize, source: &mut Source) -> Result<()>;
+}
+
+/// Numbers in somebody's bytes.
+#[derive(Clone)]
+struct Shared<T> {
+    owner: SharedBytes,
+    /// Of the bytes; aligned for the numbers.
+    range: Range<usize>,
+    numbers: PhantomData<T>,
+}
+
+impl<T: Pod> Deref for Shared<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        bytemuck::cast_slice(&(*self.owner).as_ref()[self.range.clone()])
+    }
 }
 
 /// A growing buffer of rows of `width` numbers in tiles of `ROWS` rows.
-#[derive(Debug, Clone, PartialEq)]
+///
+/// The first rows may be shared; they are copied when one of them goes.
+#[derive(Clone)]
 pub struct Tiled<T, const ROWS: usize> {
-    numbers: Vec<T>,
+    /// Whole tiles.
+    base: Option<Shared<T>>,
+    /// The rows behind them.
+    own: Vec<T>,
     width: usize,
 }
 
-impl<T: Copy, const ROWS: usize> Tiled<T, ROWS> {
+impl<T: Pod, const ROWS: usize> std::fmt::Debug for Tiled<T, ROWS> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tiled({} rows, {} of them shared)", self.len(), self.base_rows())
+    }
+}
+
+/// Bit by bit, wherever the rows are.
+impl<T: Pod, const ROWS: usize> PartialEq for Tiled<T, ROWS> {
+    fn eq(&self, other: &Self) -> bool {
+        let bytes = |rows: &Self| -> Vec<u8> {
+            [bytemuck::cast_slice(rows.base()), bytemuck::cast_slice::<T, u8>(&rows.own)].concat()
+        };
+        self.width == other.width && self.len() == other.len() && bytes(self) == bytes(other)
+    }
+}
+
+impl<T: Pod, const ROWS: usize> Tiled<T, ROWS> {
     pub fn with_width(width: usize) -> Self {
-        Self { numbers: Vec::new(), width }
+        Self { base: None, own: Vec::new(), width }
+    }
+
+    /// Numbers of a row.
+    pub fn width(&self) -> usize {
+        self.width
     }
 
     pub fn tiles(&self) -> Tiles<'_, T, ROWS> {
-        Tiles { numbers: &self.numbers, width: self.width, len: self.len() }
+        Tiles { base: self.base(), own: &self.own, width: self.width, len: self.len() }
+    }
+
+    fn base(&self) -> &[T] {
+        self.base.as_deref().unwrap_or(&[])
+    }
+
+    /// Rows that are shared.
+    fn base_rows(&self) -> usize {
+        self.base().len() / self.width
+    }
+
+    /// Copies the rows that are shared.
+    fn own_all(&mut self) {
+        if let Some(base) = self.base.take() {
+            let mut all = Vec::with_capacity(base.len() + self.own.capacity());
+            all.extend_from_slice(&base);
+            all.append(&mut self.own);
+            self.own = all;
+        }
     }
 
     /// Adds a row, which `write` writes.
     pub fn push_with(&mut self, write: impl FnOnce(&mut [T]), zero: T) {
-        let start = self.numbers.len();
-        self.numbers.resize(start + self.width, zero);
-        write(&mut self.numbers[start..]);
+        let start = self.own.len();
+        self.own.resize(start + self.width, zero);
+        write(&mut self.own[start..]);
         if ROWS > 1 && self.len().is_multiple_of(ROWS) {
-            let tile = self.numbers.len() - ROWS * self.width;
-            let rows = self.numbers[tile..].to_vec();
+            let tile = self.own.len() - ROWS * self.width;
+            let rows = self.own[tile..].to_vec();
             for (lane, row) in rows.chunks_exact(self.width).enumerate() {
                 for (number, &value) in row.iter().enumerate() {
-                    self.numbers[tile + number * ROWS + lane] = value;
+                    self.own[tile + number * ROWS + lane] = value;
                 }
             }
         }
     }
 }
 
-impl<T: Copy, const ROWS: usize> Buffer for Tiled<T, ROWS> {
+impl<T: Pod, const ROWS: usize> Buffer for Tiled<T, ROWS> {
     fn len(&self) -> usize {
-        self.numbers.len() / self.width
+        self.base_rows() + self.own.len() / self.width
     }
 
     fn allocated(&self) -> usize {
-        self.numbers.capacity() * size_of::<T>()
+        self.own.capacity() * size_of::<T>()
     }
 
     fn spare(&self) -> usize {
-        (self.numbers.capacity() - self.numbers.len()) / self.width
+        (self.own.capacity() - self.own.len()) / self.width
     }
 
     fn reserve_exact(&mut self, rows: usize) {
-        self.numbers.reserve_exact(rows * self.width);
+        self.own.reserve_exact(rows * self.width);
     }
 
     fn shrink_to_fit(&mut self) {
-        self.numbers.shrink_to_fit();
+        self.own.shrink_to_fit();
+    }
+
+    fn shared(&self) -> usize {
+        size_of_val(self.base())
+    }
+
+    fn save(&self, sink: &mut Sink<'_>) {
+        sink.aligned(&[bytemuck::cast_slice(self.base()), bytemuck::cast_slice(&self.own)]);
+    }
+
+    fn load(&mut self, rows: usize, source: &mut Source) -> Result<()> {
+        let row_bytes = self.width * size_of::<T>();
+        let (owner, range) = source.aligned(rows.saturating_mul(row_bytes))?;
+        let shared = range.start..range.start + rows / TILE * TILE * row_bytes;
+        self.own = bytemuck::cast_slice(&(*owner).as_ref()[shared.end..range.end]).to_vec();
+        self.base = (!shared.is_empty()).then_some(Shared { owner, range: shared, numbers: PhantomData });
+        Ok(())
     }
 
     fn swap_remove(&mut self, row: usize) {
-        let (len, width) = (self.len(), self.width);
+        if row.min(self.len() - 1) < self.base_rows() {
+            self.own_all();
+        }
+        let (row, width) = (row - self.base_rows(), self.width);
+        let len = self.own.len() / width;
         let last = len - 1;
         let ((from, from_step), (to, to_step)) = (place::<ROWS>(last, len, width), place::<ROWS>(row, len, width));
         for number in 0..width {
-            self.numbers[to + number * to_step] = self.numbers[from + number * from_step];
+            self.own[to + number * to_step] = self.own[from + number * from_step];
         }
         if ROWS > 1 && len.is_multiple_of(ROWS) {
             // The last tile is not whole any more: its rows lie one after the other again.
             let tile = (len - ROWS) * width;
-            let columns = self.numbers[tile..].to_vec();
+            let columns = self.own[tile..].to_vec();
             for (number, column) in columns.chunks_exact(ROWS).enumerate() {
                 for (lane, &value) in column.iter().enumerate() {
-                    self.numbers[tile + lane * width + number] = value;
+                    self.own[tile + lane * width + number] = value;
                 }
             }
         }
-        self.numbers.truncate(last * width);
+        self.own.truncate(last * width);
     }
 
     fn keep_rows(&mut self, rows: &[usize]) {
-        let (len, width) = (self.len(), self.width);
         let unchanged = rows.iter().enumerate().take_while(|(to, from)| to == *from).count();
-        if unchanged == len {
+        if unchanged == self.len() {
             return;
         }
+        if rows.is_empty() {
+            self.base = None;
+        } else if unchanged < self.base_rows() {
+            self.own_all();
+        }
+        let (shared, width) = (self.base_rows(), self.width);
+        let len = self.own.len() / width;
         // A tile's rows come from its own place or from behind it: tiles before the first changed one stay, and the
         // tiles behind the one that is written still hold all that is to come.
         let first = unchanged / ROWS * ROWS;
         let mut scratch = Vec::with_capacity(ROWS * width);
         for (index, rows) in rows[first..].chunks(ROWS).enumerate() {
-            let target = (first + index * ROWS) * width;
-            let places = rows.iter().map(|&row| place::<ROWS>(row, len, width));
+            let target = (first - shared + index * ROWS) * width;
+            let places = rows.iter().map(|&row| place::<ROWS>(row - shared, len, width));
             scratch.clear();
             if rows.len() == ROWS {
                 let places: Vec<_> = places.collect();
                 for number in 0..width {
-                    scratch.extend(places.iter().map(|(start, step)| self.numbers[start + number * step]));
+                    scratch.extend(places.iter().map(|(start, step)| self.own[start + number * step]));
                 }
             } else {
                 for (start, step) in places {
-                    scratch.extend((0..width).map(|number| self.numbers[start + number * step]));
+                    scratch.extend((0..width).map(|number| self.own[start + number * step]));
                 }
             }
-            self.numbers[target..target + scratch.len()].copy_from_slice(&scratch);
+            self.own[target..target + scratch.len()].copy_from_slice(&scratch);
         }
-        self.numbers.truncate(rows.len() * width);
+        self.own.truncate((rows.len() - shared) * width);
     }
 }

@@ -15,20 +15,43 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 use memmap2::Mmap;
 
+use crate::error::{Error, Result};
+use crate::foreign;
+
 /// A file, mapped read-only, whose name is known to [`with_file_at`].
 #[derive(Debug)]
-pub(super) struct MappedFile {
+pub(crate) struct MappedFile {
     /// Goes first: the range is forgotten before it is unmapped and may become something else's.
     _entry: Entry,
     mmap: Mmap,
 }
 
 impl MappedFile {
+    /// Maps a regular file.
+    ///
+    /// * `hint`: what should be given instead of what can't be mapped
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be opened; [`Error::Unsupported`], with `hint`, if it is a folder or no regular file;
+    /// [`Error::BadFile`] if it is a Git LFS pointer or a page of the web.
+    pub(crate) fn open(path: &Path, hint: &str) -> Result<Self> {
+        // Asked before the file is opened: opening a pipe would wait for its writer.
+        let metadata = std::fs::metadata(path).map_err(|source| Error::io("open", path, source).with_hint(hint))?;
+        if !metadata.is_file() {
+            let kind = if metadata.is_dir() { "a folder" } else { "what is not a regular file" };
+            return Err(Error::unsupported(format!("loading {kind} (`{}`)", path.display())).with_hint(hint));
+        }
+        let file = File::open(path).map_err(|source| Error::io("open", path, source))?;
+        let mapped = Self::new(&file, path).map_err(|source| Error::io("map", path, source))?;
+        foreign::refuse(path, &mapped)?;
+        Ok(mapped)
+    }
+
     /// * `path`: of `file`, for messages
     ///
     /// # Errors
     /// The operating system's.
-    pub(super) fn new(file: &File, path: &Path) -> io::Result<Self> {
+    pub(crate) fn new(file: &File, path: &Path) -> io::Result<Self> {
         // SAFETY: the mapping is read-only. If somebody shortens the file meanwhile, what is gone cannot be read any more:
         // that ends the process by a signal, and never gives other bytes than the file's.
         let mmap = unsafe { Mmap::map(file) }?;
@@ -39,7 +62,7 @@ impl MappedFile {
     /// Tells the operating system that bytes are not needed in memory for now. They stay readable; a refusal only costs
     /// memory.
     #[cfg(unix)]
-    pub(super) fn release(&self, range: Range<usize>) {
+    pub(crate) fn release(&self, range: Range<usize>) {
         // SAFETY: the mapping is read-only and backed by the file; pages that are read again have the same bytes.
         let _ =
             unsafe { self.mmap.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
@@ -85,7 +108,7 @@ pub fn with_file_at(address: usize, use_name: &mut dyn FnMut(&[u8])) -> bool {
 
 /// Tells the operating system that bytes are not needed in memory for now, if they lie in a mapped file. They stay readable; a
 /// refusal only costs memory.
-pub(super) fn release(bytes: &[u8]) {
+pub(crate) fn release(bytes: &[u8]) {
     #[cfg(unix)]
     if with_file_at(bytes.as_ptr() as usize, &mut |_| {}) {
         // SAFETY: `sysconf` reads a constant.

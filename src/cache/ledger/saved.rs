@@ -1,0 +1,103 @@
+//! A ledger in a file.
+
+use super::{LayerEviction, Ledger, Positions};
+use crate::compress::Eviction;
+use crate::error::Result;
+use crate::records::{Sink, Source};
+
+/// How a head's positions are written.
+const LIST: u32 = 0;
+const BITS: u32 = 1;
+
+impl Ledger {
+    /// Writes what is not known beforehand: how far it was decided, positions, and notes on what goes next.
+    pub fn save(&self, sink: &mut Sink<'_>) {
+        sink.count(self.settled);
+        for positions in self.positions().iter() {
+            save_positions(positions, self.seen, sink);
+        }
+        sink.u32(self.eviction.is_some().into());
+        if let Some(eviction) = &self.eviction {
+            eviction.save(sink);
+        }
+    }
+
+    /// Takes in what was written, in books that are empty.
+    ///
+    /// * `seen`: tokens that were given
+    /// * `eviction`: present if heads go on evicting while tokens are generated
+    ///
+    /// # Errors
+    /// [`Error::BadFile`](crate::Error::BadFile) if it can't be.
+    pub fn load(&mut self, seen: usize, eviction: Option<&Eviction>, source: &mut Source) -> Result<()> {
+        let settled = source.count()?;
+        if settled > seen {
+            return Err(source.error(format_args!("{settled} tokens are decided about, of {seen}")));
+        }
+        let positions = (0..self.layout.num_kv_heads).map(|_| load_positions(seen, source));
+        self.positions = Positions::shared(positions.collect::<Result<_>>()?);
+        let is_watched = source.u32()?;
+        if is_watched != u32::from(eviction.is_some() && seen > 0) {
+            return Err(source.error(format_args!("{is_watched} for whether heads go on evicting")));
+        }
+        self.eviction = match eviction {
+            Some(eviction) if is_watched == 1 => {
+                Some(LayerEviction::load(eviction, self.layout, seen, &self.lens(), source)?)
+            }
+            _ => None,
+        };
+        (self.seen, self.settled) = (seen, settled);
+        Ok(())
+    }
+}
+
+/// As a list, or as a bit for each token if that is smaller and the order is that of the text.
+fn save_positions(positions: &[u32], seen: usize, sink: &mut Sink<'_>) {
+    let bytes = seen.div_ceil(8);
+    sink.count(positions.len());
+    if size_of_val(positions) < bytes || !positions.is_sorted_by(|a, b| a < b) {
+        sink.u32(LIST);
+        sink.u32s(positions);
+        return;
+    }
+    sink.u32(BITS);
+    let mut bits = vec![0_u8; bytes];
+    for &position in positions {
+        bits[position as usize / 8] |= 1 << (position % 8);
+    }
+    sink.bytes(&bits);
+    sink.align(size_of::<u32>());
+}
+
+fn load_positions(seen: usize, source: &mut Source) -> Result<Vec<u32>> {
+    let rows = source.count()?;
+    let positions = match source.u32()? {
+        LIST => {
+            let positions = source.u32s(rows)?;
+            let mut is_held = vec![false; seen];
+            for &position in &positions {
+                match is_held.get_mut(position as usize) {
+                    Some(held @ false) => *held = true,
+                    Some(_) => return Err(source.error(format_args!("position {position} twice in a head"))),
+                    None => return Err(source.error(format_args!("position {position} of {seen} tokens"))),
+                }
+            }
+            positions
+        }
+        BITS => {
+            let bits = source.bytes(seen.div_ceil(8))?;
+            let held: usize = bits.iter().map(|byte| byte.count_ones() as usize).sum();
+            let mut positions = Vec::with_capacity(held);
+            for (first, &byte) in (0..).step_by(8).zip(bits) {
+                positions.extend((0..8).filter(|bit| byte >> bit & 1 == 1).map(|bit| first + bit));
+            }
+            source.align(size_of::<u32>())?;
+            if positions.len() != rows || positions.last().is_some_and(|&last| last as usize >= seen) {
+                return Err(source.error(format_args!("{held} bits for {rows} rows of {seen} tokens")));
+            }
+            positions
+        }
+        other => return Err(source.error(format_args!("positions of kind {other}"))),
+    };
+    Ok(positions)
+}
