@@ -74,14 +74,33 @@ impl HeadNumbers {
 
     /// * `past`: `[past_len, head_dim]`
     fn by_columns(past: &[f32], head_dim: usize, capacity: usize) -> Self {
-        let past_len = past.len() / head_dim;
+        let (mut head, _) = Self::columns(past.len() / head_dim, head_dim, capacity);
+        head.set(0, past, head_dim, head_dim);
+        head
+    }
+
+    /// Room, of zeros; and how many numbers are from one column to the next.
+    fn columns(past_len: usize, head_dim: usize, capacity: usize) -> (Self, usize) {
         // Whole cache lines, and an odd number of them: columns that are a power of two apart would share few places of
         // the cache.
         let stride = ((past_len + capacity).div_ceil(CACHE_LINE) | 1) * CACHE_LINE;
-        let order = Order::Columns { stride };
-        let mut head = Self { numbers: vec![0.0; stride * head_dim], order, past_len, rounded: None };
-        head.set(0, past, head_dim, head_dim);
+        let numbers = vec![0.0; stride * head_dim];
+        (Self { numbers, order: Order::Columns { stride }, past_len, rounded: None }, stride)
+    }
+
+    /// The keys of a head.
+    fn columns_of(past: &HeadRows<'_>, capacity: usize) -> Self {
+        let (mut head, stride) = Self::columns(past.len(), past.head_dim(), capacity);
+        past.widen_keys(instruction_set(), &mut head.numbers, stride);
         head
+    }
+
+    /// The values of a head.
+    fn rows_of(past: &HeadRows<'_>, capacity: usize) -> Self {
+        let head_dim = past.head_dim();
+        let mut numbers = vec![0.0; (past.len() + capacity) * head_dim];
+        past.widen_values(instruction_set(), &mut numbers[..past.len() * head_dim]);
+        Self { numbers, order: Order::Rows, past_len: past.len(), rounded: None }
     }
 
     /// Writes rows from index `first` on.
@@ -157,25 +176,26 @@ impl PromptRows {
             return Err(Error::shape("cached heads", layout.num_kv_heads, past.len()));
         }
         let head_dim = layout.head_dim;
-        let (mut keys, mut values) = (Vec::new(), Vec::new());
-        for (kv_head, rows) in past.iter().enumerate() {
+        let head = |(kv_head, rows): (usize, &HeadRows<'_>)| {
             if rows.head_dim() != head_dim {
                 return Err(Error::shape("cached rows", head_dim, rows.head_dim()));
             }
-            let past = rows.len() * head_dim;
-            let mut head_keys = Vec::with_capacity(past);
-            let mut head_values = Vec::with_capacity(past + capacity * head_dim);
-            rows.widen_to(&mut head_keys, &mut head_values);
-            if let Some(order) = window.map(|window| window.order(kv_head)) {
-                if order.len() != rows.len() {
-                    return Err(Error::shape("rows within a window", rows.len(), order.len()));
-                }
-                put_in_order(&mut head_keys, order, head_dim);
-                put_in_order(&mut head_values, order, head_dim);
+            let order = window.map(|window| window.order(kv_head)).unwrap_or_default();
+            if window.is_some() && order.len() != rows.len() {
+                return Err(Error::shape("rows within a window", rows.len(), order.len()));
             }
-            keys.push(HeadNumbers::by_columns(&head_keys, head_dim, capacity));
-            values.push(HeadNumbers::by_rows(head_values, head_dim, capacity));
-        }
+            if order.is_sorted() {
+                let keys = || HeadNumbers::columns_of(rows, capacity);
+                return Ok(rayon::join(keys, || HeadNumbers::rows_of(rows, capacity)));
+            }
+            let (mut keys, mut values) = (Vec::new(), Vec::new());
+            rows.widen_to(&mut keys, &mut values);
+            put_in_order(&mut keys, order, head_dim);
+            put_in_order(&mut values, order, head_dim);
+            Ok((HeadNumbers::by_columns(&keys, head_dim, capacity), HeadNumbers::by_rows(values, head_dim, capacity)))
+        };
+        let heads: Vec<_> = past.par_iter().enumerate().with_max_len(1).map(head).collect::<Result<_>>()?;
+        let (keys, values) = heads.into_iter().unzip();
         let window = window.map(|window| Arc::new(window.clone()));
         let rows = |heads| Self { heads, layout, capacity, len: 0, window: window.clone() };
         Ok((rows(keys), rows(values)))

@@ -157,7 +157,7 @@ fn print(
         raw: text.kv.raw_bytes,
         kept: text.kv.kept_bytes,
         allocated: text.kv.allocated_bytes,
-        mapped: 0,
+        mapped: text.kv.mapped_bytes,
     });
     let kv: CacheBytes = kv.sum();
     let cut = texts.iter().filter(|text| text.finish_reason == FinishReason::Context).count();

@@ -133,7 +133,8 @@ fn print_info(saved: &SavedCache, text: Option<&str>) -> anyhow::Result<()> {
     let share = 100.0 * kept as f64 / raw.max(1) as f64;
     line("keys and values", format!("{:.3} MB kept of {:.3} MB ({share:.1} %)", megabytes(kept), megabytes(raw)))?;
     if let Some(Dialogue { input, .. }) = saved.dialogue()? {
-        line("conversation", format!("{} messages", input.messages.len()))?;
+        let count = input.messages.len();
+        line("conversation", format!("{count} message{}", if count == 1 { "" } else { "s" }))?;
     }
     text.map_or(Ok(()), |text| writeln!(out, "\n{}", text.trim_end()))?;
     Ok(())

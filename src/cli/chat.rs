@@ -19,6 +19,7 @@ use rustyline::error::ReadlineError;
 use serde::Serialize;
 
 use super::args::ChatArgs;
+use super::generate::mapped_text;
 use super::interrupt::{self, interrupted, listen, terminated, while_waiting};
 use super::kept::{self, Asked, Start};
 use super::logging::Log;
@@ -286,12 +287,13 @@ fn stats(conversation: &Conversation<'_>) -> String {
     let cache = conversation.cache();
     let bytes = cache.bytes();
     lines.push(format!(
-        "cache: {} tokens seen, {:.3} MB kept of {:.3} MB ({:.1} % saved), {:.3} MB allocated",
+        "cache: {} tokens seen, {:.3} MB kept of {:.3} MB ({:.1} % saved), {:.3} MB allocated{}",
         cache.seen(),
         megabytes(bytes.kept),
         megabytes(bytes.raw),
         100.0 * bytes.saved_ratio(),
-        megabytes(bytes.allocated)
+        megabytes(bytes.allocated),
+        mapped_text(&bytes),
     ));
     lines.push(format!("process: {:.1} MB resident", megabytes(process_memory().unwrap_or_default().resident)));
     lines.join("\n")

@@ -233,6 +233,11 @@ struct Figures {
     seed: Option<u64>,
 }
 
+/// What lies in a saved cache's file, if anything does.
+pub fn mapped_text(bytes: &CacheBytes) -> String {
+    if bytes.mapped == 0 { String::new() } else { format!(", {:.3} MB in the saved file", megabytes(bytes.mapped)) }
+}
+
 /// How long a text became, and why no longer.
 struct Ending {
     generated: usize,
@@ -280,11 +285,12 @@ impl Figures {
         }
         writeln!(
             stderr,
-            "KV cache {:.3} MB kept of {:.3} MB ({:.1} % saved), {:.3} MB allocated",
+            "KV cache {:.3} MB kept of {:.3} MB ({:.1} % saved), {:.3} MB allocated{}",
             megabytes(kept.kept),
             megabytes(kept.raw),
             100.0 * kept.saved_ratio(),
-            megabytes(kept.allocated)
+            megabytes(kept.allocated),
+            mapped_text(kept),
         )?;
         writeln!(
             stderr,

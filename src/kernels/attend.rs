@@ -7,8 +7,25 @@
 //!
 //! Not for: cutting work into ranges, or merging them (see [`crate::attention::decode`]).
 
+/// The same expression for the rows of whatever formats they are, and another for those in two of them.
+macro_rules! each_stored {
+    ($stored:expr, $rows:ident => $call:expr, $mixed:pat => $other:expr) => {
+        match $stored {
+            Stored::Mixed($mixed) => $other,
+            Stored::F32($rows) => $call,
+            Stored::F16($rows) => $call,
+            Stored::F16Q8_0($rows) => $call,
+            Stored::F16Q4_0($rows) => $call,
+            Stored::Q8_0($rows) => $call,
+            Stored::Q8_0Q4_0($rows) => $call,
+            Stored::Q4_0($rows) => $call,
+        }
+    };
+}
+
 mod floats;
 mod quants;
+mod widen;
 
 use std::ops::Range;
 
@@ -65,22 +82,6 @@ pub(crate) struct Pair<K, V> {
     pub values: V,
 }
 
-/// The same expression for the rows of whatever formats they are, and another for those in two of them.
-macro_rules! each_stored {
-    ($stored:expr, $rows:ident => $call:expr, $mixed:pat => $other:expr) => {
-        match $stored {
-            Stored::Mixed($mixed) => $other,
-            Stored::F32($rows) => $call,
-            Stored::F16($rows) => $call,
-            Stored::F16Q8_0($rows) => $call,
-            Stored::F16Q4_0($rows) => $call,
-            Stored::Q8_0($rows) => $call,
-            Stored::Q8_0Q4_0($rows) => $call,
-            Stored::Q4_0($rows) => $call,
-        }
-    };
-}
-
 impl HeadRows<'_> {
     /// Number of rows.
     #[must_use]
@@ -104,27 +105,6 @@ impl HeadRows<'_> {
     #[must_use]
     pub fn head_dim(&self) -> usize {
         self.head_dim
-    }
-
-    /// Adds all keys and values to buffers as f32, row after row.
-    pub fn widen_to(&self, keys: &mut Vec<f32>, values: &mut Vec<f32>) {
-        each_stored!(self.stored, rows => self.widen_rows(rows, keys, values), MixedRows { settled, newest } => {
-            self.widen_rows(settled, keys, values);
-            self.widen_rows(newest, keys, values);
-        });
-    }
-
-    fn widen_rows<K: Keys, V: Values>(&self, rows: Pair<K, V>, keys: &mut Vec<f32>, values: &mut Vec<f32>) {
-        let (from_key, from_value) = (keys.len(), values.len());
-        let numbers = rows.keys.len() * self.head_dim;
-        keys.resize(from_key + numbers, 0.0);
-        values.resize(from_value + numbers, 0.0);
-        for (row, key) in keys[from_key..].chunks_exact_mut(self.head_dim).enumerate() {
-            rows.keys.key(row, key);
-        }
-        for (row, value) in values[from_value..].chunks_exact_mut(self.head_dim).enumerate() {
-            rows.values.value(row, value);
-        }
     }
 }
 
@@ -433,6 +413,10 @@ trait Keys: Copy {
     fn prepare<L: Lanes>(&self, queries: &[f32], head_dim: usize) -> Self::Prepared;
     /// Starts to fetch, while a tile is scored, what is in its place in the next block.
     fn fetch_ahead(&self, tile: usize);
+    /// Writes the keys of a whole tile as f32, number by number.
+    ///
+    /// * `columns`: `[head_dim]`
+    fn widen_tile<L: Lanes>(&self, tile: usize, columns: &mut [[f32; LANES]]);
     /// Scores of the rows of whole tiles, from tile `first` on, for each query row.
     fn score_tiles<L: Lanes, const GROUP: usize, const TILES: usize>(
         &self,
@@ -471,6 +455,11 @@ trait Values: Copy {
 
     /// Writes one value as f32.
     fn value(&self, row: usize, out: &mut [f32]);
+    /// As [`value`](Self::value), within code for an instruction set.
+    #[inline(always)]
+    fn widen_row<L: Lanes>(&self, row: usize, out: &mut [f32]) {
+        self.value(row, out);
+    }
     /// Starts to fetch, before a block is scored, what goes with the same tile of the next block; not the numbers, for which
     /// [`add_values`](Self::add_values) does so.
     fn fetch_ahead(&self, tile: usize);

@@ -217,6 +217,49 @@ pub(crate) trait CacheFormat: BlockFormat {
         })
     }
 
+    /// The quants of sixteen blocks that lie side by side, as f32, number by number; without their scales.
+    ///
+    /// * `quants`: `[QUANT_BYTES / 4]`
+    #[inline(always)]
+    fn widen(quants: &[[[u8; 4]; LANES]], columns: &mut [[f32; LANES]; BLOCK]) {
+        #[expect(clippy::cast_precision_loss)] // at most 128
+        let zero = Self::ZERO as f32;
+        for (four, quants) in quants.iter().enumerate() {
+            for (byte, number) in (4 * four..4 * four + 4).enumerate() {
+                if matches!(Self::QUANTS, Quants::Bytes) {
+                    columns[number] = std::array::from_fn(|lane| f32::from(quants[lane][byte]) - zero);
+                } else {
+                    columns[number] = std::array::from_fn(|lane| f32::from(quants[lane][byte] & 15) - zero);
+                    columns[number + BLOCK / 2] = std::array::from_fn(|lane| f32::from(quants[lane][byte] >> 4) - zero);
+                }
+            }
+        }
+    }
+
+    /// One of four blocks that lie side by side, byte by byte, as f32.
+    ///
+    /// * `quants`: `[QUANT_BYTES]`
+    /// * `at`: which block, below 4
+    #[inline(always)]
+    fn widen_one(quants: &[[u8; 4]], at: usize, scale: f32, numbers: &mut [f32; BLOCK]) {
+        #[expect(clippy::cast_precision_loss)] // at most 128
+        let zero = Self::ZERO as f32;
+        let (first, second) = numbers.split_at_mut(BLOCK / 2);
+        if matches!(Self::QUANTS, Quants::Bytes) {
+            let (first_quants, second_quants) = quants.split_at(BLOCK / 2);
+            for (numbers, quants) in [(first, first_quants), (second, second_quants)] {
+                for (number, quants) in numbers.iter_mut().zip(quants) {
+                    *number = (f32::from(quants[at]) - zero) * scale;
+                }
+            }
+        } else {
+            for ((first, second), quants) in first.iter_mut().zip(second).zip(quants) {
+                *first = (f32::from(quants[at] & 15) - zero) * scale;
+                *second = (f32::from(quants[at] >> 4) - zero) * scale;
+            }
+        }
+    }
+
     /// Of which four numbers of a block the quants of each group of a step are, as the index of the four.
     ///
     /// * `step`: below 4

@@ -4,6 +4,8 @@
 //! Products of two rows stay what they were if both are rotated. Not for: knowing which rows are: the keys of
 //! [`attend`](super::attend) that are stored in blocks.
 
+use super::simd::{LANES, Lanes};
+
 /// Rotates rows in place, each in pieces of the largest power of two that divides it.
 ///
 /// * `rows`: `[num_rows, width]`
@@ -28,6 +30,36 @@ pub(crate) fn rotate(rows: &mut [f32], width: usize) {
         }
         for number in piece {
             *number *= scale;
+        }
+    }
+}
+
+/// As [`rotate`], of sixteen rows whose numbers lie side by side; the same numbers, bit by bit.
+///
+/// * `columns`: `[width]`
+#[inline(always)]
+#[expect(clippy::cast_precision_loss, reason = "a power of two")]
+pub(crate) fn rotate_columns<L: Lanes>(columns: &mut [[f32; LANES]]) {
+    if columns.is_empty() {
+        return;
+    }
+    let size = 1 << columns.len().trailing_zeros();
+    let scale = L::splat(1.0 / (size as f32).sqrt());
+    for piece in columns.chunks_exact_mut(size) {
+        let mut half = 1;
+        while half < size {
+            for pair in piece.chunks_exact_mut(2 * half) {
+                let (left, right) = pair.split_at_mut(half);
+                for (left, right) in left.iter_mut().zip(right) {
+                    let (a, b) = (L::load(left), L::load(right));
+                    a.add(b).store(left);
+                    a.sub(b).store(right);
+                }
+            }
+            half *= 2;
+        }
+        for column in piece {
+            L::load(column).mul(scale).store(column);
         }
     }
 }

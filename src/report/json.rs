@@ -136,6 +136,8 @@ pub struct KvReport {
     pub raw_bytes: usize,
     pub kept_bytes: usize,
     pub allocated_bytes: usize,
+    /// Of what is kept, what lies in a saved cache's file and is not allocated.
+    pub mapped_bytes: usize,
     pub saved_ratio: f64,
 }
 
@@ -145,6 +147,7 @@ impl From<CacheBytes> for KvReport {
             raw_bytes: bytes.raw,
             kept_bytes: bytes.kept,
             allocated_bytes: bytes.allocated,
+            mapped_bytes: bytes.mapped,
             saved_ratio: bytes.saved_ratio(),
         }
     }

@@ -278,3 +278,42 @@ fn row_weights_are_those_of_plain_attention() {
     let head = head(KvDtype::F32, 8, 3, &mut seeded(1));
     assert!(plain_row_weights(layout, &[0.0; 8], head.rows()).is_err());
 }
+
+/// What prompts read of a cache: keys as columns, values as rows, bit by bit what one row after the other gives.
+#[test]
+fn widened_rows_are_those_that_are_stored() {
+    let rng = &mut seeded(31);
+    for dtype in KvDtype::ALL {
+        for head_dim in [32, 64, 96, 128] {
+            for (len, newest) in [(0, 0), (1, 3), (16, 0), (37, 21), (64, 16)] {
+                let mut head = HeadCache::new(head_dim, dtype).unwrap();
+                head.center_keys(&uniform(rng, head_dim, 1.0));
+                head.settle(len);
+                for _ in 0..len {
+                    head.push_settled(&uniform(rng, head_dim, 2.0), &uniform(rng, head_dim, 1.0)).unwrap();
+                }
+                for _ in 0..newest {
+                    head.push(&uniform(rng, head_dim, 2.0), &uniform(rng, head_dim, 1.0)).unwrap();
+                }
+                let (len, rows) = (len + newest, head.rows());
+                let (mut keys, mut values) = (Vec::new(), Vec::new());
+                rows.widen_to(&mut keys, &mut values);
+                for set in InstructionSet::available() {
+                    let case = format!("{dtype:?}, {head_dim}, {len} rows, {set:?}");
+                    let stride = len + 5;
+                    let mut columns = vec![f32::NAN; stride * head_dim];
+                    let mut others = vec![f32::NAN; len * head_dim];
+                    rows.widen_keys(set, &mut columns, stride);
+                    rows.widen_values(set, &mut others);
+                    assert!(others == values, "{case}");
+                    for (row, key) in keys.chunks_exact(head_dim).enumerate() {
+                        assert!(
+                            key.iter().enumerate().all(|(at, &number)| columns[at * stride + row] == number),
+                            "{case}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

@@ -108,9 +108,14 @@ fn every_format_goes_on_bit_by_bit_wherever_it_was_saved() {
                 }
                 loaded.save_cache(&before, &path).unwrap();
                 let after = loaded.saved_cache(&path).unwrap();
-                // Forks share what is mapped, and do not see one another.
+                // Forks share what is mapped, do not see one another, and grow by little more than their own rows.
                 let mut fork = after.clone();
                 loaded.model.decode(7, &mut fork).unwrap();
+                let (new, rows) = (fork.bytes(), 8 * (16 + 16));
+                assert!(
+                    new.allocated <= after.bytes().allocated + rows * fork.token_bytes().max(68),
+                    "{case}: {new:?}"
+                );
                 go_on(&loaded.model, &mut [before, after], &case);
             }
         }

@@ -182,9 +182,14 @@ impl HeadCache {
         }
     }
 
+    /// By how many rows full buffers grow: what is shared is no reason for more.
+    fn growth(&self) -> usize {
+        growth(self.len - self.rows.shared_rows())
+    }
+
     /// Gives back what is allocated if it is much more than what the next rows need.
     pub(super) fn trim(&mut self) {
-        if self.rows.spare() > 2 * growth(self.len) {
+        if self.rows.spare() > 2 * self.growth() {
             self.shrink_to_fit();
         }
     }
@@ -203,7 +208,7 @@ impl HeadCache {
     pub fn push(&mut self, key: &[f32], value: &[f32]) -> Result<()> {
         self.expect_row(key, value)?;
         if self.rows.spare() == 0 {
-            self.reserve_exact(growth(self.len));
+            self.reserve_exact(self.growth());
         }
         self.rows.push(key, value);
         self.len += 1;

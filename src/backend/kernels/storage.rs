@@ -181,6 +181,10 @@ impl<Q, E: Quants, const ROWS: usize> Buffer for Blocks<Q, E, ROWS> {
         self.scales.shrink_to_fit();
     }
 
+    fn shared_rows(&self) -> usize {
+        self.scales.shared_rows()
+    }
+
     fn shared(&self) -> usize {
         self.quants.shared() + self.scales.shared()
     }
@@ -323,6 +327,10 @@ impl<K: Buffer, V: Buffer> Buffer for Columns<K, V> {
     fn shrink_to_fit(&mut self) {
         self.keys.shrink_to_fit();
         self.values.shrink_to_fit();
+    }
+
+    fn shared_rows(&self) -> usize {
+        self.keys.shared_rows()
     }
 
     fn shared(&self) -> usize {
@@ -475,7 +483,12 @@ impl Storage {
         each!(self, rows => rows.push(key, value));
     }
 
-    /// Bytes of rows that lie in memory that others read, too.
+    /// Rows that lie in memory that others read, too.
+    pub(super) fn shared_rows(&self) -> usize {
+        each!(self, rows => rows.shared_rows())
+    }
+
+    /// Bytes of these.
     pub(super) fn shared(&self) -> usize {
         each!(self, rows => rows.shared())
     }

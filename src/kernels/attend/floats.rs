@@ -99,6 +99,14 @@ impl<T: Element> Keys for FloatKeys<'_, T> {
     }
 
     #[inline(always)]
+    fn widen_tile<L: Lanes>(&self, tile: usize, columns: &mut [[f32; LANES]]) {
+        for (column, numbers) in columns.iter_mut().zip(self.0.tile(tile)) {
+            let numbers: L = T::load(numbers);
+            numbers.store(column);
+        }
+    }
+
+    #[inline(always)]
     fn prepare<L: Lanes>(&self, _queries: &[f32], _head_dim: usize) -> Self::Prepared {}
 
     /// Plain rows are so many bytes that the processor's own prefetching does better (measured).
@@ -132,6 +140,18 @@ impl<T: Element> Values for FloatValues<'_, T> {
         let mut stored = [T::default(); MAX_HEAD_DIM];
         self.0.copy_row(row, &mut stored);
         out.iter_mut().zip(stored).for_each(|(out, number)| *out = number.widen());
+    }
+
+    #[inline(always)]
+    fn widen_row<L: Lanes>(&self, row: usize, out: &mut [f32]) {
+        let Some(numbers) = self.0.numbers(row * self.0.width, self.0.width) else { return };
+        let (chunks, rest) = numbers.as_chunks();
+        let (out_chunks, out_rest) = out.as_chunks_mut();
+        for (out, numbers) in out_chunks.iter_mut().zip(chunks) {
+            let numbers: L = T::load(numbers);
+            numbers.store(out);
+        }
+        out_rest.iter_mut().zip(rest).for_each(|(out, number)| *out = number.widen());
     }
 
     #[inline(always)]

@@ -195,6 +195,23 @@ impl<Q: CacheFormat> Keys for BlockKeys<'_, Q> {
     }
 
     #[inline(always)]
+    fn widen_tile<L: Lanes>(&self, tile: usize, columns: &mut [[f32; LANES]]) {
+        let (quants, scales) = (self.quants.tile(tile), self.scales.tile(tile));
+        for (block, columns) in columns.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+            let scale = L::load_f16(&scales[block]);
+            let quants = &quants[block * (Q::QUANT_BYTES / FOUR)..(block + 1) * (Q::QUANT_BYTES / FOUR)];
+            Q::widen(quants, columns);
+            for column in columns {
+                L::load(column).mul(scale).store(column);
+            }
+        }
+        hadamard::rotate_columns::<L>(columns);
+        for (column, &center) in columns.iter_mut().zip(self.center) {
+            L::load(column).add(L::splat(center)).store(column);
+        }
+    }
+
+    #[inline(always)]
     fn prepare<L: Lanes>(&self, queries: &[f32], head_dim: usize) -> BlockQueries {
         let mut prepared = BlockQueries {
             factors: [[[[[0; 2]; 2]; STEPS]; MAX_BLOCKS]; MAX_GROUP],
@@ -279,6 +296,17 @@ impl<Q: CacheFormat> Values for BlockValues<'_, Q> {
         let mut quants = [0; MAX_HEAD_DIM];
         self.quants.copy_row(row, &mut quants);
         dequantize::<Q>(&quants, |block| self.scales.number(row, block), out);
+    }
+
+    #[inline(always)]
+    fn widen_row<L: Lanes>(&self, row: usize, out: &mut [f32]) {
+        if row / FOUR * FOUR + FOUR > self.scales.len {
+            return self.value(row, out);
+        }
+        let fours = self.quants.tile(row / FOUR).chunks_exact(Q::QUANT_BYTES);
+        for (block, (numbers, fours)) in out.as_chunks_mut().0.iter_mut().zip(fours).enumerate() {
+            Q::widen_one(fours, row % FOUR, self.scales.number(row, block).to_f32(), numbers);
+        }
     }
 
     #[inline(always)]

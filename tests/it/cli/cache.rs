@@ -1,8 +1,8 @@
 //! `cache`, `--cache` and `--save-cache`: a text is read once, and asked about by other runs.
 
-use std::io::Write;
-use std::process::{Output, Stdio};
+use std::process::Output;
 
+use super::chat::chat;
 use super::{Lab, MODEL, succeeds};
 
 const TEXT: &str = "The library of the Reform Club was founded by Passepartout in 1836. Its keeper is called Aouda, and its \
@@ -65,14 +65,7 @@ fn many_prompts_ask_about_one_text() {
 #[test]
 fn a_conversation_goes_on_in_another_run() {
     let lab = Lab::new();
-    let chat = |args: &[&str], lines: &[&str]| {
-        let args = [&["chat", "--model", MODEL, "-n", "16", "--compute", "exact"][..], args].concat();
-        let mut child = lab.command(&args).stdin(Stdio::piped()).spawn().unwrap();
-        let mut stdin = child.stdin.take().unwrap();
-        let _ = stdin.write_all((lines.join("\n") + "\n").as_bytes());
-        drop(stdin);
-        child.wait_with_output().unwrap()
-    };
+    let chat = |args: &[&str], lines: &[&str]| chat(&lab, &[&["-n", "16"][..], args].concat(), lines);
     let first = "My cat is called Fix. What is my cat called?";
     let second = "And what is the capital of France?";
     let together = succeeds(&chat(&["--use-adakv", "0"], &[first, second]));

@@ -7,7 +7,7 @@ use super::{Lab, MODEL, succeeds};
 
 /// Runs `chat` on the default model and types `lines`. Products are exact: with others, the capital of France is a near
 /// miss.
-fn chat(lab: &Lab, args: &[&str], lines: &[&str]) -> Output {
+pub fn chat(lab: &Lab, args: &[&str], lines: &[&str]) -> Output {
     let args = [&["chat", "--model", MODEL, "-n", "12", "--compute", "exact"][..], args].concat();
     let mut child = lab.command(&args).stdin(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();

@@ -103,6 +103,10 @@ impl Buffer for Mixed {
         self.newest.shrink_to_fit();
     }
 
+    fn shared_rows(&self) -> usize {
+        self.settled.shared_rows() + self.newest.shared_rows()
+    }
+
     fn shared(&self) -> usize {
         self.settled.shared() + self.newest.shared()
     }

@@ -27,7 +27,9 @@ pub trait Buffer {
     fn swap_remove(&mut self, row: usize);
     /// Gives back what is allocated beyond the rows.
     fn shrink_to_fit(&mut self);
-    /// Bytes of rows that lie in memory that others read, too.
+    /// Rows, the first, that lie in memory that others read, too.
+    fn shared_rows(&self) -> usize;
+    /// Bytes of these.
     fn shared(&self) -> usize;
     /// Writes the rows as they lie in memory.
     fn save(&self, sink: &mut Sink<'_>);
@@ -71,7 +73,7 @@ pub struct Tiled<T, const ROWS: usize> {
 
 impl<T: Pod, const ROWS: usize> std::fmt::Debug for Tiled<T, ROWS> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Tiled({} rows, {} of them shared)", self.len(), self.base_rows())
+        write!(f, "Tiled({} rows, {} of them shared)", self.len(), self.shared_rows())
     }
 }
 
@@ -103,11 +105,6 @@ impl<T: Pod, const ROWS: usize> Tiled<T, ROWS> {
         self.base.as_deref().unwrap_or(&[])
     }
 
-    /// Rows that are shared.
-    fn base_rows(&self) -> usize {
-        self.base().len() / self.width
-    }
-
     /// Copies the rows that are shared.
     fn own_all(&mut self) {
         if let Some(base) = self.base.take() {
@@ -137,7 +134,7 @@ impl<T: Pod, const ROWS: usize> Tiled<T, ROWS> {
 
 impl<T: Pod, const ROWS: usize> Buffer for Tiled<T, ROWS> {
     fn len(&self) -> usize {
-        self.base_rows() + self.own.len() / self.width
+        self.shared_rows() + self.own.len() / self.width
     }
 
     fn allocated(&self) -> usize {
@@ -154,6 +151,10 @@ impl<T: Pod, const ROWS: usize> Buffer for Tiled<T, ROWS> {
 
     fn shrink_to_fit(&mut self) {
         self.own.shrink_to_fit();
+    }
+
+    fn shared_rows(&self) -> usize {
+        self.base().len() / self.width
     }
 
     fn shared(&self) -> usize {
@@ -174,10 +175,10 @@ impl<T: Pod, const ROWS: usize> Buffer for Tiled<T, ROWS> {
     }
 
     fn swap_remove(&mut self, row: usize) {
-        if row.min(self.len() - 1) < self.base_rows() {
+        if row.min(self.len() - 1) < self.shared_rows() {
             self.own_all();
         }
-        let (row, width) = (row - self.base_rows(), self.width);
+        let (row, width) = (row - self.shared_rows(), self.width);
         let len = self.own.len() / width;
         let last = len - 1;
         let ((from, from_step), (to, to_step)) = (place::<ROWS>(last, len, width), place::<ROWS>(row, len, width));
@@ -204,10 +205,10 @@ impl<T: Pod, const ROWS: usize> Buffer for Tiled<T, ROWS> {
         }
         if rows.is_empty() {
             self.base = None;
-        } else if unchanged < self.base_rows() {
+        } else if unchanged < self.shared_rows() {
             self.own_all();
         }
-        let (shared, width) = (self.base_rows(), self.width);
+        let (shared, width) = (self.shared_rows(), self.width);
         let len = self.own.len() / width;
         // A tile's rows come from its own place or from behind it: tiles before the first changed one stay, and the
         // tiles behind the one that is written still hold all that is to come.
