@@ -214,10 +214,17 @@ impl<R: Rows> CacheLayer<R> {
 
     /// Takes in what was written, in an empty layer.
     ///
+    /// * `tokens`: those that were given, and of these the last, which no profile has decided about
+    ///
     /// # Errors
     /// As [`Ledger::load`] and [`Rows::load`].
-    pub(super) fn load(&mut self, seen: usize, eviction: Option<&Eviction>, mut source: Source) -> Result<()> {
-        self.ledger.load(seen, eviction, &mut source)?;
+    pub(super) fn load(
+        &mut self,
+        tokens: (usize, usize),
+        eviction: Option<&Eviction>,
+        mut source: Source,
+    ) -> Result<()> {
+        self.ledger.load(tokens, eviction, &mut source)?;
         self.rows.load(&self.ledger.lens(), &mut source)?;
         source.expect_end()
     }

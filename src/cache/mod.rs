@@ -141,7 +141,7 @@ trait Layers: fmt::Debug + Send + Sync {
     fn token_bytes(&self) -> usize;
     fn can_save(&self) -> bool;
     fn save(&self, layer: usize, sink: &mut Sink<'_>);
-    fn load(&mut self, seen: usize, eviction: Option<&Eviction>, sources: Vec<Source>) -> Result<()>;
+    fn load(&mut self, tokens: (usize, usize), eviction: Option<&Eviction>, sources: Vec<Source>) -> Result<()>;
     fn as_any(&self) -> &dyn Any;
     fn as_any_mut(&mut self) -> &mut dyn Any;
 }
@@ -175,8 +175,8 @@ impl<R: Rows> Layers for Vec<CacheLayer<R>> {
         self[layer].save(sink);
     }
 
-    fn load(&mut self, seen: usize, eviction: Option<&Eviction>, sources: Vec<Source>) -> Result<()> {
-        self.par_iter_mut().zip(sources).try_for_each(|(layer, source)| layer.load(seen, eviction, source))
+    fn load(&mut self, tokens: (usize, usize), eviction: Option<&Eviction>, sources: Vec<Source>) -> Result<()> {
+        self.par_iter_mut().zip(sources).try_for_each(|(layer, source)| layer.load(tokens, eviction, source))
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -399,7 +399,7 @@ impl AdaptiveKvCache {
     /// # Errors
     /// As [`Ledger::load`] and [`Rows::load`]; the cache is of no use then.
     pub(crate) fn load(&mut self, ids: Vec<u32>, undecided: usize, layers: Vec<Source>) -> Result<()> {
-        self.layers.load(ids.len(), self.retention.eviction().as_ref(), layers)?;
+        self.layers.load((ids.len(), undecided), self.retention.eviction().as_ref(), layers)?;
         (self.ids, self.undecided) = (ids, undecided);
         Ok(())
     }

@@ -24,15 +24,20 @@ impl Ledger {
 
     /// Takes in what was written, in books that are empty.
     ///
-    /// * `seen`: tokens that were given
+    /// * `seen`: tokens that were given, of which no profile has decided about the last `undecided`
     /// * `eviction`: present if heads go on evicting while tokens are generated
     ///
     /// # Errors
     /// [`Error::BadFile`](crate::Error::BadFile) if it can't be.
-    pub fn load(&mut self, seen: usize, eviction: Option<&Eviction>, source: &mut Source) -> Result<()> {
+    pub fn load(
+        &mut self,
+        (seen, undecided): (usize, usize),
+        eviction: Option<&Eviction>,
+        source: &mut Source,
+    ) -> Result<()> {
         let settled = source.count()?;
-        if settled > seen {
-            return Err(source.error(format_args!("{settled} tokens are decided about, of {seen}")));
+        if settled.checked_add(undecided).is_none_or(|decided| decided > seen) {
+            return Err(source.error(format_args!("{settled} of {seen} tokens are decided about, {undecided} are not")));
         }
         let positions = (0..self.layout.num_kv_heads).map(|_| load_positions(seen, source));
         self.positions = Positions::shared(positions.collect::<Result<_>>()?);
@@ -47,6 +52,26 @@ impl Ledger {
             _ => None,
         };
         (self.seen, self.settled) = (seen, settled);
+        self.expect_newest(source)
+    }
+
+    /// Checks that tokens which came since the last prompt are held: all of them, unless heads go on evicting, or as many as
+    /// the window has not passed.
+    fn expect_newest(&self, source: &Source) -> Result<()> {
+        if self.is_watched() {
+            return Ok(());
+        }
+        let newest = self.settled.max(self.first_in_window(self.seen))..self.seen;
+        for positions in self.positions().iter() {
+            let is_new = |position: &u32| newest.contains(&(*position as usize));
+            let held = positions.iter().filter(|position| is_new(position)).count();
+            // They are the last in their order, unless rows have left a window one by one.
+            let last = &positions[positions.len() - held..];
+            let is_behind = self.window.is_some() || last.iter().all(is_new) && last.is_sorted();
+            if held != newest.len() || !is_behind {
+                return Err(source.error(format_args!("a head holds {held} of the {} newest tokens", newest.len())));
+            }
+        }
         Ok(())
     }
 }
