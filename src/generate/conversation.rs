@@ -42,6 +42,8 @@ pub struct Conversation<'a> {
     model: &'a Llama,
     tokenizer: &'a Tokenizer,
     opening: Vec<ChatMessage>,
+    /// Holds the opening, if it was read before.
+    opening_cache: Option<AdaptiveKvCache>,
     messages: Vec<ChatMessage>,
     context: ChatContext,
     /// How many of the messages the cache holds; none, if it has to be filled anew.
@@ -109,6 +111,7 @@ impl<'a> Conversation<'a> {
             model,
             tokenizer,
             opening,
+            opening_cache: None,
             messages,
             context: ChatContext::default(),
             cached: 0,
@@ -142,6 +145,7 @@ impl<'a> Conversation<'a> {
         Ok(Self {
             model,
             tokenizer,
+            opening_cache: (opening.len() == messages.len()).then(|| cache.clone()),
             opening,
             cached: messages.len(),
             messages,
@@ -207,6 +211,9 @@ impl<'a> Conversation<'a> {
         self.messages.clone_from(&self.opening);
         self.turns.clear();
         self.empty_cache();
+        if let Some(cache) = &self.opening_cache {
+            (self.cache, self.cached) = (cache.clone(), self.opening.len());
+        }
     }
 
     /// Asks, and generates the answer.

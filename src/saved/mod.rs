@@ -385,21 +385,27 @@ impl SavedCache {
         if here == *there {
             return Ok(());
         }
-        let mut differs = Vec::new();
-        let mut compare = |what: &str, here: &dyn ToString, there: &dyn ToString| {
+        let compare = |what: &str, here: &dyn ToString, there: &dyn ToString| {
             let (here, there) = (here.to_string(), there.to_string());
-            if here != there {
-                differs.push(format!("{what} {there}, here {here}"));
-            }
+            (here != there).then(|| format!("{what} {there}, here {here}"))
         };
-        compare("architecture", &here.architecture, &there.architecture);
-        compare("layers", &here.layers, &there.layers);
-        compare("query heads", &here.query_heads, &there.query_heads);
-        compare("KV heads", &here.kv_heads, &there.kv_heads);
-        compare("head dimension", &here.head_dim, &there.head_dim);
-        compare("weights", &here.weights, &there.weights);
-        compare("vocabulary", &here.vocabulary, &there.vocabulary);
-        compare("rotary positions", &here.rope, &there.rope);
+        let mut differs: Vec<String> = Vec::new();
+        differs.extend(compare("architecture", &here.architecture, &there.architecture));
+        differs.extend(compare("layers", &here.layers, &there.layers));
+        differs.extend(compare("query heads", &here.query_heads, &there.query_heads));
+        differs.extend(compare("KV heads", &here.kv_heads, &there.kv_heads));
+        differs.extend(compare("head dimension", &here.head_dim, &there.head_dim));
+        // Of another shape, all else is another, too.
+        if differs.is_empty() {
+            differs.extend(compare("weights", &here.weights, &there.weights));
+            differs.extend(compare("vocabulary", &here.vocabulary, &there.vocabulary));
+            for key in ["theta", "dim", "layout", "scaling", "position_divisor", "attention_factor", "dynamic"] {
+                differs.extend(compare(&format!("rotary positions' {key}"), &here.rope[key], &there.rope[key]));
+            }
+            if here.rope != there.rope && differs.is_empty() {
+                differs.push("rotary positions".to_owned());
+            }
+        }
         if here.windows != there.windows {
             differs.push("sliding windows".to_owned());
         }

@@ -97,6 +97,12 @@ fn a_text_becomes_a_conversation() {
     let question = ["--prompt", "What is the cat called?", "-n", "24", "--compute", "exact"];
     let whole = lab.generate(&[&["--system", TEXT, "--use-adakv", "0"][..], &question].concat());
     assert_eq!(lab.generate(&[&["--cache", "a.kv"][..], &question].concat()), whole);
+    // The opening is not read again after it was forgotten what came behind it.
+    let again = chat(&lab, &["--cache", "a.kv"], &["Hello!", "/reset", "Hello!"]);
+    let read: Vec<String> =
+        stderr(&again).lines().filter(|line| line.contains("tokens/s")).map(str::to_owned).collect();
+    let tokens = |line: &String| line[1..].split(' ').next().unwrap().parse::<usize>().unwrap();
+    assert!(read.len() == 2 && tokens(&read[0]) == tokens(&read[1]) && tokens(&read[0]) < 30, "{read:?}");
     lab.write("m.json", format!(r#"[{{"role": "system", "content": {TEXT:?}}}]"#));
     succeeds(&create(&lab, &[&["--messages", "m.json"][..], &exactly].concat()));
     assert_eq!(lab.generate(&[&["--cache", "a.kv"][..], &question].concat()), whole);
