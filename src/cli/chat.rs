@@ -11,12 +11,11 @@ use adaptive_kvcache::memory::process_memory;
 use adaptive_kvcache::reading::MAX_TEXT;
 use adaptive_kvcache::report::megabytes;
 use adaptive_kvcache::saved::Dialogue;
-use adaptive_kvcache::tokenizer::{ChatContext, ChatInput, ChatMessage};
+use adaptive_kvcache::tokenizer::ChatInput;
 use adaptive_kvcache::{Error, files};
 
 use anyhow::Context;
 use rustyline::error::ReadlineError;
-use serde::Serialize;
 
 use super::args::ChatArgs;
 use super::generate::mapped_text;
@@ -299,12 +298,10 @@ fn stats(conversation: &Conversation<'_>) -> String {
     lines.join("\n")
 }
 
-/// A conversation as `--messages` reads it.
-#[derive(Serialize)]
-struct SavedChat<'c> {
-    messages: &'c [ChatMessage],
-    #[serde(flatten)]
-    context: &'c ChatContext,
+/// The conversation as `--messages` reads it.
+fn input_of(conversation: &Conversation<'_>) -> ChatInput {
+    let (messages, context) = (conversation.messages().to_vec(), conversation.chat_context().clone());
+    ChatInput { messages, context, ..ChatInput::default() }
 }
 
 /// How the names of saved caches end.
@@ -319,8 +316,8 @@ fn save(session: &Session, conversation: &Conversation<'_>, file: &str, kept: &P
     if Path::new(file).extension().is_some_and(|ending| ending == CACHE_ENDING) {
         return save_cache(session, conversation, Path::new(file));
     }
-    let json = SavedChat { messages: conversation.messages(), context: conversation.chat_context() };
-    let text = serde_json::to_string_pretty(&json).context("failed to write the conversation as JSON")?;
+    let text =
+        serde_json::to_string_pretty(&input_of(conversation)).context("failed to write the conversation as JSON")?;
     files::replace(Path::new(file), (text + "\n").as_bytes())?;
     say(&format!("{} messages are in `{file}`.", conversation.messages().len()));
     Ok(())
@@ -334,8 +331,7 @@ fn save_cache(session: &Session, conversation: &Conversation<'_>, path: &Path) -
             .with_hint("ask something first; after an answer that ended at a stop text, ask once more")
             .into());
     };
-    let (messages, context) = (conversation.messages().to_vec(), conversation.chat_context().clone());
-    let dialogue = Dialogue { input: ChatInput { messages, context, ..ChatInput::default() }, opening, unread };
+    let dialogue = Dialogue { input: input_of(conversation), opening, unread };
     kept::save(session, conversation.cache(), Some(&dialogue), path)?;
     Ok(())
 }

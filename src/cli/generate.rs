@@ -76,7 +76,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     drop(generation);
     let drafts = DraftReport::new(options.draft.obstacle(model, cache.retention()), drafts);
     if let Some(path) = &args.save.save_cache {
-        let answer = Answer { ids: &generated, text: &text, finish_reason };
+        let goes_on = args.run.prompt.go_on;
+        let answer = Answer { goes_on, ids: &generated, text: &text, finish_reason };
         kept::save(&session, &cache, messages.map(|new| start.answered(&session, new, answer)).as_ref(), path)?;
     }
 

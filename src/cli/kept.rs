@@ -173,6 +173,8 @@ impl Start {
 /// What was answered to a prompt.
 #[derive(Debug, Clone, Copy)]
 pub struct Answer<'a> {
+    /// Whether it goes on with the last message, which is an answer, too.
+    pub goes_on: bool,
     pub ids: &'a [u32],
     pub text: &'a str,
     pub finish_reason: FinishReason,
@@ -182,7 +184,8 @@ impl Start {
     /// The conversation behind a prompt's messages and their answer, of which the cache has got all tokens but the last.
     pub fn answered(&self, session: &Session, new: ChatInput, answer: Answer<'_>) -> Dialogue {
         let before = self.dialogue().cloned();
-        let opening = before.as_ref().map_or(new.messages.len().saturating_sub(1), |before| before.opening);
+        let asked = if answer.goes_on { 2 } else { 1 };
+        let opening = before.as_ref().map_or(new.messages.len().saturating_sub(asked), |before| before.opening);
         let mut input = before.map_or_else(|| ChatInput { messages: Vec::new(), ..new.clone() }, |before| before.input);
         input.messages.extend(new.messages);
         let (last, read) = answer.ids.split_last().map_or((None, &[][..]), |(&last, read)| (Some(last), read));
@@ -192,7 +195,9 @@ impl Start {
             FinishReason::Stop => session.loaded.tokenizer.decode(&[read, unread.as_slice()].concat(), true),
             _ => answer.text.to_owned(),
         };
-        input.messages.push(ChatMessage::new("assistant", text));
+        let begun = if answer.goes_on { input.messages.pop() } else { None };
+        let begun = begun.map(|message| message.text()).unwrap_or_default();
+        input.messages.push(ChatMessage::new("assistant", begun + &text));
         Dialogue { input, opening, unread }
     }
 }

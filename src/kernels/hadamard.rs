@@ -10,56 +10,47 @@ use super::simd::{LANES, Lanes};
 ///
 /// * `rows`: `[num_rows, width]`
 #[inline(always)]
-#[expect(clippy::cast_precision_loss, reason = "a power of two")]
 pub(crate) fn rotate(rows: &mut [f32], width: usize) {
-    if width == 0 {
-        return;
-    }
-    let size = 1 << width.trailing_zeros();
-    let scale = 1.0 / (size as f32).sqrt();
-    for piece in rows.chunks_exact_mut(size) {
-        let mut half = 1;
-        while half < size {
-            for pair in piece.chunks_exact_mut(2 * half) {
-                let (left, right) = pair.split_at_mut(half);
-                for (left, right) in left.iter_mut().zip(right) {
-                    (*left, *right) = (*left + *right, *left - *right);
-                }
-            }
-            half *= 2;
-        }
-        for number in piece {
-            *number *= scale;
-        }
-    }
+    let turn = |left: &mut f32, right: &mut f32| (*left, *right) = (*left + *right, *left - *right);
+    rotate_with(rows, width, turn, |number, factor| *number *= factor);
 }
 
 /// As [`rotate`], of sixteen rows whose numbers lie side by side; the same numbers, bit by bit.
 ///
 /// * `columns`: `[width]`
 #[inline(always)]
-#[expect(clippy::cast_precision_loss, reason = "a power of two")]
 pub(crate) fn rotate_columns<L: Lanes>(columns: &mut [[f32; LANES]]) {
-    if columns.is_empty() {
+    let turn = |left: &mut [f32; LANES], right: &mut [f32; LANES]| {
+        let (a, b) = (L::load(left), L::load(right));
+        a.add(b).store(left);
+        a.sub(b).store(right);
+    };
+    rotate_with(columns, columns.len(), turn, |column, factor| L::load(column).mul(L::splat(factor)).store(column));
+}
+
+/// Rotates rows of whatever numbers.
+///
+/// * `turn`: puts the sum of two in the place of the first, and their difference in that of the second
+/// * `scale`: multiplies one by a factor
+#[inline(always)]
+#[expect(clippy::cast_precision_loss, reason = "a power of two")]
+fn rotate_with<T>(rows: &mut [T], width: usize, turn: impl Fn(&mut T, &mut T), scale: impl Fn(&mut T, f32)) {
+    if width == 0 {
         return;
     }
-    let size = 1 << columns.len().trailing_zeros();
-    let scale = L::splat(1.0 / (size as f32).sqrt());
-    for piece in columns.chunks_exact_mut(size) {
+    let size = 1 << width.trailing_zeros();
+    let factor = 1.0 / (size as f32).sqrt();
+    for piece in rows.chunks_exact_mut(size) {
         let mut half = 1;
         while half < size {
             for pair in piece.chunks_exact_mut(2 * half) {
                 let (left, right) = pair.split_at_mut(half);
-                for (left, right) in left.iter_mut().zip(right) {
-                    let (a, b) = (L::load(left), L::load(right));
-                    a.add(b).store(left);
-                    a.sub(b).store(right);
-                }
+                left.iter_mut().zip(right).for_each(|(left, right)| turn(left, right));
             }
             half *= 2;
         }
-        for column in piece {
-            L::load(column).mul(scale).store(column);
+        for number in piece {
+            scale(number, factor);
         }
     }
 }

@@ -44,12 +44,12 @@ use crate::files;
 use crate::kernels::quant::SharedBytes;
 use crate::mapped::MappedFile;
 use crate::records::{Sink, Source};
-use crate::tokenizer::{ChatContext, ChatInput, ChatMessage};
+use crate::tokenizer::ChatInput;
 use crate::tokens::TokenClassifier;
 use layout::{AGAIN, Description, ModelSide, Place};
 
 /// The conversation that a cache holds.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Dialogue {
     /// Its messages, and what else the chat template was told.
     pub input: ChatInput,
@@ -57,21 +57,6 @@ pub struct Dialogue {
     pub opening: usize,
     /// The token with which the last answer broke off, which the cache has not got.
     pub unread: Option<u32>,
-}
-
-/// As it is written.
-#[derive(Serialize)]
-struct WrittenDialogue<'a> {
-    input: WrittenInput<'a>,
-    opening: usize,
-    unread: Option<u32>,
-}
-
-#[derive(Serialize)]
-struct WrittenInput<'a> {
-    messages: &'a [ChatMessage],
-    #[serde(flatten)]
-    context: &'a ChatContext,
 }
 
 /// As it is read.
@@ -132,10 +117,7 @@ impl Loaded {
             Retention::Full => None,
             Retention::Adaptive { config, .. } => Some(to_json(serde_json::to_value(&**config))?),
         };
-        let dialogue = dialogue.map(|Dialogue { input, opening, unread }| {
-            let input = WrittenInput { messages: &input.messages, context: &input.context };
-            to_json(serde_json::to_value(WrittenDialogue { input, opening: *opening, unread: *unread }))
-        });
+        let dialogue = dialogue.map(|dialogue| to_json(serde_json::to_value(dialogue)));
         let (bytes, ids) = (cache.bytes(), cache.ids());
         let id_bytes = if ids.iter().all(|&id| u16::try_from(id).is_ok()) { 2 } else { 4 };
         let description = Description {

@@ -117,14 +117,16 @@ pub struct ChatContext {
     pub template_kwargs: Map<String, Value>,
 }
 
-/// A conversation as a file has it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// A conversation as a file has it. Serialises as one that reads back as itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct ChatInput {
     /// The turns so far.
     pub messages: Vec<ChatMessage>,
     /// What else the template is told.
+    #[serde(flatten)]
     pub context: ChatContext,
     /// Top-level keys that were not read and are not known to be harmless, such as `temperature`.
+    #[serde(skip)]
     pub unread: Vec<String>,
 }
 

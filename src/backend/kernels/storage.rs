@@ -8,6 +8,7 @@
 
 mod mixed;
 mod tiled;
+mod view;
 
 use std::marker::PhantomData;
 
@@ -20,7 +21,7 @@ use tiled::{Buffer, Tiled};
 
 use crate::cache::KvDtype;
 use crate::error::Result;
-use crate::kernels::attend::{BlockKeys, BlockValues, FOUR, FloatKeys, FloatValues, HeadRows, Pair, Stored};
+use crate::kernels::attend::{FOUR, HeadRows, Stored};
 use crate::kernels::blocks::{BLOCK, CacheFormat, Q4_0, Q8_0};
 use crate::kernels::hadamard;
 use crate::kernels::vector::MAX_HEAD_DIM;
@@ -211,57 +212,11 @@ impl<Q, E: Quants, const ROWS: usize> Buffer for Blocks<Q, E, ROWS> {
     }
 }
 
-/// Keys and values, as attention reads them.
-pub(super) trait View {
-    type Rows<'a>
-    where
-        Self: 'a;
-
-    fn view(&self) -> Self::Rows<'_>;
-}
-
 /// Keys of plain numbers.
 type KeyFloats<T> = Tiled<T, TILE>;
 
 /// Values of plain numbers.
 type ValueFloats<T> = Tiled<T, 1>;
-
-impl<T: Pod> View for KeyFloats<T> {
-    type Rows<'a> = FloatKeys<'a, T>;
-
-    fn view(&self) -> FloatKeys<'_, T> {
-        FloatKeys(self.tiles())
-    }
-}
-
-impl<T: Pod> View for ValueFloats<T> {
-    type Rows<'a> = FloatValues<'a, T>;
-
-    fn view(&self) -> FloatValues<'_, T> {
-        FloatValues(self.tiles())
-    }
-}
-
-impl<Q: 'static> View for KeyBlocks<Q> {
-    type Rows<'a> = BlockKeys<'a, Q>;
-
-    fn view(&self) -> BlockKeys<'_, Q> {
-        BlockKeys {
-            quants: self.quants.tiles(),
-            scales: self.scales.tiles(),
-            center: &self.center,
-            format: PhantomData,
-        }
-    }
-}
-
-impl<Q: 'static> View for ValueBlocks<Q> {
-    type Rows<'a> = BlockValues<'a, Q>;
-
-    fn view(&self) -> BlockValues<'_, Q> {
-        BlockValues { quants: self.quants.tiles(), scales: self.scales.tiles(), format: PhantomData }
-    }
-}
 
 /// Keys and their values, each in a format of its own.
 #[derive(Debug, Clone, PartialEq)]
@@ -287,12 +242,6 @@ impl<K: Column, V: Column> Columns<K, V> {
     fn replace_values(&mut self, values: &[f32], head_dim: usize) {
         self.values.keep_rows(&[]);
         values.chunks_exact(head_dim).for_each(|value| self.values.push(value));
-    }
-}
-
-impl<K: View, V: View> Columns<K, V> {
-    fn view(&self) -> Pair<K::Rows<'_>, V::Rows<'_>> {
-        Pair { keys: self.keys.view(), values: self.values.view() }
     }
 }
 

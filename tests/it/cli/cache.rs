@@ -84,6 +84,15 @@ fn a_conversation_goes_on_in_another_run() {
     assert!(info.contains("4 messages"), "{info}");
     assert!(succeeds(&chat(&["--cache", "e.kv"], &[first])).contains("Fix"));
 
+    // An answer that was gone on with is one message.
+    lab.write(
+        "begun.json",
+        r#"[{"role": "user", "content": "Count to five."}, {"role": "assistant", "content": "One, two"}]"#,
+    );
+    lab.generate(&["--messages", "begun.json", "--continue", "-n", "6", "--save-cache", "g.kv"]);
+    assert!(succeeds(&lab.run(&["cache", "info", "g.kv"])).contains("2 messages"));
+    succeeds(&chat(&["--cache", "g.kv"], &["Thank you!"]));
+
     let none = chat(&["--save-cache", "f.kv", "--system", "You are brief."], &[]);
     assert!(stderr(&none).contains("ask something first") && !lab.path("f.kv").exists(), "{}", stderr(&none));
 }
