@@ -66,6 +66,19 @@ impl Rope {
         }
     }
 
+    /// Turns a vector that is rotated already by so many positions more, or fewer.
+    ///
+    /// * `row`: `[head_dim]`, of a sequence within the original context, if its length counts
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
+    pub fn turn_by(&self, row: &mut [f32], head_dim: usize, positions: i64) {
+        let angle = |frequency: &f64| {
+            let (sin, cos) = (positions as f64 * frequency).sin_cos();
+            (cos as f32, sin as f32)
+        };
+        let angles: Vec<(f32, f32)> = self.frequencies.iter().map(angle).collect();
+        self.rotate(row, head_dim, head_dim, &angles);
+    }
+
     /// Turns vectors that were rotated by their positions back to what they were before, but for rounding.
     ///
     /// * `rows`: `[rows, head_dim]` of the positions from `first` on, rotated by the length of the sequence that ends with the

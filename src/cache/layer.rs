@@ -4,12 +4,12 @@ use std::borrow::Cow;
 use std::fmt;
 
 use super::eviction::HeadStep;
-use super::ledger::{Ledger, Plan};
+use super::ledger::{Ledger, NOTE_BYTES, Plan};
 use super::summary::LayerSummary;
 use super::{CacheBytes, KvDtype};
 use crate::arch::HeadLayout;
 use crate::attention::refit::Answers;
-use crate::compress::{Eviction, HeadChoice, Segment};
+use crate::compress::{Candidates, Eviction, HeadChoice, Segment};
 use crate::error::{Error, Result};
 use crate::records::{Sink, Source};
 
@@ -68,6 +68,37 @@ pub trait Rows: fmt::Debug + Clone + Send + Sync + 'static {
     /// [`Error::Unsupported`] where that [can't be done](Self::can_refit); else as [`Answers::fitted_values`].
     fn refit(&mut self, _answers: &Answers) -> Result<()> {
         Err(Error::unsupported("fitting values where they are stored"))
+    }
+
+    /// Bytes that a head takes whatever it holds.
+    #[must_use]
+    fn head_bytes(&self) -> usize {
+        0
+    }
+
+    /// Rows that can be added to every head before anything must grow.
+    #[must_use]
+    fn spare(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Bytes that the next row of every head may let it grow by.
+    #[must_use]
+    fn growth_bytes(&self) -> usize {
+        0
+    }
+
+    /// Makes room for exactly so many rows more in every head, and gives back what is allocated beyond.
+    fn make_room(&mut self, _rows: usize) {}
+
+    /// Turns the keys of all rows to other positions.
+    ///
+    /// * `turn`: turns one head's rotated keys, `[rows, head_dim]`
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where keys can't be turned.
+    fn turn_keys(&mut self, _turn: &(dyn Fn(usize, &mut [f32]) + Sync)) -> Result<()> {
+        Err(Error::unsupported("moving keys to other positions where they are stored").with_hint("use --backend kernels"))
     }
 
     /// Whether rows can be [saved](Self::save).
@@ -160,6 +191,14 @@ impl<R: Rows> CacheLayer<R> {
         self.rows.dtype().token_bytes(self.rows.layout().head_dim)
     }
 
+    /// Bytes that what is held needs without any slack, and those of one token more that all heads keep.
+    pub(super) fn needed(&self) -> (usize, usize) {
+        let HeadLayout { num_kv_heads, head_dim, .. } = self.rows.layout();
+        let num_rows = self.ledger.num_rows();
+        let held = self.rows.held_bytes(num_rows) + num_rows * NOTE_BYTES + num_kv_heads * self.rows.head_bytes();
+        (held, num_kv_heads * (self.rows.dtype().newest().token_bytes(head_dim) + NOTE_BYTES))
+    }
+
     /// Bytes of this layer.
     #[must_use]
     pub fn bytes(&self) -> CacheBytes {
@@ -175,7 +214,7 @@ impl<R: Rows> CacheLayer<R> {
     }
 
     /// Stores what was chosen of a prompt's keys and values, see [`Ledger::plan_prompt`]. Keys must already be rotated:
-    /// positions are fixed here and never renumbered.
+    /// positions are fixed here, and change only where rows [move together](Ledger::renumber).
     ///
     /// * `prompt`: behind what every head holds now
     /// * `choices`: one for each KV head, in order; `None` keeps everything
@@ -192,6 +231,67 @@ impl<R: Rows> CacheLayer<R> {
         let plan = self.ledger.plan_prompt(prompt_len, choices)?;
         self.rows.carry_out(&self.ledger, &plan, Some(prompt))?;
         Ok(self.settle(plan))
+    }
+
+    /// As [`store_prompt`](Self::store_prompt), where what was kept earlier is decided about, too, see [`Ledger::plan_anew`].
+    ///
+    /// # Errors
+    /// As [`store_prompt`](Self::store_prompt).
+    pub fn store_anew(&mut self, prompt: &R::Prompt, choices: Vec<HeadChoice>) -> Result<LayerSummary> {
+        let plan = self.ledger.plan_anew(self.rows.prompt_lens(prompt).0, choices)?;
+        self.rows.carry_out(&self.ledger, &plan, Some(prompt))?;
+        Ok(self.settle(plan))
+    }
+
+    /// Takes down the scores of all that is held, see [`Ledger::judged`].
+    ///
+    /// # Errors
+    /// As [`Ledger::judged`].
+    pub fn judged(&mut self, heads: &[Candidates]) -> Result<()> {
+        self.ledger.judged(heads)
+    }
+
+    /// Lets the newest tokens go, as if they had never come, see [`Ledger::plan_without`].
+    ///
+    /// # Errors
+    /// As [`Ledger::plan_without`]; [`Error::Tensor`] if a device refuses.
+    pub(super) fn forget(&mut self, count: usize) -> Result<()> {
+        let plan = self.ledger.plan_without(count)?;
+        self.rows.carry_out(&self.ledger, &plan, None)?;
+        self.ledger.forget(&plan);
+        Ok(())
+    }
+
+    /// Keeps some of what is held, whoever decided about it.
+    ///
+    /// * `heads`: `[num_kv_heads]`
+    /// * `settled`: tokens that count as decided about; all heads keep those behind them
+    ///
+    /// # Errors
+    /// As [`keep_of_prompt`](Self::keep_of_prompt).
+    pub(crate) fn keep_some(&mut self, heads: &[Candidates], settled: usize) -> Result<()> {
+        let choice = |(kv_head, held): (usize, &Candidates)| HeadChoice::of_candidates(kv_head, held);
+        self.keep_of_prompt(0, heads.iter().enumerate().map(choice).collect())?;
+        self.ledger.judged(heads)?;
+        self.ledger.unsettle(settled);
+        Ok(())
+    }
+
+    /// Moves what is held together, see [`Ledger::renumber`].
+    ///
+    /// * `turn`: turns a rotated key, `[head_dim]`, by so many positions
+    ///
+    /// # Errors
+    /// As [`Ledger::renumber`] and [`Rows::turn_keys`].
+    pub(crate) fn renumber(&mut self, seen: usize, turn: &(dyn Fn(i64, &mut [f32]) + Sync)) -> Result<()> {
+        let head_dim = self.rows.layout().head_dim;
+        let moves = self.ledger.clone().renumber(seen)?;
+        self.rows.turn_keys(&|kv_head, keys| {
+            for (key, &by) in keys.chunks_exact_mut(head_dim).zip(&moves[kv_head]) {
+                turn(by, key);
+            }
+        })?;
+        self.ledger.renumber(seen).map(drop)
     }
 
     /// Evicts more of the last prompt that was stored, see [`Ledger::plan_less`].

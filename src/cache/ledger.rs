@@ -7,13 +7,16 @@
 //!
 //! Not for: choosing (see [`crate::compress`]).
 
+mod anew;
 mod positions;
 mod saved;
+mod worths;
 
 use std::borrow::Cow;
 use std::ops::Range;
 
 use self::positions::Positions;
+use self::worths::Worths;
 use super::eviction::{HeadStep, LayerEviction};
 use super::growth::trim;
 use super::summary::{HeadSummary, LayerSummary};
@@ -22,6 +25,9 @@ use crate::compress::budget::methods::StepAttention;
 use crate::compress::{Eviction, HeadChoice, Segment};
 use crate::error::{Error, Result};
 use crate::tokens::TokenClass;
+
+/// Bytes that are taken down of a row: its position, and its score where rows are judged anew.
+pub const NOTE_BYTES: usize = size_of::<u32>() + worths::WORTH_BYTES;
 
 /// What is known of one layer's rows without looking at them.
 #[derive(Debug, Clone)]
@@ -34,6 +40,8 @@ pub struct Ledger {
     window: Option<usize>,
     /// Position up to which an earlier profile has decided: what is kept below it stays.
     settled: usize,
+    /// Of the rows that were decided about, where they are judged anew with what comes.
+    worths: Worths,
     /// Present if rows go while tokens are generated.
     eviction: Option<LayerEviction>,
 }
@@ -65,7 +73,7 @@ impl Ledger {
     #[must_use]
     pub fn new(layer: usize, layout: HeadLayout) -> Self {
         let positions = Positions::new(layout.num_kv_heads);
-        Self { layer, layout, positions, seen: 0, window: None, settled: 0, eviction: None }
+        Self { layer, layout, positions, seen: 0, window: None, settled: 0, worths: Worths::default(), eviction: None }
     }
 
     /// Lets rows go that no later token looks at.
@@ -144,7 +152,8 @@ impl Ledger {
     /// Bytes that are allocated for positions, and for notes on what goes next.
     #[must_use]
     pub fn allocated(&self) -> usize {
-        self.positions.allocated() + self.eviction.as_ref().map_or(0, LayerEviction::allocated)
+        let eviction = self.eviction.as_ref().map_or(0, LayerEviction::allocated);
+        self.positions.allocated() + self.worths.allocated() + eviction
     }
 
     /// What becomes of the rows when a prompt is stored: for every KV head, the positions that were chosen, or all of them.
@@ -263,9 +272,7 @@ impl Ledger {
     /// [`Error::Unsupported`] if heads go on evicting, rows have left a sliding window, or a prompt was decided about since
     /// the tokens came; nothing has changed then.
     pub fn take_back(&mut self, count: usize) -> Result<()> {
-        if self.is_watched() || self.seen - self.settled < count || self.first_in_window(self.seen) > 0 {
-            return Err(Error::unsupported("taking tokens back of which it was decided what stays"));
-        }
+        self.expect_undecided(count)?;
         self.positions.take_back(count, self.seen);
         self.seen -= count;
         Ok(())
@@ -381,6 +388,8 @@ impl Ledger {
             }
             if !step.evicted().is_empty() {
                 trim(held);
+                // They follow the order of rows.
+                self.worths = Worths::default();
             }
         }
     }

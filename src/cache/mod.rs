@@ -7,28 +7,29 @@
 //! Not for: choosing (see [`crate::compress`]), attending (see [`crate::attention`]), or holding keys and values (see
 //! [`crate::backend`]).
 
+mod bounds;
 mod dtype;
 mod eviction;
 mod growth;
 mod layer;
+mod layers;
 mod ledger;
 mod summary;
 
-use std::any::Any;
-use std::fmt;
 use std::sync::Arc;
 
-use rayon::prelude::*;
-
+pub use bounds::{Bounds, Overflow, PROTECTED};
 pub use dtype::KvDtype;
 pub use eviction::HeadStep;
 pub use growth::growth;
 pub use layer::{CacheLayer, Rows};
-pub use ledger::{HeadPlan, Ledger, Plan};
+pub use ledger::{HeadPlan, Ledger, NOTE_BYTES, Plan};
 pub use summary::{HeadSummary, LayerSummary};
 
+use layers::Layers;
+
 use crate::arch::HeadLayout;
-use crate::compress::{AdaptiveConfig, Eviction};
+use crate::compress::{AdaptiveConfig, Budget, Eviction};
 use crate::error::{Error, Result};
 use crate::records::{Sink, Source};
 use crate::tokens::{RepeatWords, TokenClass, TokenClassifier};
@@ -130,62 +131,9 @@ pub struct AdaptiveKvCache {
     /// How many of them, the last, no profile has decided about: those since the last prompt. Not counted for a full cache,
     /// and where heads go on evicting.
     undecided: usize,
-}
-
-/// Layers whose rows are of some kind.
-trait Layers: fmt::Debug + Send + Sync {
-    fn ledgers(&self) -> Vec<&Ledger>;
-    fn bytes(&self) -> CacheBytes;
-    fn emptied(&self) -> Box<dyn Layers>;
-    fn boxed_clone(&self) -> Box<dyn Layers>;
-    fn token_bytes(&self) -> usize;
-    fn can_save(&self) -> bool;
-    fn save(&self, layer: usize, sink: &mut Sink<'_>);
-    fn load(&mut self, tokens: (usize, usize), eviction: Option<&Eviction>, sources: Vec<Source>) -> Result<()>;
-    fn as_any(&self) -> &dyn Any;
-    fn as_any_mut(&mut self) -> &mut dyn Any;
-}
-
-impl<R: Rows> Layers for Vec<CacheLayer<R>> {
-    fn ledgers(&self) -> Vec<&Ledger> {
-        self.iter().map(CacheLayer::ledger).collect()
-    }
-
-    fn bytes(&self) -> CacheBytes {
-        self.iter().map(CacheLayer::bytes).sum()
-    }
-
-    fn emptied(&self) -> Box<dyn Layers> {
-        Box::new(self.iter().map(CacheLayer::emptied).collect::<Self>())
-    }
-
-    fn boxed_clone(&self) -> Box<dyn Layers> {
-        Box::new(self.clone())
-    }
-
-    fn token_bytes(&self) -> usize {
-        self.first().map_or(0, CacheLayer::token_bytes)
-    }
-
-    fn can_save(&self) -> bool {
-        R::can_save()
-    }
-
-    fn save(&self, layer: usize, sink: &mut Sink<'_>) {
-        self[layer].save(sink);
-    }
-
-    fn load(&mut self, tokens: (usize, usize), eviction: Option<&Eviction>, sources: Vec<Source>) -> Result<()> {
-        self.par_iter_mut().zip(sources).try_for_each(|(layer, source)| layer.load(tokens, eviction, source))
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-
-    fn as_any_mut(&mut self) -> &mut dyn Any {
-        self
-    }
+    /// How many more tokens there were than positions are taken.
+    shifted: usize,
+    bounds: Bounds,
 }
 
 impl Clone for AdaptiveKvCache {
@@ -195,6 +143,8 @@ impl Clone for AdaptiveKvCache {
             retention: self.retention.clone(),
             ids: self.ids.clone(),
             undecided: self.undecided,
+            shifted: self.shifted,
+            bounds: self.bounds,
         }
     }
 }
@@ -206,7 +156,32 @@ impl AdaptiveKvCache {
     #[must_use]
     pub fn new<R: Rows>(num_layers: usize, rows: &R, retention: Retention) -> Self {
         let layers: Vec<_> = (0..num_layers).map(|layer| CacheLayer::new(layer, rows)).collect();
-        Self { layers: Box::new(layers), retention, ids: Vec::new(), undecided: 0 }
+        Self {
+            layers: Box::new(layers),
+            retention,
+            ids: Vec::new(),
+            undecided: 0,
+            shifted: 0,
+            bounds: Bounds::default(),
+        }
+    }
+
+    /// Sets what happens at its bounds.
+    #[must_use]
+    pub fn with_bounds(mut self, bounds: Bounds) -> Self {
+        self.bounds = bounds;
+        self
+    }
+
+    /// What happens at its bounds.
+    #[must_use]
+    pub fn bounds(&self) -> Bounds {
+        self.bounds
+    }
+
+    /// Sets how many of the first tokens stay in any case, if it is more than before.
+    pub fn pin(&mut self, tokens: usize) {
+        self.bounds.pinned = self.bounds.pinned.max(tokens);
     }
 
     /// Lets rows go that no later token looks at, in layers with a sliding window.
@@ -229,13 +204,27 @@ impl AdaptiveKvCache {
     /// An empty cache of the same kind.
     #[must_use]
     pub fn emptied(&self) -> Self {
-        Self { layers: self.layers.emptied(), retention: self.retention.clone(), ids: Vec::new(), undecided: 0 }
+        Self {
+            layers: self.layers.emptied(),
+            retention: self.retention.clone(),
+            ids: Vec::new(),
+            undecided: 0,
+            shifted: 0,
+            bounds: self.bounds,
+        }
     }
 
-    /// Tokens given so far, those included that no head keeps: the position of the next token.
+    /// The position of the next token: tokens given so far, those included that no head keeps, but for the positions that
+    /// were won when what is kept [moved together](Overflow::Shift).
     #[must_use]
     pub fn seen(&self) -> usize {
-        self.ids.len()
+        self.ids.len() - self.shifted
+    }
+
+    /// How many positions were won so.
+    #[must_use]
+    pub fn shifted(&self) -> usize {
+        self.shifted
     }
 
     /// The tokens given so far, those included that no head keeps.
@@ -326,7 +315,9 @@ impl AdaptiveKvCache {
     /// Bytes of all layers.
     #[must_use]
     pub fn bytes(&self) -> CacheBytes {
-        self.layers.bytes()
+        let bytes = self.layers.bytes();
+        let heads: usize = self.ledgers().iter().map(|ledger| ledger.layout().num_kv_heads).sum();
+        CacheBytes { raw: bytes.raw + self.shifted * heads * self.token_bytes(), ..bytes }
     }
 
     /// The tokens that a profile of this prompt decides about: those that were decoded since the last prompt (unless heads
@@ -376,6 +367,61 @@ impl AdaptiveKvCache {
         self.undecided = self.undecided.saturating_sub(count);
     }
 
+    /// Lets the newest tokens go, which no prompt has decided about, and returns them.
+    ///
+    /// # Errors
+    /// As [`CacheLayer::forget`]; the cache is of no use then.
+    pub(crate) fn forget_undecided(&mut self) -> Result<Vec<u32>> {
+        self.layers.forget(self.undecided)?;
+        let ids = self.ids.split_off(self.ids.len() - self.undecided);
+        self.undecided = 0;
+        Ok(ids)
+    }
+
+    /// Counts positions that were won.
+    ///
+    /// * `undecided`: tokens that no prompt has decided about
+    pub(crate) fn shift(&mut self, positions: usize, undecided: usize) {
+        self.shifted += positions;
+        self.undecided = self.undecided.min(undecided);
+    }
+
+    /// Bytes that the sequence may come to; `None` without a [budget](crate::compress::Budget::Bytes).
+    #[must_use]
+    pub fn budget(&self) -> Option<usize> {
+        match &self.retention {
+            Retention::Full => None,
+            Retention::Adaptive { config, .. } => match config.budget() {
+                Some(Budget::Bytes(bytes)) => Some(bytes),
+                _ => None,
+            },
+        }
+    }
+
+    /// How many tokens all heads may take in before the sequence comes to more bytes than its budget; no limit without one.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        let Some(budget) = self.budget() else { return usize::MAX };
+        self.layers.room(budget)
+    }
+
+    /// Bytes that all heads take whatever they hold.
+    pub(crate) fn head_bytes(&self) -> usize {
+        self.layers.head_bytes()
+    }
+
+    /// Allocates exactly what so many more rows of every head need.
+    pub(crate) fn make_room(&mut self, rows: usize) {
+        self.layers.make_room(rows);
+    }
+
+    /// Sees to it that the next tokens, for which there is [room](Self::room), do not let buffers grow beyond the budget.
+    pub(crate) fn reserve(&mut self, tokens: usize) {
+        if let Some(budget) = self.budget() {
+            self.layers.reserve(tokens, budget);
+        }
+    }
+
     /// Tokens that no profile has decided about, see [`segment_ids`](Self::segment_ids).
     pub(crate) fn undecided(&self) -> usize {
         self.undecided
@@ -394,13 +440,20 @@ impl AdaptiveKvCache {
     /// Takes in what was written.
     ///
     /// * `ids`: tokens that were given, of which `undecided` no profile has decided about
+    /// * `shifted`: how many more they are than positions are taken; at most as many
     /// * `layers`: `[num_layers]`
     ///
     /// # Errors
     /// As [`Ledger::load`] and [`Rows::load`]; the cache is of no use then.
-    pub(crate) fn load(&mut self, ids: Vec<u32>, undecided: usize, layers: Vec<Source>) -> Result<()> {
-        self.layers.load((ids.len(), undecided), self.retention.eviction().as_ref(), layers)?;
-        (self.ids, self.undecided) = (ids, undecided);
+    pub(crate) fn load(
+        &mut self,
+        ids: Vec<u32>,
+        (undecided, shifted): (usize, usize),
+        layers: Vec<Source>,
+    ) -> Result<()> {
+        let seen = ids.len().saturating_sub(shifted);
+        self.layers.load((seen, undecided), self.retention.eviction().as_ref(), layers)?;
+        (self.ids, self.undecided, self.shifted) = (ids, undecided, shifted);
         Ok(())
     }
 }

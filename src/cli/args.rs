@@ -1,5 +1,6 @@
 //! Options of all commands, as the user writes them. Here are the commands, and the options of those that run a prompt.
 
+mod bounds;
 mod cache;
 mod measure;
 mod model;
@@ -13,6 +14,7 @@ use adaptive_kvcache::compress::{FASTGEN, METHODS, POLICIES, parse_size};
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand};
 
+pub use bounds::BoundsArgs;
 pub use cache::{CacheCommand, CreateArgs};
 pub use measure::{BenchArgs, EvalArgs, FileArgs, MeasureArgs, TuneArgs};
 pub use model::{BackendChoice, BudgetArgs, CacheArgs, ContextArgs, DeviceArgs, KeptRatioArgs};
@@ -128,8 +130,8 @@ pub struct BatchArgs {
     /// The most sequences that decode together
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = positive)]
     pub batch: usize,
-    /// What the prompt's keys and values may come to, instead of the configuration's `kv_budget`, such as 64MB or 1.5GB; a
-    /// bare number is MB. With --prompts, what those of all sequences under way may come to, texts included
+    /// What the whole cache may come to, text included, instead of the configuration's `kv_budget`, such as 64MB or 1.5GB:
+    /// keys, values and positions; a bare number is MB. With --prompts, what those of all sequences under way may come to
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub kv_budget: Option<usize>,
 }
@@ -150,6 +152,8 @@ pub struct GenerateArgs {
     pub save: SaveArgs,
     #[command(flatten)]
     pub kept_ratio: KeptRatioArgs,
+    #[command(flatten)]
+    pub bounds: BoundsArgs,
     /// Write attention heatmaps, and pictures of policies and memory
     #[arg(long, env = "SAVE_IMAGE", num_args = 0..=1, default_missing_value = "1", default_value = "0",
           value_parser = BoolishValueParser::new(), action = clap::ArgAction::Set, hide_possible_values = true, value_name = "0|1")]
@@ -188,6 +192,8 @@ pub struct ChatArgs {
     pub save: SaveArgs,
     #[command(flatten)]
     pub budget: BudgetArgs,
+    #[command(flatten)]
+    pub bounds: BoundsArgs,
 }
 
 #[derive(Debug, Args)]
@@ -197,4 +203,7 @@ pub struct InspectArgs {
     pub model: PathBuf,
     #[command(flatten)]
     pub context: ContextArgs,
+    /// Say what fits into a cache of so many bytes, such as 512MB; a bare number is MB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub kv_budget: Option<usize>,
 }

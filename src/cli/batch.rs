@@ -52,7 +52,7 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     }
     let seed = (prompts.draw() || options.sampling.is_random()).then_some(options.sampling.seed);
     let session = Session::open(&args.run.model, start.kv_dtype(&args.run.numbers)?)?.with_chat_template(template);
-    let cache = start.cache(&session)?;
+    let cache = start.cache(&session)?.with_bounds(args.bounds.bounds(options.max_new_tokens));
     let PromptArgs { dialogue, go_on, .. } = &args.run.prompt;
     let chat = wraps_prompt(&session, &args.run.prompt, &start);
     let prompts = prompts.encode(&session, &start, &opening(dialogue)?.messages, chat, *go_on)?;

@@ -4,7 +4,7 @@ use std::io::{BufRead, ErrorKind, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use adaptive_kvcache::cache::Retention;
+use adaptive_kvcache::cache::{Bounds, Retention};
 use adaptive_kvcache::generate::{Conversation, DraftCounts, FinishReason, GenerationOptions, Turn};
 use adaptive_kvcache::json::without_bom;
 use adaptive_kvcache::memory::process_memory;
@@ -110,7 +110,8 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
     // Before anything is typed.
     session.announce_chat_format()?;
     let loaded = &session.loaded;
-    let mut conversation = begin(&session, &start, opening)?;
+    let bounds = args.bounds.bounds(usize::MAX);
+    let mut conversation = begin(&session, &start, opening, bounds)?;
     let context = loaded.model.config().context_length;
     let options = GenerationOptions { draft: args.draft.draft.into(), ..args.sampling.options(usize::MAX)? };
 
@@ -127,7 +128,7 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
         let done = match Line::parse(&line) {
             Line::Exit => break,
             Line::Save(file) => save(&session, &conversation, file, &kept),
-            Line::Load(file) => load(&session, file).map(|loaded| conversation = loaded),
+            Line::Load(file) => load(&session, file, bounds).map(|loaded| conversation = loaded),
             Line::Question(text) => answer(&mut conversation, text, &options, context),
             Line::Reset => {
                 conversation.reset();
@@ -173,7 +174,12 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
 }
 
 /// The conversation that a saved cache holds, or a new one.
-fn begin<'s>(session: &'s Session, start: &Start, opening: ChatInput) -> anyhow::Result<Conversation<'s>> {
+fn begin<'s>(
+    session: &'s Session,
+    start: &Start,
+    opening: ChatInput,
+    bounds: Bounds,
+) -> anyhow::Result<Conversation<'s>> {
     let (model, tokenizer) = (&session.loaded.model, &session.loaded.tokenizer);
     let cache = start.cache(session)?;
     let conversation = match start.dialogue().cloned() {
@@ -191,7 +197,7 @@ fn begin<'s>(session: &'s Session, start: &Start, opening: ChatInput) -> anyhow:
             Conversation::new(model, tokenizer, session.kv_dtype, retention, messages)?.with_chat_context(context)
         }
     };
-    Ok(conversation.with_prefill_options(session.prefill_options))
+    Ok(conversation.with_prefill_options(session.prefill_options).with_bounds(bounds))
 }
 
 /// Whether going on makes no sense: nobody reads, or the model fails.
@@ -231,6 +237,10 @@ fn answer(
     if matches!(conversation.cache().retention(), Retention::Adaptive { .. }) {
         tracing::info!("{}", log_line(number, &turn));
     }
+    if conversation.cache().budget().is_some() {
+        let held: Vec<String> = conversation.held().into_iter().map(held_text).collect();
+        tracing::info!("held of turns 1 to {number}, by a head on average: {}", held.join(", "));
+    }
     let note = match turn.finish_reason {
         FinishReason::Length => ", cut off".to_owned(),
         FinishReason::Context => {
@@ -256,6 +266,11 @@ fn answer(
     Ok(())
 }
 
+/// Rows of a turn, if it is known whose they are.
+fn held_text(rows: Option<f64>) -> String {
+    rows.map_or_else(|| "-".to_owned(), |rows| format!("{rows:.1}"))
+}
+
 /// What the log says of a turn.
 fn log_line(number: usize, turn: &Turn) -> String {
     let profiled = turn.profiled_tokens;
@@ -270,24 +285,26 @@ fn log_line(number: usize, turn: &Turn) -> String {
 /// What each turn kept, and what there is now.
 fn stats(conversation: &Conversation<'_>) -> String {
     let mut lines = vec![format!(
-        "{:>4} {:>9} {:>9} {:>9} {:>11} {:>8}",
-        "turn", "prompt", "answer", "profiled", "kept/head", "kept %"
+        "{:>4} {:>9} {:>9} {:>9} {:>11} {:>8} {:>11}",
+        "turn", "prompt", "answer", "profiled", "kept/head", "kept %", "held/head"
     )];
-    for (index, turn) in conversation.turns().iter().enumerate() {
+    for (index, (turn, held)) in conversation.turns().iter().zip(conversation.held()).enumerate() {
         let (profiled, kept) = (turn.profiled_tokens, turn.mean_kept);
         #[expect(clippy::cast_precision_loss)]
         let share = 100.0 * kept / profiled.max(1) as f64;
         let Turn { prompt_tokens, answer_tokens, .. } = turn;
         lines.push(format!(
-            "{:>4} {prompt_tokens:>9} {answer_tokens:>9} {profiled:>9} {kept:>11.1} {share:>8.1}",
-            index + 1
+            "{:>4} {prompt_tokens:>9} {answer_tokens:>9} {profiled:>9} {kept:>11.1} {share:>8.1} {:>11}",
+            index + 1,
+            held_text(held)
         ));
     }
     let cache = conversation.cache();
     let bytes = cache.bytes();
     lines.push(format!(
-        "cache: {} tokens seen, {:.3} MB kept of {:.3} MB ({:.1} % saved), {:.3} MB allocated{}",
-        cache.seen(),
+        "cache: {} tokens seen{}, {:.3} MB kept of {:.3} MB ({:.1} % saved), {:.3} MB allocated{}",
+        cache.ids().len(),
+        if cache.shifted() > 0 { format!(" ({} positions taken)", cache.seen()) } else { String::new() },
         megabytes(bytes.kept),
         megabytes(bytes.raw),
         100.0 * bytes.saved_ratio(),
@@ -337,11 +354,11 @@ fn save_cache(session: &Session, conversation: &Conversation<'_>, path: &Path) -
 }
 
 /// The conversation of a saved cache.
-fn load<'s>(session: &'s Session, file: &str) -> anyhow::Result<Conversation<'s>> {
+fn load<'s>(session: &'s Session, file: &str, bounds: Bounds) -> anyhow::Result<Conversation<'s>> {
     if file.is_empty() {
         return Err(Error::input("no file was named").with_hint("write /load FILE.kv").into());
     }
-    let conversation = begin(session, &Start::saved(Path::new(file))?, ChatInput::default())?;
+    let conversation = begin(session, &Start::saved(Path::new(file))?, ChatInput::default(), bounds)?;
     say(&format!(
         "{} messages, {} tokens are loaded from `{file}`.",
         conversation.messages().len(),

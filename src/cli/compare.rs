@@ -79,7 +79,9 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<Outcome> {
         if interrupted() {
             return Err(Error::Interrupted.into());
         }
-        let logits = session.loaded.model.decode(id, &mut fork);
+        let model = &session.loaded.model;
+        let room = model.make_room(&mut fork, 1, session.prefill_options, &mut ());
+        let logits = room.and_then(|()| model.decode(id, &mut fork));
         forced.push(log_softmax(&logits.map_err(|error| error.in_place(|| ADAPTIVE.to_owned()))?));
     }
     // The first distribution comes from the prompt's exact attention and is the same in both runs.

@@ -49,7 +49,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
 
     let session = Session::open(&args.run.model, start.kv_dtype(&args.run.numbers)?)?.with_chat_template(template);
     let model = &session.loaded.model;
-    let mut cache = start.cache(&session)?;
+    let mut cache = start.cache(&session)?.with_bounds(args.bounds.bounds(options.max_new_tokens));
     let Encoded { ids, messages } = encode(&session, &args.run.prompt, &start)?;
     let pictures =
         if args.save_image { Some(Pictures::new(&args.image_dir, config.clone(), model.config())?) } else { None };

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use adaptive_kvcache::Result;
-use adaptive_kvcache::cache::KvDtype;
+use adaptive_kvcache::cache::{KvDtype, NOTE_BYTES};
 use adaptive_kvcache::checkpoint::{self, Checkpoint};
+use adaptive_kvcache::compress::BudgetScale;
 use adaptive_kvcache::model::SlidingWindow;
 use adaptive_kvcache::report::{is_small, megabytes, size};
 use adaptive_kvcache::tokenizer::{ChatFormat, Tokenizer};
@@ -32,12 +33,12 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<Outcome> {
 
     let of_tokenizer = tokenizer.as_ref().map(Tokenizer::notes).unwrap_or_default();
     checkpoint.notes().iter().chain(of_tokenizer).for_each(note);
-    print(&checkpoint, &tokenizer).context(STDOUT_FAILED)?;
+    print(&checkpoint, &tokenizer, args.kv_budget).context(STDOUT_FAILED)?;
     Ok(Outcome::Done)
 }
 
 /// Prints what `run` has read.
-fn print(checkpoint: &Checkpoint, tokenizer: &Result<Tokenizer>) -> anyhow::Result<()> {
+fn print(checkpoint: &Checkpoint, tokenizer: &Result<Tokenizer>, budget: Option<usize>) -> anyhow::Result<()> {
     let config = checkpoint.config();
     let mut parameters = 0;
     let mut formats: BTreeMap<String, (usize, usize)> = BTreeMap::new();
@@ -128,5 +129,30 @@ fn print(checkpoint: &Checkpoint, tokenizer: &Result<Tokenizer>) -> anyhow::Resu
             row(&name, &|dtype| format!("{:.1}", megabytes(bytes(dtype))), " MB")?;
         }
     }
+    let Some(budget) = budget else { return Ok(()) };
+    // Of a layer with a window, a head never holds more than that; it is counted as if it held all.
+    let rows_of_a_head = |dtype: KvDtype| {
+        let center = if dtype.has_key_blocks() { heads.head_dim * size_of::<f32>() } else { 0 };
+        let (num_layers, num_kv_heads) = (config.num_layers, heads.num_kv_heads);
+        let row_bytes = dtype.token_bytes(heads.head_dim) + NOTE_BYTES;
+        let scale = BudgetScale { num_layers, num_kv_heads, row_bytes, head_bytes: center };
+        scale.rows(budget) / (num_layers * num_kv_heads).max(1)
+    };
+    writeln!(out)?;
+    let mut row = |name: &str, cell: &dyn Fn(KvDtype) -> usize, unit: &str| {
+        let cells: Vec<String> = dtypes.iter().map(|&dtype| format!("{:>10}", cell(dtype))).collect();
+        writeln!(out, "{name:<20}{}{unit}", cells.join(" "))
+    };
+    let title = format!("{} for all:", size(budget));
+    row(&title, &|dtype| rows_of_a_head(dtype), " tokens kept by a head on average")?;
+    let context = config.context_length;
+    for (name, kept) in [("all kept", 1), ("1/2 kept", 2), ("1/4 kept", 4), ("1/8 kept", 8)] {
+        row(&format!("  {name}"), &|dtype| (rows_of_a_head(dtype) * kept).min(context), " tokens of a prompt at most")?;
+        let sequences = |dtype| rows_of_a_head(dtype) * kept / context.max(1);
+        row("", &sequences, &format!(" sequences of {context} tokens"))?;
+    }
+    let layer = |tokens: usize| size(2 * tokens * heads.kv_width() * size_of::<f32>());
+    let tokens = [1024, context].map(|tokens| format!("{} while {tokens} tokens are read", layer(tokens)));
+    writeln!(out, "on top, the keys and values of the layer that is being read: {}", tokens.join(", "))?;
     Ok(())
 }

@@ -167,6 +167,7 @@ impl Session {
     ) -> Result<(Prefill, Duration)> {
         let mut observer = Observer::new(pictures);
         let started = Instant::now();
+        self.loaded.model.make_positions(cache, ids.len())?;
         let prefill = self.loaded.model.prefill_with(ids, cache, self.prefill_options, &mut observer);
         let time = started.elapsed();
         observer.finish();

@@ -193,6 +193,13 @@ impl AdaptiveConfig {
         }
     }
 
+    /// Whether what a sequence holds is judged together with what comes, so that all of it stays within a number of bytes.
+    /// Heads that [go on evicting](DecodeMode::Evict) hold what the first prompt left them.
+    #[must_use]
+    pub fn rejudges(&self) -> bool {
+        matches!(self.budget(), Some(Budget::Bytes(_))) && self.decode == DecodeMode::Append
+    }
+
     /// How much is kept, if the method has a budget.
     #[must_use]
     pub fn budget(&self) -> Option<Budget> {

@@ -19,6 +19,7 @@ pub mod stats;
 mod values;
 
 pub use budget::allocation::Allocation;
+pub use budget::candidates::{Candidates, Safe};
 pub use budget::methods::{METHODS, Method, MethodFacts, Needs, method_by_name};
 pub use budget::pool::Pool;
 pub use budget::profile::{HeadCost, HeadPrior, HeadProfile};

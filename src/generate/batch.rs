@@ -24,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::model::{Llama, PrefillObserver, PrefillOptions};
 use crate::numbers::check_logits;
 use crate::tokenizer::Tokenizer;
+use crate::tokens::TokenClass;
 
 /// A text to go on from.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,8 +43,8 @@ pub struct BatchPrompt {
 pub struct BatchLimits {
     /// Sequences at a time; at least 1.
     pub sequences: usize,
-    /// Bytes that the kept keys and values of all sequences under way may come to, with all tokens that they may still
-    /// generate; `None` for any.
+    /// Bytes that the caches of all sequences under way may come to, keys, values and positions, with all tokens that they may
+    /// still generate; `None` for any.
     ///
     /// What a prompt keeps is known when it was read; before, as large a share is expected of it as the prompts so far
     /// kept together. If it keeps more, so that it does not fit beside the others, it is held until enough of them have
@@ -89,8 +90,9 @@ pub struct BatchSummary {
     pub drafts: DraftCounts,
     /// The most sequences that were under way at a time.
     pub most_sequences: usize,
-    /// The most bytes that all kept keys and values came to: of the sequences under way, and of a prompt that was read and
-    /// does not fit beside them yet. A prompt counts from when it was read.
+    /// The most bytes that were allocated for all caches, positions included: of the sequences under way, and of a prompt that
+    /// was read and does not fit beside them yet. A prompt counts from when it was read. What lies in the file of a saved
+    /// cache does not count.
     pub most_kv_bytes: usize,
 }
 
@@ -101,8 +103,8 @@ pub struct Batch<'a> {
     tokenizer: &'a Tokenizer,
     /// What every sequence begins with: nothing, or a text that was read before.
     base: AdaptiveKvCache,
-    /// Bytes of one stored key and its value.
-    token_bytes: usize,
+    /// Bytes of one stored key, its value and its position.
+    row_bytes: usize,
     limits: BatchLimits,
     prefill_options: PrefillOptions,
     clock: Box<dyn Clock>,
@@ -146,6 +148,12 @@ struct Active<'a> {
     reserved: usize,
 }
 
+/// Bytes that are noted of a row: its position, and where heads go on evicting also what it received, and its token's class.
+fn note_bytes(cache: &AdaptiveKvCache) -> usize {
+    let evicting = cache.retention().eviction().map_or(0, |_| size_of::<f32>() + size_of::<TokenClass>());
+    size_of::<u32>() + evicting
+}
+
 /// What the caller of a batch is asked and told.
 struct Caller<'c> {
     go_on: &'c mut dyn FnMut() -> ControlFlow<()>,
@@ -185,7 +193,7 @@ impl<'a> Batch<'a> {
         let mut batch = Self {
             model,
             tokenizer,
-            token_bytes: base.token_bytes(),
+            row_bytes: base.token_bytes() + note_bytes(&base),
             base,
             limits,
             prefill_options: PrefillOptions::default(),
@@ -225,7 +233,8 @@ impl<'a> Batch<'a> {
         if !matches!(self.base.retention(), Retention::Full) {
             return Ok(None);
         }
-        let needed = self.held_bytes(ids.len().saturating_add(self.text_rows(ids.len(), options)));
+        let rows = self.held_bytes(ids.len().saturating_add(self.text_rows(ids.len(), options)));
+        let needed = rows.saturating_add(self.base.head_bytes());
         self.expect_fit(name, needed)?;
         Ok(Some(needed))
     }
@@ -305,7 +314,7 @@ impl<'a> Batch<'a> {
     /// Bytes of some tokens that all heads keep, but for those that have left a sliding window.
     fn held_bytes(&self, tokens: usize) -> usize {
         let config = self.model.config();
-        config.held_tokens(tokens).saturating_mul(config.heads.num_kv_heads * self.token_bytes)
+        config.held_tokens(tokens).saturating_mul(config.heads.num_kv_heads * self.row_bytes)
     }
 
     /// Rows of a head of the tokens that may be generated after a prompt; the last one is never stored, and some heads go
@@ -319,10 +328,10 @@ impl<'a> Batch<'a> {
 
     /// Bytes that a prompt and the tokens after it come to.
     ///
-    /// * `prompt`: bytes that are kept of it
+    /// * `prompt`: bytes that are allocated for it
     fn bytes_with_text(&self, prompt: usize, prompt_len: usize, options: &GenerationOptions) -> usize {
         let text = self.held_bytes(self.text_rows(prompt_len, options));
-        prompt.saturating_add(text).min(self.held_bytes(usize::MAX))
+        prompt.saturating_add(text).min(self.held_bytes(usize::MAX).saturating_add(self.base.head_bytes()))
     }
 
     /// Bytes that a prompt which was not read yet is expected to need.
@@ -380,7 +389,11 @@ impl<'a> Batch<'a> {
         let (prompt_tokens, kv) = (ids.len(), self.own_bytes(&cache));
         self.summary.prompt_tokens += prompt_tokens;
         self.prompts_kv = [self.prompts_kv, kv].into_iter().sum();
-        let reserved = self.bytes_with_text(kv.kept, prompt_tokens, &options);
+        let reserved = self.bytes_with_text(kv.allocated, prompt_tokens, &options);
+        if self.limits.kv_bytes.is_some() && self.base.retention().eviction().is_none() {
+            // Not a row more than what is put aside.
+            cache.make_room(self.text_rows(prompt_tokens, &options));
+        }
         let sequence = Sequence::new(self.tokenizer, Sampler::new(options.sampling, cache.ids()), options);
         let read =
             Active { index, name, prompt_tokens, cache, kv, sequence, drafts: None, text: String::new(), reserved };
@@ -416,14 +429,13 @@ impl<'a> Batch<'a> {
 
     /// Draws a sequence's next token.
     fn accept(&mut self, index: usize, logits: &[f32]) -> Result<()> {
-        let active = &mut self.active[index];
-        active.accept(logits, active.cache.seen(), self.model.config().context_length)
+        self.active[index].accept(logits, self.model, 0)
     }
 
     fn note_bytes(&mut self) {
         let sequences = self.active.iter().chain(self.held.iter().map(|(read, _)| read));
-        let kept = sequences.map(|sequence| self.own_bytes(&sequence.cache).kept).sum();
-        self.summary.most_kv_bytes = self.summary.most_kv_bytes.max(kept);
+        let allocated = sequences.map(|sequence| self.own_bytes(&sequence.cache).allocated).sum();
+        self.summary.most_kv_bytes = self.summary.most_kv_bytes.max(allocated);
     }
 
     /// Takes a sequence out if its text has ended.
@@ -448,10 +460,12 @@ impl<'a> Batch<'a> {
 impl Active<'_> {
     /// Draws the next token.
     ///
-    /// * `seen`: tokens of the text that the cache has got
-    fn accept(&mut self, logits: &[f32], seen: usize, context: usize) -> Result<()> {
+    /// * `ahead`: tokens that the cache holds beyond the text
+    fn accept(&mut self, logits: &[f32], model: &Llama, ahead: usize) -> Result<()> {
         if self.sequence.finish().is_none() {
-            let step = check_logits(logits, seen).and_then(|()| self.sequence.accept(logits, seen < context));
+            let goes_on = model.goes_on(&self.cache, ahead);
+            let step = check_logits(logits, self.cache.seen() - ahead)
+                .and_then(|()| self.sequence.accept(logits, goes_on));
             self.text += &step.map_err(|error| error.in_place(|| self.name.clone()))?.text;
         }
         Ok(())

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use super::{DraftCounts, FinishReason, Generation, GenerationOptions, Sampler};
-use crate::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
+use crate::cache::{AdaptiveKvCache, Bounds, Overflow, KvDtype, LayerSummary, Retention};
 use crate::error::{Error, Result};
 use crate::model::{Llama, PrefillObserver, PrefillOptions};
 use crate::tokenizer::{ChatContext, ChatMessage, Tokenizer};
@@ -62,6 +62,10 @@ pub struct Conversation<'a> {
 /// What one question and its answer came to.
 #[derive(Debug, Clone)]
 pub struct Turn {
+    /// The position of its first token, the last of an answer before it that broke off included.
+    pub first_position: usize,
+    /// How many positions had been won [so far](AdaptiveKvCache::shifted) when it ended.
+    pub shifted: usize,
     /// Tokens that were read for this turn: the question in the template's markers.
     pub prompt_tokens: usize,
     /// Tokens of the answer.
@@ -83,11 +87,12 @@ pub struct Turn {
     pub drafts: DraftCounts,
 }
 
-/// How many positions a KV head kept, the mean over all heads.
+/// How many positions from the first on a KV head kept, the mean over all heads.
 #[expect(clippy::cast_precision_loss)]
-fn mean_kept(layers: &[LayerSummary]) -> f64 {
+fn mean_kept(layers: &[LayerSummary], first: usize) -> f64 {
     let heads = || layers.iter().flat_map(|layer| &layer.heads);
-    let kept: usize = heads().map(|head| head.positions.len()).sum();
+    let is_new = |position: &&u32| **position as usize >= first;
+    let kept: usize = heads().map(|head| head.positions.iter().filter(is_new).count()).sum();
     kept as f64 / heads().count().max(1) as f64
 }
 
@@ -175,6 +180,15 @@ impl<'a> Conversation<'a> {
         self
     }
 
+    /// Sets what happens when the conversation reaches its budget in bytes, or the end of the context. The messages that it is
+    /// opened with stay in any case.
+    #[must_use]
+    pub fn with_bounds(mut self, bounds: Bounds) -> Self {
+        self.cache = self.cache.with_bounds(bounds);
+        self.opening_cache = self.opening_cache.map(|cache| cache.with_bounds(bounds));
+        self
+    }
+
     /// Sets how turns are read.
     #[must_use]
     pub fn with_prefill_options(mut self, options: PrefillOptions) -> Self {
@@ -198,6 +212,26 @@ impl<'a> Conversation<'a> {
     #[must_use]
     pub fn turns(&self) -> &[Turn] {
         &self.turns
+    }
+
+    /// How many rows a head holds of each turn, its question and its answer, the mean over all heads; of the first also those
+    /// of what came before it. `None` of turns before what is kept [moved together](Overflow::Shift): their rows lie among
+    /// one another's positions.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss)]
+    pub fn held(&self) -> Vec<Option<f64>> {
+        let moved = |turn: &Turn| turn.shifted != self.cache.shifted();
+        let ledgers = self.cache.ledgers();
+        let heads: usize = ledgers.iter().map(|ledger| ledger.layout().num_kv_heads).sum();
+        let mut rows = vec![0; self.turns.len()];
+        for position in ledgers.iter().flat_map(|ledger| ledger.positions().concat()) {
+            let later = self.turns.get(1..).unwrap_or_default().partition_point(|turn| turn.first_position <= position as usize);
+            if let Some(count) = rows.get_mut(later) {
+                *count += 1;
+            }
+        }
+        let mean = |(turn, count): (&Turn, usize)| (!moved(turn)).then(|| count as f64 / heads.max(1) as f64);
+        self.turns.iter().zip(rows).map(mean).collect()
     }
 
     /// What the heads keep.
@@ -290,9 +324,11 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// Refuses a turn that the context has no room for.
-    fn expect_room(&self, new: usize) -> Result<()> {
-        let (seen, context) = (self.cache.seen(), self.model.config().context_length);
+    /// Sees to it that the context has room for a turn.
+    fn make_room(&mut self, new: usize) -> Result<()> {
+        let context = self.model.config().context_length;
+        self.model.make_positions(&mut self.cache, new)?;
+        let seen = self.cache.seen();
         if seen.saturating_add(new) <= context {
             return Ok(());
         }
@@ -305,7 +341,19 @@ impl<'a> Conversation<'a> {
         } else {
             format!("with this turn it has {new} tokens, and the context is {context}")
         };
-        Err(Error::input(format!("the conversation is full: {taken}")).with_hint("/reset forgets it, and makes room"))
+        Err(Error::input(format!("the conversation is full: {taken}"))
+            .with_hint("/reset forgets it, and makes room; --context-overflow shift goes on"))
+    }
+
+    /// The messages that it was opened with are the first of the text: they stay, if there is a beginning to tell them by.
+    fn pin_opening(&mut self) {
+        if self.cache.budget().is_none() && self.cache.bounds().overflow == Overflow::Stop || self.opening.is_empty() {
+            return;
+        }
+        // A template that can't write them alone puts something in front.
+        if let Ok(ids) = self.tokenizer.chat(&self.context).and_then(|chat| chat.encode_beginning(&self.opening)) {
+            self.cache.pin(ids.len());
+        }
     }
 
     fn answer(
@@ -315,7 +363,10 @@ impl<'a> Conversation<'a> {
         show: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Turn> {
         let (ids, reread) = self.new_ids()?;
-        self.expect_room(ids.len())?;
+        self.make_room(ids.len())?;
+        self.pin_opening();
+        let first_position = self.cache.seen();
+        let first_profiled = first_position - self.cache.undecided();
         let started = Instant::now();
         let prefill = self.model.prefill_with(&ids, &mut self.cache, self.prefill_options, observer)?;
         let prefill_time = started.elapsed();
@@ -357,11 +408,13 @@ impl<'a> Conversation<'a> {
         self.messages.push(ChatMessage::new("assistant", text));
         self.cached = self.messages.len();
         Ok(Turn {
+            first_position,
+            shifted: self.cache.shifted(),
             prompt_tokens: ids.len(),
             answer_tokens: answer.len(),
             reread,
-            profiled_tokens: prefill.layers.first().map_or(0, |layer| layer.prompt_len),
-            mean_kept: mean_kept(&prefill.layers),
+            profiled_tokens: first_position + ids.len() - first_profiled,
+            mean_kept: mean_kept(&prefill.layers, first_profiled),
             finish_reason,
             prefill_time,
             decode_time: started.elapsed(),

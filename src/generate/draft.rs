@@ -15,7 +15,7 @@ use self::confidence::Confidence;
 use self::index::TextIndex;
 use crate::cache::{AdaptiveKvCache, Retention};
 use crate::error::Result;
-use crate::model::Llama;
+use crate::model::{Llama, PrefillOptions};
 
 /// The most guesses of a pass. Products with quantised weights take four rows of activations at a time: a fifth costs nearly
 /// as much as all before it (`cargo bench --bench runs`: 1.8 passes of one row for 4 rows, 2.7 for 5 and 3.5 for 8 on
@@ -147,6 +147,17 @@ impl Drafts {
     /// How many tokens the cache holds beyond the text.
     pub fn ahead(&self) -> usize {
         self.ids.len().saturating_sub(self.reached + 1)
+    }
+
+    /// Makes room for the text's next token, see [`Llama::make_room`]. Guesses go, if it needs any.
+    ///
+    /// # Errors
+    /// As [`Llama::make_room`].
+    pub fn make_room(&mut self, model: &Llama, cache: &mut AdaptiveKvCache) -> Result<()> {
+        if model.room(cache) == 0 && model.goes_on(cache, self.ahead()) {
+            self.take_back(model, cache)?;
+        }
+        model.make_room(cache, 1, PrefillOptions::default(), &mut ())
     }
 
     /// Gives the model the text's next token, unless the cache holds it as a guess already.

@@ -79,7 +79,7 @@ pub enum FinishReason {
     Eos,
     /// The most tokens were generated.
     Length,
-    /// The model's context is full: the text is cut where it ends.
+    /// The model's context is full: the text is cut where it ends, if it does not [move on](crate::cache::Overflow).
     Context,
     /// A stop text was met.
     Stop,
@@ -100,6 +100,9 @@ pub struct Step {
 /// [`Error::Interrupted`](crate::Error::Interrupted); the cache is then of no further use.
 ///
 /// While it generates, the cache may hold [guesses](Draft) beyond the text; when it is dropped, they are gone.
+///
+/// A cache that reaches its budget in bytes, or the end of the context where it is to move on, is [made room
+/// in](Llama::make_room).
 #[derive(Debug)]
 pub struct Generation<'a> {
     source: Source<'a>,
@@ -186,16 +189,16 @@ impl<'a> Generation<'a> {
     /// Draws a token and gives it to the model; the text that became certain.
     fn step(&mut self) -> Result<Step> {
         let Source { model, cache, drafts } = &mut self.source;
-        let context = model.config().context_length;
         let pending = self.sequence.take_pending();
         if let Some(id) = pending {
-            drafts.give(model, cache, id, self.sequence.most_guesses(context.saturating_sub(cache.seen())))?;
+            drafts.make_room(model, cache)?;
+            drafts.give(model, cache, id, self.sequence.most_guesses(model.room(cache)))?;
         }
         let seen = cache.seen() - drafts.ahead();
         if pending.is_some() {
             check_logits(drafts.logits(), seen)?;
         }
-        self.sequence.accept(drafts.logits(), seen < context)
+        self.sequence.accept(drafts.logits(), model.goes_on(cache, drafts.ahead()))
     }
 
     /// Ends a generation that is not gone on with, and takes the text that might have become a stop text; empty if there

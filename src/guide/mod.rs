@@ -5,6 +5,7 @@
 //! | [`running`] | a prompt answered: the script and its variables, commands and options, logs, pictures, two caches compared |
 //! | [`chat_and_batch`] | conversations, messages with tools, many prompts at a time |
 //! | [`saved_caches`] | texts that are read once; the format of the files |
+//! | [`bounds`] | a budget in bytes that always holds; beyond the model's context |
 //! | [`models`] | which model files are read, from where, in which numbers |
 //! | [`configuration`] | what decides what is kept: `FastGen`'s search, every key |
 //! | [`methods`] | methods with a budget; how `replay` works |
@@ -19,6 +20,8 @@
 //! they come from.
 #![allow(clippy::doc_markdown, reason = "names of methods and programs stand as their authors write them")]
 
+#[doc = include_str!("bounds.md")]
+pub mod bounds {}
 #[doc = include_str!("chat_and_batch.md")]
 pub mod chat_and_batch {}
 #[doc = include_str!("configuration.md")]

@@ -62,6 +62,16 @@ impl PromptFacts<'_> {
         self.kv.map_or_else(Vec::new, heads)
     }
 
+    /// `[num_kv_heads]` of `[rows, head_dim]` values of what was decided about before the segment; none if they are not there.
+    pub fn past_values(&self) -> Vec<Vec<f32>> {
+        let recent = self.segment.recent;
+        let head = |kv: &PromptKv, kv_head: usize| {
+            kv.values.rows(kv_head, 0..kv.values.past_len(kv_head).saturating_sub(recent))
+        };
+        let heads = |kv: &PromptKv| (0..self.layout.num_kv_heads).map(|kv_head| head(kv, kv_head)).collect();
+        self.kv.map_or_else(Vec::new, heads)
+    }
+
     /// Keys before they were rotated, `[segment_len, head_dim]`. Those of a sequence whose rotations grow with its length
     /// are turned back as if all of it had been rotated at once.
     fn unrotated_keys(&self, kv: &PromptKv, kv_head: usize) -> Vec<f32> {

@@ -7,15 +7,17 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use super::Model;
+use super::anew::{self, Anew, Span, place};
 use super::observer::PrefillObserver;
 use super::profile::{Choice, Profile};
 use crate::attention::map::{HeadGrid, MapAccumulator};
 use crate::attention::refit::Answers;
 use crate::attention::window::PromptWindow;
 use crate::backend::{Backend, Block, PromptRequest, Wanted};
-use crate::cache::{AdaptiveKvCache, CacheLayer, LayerSummary, Retention};
+use crate::cache::{AdaptiveKvCache, Bounds, CacheLayer, LayerSummary, Retention};
+use crate::compress::budget::select::keep_best;
 use crate::compress::{
-    AdaptiveConfig, BudgetScale, HeadRows, LayerFacts, LayerPlace, LayerRepeat, LayerStats, Pool, Segment, StatsRequest,
+    AdaptiveConfig, HeadRows, LayerFacts, LayerPlace, LayerRepeat, LayerStats, Pool, Segment, StatsRequest,
 };
 use crate::error::Result;
 use crate::events;
@@ -27,6 +29,7 @@ pub(super) struct Brief {
     retention: Retention,
     /// Classes of the tokens that are decided about.
     classes: Vec<TokenClass>,
+    bounds: Bounds,
     /// Tokens before the prompt.
     seen: usize,
     prompt_len: usize,
@@ -39,6 +42,7 @@ impl Brief {
         Self {
             retention: cache.retention().clone(),
             classes: cache.segment_classes(ids),
+            bounds: cache.bounds(),
             seen: cache.seen(),
             prompt_len: ids.len(),
             map_side,
@@ -56,6 +60,20 @@ impl Brief {
         }
     }
 
+    fn span(&self) -> Span {
+        Span { bounds: self.bounds, seen: self.seen, end: self.seen + self.prompt_len }
+    }
+
+    /// Whether what is held is judged together with the prompt.
+    fn rejudges(&self) -> bool {
+        self.config().is_some_and(AdaptiveConfig::rejudges)
+    }
+
+    /// Where a layer stands.
+    fn place<B: Backend>(&self, model: &Model<B>, layer: &CacheLayer<B::Rows>) -> LayerPlace {
+        place(model, layer, self.config(), (self.bounds, self.retention.most_new_rows(usize::MAX)))
+    }
+
     fn config(&self) -> Option<&AdaptiveConfig> {
         match &self.retention {
             Retention::Full => None,
@@ -65,7 +83,7 @@ impl Brief {
 
     /// Watches the prompt in one layer.
     pub fn layer<B: Backend>(&self, model: &Model<B>, layer: &CacheLayer<B::Rows>) -> LayerWatch<'_> {
-        let (layout, place) = (model.config.heads, place(model, layer));
+        let (layout, place) = (model.config.heads, self.place(model, layer));
         let (ledger, window) = (layer.ledger(), layer.ledger().window());
         let num_keys = (0..layout.num_heads).map(|head| ledger.len(head / layout.group_size()) + self.prompt_len);
         LayerWatch {
@@ -82,20 +100,6 @@ impl Brief {
         let windows = model.windows();
         let lens = windows.iter().map(|&window| self.segment(window).len());
         lens.sum::<usize>() / windows.len().max(1)
-    }
-}
-
-/// Where a layer stands.
-fn place<B: Backend>(model: &Model<B>, layer: &CacheLayer<B::Rows>) -> LayerPlace {
-    let layout = model.config.heads;
-    LayerPlace {
-        layer: layer.ledger().layer(),
-        head_dim: layout.head_dim,
-        scale: BudgetScale {
-            num_layers: model.config.num_layers,
-            num_kv_heads: layout.num_kv_heads,
-            token_bytes: layer.token_bytes(),
-        },
     }
 }
 
@@ -181,8 +185,10 @@ impl<'a> LayerWatch<'a> {
 /// Has stored what the heads keep of a prompt, layer by layer.
 pub(super) struct Keeper<'a> {
     brief: &'a Brief,
-    /// The best scores of all layers so far and the layers' maps, if layers share a budget.
-    pooled: Option<(Pool, Vec<Option<MapAccumulator>>)>,
+    /// The best scores of all layers so far, if layers share a budget.
+    pool: Option<Pool>,
+    /// The maps of layers that are told of when the last is there.
+    pooled_maps: Vec<Option<MapAccumulator>>,
     /// The maps of layers that hold everything until the prompt has been read once more.
     waiting: Vec<Option<MapAccumulator>>,
     /// What values are fitted to in the end, of each layer; none if they are not.
@@ -195,7 +201,8 @@ impl<'a> Keeper<'a> {
     pub fn new(brief: &'a Brief) -> Self {
         Self {
             brief,
-            pooled: None,
+            pool: None,
+            pooled_maps: Vec::new(),
             waiting: Vec::new(),
             answers: Vec::new(),
             summaries: Vec::new(),
@@ -219,30 +226,39 @@ impl<'a> Keeper<'a> {
         self.answers.extend(watch.answers(model, prompt)?);
         let segment = self.brief.segment(model.config.window(index));
         let waits = matches!(choice, Choice::Later);
-        let choices = match choice {
-            Choice::Everything | Choice::Later => None,
-            Choice::Heads(choices) => Some(choices),
-            Choice::Pooled { method, place, scores } => {
-                let num_kv_heads = model.config.heads.num_kv_heads;
+        let is_pooled = matches!(&choice, Choice::Scored { method, .. } if method.is_pooled());
+        let summary = match choice {
+            Choice::Scored { method, place, scores, judged } if self.brief.rejudges() => {
+                let anew = Anew::new(method, place, segment.first_position, self.brief.span());
+                anew.store::<B>(prompt, cache, &mut self.pool, (scores, &judged))?
+            }
+            Choice::Scored { method, place, mut scores, .. } => {
+                scores.iter_mut().map(Vec::as_mut_slice).for_each(keep_best);
                 let room = method.total(self.brief.mean_segment_len(model), place);
-                let (pool, _) = self.pooled.get_or_insert_with(|| (Pool::new(room, num_kv_heads), Vec::new()));
-                pool.add_layer(scores);
-                Some(pool.choices(index, segment.first_position))
+                let pool = self.pool.get_or_insert_with(|| Pool::new(room, place.scale.num_kv_heads));
+                pool.add_layer(u32::try_from(segment.first_position).unwrap_or(u32::MAX), scores);
+                let choices = pool.choices(index);
+                cache.layers_mut::<B::Rows>()?[index].store_prompt(B::stored_prompt(prompt), Some(choices))?
+            }
+            Choice::Everything | Choice::Later => {
+                cache.layers_mut::<B::Rows>()?[index].store_prompt(B::stored_prompt(prompt), None)?
+            }
+            Choice::Heads(choices) => {
+                cache.layers_mut::<B::Rows>()?[index].store_prompt(B::stored_prompt(prompt), Some(choices))?
             }
         };
-        let layer = &mut cache.layers_mut::<B::Rows>()?[index];
-        let summary = layer.store_prompt(B::stored_prompt(prompt), choices)?;
         if waits {
             self.waiting.push(watch.maps);
             self.time += started.elapsed();
             return Ok(());
         }
         if let Some(eviction) = &self.brief.retention.eviction() {
+            let layer = &mut cache.layers_mut::<B::Rows>()?[index];
             layer.watch(eviction, segment, &summary, &watch.received(model.config.heads.num_kv_heads))?;
         }
-        if let Some((pool, maps)) = &mut self.pooled {
-            maps.push(watch.maps);
-            if pool.is_overfull() {
+        if is_pooled {
+            self.pooled_maps.push(watch.maps);
+            if let Some(pool) = self.pool.as_mut().filter(|pool| !self.brief.rejudges() && pool.is_overfull()) {
                 pool.trim();
                 keep_pooled::<B>(cache, pool, index + 1, self.brief)?;
                 // What the layers gave up lies scattered: of 24 MB at 2,048 tokens 15 would stay in the peak.
@@ -273,7 +289,7 @@ impl<'a> Keeper<'a> {
         let stats = LayerStats::new(StatsRequest::default(), std::iter::repeat_n(0, num_heads));
         let mut layers = Vec::with_capacity(seen.len());
         for (index, seen) in seen.into_iter().enumerate() {
-            let place = place(model, &cache.layers::<B::Rows>()?[index]);
+            let place = self.brief.place(model, &cache.layers::<B::Rows>()?[index]);
             let rows = |_| Ok(HeadRows::default());
             let facts = LayerFacts {
                 stats: &stats,
@@ -290,20 +306,32 @@ impl<'a> Keeper<'a> {
             layers.push((place, scores.map_err(|error| error.in_place(|| format!("layer {index}")))?));
         }
         let maps = std::mem::take(&mut self.waiting);
-        if let Some((place, _)) = layers.first().filter(|_| method.is_pooled()) {
-            let mut pool = Pool::new(method.total(segment.len(), *place), place.scale.num_kv_heads);
-            for (_, scores) in layers {
-                pool.add_layer(scores);
+        let first = segment.first_position;
+        if self.brief.rejudges() {
+            for ((place, scores), maps) in layers.into_iter().zip(maps) {
+                let anew = Anew::new(method, place, first, self.brief.span());
+                match anew.keep_repeated::<B>(cache, &mut self.pool, scores)? {
+                    None => self.pooled_maps.push(maps), // it is shared out at the end
+                    Some(summary) => {
+                        self.tell(&summary, maps.as_ref(), observer)?;
+                        self.summaries.push(summary);
+                    }
+                }
             }
-            self.pooled = Some((pool, maps)); // it is shared out at the end
-            self.time += started.elapsed();
-            return Ok(());
-        }
-        for (((place, scores), maps), layer) in layers.into_iter().zip(maps).zip(cache.layers_mut::<B::Rows>()?) {
-            let choices = method.select(segment, place, &scores);
-            let summary = layer.keep_of_prompt(segment.first_position, choices)?;
-            self.tell(&summary, maps.as_ref(), observer)?;
-            self.summaries.push(summary);
+        } else if let Some((place, _)) = layers.first().filter(|_| method.is_pooled()) {
+            let mut pool = Pool::new(method.total(segment.len(), *place), place.scale.num_kv_heads);
+            for (_, mut scores) in layers {
+                scores.iter_mut().map(Vec::as_mut_slice).for_each(keep_best);
+                pool.add_layer(u32::try_from(first).unwrap_or(u32::MAX), scores);
+            }
+            (self.pool, self.pooled_maps) = (Some(pool), maps); // it is shared out at the end
+        } else {
+            for (((place, scores), maps), layer) in layers.into_iter().zip(maps).zip(cache.layers_mut::<B::Rows>()?) {
+                let choices = method.select(segment, place, &scores);
+                let summary = layer.keep_of_prompt(first, choices)?;
+                self.tell(&summary, maps.as_ref(), observer)?;
+                self.summaries.push(summary);
+            }
         }
         self.time += started.elapsed();
         Ok(())
@@ -328,10 +356,15 @@ impl<'a> Keeper<'a> {
         cache: &mut AdaptiveKvCache,
         observer: &mut dyn PrefillObserver,
     ) -> Result<(Vec<LayerSummary>, Duration)> {
-        if let Some((mut pool, maps)) = self.pooled.take() {
+        if let Some(mut pool) = self.pool.take() {
             let started = Instant::now();
-            pool.trim();
-            self.summaries = keep_pooled::<B>(cache, &pool, maps.len(), self.brief)?;
+            let maps = std::mem::take(&mut self.pooled_maps);
+            self.summaries = if self.brief.rejudges() {
+                anew::finish::<B>(cache, &mut pool)?
+            } else {
+                pool.trim();
+                keep_pooled::<B>(cache, &pool, maps.len(), self.brief)?
+            };
             self.time += started.elapsed();
             for (summary, maps) in self.summaries.iter().zip(&maps) {
                 self.tell(summary, maps.as_ref(), observer)?;
@@ -357,7 +390,7 @@ fn keep_pooled<B: Backend>(
     let layers = cache.layers_mut::<B::Rows>()?.iter_mut().take(num_layers).enumerate();
     let keep = |(index, layer): (usize, &mut CacheLayer<B::Rows>)| {
         let first = brief.segment(layer.ledger().window()).first_position;
-        layer.keep_of_prompt(first, pool.choices(index, first))
+        layer.keep_of_prompt(first, pool.choices(index))
     };
     layers.map(keep).collect()
 }

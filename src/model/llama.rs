@@ -60,6 +60,8 @@ trait Forward: fmt::Debug + Send + Sync {
 
     fn take_back(&self, cache: &mut AdaptiveKvCache, count: usize) -> Result<()>;
 
+    fn move_together(&self, cache: &mut AdaptiveKvCache) -> Result<()>;
+
     fn decode_plain(
         &self,
         id: u32,
@@ -165,6 +167,10 @@ impl<B: Backend> Forward for Model<B> {
         self.backend.take_back(cache, count)
     }
 
+    fn move_together(&self, cache: &mut AdaptiveKvCache) -> Result<()> {
+        self.move_rows_together(cache)
+    }
+
     fn decode_plain(
         &self,
         id: u32,
@@ -249,8 +255,11 @@ impl Llama {
     ///
     /// On top of a filled cache (a further turn of a conversation), the prompt's tokens get the positions that follow and
     /// attend to all that each head keeps, and to each other. Each head is then profiled again, for the prompt and what
-    /// was decoded since the one before; what it kept earlier stays. A budget is for these tokens alone, so that what is
-    /// kept of a conversation grows with it: a share of it, or so many bytes more with each prompt. Where heads go on
+    /// was decoded since the one before; what it kept earlier stays. A share is of these tokens alone, so that what is
+    /// kept of a conversation grows with it. A [budget in bytes](crate::compress::Budget::Bytes) is for all of it: what was
+    /// kept earlier competes with these tokens, by the scores that it had then, or, where a
+    /// [method](crate::compress::Method::judges_past) can, by what these tokens' queries see of it, if that is more; see
+    /// [`Bounds`](crate::cache::Bounds) for what stays in any case. Where heads go on
     /// evicting while tokens are generated ([`Eviction`](crate::compress::Eviction)), what they hold when the prompt comes
     /// stays, and only the prompt is decided about.
     ///
@@ -273,6 +282,11 @@ impl Llama {
     ) -> Result<Prefill> {
         self.check_room(cache.seen(), ids.len())?;
         self.model.expect_shape(cache)?;
+        let holds_bytes = cache.budget().is_some() && cache.retention().eviction().is_some();
+        if cache.seen() > 0 && holds_bytes {
+            return Err(Error::unsupported("a further prompt within a budget in bytes where heads go on evicting")
+                .with_hint("set `decode` to \"append\", or give a share with `kept_ratio`"));
+        }
         if cache.seen() > 0 && observer.map_side().is_some() {
             return Err(Error::unsupported("drawing the attention of a further prompt"));
         }
@@ -414,6 +428,12 @@ impl Llama {
         self.model.take_back(cache, count)?;
         cache.retreat(count);
         Ok(())
+    }
+
+    /// Moves what a cache holds to positions without gaps.
+    pub(super) fn move_together(&self, cache: &mut AdaptiveKvCache) -> Result<()> {
+        self.model.expect_shape(cache)?;
+        self.model.move_together(cache)
     }
 
     /// Processes one more token through tensors, as a prompt is: the way for dense weights and for candle operations, and

@@ -1,6 +1,7 @@
 //! LLaMA: the forward pass of a prompt ([`Llama::prefill`]), and the model as others use it. Weights only: state lives in
 //! the cache that a call is given. What computes is a [backend](crate::backend); a token's plain forward pass is there, too.
 
+mod anew;
 mod facts;
 mod forks;
 mod keeper;
@@ -10,6 +11,7 @@ mod options;
 mod prefill;
 mod profile;
 mod repeat;
+mod room;
 
 pub use crate::arch::{Architecture, DynamicNtk, LlamaConfig, Rope, RopeLayout, RopeSettings, SlidingWindow};
 pub use llama::Llama;

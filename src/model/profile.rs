@@ -25,14 +25,16 @@ pub(super) enum Choice<'a> {
     Later,
     /// What is chosen.
     Heads(Vec<HeadChoice>),
-    /// What the best scores of all layers together say.
-    Pooled {
-        /// What says how much all layers together keep.
+    /// What the best scores say: of all layers together, or of the layer's, those of what it held before included.
+    Scored {
+        /// What says how much is kept.
         method: &'a BudgetedMethod,
         /// The layer.
         place: LayerPlace,
         /// `[num_kv_heads]` of `[segment_len]`
         scores: Vec<Vec<f32>>,
+        /// `[num_kv_heads]` of `[rows]` of what was held before, if that is judged anew; else empty.
+        judged: Vec<Vec<f32>>,
     },
 }
 
@@ -60,6 +62,8 @@ pub(super) struct Profile<'a> {
     evicts: bool,
     /// Whether values are fitted afterwards.
     refits: bool,
+    /// Whether what the heads hold already is judged together with the segment.
+    rejudges: bool,
     /// `[num_kv_heads]` of `[segment_len]` what positions are taken to have received then, if a method goes by that.
     starts: Vec<Vec<f32>>,
 }
@@ -97,6 +101,7 @@ impl<'a> Profile<'a> {
             squared_residuals: needs.replay.then(|| Vec::with_capacity(prompt_len)),
             evicts: config.decode == DecodeMode::Evict,
             refits: config.refit,
+            rejudges: config.rejudges(),
             starts: Vec::new(),
         }
     }
@@ -115,6 +120,7 @@ impl<'a> Profile<'a> {
             && self.needs() == other.needs()
             && self.may_need_second_pass() == other.may_need_second_pass()
             && self.refits == other.refits
+            && self.rejudges == other.rejudges
     }
 
     /// Takes over what was collected for another.
@@ -221,14 +227,14 @@ impl<'a> Profile<'a> {
                 };
                 let log_sums: Vec<&[f32]> = (0..stats.heads.len()).map(log_sums).collect();
                 let replay = Replay { layout, queries: kept_queries, keys: &kv.keys, log_sums: &log_sums, turn: &turn };
+                let weights = backend.widened(&block.o_proj)?;
+                let outputs = |values: &[Vec<f32>]| squared_outputs(layout, hidden_size, &*weights, values);
+                let judges_past = self.rejudges && method.method.judges_past() && cut.is_none();
+                let past = if judges_past { collected.past_values() } else { Vec::new() };
                 Some(LayerReplay {
                     squared_attention: squared_attention(replay)?,
-                    squared_outputs: squared_outputs(
-                        layout,
-                        hidden_size,
-                        &*backend.widened(&block.o_proj)?,
-                        &collected.values(),
-                    )?,
+                    squared_outputs: outputs(&collected.values())?,
+                    past_outputs: if past.iter().all(Vec::is_empty) { Vec::new() } else { outputs(&past)? },
                     squared_residual: median(residuals),
                 })
             }
@@ -251,8 +257,8 @@ impl<'a> Profile<'a> {
         };
         let scores = method.scores(*segment, *place, &facts)?;
         let starts = if self.evicts { method.starts(*segment, *place, &facts)? } else { Vec::new() };
-        let choice = if method.is_pooled() {
-            Choice::Pooled { method, place: *place, scores }
+        let choice = if method.is_pooled() || self.rejudges {
+            Choice::Scored { method, place: *place, scores, judged: method.judged(*place, &facts)? }
         } else {
             Choice::Heads(method.select(*segment, *place, &scores))
         };

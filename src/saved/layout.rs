@@ -16,7 +16,7 @@ use crate::records::{ALIGN, Section, Sink};
 pub(super) const MAGIC: &[u8; 8] = b"AKVCACHE";
 
 /// The version of the format that is written and read.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Bytes of the header.
 const HEADER: usize = 64;
@@ -39,6 +39,8 @@ pub(super) struct Description {
     pub tokens: usize,
     /// The last of them, which no profile has decided about.
     pub undecided: usize,
+    /// How many more tokens there were than positions are taken.
+    pub shifted: usize,
     /// Bytes of a token's id in the section of tokens, 2 or 4.
     pub id_bytes: usize,
     /// Kept keys and values, and what a full cache of the same tokens needs, in bytes.

@@ -127,6 +127,7 @@ impl Loaded {
             config,
             tokens: ids.len(),
             undecided: cache.undecided(),
+            shifted: cache.shifted(),
             id_bytes,
             kept_bytes: bytes.kept,
             raw_bytes: bytes.raw,
@@ -185,7 +186,7 @@ impl SavedCache {
         let kv_dtype = KvDtype::ALL.into_iter().find(|dtype| dtype.name() == description.kv_dtype);
         let kv_dtype = kv_dtype.ok_or_else(|| bad(format!("numbers of the kind `{}`", description.kv_dtype)))?;
         let saved = Self { path: path.into(), file: Arc::new(file), description, sections, kv_dtype };
-        let Description { model, tokens, undecided, id_bytes, sections, .. } = &saved.description;
+        let Description { model, tokens, undecided, shifted, id_bytes, sections, .. } = &saved.description;
         let len = |section: usize| saved.sections.get(section).map_or(0, |section| section.range.len());
         // A layer has at least so many bytes for each head.
         let has_heads = |section| model.kv_heads.checked_mul(8).is_some_and(|bytes| bytes <= len(section));
@@ -195,8 +196,8 @@ impl SavedCache {
         if ![2, 4].contains(id_bytes) || tokens.checked_mul(*id_bytes).is_none_or(|bytes| bytes > len(0)) {
             return Err(bad(format!("{} bytes for {tokens} tokens of {id_bytes} bytes each", len(0))));
         }
-        if undecided > tokens {
-            return Err(bad(format!("{undecided} of {tokens} tokens are not decided about")));
+        if shifted > tokens || *undecided > tokens - shifted {
+            return Err(bad(format!("{undecided} of {tokens} tokens are not decided about, {shifted} have no position")));
         }
         saved.layout().check().map_err(|error| bad(error.to_string()))?;
         Ok(saved)
@@ -345,7 +346,7 @@ impl SavedCache {
             Source::new(owner, section.range.clone(), Arc::clone(&self.path), format!("layer {layer}"))
         };
         let layers = self.sections[1..].iter().enumerate().map(source).collect();
-        cache.load(self.ids(), self.description.undecided, layers)
+        cache.load(self.ids(), (self.description.undecided, self.description.shifted), layers)
     }
 
     fn check_sections(&self) -> Result<()> {

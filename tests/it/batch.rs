@@ -33,7 +33,7 @@ pub fn prompts(loaded: &Loaded) -> Vec<Vec<u32>> {
 /// Bytes of one token in a full f16 cache.
 pub fn token_bytes(loaded: &Loaded) -> usize {
     let config = loaded.model.config();
-    config.num_layers * config.heads.num_kv_heads * config.heads.head_dim * 2 * 2
+    config.num_layers * config.heads.num_kv_heads * (config.heads.head_dim * 2 * 2 + size_of::<u32>())
 }
 
 pub fn options(seed: u64) -> GenerationOptions {

@@ -2,7 +2,7 @@
 //!
 //! `tests/data/kvpress.json` was made by `scripts/compare_kvpress.sh`, which also compares the real model.
 
-use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerSummary};
+use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, NOTE_BYTES, LayerSummary};
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype};
 use adaptive_kvcache::compress::{AdaptiveConfig, Allocation, Budget, METHODS, Method, ratio_count};
 use candle_core::quantized::GgmlDType;
@@ -88,12 +88,14 @@ fn bytes_are_those_of_the_cache_after_the_prompt() {
     for &method in METHODS {
         for (dtype, row_bytes) in [(KvDtype::F16, 16), (KvDtype::F32, 32)] {
             let token_bytes = 2 * row_bytes * HEADS;
-            for (budget, kept) in [(80 * token_bytes + token_bytes - 1, 80), (1, 1), (1 << 30, 150)] {
+            // Positions and scores take room, too.
+            let taken = token_bytes + HEADS * NOTE_BYTES;
+            for (budget, kept) in [(80 * taken + taken - 1, 80), (1, 1), (1 << 30, 150)] {
                 let config = AdaptiveConfig::for_method(method).with_budget(Budget::Bytes(budget)).unwrap();
                 let mut cache = loaded.model.new_cache(dtype, loaded.retention(&config)).unwrap();
                 prefill(&loaded, &prompt(150), &mut cache);
                 let row = 2 * row_bytes;
-                let rounded_once = (budget / row).clamp(HEADS, 150 * HEADS) * row;
+                let rounded_once = (budget / (row + NOTE_BYTES)).clamp(HEADS, 150 * HEADS) * row;
                 let expected = if is_pooled(method) { rounded_once } else { kept * token_bytes };
                 assert_eq!(cache.bytes().kept, expected, "{}, {budget} bytes", method.name());
             }

@@ -9,6 +9,7 @@ mod attend;
 mod attention;
 mod batch;
 mod batch_turns;
+mod bounds;
 mod budget;
 mod budget_over;
 mod cache;

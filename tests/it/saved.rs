@@ -263,12 +263,12 @@ fn files_that_are_none_are_called_by_their_names() {
     assert!(opened(b"").contains("a.kv"));
     loaded.save_cache(&read(&loaded, KvDtype::F16, None, 20), &path).unwrap();
     let mut newer = std::fs::read(&path).unwrap();
-    newer[8] = 2;
-    assert!(opened(&newer).contains("version 2"), "{}", opened(&newer));
+    newer[8] = 3;
+    assert!(opened(&newer).contains("version 3"), "{}", opened(&newer));
     assert!(matches!(SavedCache::open(folder.path()), Err(Error::Unsupported { .. })));
     assert!(matches!(SavedCache::open(PathBuf::from("missing.kv")), Err(Error::Io { .. })));
     // And a saved cache is no model.
-    std::fs::write(&path, b"AKVCACHE\x01\0\0\0").unwrap();
+    std::fs::write(&path, b"AKVCACHE\x02\0\0\0").unwrap();
     let error = checkpoint::open(&path).unwrap_err();
     assert!(error.to_string().contains("a cache that this program has saved"), "{error}");
 }

@@ -140,6 +140,30 @@ impl HeadCache {
         Ok(())
     }
 
+    /// Overwrites all keys.
+    ///
+    /// * `keys`: `[rows, head_dim]`, rotated
+    ///
+    /// # Panics
+    /// If there are not as many.
+    pub(super) fn replace_keys(&mut self, keys: &[f32]) {
+        assert!(keys.len() == self.len * self.head_dim, "{} numbers for {} keys", keys.len(), self.len);
+        self.rows.replace_keys(keys, self.head_dim);
+    }
+
+    /// Rows that can be added before the buffers must grow.
+    pub(super) fn spare(&self) -> usize {
+        self.rows.spare()
+    }
+
+    /// Bytes that the next row lets full buffers grow by.
+    pub(super) fn growth_bytes(&self) -> usize {
+        if self.rows.spare() > 0 {
+            return 0;
+        }
+        self.growth() * self.dtype.newest().token_bytes(self.head_dim)
+    }
+
     /// Makes room for exactly `additional` rows more.
     pub fn reserve_exact(&mut self, additional: usize) {
         self.rows.reserve_exact(additional);

@@ -149,6 +149,37 @@ impl Rows for KernelRows {
         })
     }
 
+    fn head_bytes(&self) -> usize {
+        // What keys have in common, twice where there are two kinds.
+        let centers = usize::from(self.dtype.has_key_blocks()) + usize::from(self.dtype == KvDtype::Mixed);
+        centers * self.layout.head_dim * size_of::<f32>()
+    }
+
+    fn spare(&self) -> usize {
+        self.heads.iter().map(HeadCache::spare).min().unwrap_or(usize::MAX)
+    }
+
+    fn growth_bytes(&self) -> usize {
+        self.heads.iter().map(HeadCache::growth_bytes).sum()
+    }
+
+    fn make_room(&mut self, rows: usize) {
+        for head in &mut self.heads {
+            head.shrink_to_fit();
+            head.reserve_exact(rows);
+        }
+    }
+
+    fn turn_keys(&mut self, turn: &(dyn Fn(usize, &mut [f32]) + Sync)) -> Result<()> {
+        let heads = self.heads.par_iter_mut().with_max_len(1).enumerate();
+        heads.for_each(|(kv_head, head)| {
+            let mut keys = head.keys();
+            turn(kv_head, &mut keys);
+            head.replace_keys(&keys);
+        });
+        Ok(())
+    }
+
     fn can_save() -> bool {
         true
     }

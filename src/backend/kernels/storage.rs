@@ -239,6 +239,13 @@ impl<K: Column, V: Column> Columns<K, V> {
         self.keys.center(center);
     }
 
+    /// * `center`: `[head_dim]` what they have in common
+    fn replace_keys(&mut self, keys: &[f32], center: &[f32]) {
+        self.keys.keep_rows(&[]);
+        self.keys.center(center);
+        keys.chunks_exact(center.len()).for_each(|key| self.keys.push(key));
+    }
+
     fn replace_values(&mut self, values: &[f32], head_dim: usize) {
         self.values.keep_rows(&[]);
         values.chunks_exact(head_dim).for_each(|value| self.values.push(value));
@@ -295,6 +302,18 @@ impl<K: Buffer, V: Buffer> Buffer for Columns<K, V> {
         self.keys.load(rows, source)?;
         self.values.load(rows, source)
     }
+}
+
+/// The mean of some rows, `[head_dim]`; zeros of none.
+fn mean(rows: &[f32], head_dim: usize) -> Vec<f32> {
+    let mut mean = vec![0.0; head_dim];
+    for row in rows.chunks_exact(head_dim) {
+        mean.iter_mut().zip(row).for_each(|(sum, number)| *sum += number);
+    }
+    #[expect(clippy::cast_precision_loss)] // a count of tokens
+    let scale = 1.0 / (rows.len() / head_dim).max(1) as f32;
+    mean.iter_mut().for_each(|sum| *sum *= scale);
+    mean
 }
 
 /// One head's keys and values.
@@ -392,6 +411,14 @@ impl Storage {
     /// * `values`: `[rows, head_dim]`
     pub(super) fn replace_values(&mut self, values: &[f32], head_dim: usize) {
         each!(self, rows => rows.replace_values(values, head_dim));
+    }
+
+    /// Overwrites all keys.
+    ///
+    /// * `keys`: `[rows, head_dim]`
+    pub(super) fn replace_keys(&mut self, keys: &[f32], head_dim: usize) {
+        let center = mean(keys, head_dim);
+        each!(self, rows => rows.replace_keys(keys, &center));
     }
 
     /// Bytes that are allocated.

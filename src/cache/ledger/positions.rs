@@ -31,6 +31,11 @@ impl Positions {
         Self { own: vec![Vec::new(); positions.len()], shared: Arc::new(positions), appended: 0 }
     }
 
+    /// * `positions`: `[num_kv_heads]`
+    pub fn own(positions: Vec<Vec<u32>>) -> Self {
+        Self { own: positions, ..Self::new(0) }
+    }
+
     fn shared_of(&self, kv_head: usize) -> &[u32] {
         self.shared.get(kv_head).map(Vec::as_slice).unwrap_or_default()
     }

@@ -1,5 +1,6 @@
 //! A ledger in a file.
 
+use super::worths::{WORTH_BYTES, Worths};
 use super::{LayerEviction, Ledger, Positions};
 use crate::compress::Eviction;
 use crate::error::Result;
@@ -10,12 +11,13 @@ const LIST: u32 = 0;
 const BITS: u32 = 1;
 
 impl Ledger {
-    /// Writes what is not known beforehand: how far it was decided, positions, and notes on what goes next.
+    /// Writes what is not known beforehand: how far it was decided, positions, scores, and notes on what goes next.
     pub fn save(&self, sink: &mut Sink<'_>) {
         sink.count(self.settled);
         for positions in self.positions().iter() {
             save_positions(positions, self.seen, sink);
         }
+        self.worths.save(sink);
         sink.u32(self.eviction.is_some().into());
         if let Some(eviction) = &self.eviction {
             eviction.save(sink);
@@ -41,6 +43,7 @@ impl Ledger {
         }
         let positions = (0..self.layout.num_kv_heads).map(|_| load_positions(seen, source));
         self.positions = Positions::shared(positions.collect::<Result<_>>()?);
+        self.worths = Worths::load(&self.lens(), source)?;
         let is_watched = source.u32()?;
         if is_watched != u32::from(eviction.is_some() && seen > 0) {
             return Err(source.error(format_args!("{is_watched} for whether heads go on evicting")));
@@ -73,6 +76,41 @@ impl Ledger {
             }
         }
         Ok(())
+    }
+}
+
+impl Worths {
+    fn save(&self, sink: &mut Sink<'_>) {
+        sink.u32((!self.bits().is_empty()).into());
+        for head in self.bits() {
+            sink.count(head.len());
+            head.iter().for_each(|worth| sink.bytes(&worth.to_le_bytes()));
+            sink.align(size_of::<u32>());
+        }
+    }
+
+    /// * `lens`: `[num_kv_heads]` rows of each head
+    fn load(lens: &[usize], source: &mut Source) -> Result<Self> {
+        match source.u32()? {
+            0 => return Ok(Self::default()),
+            1 => {}
+            other => return Err(source.error(format_args!("{other} for whether rows have scores"))),
+        }
+        let mut worths = Vec::with_capacity(lens.len());
+        for &rows in lens {
+            let count = source.count()?;
+            if count > rows {
+                return Err(source.error(format_args!("{count} scores of {rows} rows")));
+            }
+            let bytes = source.bytes(count * WORTH_BYTES)?;
+            let head: Vec<u16> = bytes.as_chunks().0.iter().map(|&bytes| u16::from_le_bytes(bytes)).collect();
+            if head.iter().any(|&worth| !f32::from_bits(u32::from(worth) << 16).is_finite()) {
+                return Err(source.error("a score that is no number"));
+            }
+            worths.push(head);
+            source.align(size_of::<u32>())?;
+        }
+        Ok(Self::of_bits(worths))
     }
 }
 

@@ -216,8 +216,8 @@ impl KeptRatioArgs {
 pub struct BudgetArgs {
     #[command(flatten)]
     pub kept_ratio: KeptRatioArgs,
-    /// What the configuration's `method` may keep of each prompt's keys and values, such as 64MB or 1.5GB, instead of
-    /// its `kv_budget`; a bare number is MB
+    /// What a sequence's whole cache may come to, such as 64MB or 1.5GB, instead of the configuration's `kv_budget`: keys,
+    /// values and positions, of all turns; a bare number is MB
     #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with = "kept_ratio")]
     pub kv_budget: Option<usize>,
 }

@@ -1,13 +1,14 @@
 //! Methods that keep as much as a budget says: each position gets a score, the best are kept.
 //!
 //! [`methods`] has one file for each way to score; [`allocation`] shares a budget out over layers and heads, [`pool`] one
-//! over all of them; [`profile`] says which heads matter to a model; [`select`] puts it together, for which [`queries`] sums
+//! over all of them, and [`candidates`] has what is judged anew with what comes; [`profile`] says which heads matter to a model; [`select`] puts it together, for which [`queries`] sums
 //! up queries. How large a budget is, and whose
 //! positions compete for it, is here.
 //!
 //! Not for: FastGen, which has a threshold and no budget (see [`super::fastgen`]).
 
 pub mod allocation;
+pub mod candidates;
 mod leverage;
 pub mod methods;
 pub mod pool;
@@ -25,8 +26,8 @@ use allocation::{Allocation, SAFEGUARD};
 use methods::Method;
 use profile::HeadPrior;
 
-/// How much a method keeps of each segment that it decides about: of a prompt, or of a further prompt together with what
-/// was generated since the one before.
+/// How much a method keeps: a share of each segment that it decides about, which is a prompt, or a further prompt together
+/// with what was generated since the one before; or so many bytes of all that a sequence has seen.
 ///
 /// In a configuration each is a key; reports call the bytes `bytes`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -34,7 +35,8 @@ use profile::HeadPrior;
 pub enum Budget {
     /// This share of the segment, in 0..=1, for every head on average.
     KeptRatio(#[serde(deserialize_with = "values::ratio")] f64),
-    /// Bytes of kept keys and values of the segment, all layers together, in the cache's own format; at least 1.
+    /// Bytes that a sequence's whole cache may come to: keys and values of all layers in the cache's own format, their
+    /// positions, and what is noted of them; at least 1. What was kept of earlier segments competes with the newest.
     #[serde(rename(deserialize = "kv_budget"))]
     Bytes(#[serde(deserialize_with = "values::size")] usize),
 }
@@ -56,8 +58,19 @@ pub struct BudgetScale {
     pub num_layers: usize,
     /// KV heads of a layer.
     pub num_kv_heads: usize,
-    /// Bytes of one stored key and its value.
-    pub token_bytes: usize,
+    /// Bytes of one row of a head: a stored key, its value, and what is noted of them.
+    pub row_bytes: usize,
+    /// Bytes that a head takes beside its rows, and for rows that are to come.
+    pub head_bytes: usize,
+}
+
+impl BudgetScale {
+    /// Rows of all heads of all layers that so many bytes have room for.
+    #[must_use]
+    pub fn rows(self, bytes: usize) -> usize {
+        let heads = self.num_layers * self.num_kv_heads;
+        bytes.saturating_sub(heads.saturating_mul(self.head_bytes)) / self.row_bytes.max(1)
+    }
 }
 
 impl Budget {
@@ -73,8 +86,7 @@ impl Budget {
         let average = match self {
             Self::KeptRatio(ratio) => ratio * len as f64,
             Self::Bytes(bytes) => {
-                let layer_bytes = bytes / scale.num_layers.max(1);
-                (layer_bytes / (scale.num_kv_heads * scale.token_bytes).max(1)) as f64
+                (scale.rows(bytes) / (scale.num_layers * scale.num_kv_heads).max(1)) as f64
             }
         };
         average.clamp(1.min(len) as f64, len as f64)
@@ -87,7 +99,7 @@ impl Budget {
         let heads = scale.num_layers * scale.num_kv_heads;
         let total = match self {
             Self::KeptRatio(ratio) => ratio_count(ratio, len * heads),
-            Self::Bytes(bytes) => bytes / scale.token_bytes.max(1),
+            Self::Bytes(bytes) => scale.rows(bytes),
         };
         total.clamp(heads.min(len * heads), len * heads)
     }

@@ -11,6 +11,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::allocation::{Allocation, top_positions};
+use super::candidates::{self, Candidates, Safe};
 use super::methods::{
     ALWAYS, AttentionRows, EvictRows, LastRowsFacts, LayerBudget, MethodFacts, Needs, Outputs, QueryMoments,
     RepeatFacts, ReplayFacts, StepAttention,
@@ -87,6 +88,9 @@ pub struct LayerReplay {
     pub squared_attention: Vec<Vec<f32>>,
     /// `[num_heads]` of `[segment_len]`
     pub squared_outputs: Vec<Vec<f32>>,
+    /// `[num_heads]` of `[rows]` the same of what was decided about before the segment, if that is [judged
+    /// anew](super::methods::Method::judges_past); else empty.
+    pub past_outputs: Vec<Vec<f32>>,
     /// Median squared length of the residual stream that enters the layer.
     pub squared_residual: f32,
 }
@@ -205,17 +209,68 @@ impl BudgetedMethod {
             allocation: self.allocation(),
         };
         let mut scores = self.method.layer_scores(&budget, measures.collect::<Result<_>>()?);
-        if let Some(kv_head) = scores.iter().position(|scores| has_nan(scores)) {
-            let method = self.method.name();
-            return Err(Error::not_a_number(format!("the scores of `{method}` for KV head {kv_head}")));
-        }
+        self.expect_numbers(&scores)?;
         if let Some(prior) = &self.prior {
             prior.scale(place.layer, &mut scores);
         }
-        if self.is_pooled() {
-            scores.iter_mut().map(Vec::as_mut_slice).for_each(keep_best);
+        Ok(scores)
+    }
+
+    /// Scores of the rows that the heads held before the segment, `[num_kv_heads]` of `[rows]`, if they are [judged
+    /// anew](super::methods::Method::judges_past); else none.
+    ///
+    /// # Errors
+    /// As [`scores`](Self::scores).
+    pub fn judged(&self, place: LayerPlace, facts: &LayerFacts<'_>) -> Result<Vec<Vec<f32>>> {
+        let Some(replay) = facts.replay.as_ref().filter(|replay| !replay.past_outputs.is_empty()) else {
+            return Ok(Vec::new());
+        };
+        let group_size = replay.past_outputs.len() / place.scale.num_kv_heads.max(1);
+        let judge = |kv_head: usize| {
+            let group = kv_head * group_size..(kv_head + 1) * group_size;
+            let squared_outputs = &replay.past_outputs[group.clone()];
+            let len = squared_outputs.first().map_or(0, Vec::len);
+            let of_past = |numbers: &Vec<f32>| numbers[..len.min(numbers.len())].to_vec();
+            let squared_attention: Vec<Vec<f32>> = replay.squared_attention[group].iter().map(of_past).collect();
+            self.method.scores(&MethodFacts {
+                len,
+                num_rows: len,
+                budget: len,
+                head_idx: place.layer * place.scale.num_kv_heads + kv_head,
+                head_dim: place.head_dim,
+                group_size,
+                replay: ReplayFacts {
+                    squared_attention: &squared_attention,
+                    squared_outputs,
+                    squared_residual: replay.squared_residual,
+                },
+                ..MethodFacts::default()
+            })
+        };
+        let mut scores: Vec<Vec<f32>> = (0..place.scale.num_kv_heads).map(judge).collect();
+        self.expect_numbers(&scores)?;
+        if let Some(prior) = &self.prior {
+            prior.scale(place.layer, &mut scores);
         }
         Ok(scores)
+    }
+
+    fn expect_numbers(&self, scores: &[Vec<f32>]) -> Result<()> {
+        let Some(kv_head) = scores.iter().position(|scores| has_nan(scores)) else { return Ok(()) };
+        let method = self.method.name();
+        Err(Error::not_a_number(format!("the scores of `{method}` for KV head {kv_head}")))
+    }
+
+    /// What rows are worth that a head holds of what was decided about earlier, `[rows]`.
+    ///
+    /// * `positions`: `[rows]`
+    /// * `scores`: `[rows]` of then, when each was kept
+    /// * `judged`: `[rows]` of now, where the method [judges them anew](super::methods::Method::judges_past); else empty
+    #[must_use]
+    pub fn past_scores(&self, positions: &[u32], scores: Vec<f32>, judged: &[f32]) -> Vec<f32> {
+        let mut scores = self.method.past_scores(positions).unwrap_or(scores);
+        scores.iter_mut().zip(judged).for_each(|(score, &judged)| *score = score.max(judged));
+        scores
     }
 
     /// What each position is taken to have received when tokens begin to be generated, `[num_kv_heads]` of `[segment_len]`;
@@ -314,6 +369,15 @@ impl BudgetedMethod {
             positions: kept.into_iter().map(|index| segment.position(index)).collect(),
         })
         .collect()
+    }
+
+    /// What each KV head of a layer keeps, where what it holds is judged together with the segment.
+    ///
+    /// * `heads`: `[num_kv_heads]`
+    #[must_use]
+    pub fn select_among(&self, place: LayerPlace, safe: Safe, heads: Vec<Candidates>) -> Vec<Candidates> {
+        let len = heads.iter().map(Vec::len).max().unwrap_or(0);
+        candidates::select(self.allocation(), self.layer_budget(len, place), safe, heads)
     }
 }
 

@@ -126,7 +126,7 @@ fn a_budget_can_be_shared_out_otherwise_than_by_the_methods_authors() {
 
 #[test]
 fn budgets_become_counts_of_positions() {
-    let scale = BudgetScale { num_layers: 3, num_kv_heads: 2, token_bytes: 10 };
+    let scale = BudgetScale { num_layers: 3, num_kv_heads: 2, row_bytes: 10, head_bytes: 0 };
     for (budget, len, expected) in [
         (Budget::KeptRatio(0.5), 9, 4.5),
         (Budget::KeptRatio(1.0), 10, 10.0),

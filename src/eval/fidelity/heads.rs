@@ -117,17 +117,17 @@ fn losses(scores: &[Vec<f32>], num_kv_heads: usize, method: &str) -> Result<Vec<
     }
     let all = scores.len() * len;
     let layers = 0..scores.len() / num_kv_heads.max(1);
-    let scale = BudgetScale { num_layers: layers.len(), num_kv_heads, token_bytes: 1 };
+    let scale = BudgetScale { num_layers: layers.len(), num_kv_heads, row_bytes: 1, head_bytes: 0 };
     let mut pool = Pool::new(Budget::KeptRatio(PROFILE_RATIO).total(len, scale), num_kv_heads);
     for layer in scores.chunks(num_kv_heads.max(1)) {
         let mut layer = layer.to_vec();
         for scores in &mut layer {
             keep_best(scores);
         }
-        pool.add_layer(layer);
+        pool.add_layer(0, layer);
     }
     pool.trim();
-    let kept = layers.flat_map(|layer| pool.choices(layer, 0)).map(|choice| choice.positions);
+    let kept = layers.flat_map(|layer| pool.choices(layer)).map(|choice| choice.positions);
     let loss = |(scores, kept): (&Vec<f32>, Vec<u32>)| {
         // Of a small budget even what is to be kept always can be lost; it has no score that could be added.
         let lost = (0..).zip(scores).filter(|(index, score)| score.is_finite() && kept.binary_search(index).is_err());

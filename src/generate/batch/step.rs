@@ -34,6 +34,7 @@ impl Batch<'_> {
             if let Some(mut drafts) = active.drafts.take() {
                 drafts.take_back(self.model, &mut active.cache)?;
             }
+            self.model.make_room(&mut active.cache, 1, self.prefill_options, &mut ())?;
             ids.extend(active.sequence.take_pending());
             caches.push(&mut active.cache);
         }
@@ -50,7 +51,7 @@ impl Batch<'_> {
 
     /// The step of a sequence that shares the weights with no other: it may guess.
     fn step_alone(&mut self) -> Result<()> {
-        let (model, context) = (self.model, self.model.config().context_length);
+        let model = self.model;
         let Some(active) = self.active.first_mut() else { return Ok(()) };
         let Active { cache, sequence, drafts, .. } = active;
         let mut drafts = drafts.take().unwrap_or_else(|| {
@@ -58,11 +59,11 @@ impl Batch<'_> {
         });
         let before = drafts.counts();
         if let Some(id) = sequence.take_pending() {
-            drafts.give(model, cache, id, sequence.most_guesses(context.saturating_sub(cache.seen())))?;
+            drafts.make_room(model, cache)?;
+            drafts.give(model, cache, id, sequence.most_guesses(model.room(cache)))?;
         }
         self.summary.drafts += drafts.counts().since(before);
-        let seen = cache.seen() - drafts.ahead();
-        active.accept(drafts.logits(), seen, context)?;
+        active.accept(drafts.logits(), model, drafts.ahead())?;
         active.drafts = Some(drafts);
         self.note_bytes();
         Ok(())

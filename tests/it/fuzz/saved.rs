@@ -60,7 +60,7 @@ impl Parts {
         let crc = crc32fast::hash(&file[offset..]);
         let length = file.len();
         let header: Vec<u8> = [
-            &b"AKVCACHE\x01\0\0\0"[..],
+            &b"AKVCACHE\x02\0\0\0"[..],
             &crc.to_le_bytes(),
             &(length as u64).to_le_bytes(),
             &(offset as u64).to_le_bytes(),

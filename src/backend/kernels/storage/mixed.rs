@@ -57,6 +57,13 @@ impl Mixed {
         self.settled.replace_values(values, head_dim);
     }
 
+    /// See [`Storage::replace_keys`](super::Storage::replace_keys).
+    pub fn replace_keys(&mut self, keys: &[f32], center: &[f32]) {
+        let (settled, newest) = keys.split_at(self.settled.len() * center.len());
+        self.settled.replace_keys(settled, center);
+        self.newest.replace_keys(newest, center);
+    }
+
     /// See [`Storage::center_keys`](super::Storage::center_keys).
     pub fn center_keys(&mut self, center: &[f32]) {
         self.settled.center_keys(center);

@@ -41,7 +41,7 @@ pub struct StepFacts<'a> {
 }
 
 /// How a method goes on evicting while tokens are generated. The number of rows stays that of the prompt, or goes back to it
-/// [every](Self::every) so many tokens; positions are never renumbered.
+/// [every](Self::every) so many tokens.
 pub trait EvictRows: Send + Sync + std::fmt::Debug {
     /// What it reads.
     fn attention(&self) -> StepAttention;

@@ -411,6 +411,19 @@ pub trait Method: Settings + Send + Sync + std::fmt::Debug {
         measures.into_iter().map(|measures| measures.into_iter().next().unwrap_or_default()).collect()
     }
 
+    /// The scores of rows that were kept earlier, when they compete with a further segment, by their positions alone: `[rows]`.
+    /// By default `None`: they keep the scores of then.
+    fn past_scores(&self, _positions: &[u32]) -> Option<Vec<f32>> {
+        None
+    }
+
+    /// Whether such rows are scored by what the further segment's queries see of them, too; the higher score counts then. For
+    /// methods that read nothing but the [replay](Needs::replay): [`scores`](Self::scores) is given the rows as a segment at
+    /// the beginning of the sequence.
+    fn judges_past(&self) -> bool {
+        false
+    }
+
     /// How it goes on while tokens are generated; `None` if it says nothing about that.
     fn eviction(&self) -> Option<&dyn EvictRows> {
         None

@@ -57,6 +57,10 @@ impl Method for Replay {
         scores
     }
 
+    fn judges_past(&self) -> bool {
+        true
+    }
+
     fn eviction(&self) -> Option<&dyn EvictRows> {
         Some(self)
     }

@@ -6,7 +6,8 @@ use super::{ALWAYS, EvictRows, Method, MethodFacts, Sinks, StepAttention, StepFa
 
 /// Keeps the first `sink_tokens` positions of the sequence, and of the others the last.
 ///
-/// Positions are never renumbered here; the paper's own code numbers what is kept anew.
+/// The paper's own code numbers what is kept anew with each token; here positions stay until the model's context ends, and what
+/// is kept [moves together](crate::cache::Overflow::Shift) then.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct StreamingLlm(pub Sinks);
@@ -21,13 +22,22 @@ impl Method for StreamingLlm {
     }
 
     fn scores(&self, facts: &MethodFacts<'_>) -> Vec<f32> {
-        let sinks = facts.num_sinks(self.0.sink_tokens);
-        #[expect(clippy::cast_precision_loss)] // a segment of 2^24 tokens is far beyond any context
-        (0..facts.len).map(|index| if index < sinks { ALWAYS } else { index as f32 }).collect()
+        (facts.first_position..facts.first_position + facts.len).map(|position| self.score(position)).collect()
+    }
+
+    fn past_scores(&self, positions: &[u32]) -> Option<Vec<f32>> {
+        Some(positions.iter().map(|&position| self.score(position as usize)).collect())
     }
 
     fn eviction(&self) -> Option<&dyn EvictRows> {
         Some(self)
+    }
+}
+
+impl StreamingLlm {
+    fn score(&self, position: usize) -> f32 {
+        #[expect(clippy::cast_precision_loss)] // 2^24 tokens are far beyond any context
+        if position < self.0.sink_tokens { ALWAYS } else { position as f32 }
     }
 }
 
@@ -37,11 +47,7 @@ impl EvictRows for StreamingLlm {
     }
 
     fn scores(&self, facts: &StepFacts<'_>) -> Vec<f32> {
-        let score = |position: u32| {
-            #[expect(clippy::cast_precision_loss)] // 2^24 tokens are far beyond any context
-            if (position as usize) < self.0.sink_tokens { ALWAYS } else { position as f32 }
-        };
-        facts.positions.iter().copied().map(score).collect()
+        facts.positions.iter().map(|&position| self.score(position as usize)).collect()
     }
 }
 
