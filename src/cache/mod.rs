@@ -173,6 +173,11 @@ impl AdaptiveKvCache {
         self
     }
 
+    /// Sets what happens at its bounds.
+    pub fn set_bounds(&mut self, bounds: Bounds) {
+        self.bounds = bounds;
+    }
+
     /// What happens at its bounds.
     #[must_use]
     pub fn bounds(&self) -> Bounds {

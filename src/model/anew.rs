@@ -32,7 +32,8 @@ pub(super) fn place<B: Backend>(
     let row_bytes = layer.token_bytes() + notes;
     let ahead = match config.and_then(AdaptiveConfig::budget) {
         Some(Budget::Bytes(bytes)) if rejudges => {
-            bounds.ahead.min(bytes / (num_layers * num_kv_heads * row_bytes).max(1) / AHEAD_SHARE)
+            let average = bytes / (num_layers * num_kv_heads * row_bytes).max(1);
+            bounds.ahead.min((average / AHEAD_SHARE).max(usize::from(average > 1)))
         }
         Some(Budget::Bytes(_)) => most_new,
         _ => 0,
@@ -196,6 +197,30 @@ impl<'a> Anew<'a> {
         layer.judged(&kept)?;
         Ok(Some(summary))
     }
+}
+
+/// Lets the lowest of all that is held go, by the scores that it has, so that there is room for what comes.
+pub(super) fn cut<B: Backend>(
+    method: &BudgetedMethod,
+    place_of: &dyn Fn(&CacheLayer<B::Rows>) -> LayerPlace,
+    cache: &mut AdaptiveKvCache,
+) -> Result<()> {
+    let (seen, span) = (cache.seen(), Span { bounds: cache.bounds(), seen: cache.seen(), end: cache.seen() });
+    let mut pool = None;
+    for layer in cache.layers_mut::<B::Rows>()? {
+        let (place, heads) = (place_of(layer), layer.ledger().candidates(seen));
+        let anew = Anew::new(method, place, seen, span);
+        if method.is_pooled() {
+            let pool = pool.get_or_insert_with(|| Pool::of(anew.room, place.scale.num_kv_heads, anew.safe, Vec::new()));
+            pool.push_layer(heads);
+        } else {
+            layer.keep_some(&method.select_among(place, anew.safe, heads), seen)?;
+        }
+    }
+    let Some(mut pool) = pool else { return Ok(()) };
+    pool.trim();
+    let mut layers = cache.layers_mut::<B::Rows>()?.iter_mut().enumerate();
+    layers.try_for_each(|(index, layer)| layer.keep_some(pool.layer(index), seen))
 }
 
 /// Lets go what the pool has dropped in the end, and takes the scores of the rest down.

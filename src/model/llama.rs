@@ -62,6 +62,8 @@ trait Forward: fmt::Debug + Send + Sync {
 
     fn move_together(&self, cache: &mut AdaptiveKvCache) -> Result<()>;
 
+    fn cut_back(&self, cache: &mut AdaptiveKvCache) -> Result<()>;
+
     fn decode_plain(
         &self,
         id: u32,
@@ -169,6 +171,10 @@ impl<B: Backend> Forward for Model<B> {
 
     fn move_together(&self, cache: &mut AdaptiveKvCache) -> Result<()> {
         self.move_rows_together(cache)
+    }
+
+    fn cut_back(&self, cache: &mut AdaptiveKvCache) -> Result<()> {
+        self.cut_to_budget(cache)
     }
 
     fn decode_plain(
@@ -428,6 +434,12 @@ impl Llama {
         self.model.take_back(cache, count)?;
         cache.retreat(count);
         Ok(())
+    }
+
+    /// Cuts a cache back to its budget by the scores that its rows have.
+    pub(super) fn cut_back(&self, cache: &mut AdaptiveKvCache) -> Result<()> {
+        self.model.expect_shape(cache)?;
+        self.model.cut_back(cache)
     }
 
     /// Moves what a cache holds to positions without gaps.

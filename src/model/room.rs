@@ -1,14 +1,17 @@
 //! Room for tokens to come, where a sequence has reached its budget or the end of the context.
 
-use super::{Llama, Model, PrefillObserver, PrefillOptions};
+use super::{Llama, Model, PrefillObserver, PrefillOptions, anew};
 use crate::backend::Backend;
-use crate::cache::{AdaptiveKvCache, Overflow};
+use crate::cache::{AdaptiveKvCache, Bounds, Overflow, Retention};
 use crate::compress::{Allocation, Candidates, Safe};
 use crate::compress::budget::candidates::select;
 use crate::error::{Error, Result};
 
 /// Of the context, the share that any head may hold after rows have moved together, as a divisor.
 const MOVED_SHARE: usize = 2;
+
+/// Tokens that there is room for once a sequence was cut back, unless its budget is small.
+const LEAST_AHEAD: usize = 64;
 
 /// Tokens that may come at once beyond those that are announced: guesses.
 const RUN: usize = 8;
@@ -32,7 +35,8 @@ impl Llama {
     /// Makes room for tokens to come within the sequence's budget and the model's context, if there is too little.
     ///
     /// Where the [budget in bytes](crate::compress::Budget::Bytes) is reached, the tokens that were generated since the last
-    /// prompt are read once more, as a prompt: so they are scored as any other, and judged together with all that is held.
+    /// prompt are read once more, as a prompt: so they are scored as any other, and judged together with all that is held. If
+    /// there are none, the lowest scores of what is held go.
     /// At the end of the context, [`Overflow`] says what happens; nothing, if it is to stop there.
     ///
     /// * `tokens`: that are to come, at least 1
@@ -51,11 +55,16 @@ impl Llama {
     ) -> Result<()> {
         self.make_positions(cache, tokens)?;
         if cache.room() < tokens {
+            let bounds = cache.bounds();
+            cache.set_bounds(Bounds { ahead: bounds.ahead.max(tokens).max(LEAST_AHEAD), ..bounds });
             let ids = cache.forget_undecided()?;
-            if ids.is_empty() {
-                return Err(full(cache));
-            }
-            self.prefill_with(&ids, cache, options, observer)?;
+            let cut = if ids.is_empty() {
+                self.cut_back(cache)
+            } else {
+                self.prefill_with(&ids, cache, options, observer).map(drop)
+            };
+            cache.set_bounds(bounds);
+            cut?;
             if cache.room() < tokens {
                 return Err(full(cache));
             }
@@ -86,6 +95,14 @@ impl Llama {
 }
 
 impl<B: Backend> Model<B> {
+    /// Lets the lowest scores of what is held go.
+    pub(super) fn cut_to_budget(&self, cache: &mut AdaptiveKvCache) -> Result<()> {
+        let Retention::Adaptive { config, .. } = cache.retention().clone() else { return Ok(()) };
+        let Some(method) = config.budgeted().filter(|_| config.rejudges()) else { return Ok(()) };
+        let bounds = cache.bounds();
+        anew::cut::<B>(method, &|layer| anew::place(self, layer, Some(&config), (bounds, 0)), cache)
+    }
+
     /// See [`Llama::make_room`].
     pub(super) fn move_rows_together(&self, cache: &mut AdaptiveKvCache) -> Result<()> {
         let seen = cache.seen();

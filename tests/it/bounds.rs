@@ -2,14 +2,15 @@
 
 use adaptive_kvcache::Error;
 use adaptive_kvcache::cache::{AdaptiveKvCache, Bounds, KvDtype, NOTE_BYTES, Overflow, Retention};
-use adaptive_kvcache::checkpoint::{Loaded, WeightDtype};
+use adaptive_kvcache::backend::BackendKind;
+use adaptive_kvcache::checkpoint::{self, Loaded, WeightDtype};
 use adaptive_kvcache::compress::{METHODS, Method};
 use adaptive_kvcache::generate::{FinishReason, Generation, GenerationOptions};
 use adaptive_kvcache::model::PrefillOptions;
 use candle_core::quantized::GgmlDType;
 use tempfile::TempDir;
 
-use crate::support::adaptive;
+use crate::support::{adaptive, candle_on_cpu, data, max_difference};
 use crate::support::fixture::Fixture;
 
 const LAYERS: usize = 2;
@@ -80,6 +81,29 @@ fn a_budget_in_bytes_is_never_exceeded_and_well_used() {
             }
             assert_eq!(cache.seen(), 426, "{case}");
             assert!(most * 10 >= budget * 9, "{case}: {most} of {budget} were used at most");
+        }
+    }
+}
+
+/// A prompt that fills the budget leaves no room; then the lowest of what it left go.
+#[test]
+fn the_first_token_has_room_whatever_the_prompt_filled() {
+    let loaded = model();
+    for &method in METHODS {
+        let budget = rows(60, KvDtype::F16);
+        let mut cache = new_cache(&loaded, KvDtype::F16, &config(method, budget), Bounds::default());
+        loaded.model.prefill(&some_ids(150, 1), &mut cache, &mut ()).unwrap();
+        assert_eq!(loaded.model.room(&cache), 0, "{}", method.name());
+        let before = candidates(&cache);
+        decode(&loaded, &mut cache, 7);
+        assert!((1..60).contains(&loaded.model.room(&cache)) && cache.bounds().ahead == 0);
+        for (before, after) in before.iter().zip(candidates(&cache)) {
+            assert!(after[..after.len() - 1].iter().all(|row| before.contains(row)), "{}", method.name());
+            assert_eq!(after.last().unwrap().0, 150);
+        }
+        for id in some_ids(100, 2) {
+            decode(&loaded, &mut cache, id);
+            assert!(cache.bytes().allocated <= budget, "{}", method.name());
         }
     }
 }
@@ -285,6 +309,53 @@ fn a_text_goes_on_beyond_the_context_within_its_budget() {
     }
 }
 
+/// Where all layers look back over a window, moving together is moving along: nothing changes.
+#[test]
+fn rows_of_a_window_move_along() {
+    let folder = data("checkpoints").join("mistral-window");
+    let load = |context: usize| {
+        let mut checkpoint = checkpoint::open(&folder).unwrap();
+        checkpoint.set_context(context).unwrap();
+        checkpoint.model(&BackendKind::default(), WeightDtype::F32, &mut |_, _| {}).unwrap()
+    };
+    let (short, long) = (load(60), load(256));
+    let bounds = Bounds { overflow: Overflow::Shift, ..Bounds::default() };
+    let mut moved = short.new_cache(KvDtype::F32, Retention::Full).unwrap().with_bounds(bounds);
+    let mut stayed = long.new_cache(KvDtype::F32, Retention::Full).unwrap();
+    let ids: Vec<u32> = some_ids(200, 1).into_iter().map(|id| id % 61).collect();
+    short.prefill(&ids[..50], &mut moved, &mut ()).unwrap();
+    long.prefill(&ids[..50], &mut stayed, &mut ()).unwrap();
+    for &id in &ids[50..] {
+        short.make_room(&mut moved, 1, PrefillOptions::default(), &mut ()).unwrap();
+        let logits = [short.decode(id, &mut moved).unwrap(), long.decode(id, &mut stayed).unwrap()];
+        let difference = max_difference(&logits[0], &logits[1]);
+        assert!(difference < 1e-3, "{difference} after {} tokens", moved.ids().len());
+        assert!(moved.seen() <= 60);
+    }
+    assert!(moved.shifted() > 100);
+}
+
+/// Tensors hold what they are told to, but do not move.
+#[test]
+fn candle_operations_hold_a_budget_and_move_nothing() {
+    let kernels = model();
+    let loaded = Fixture::read("head-dim").load_for(&candle_on_cpu(), GgmlDType::F32, WeightDtype::Auto);
+    let config = format!(r#"{{"method": "keydiff", "kv_budget": "{}B"}}"#, rows(50, KvDtype::F32));
+    let bounds = Bounds { ahead: 8, protected: 10, ..Bounds::default() };
+    let [mut cache, mut other] = [&loaded, &kernels].map(|loaded| new_cache(loaded, KvDtype::F32, &config, bounds));
+    for turn in 0..3 {
+        for (loaded, cache) in [(&loaded, &mut cache), (&kernels, &mut other)] {
+            loaded.model.prefill(&some_ids(40, turn), cache, &mut ()).unwrap();
+            some_ids(40, turn + 5).into_iter().for_each(|id| drop(decode(loaded, cache, id)));
+        }
+        assert_eq!(positions(&cache), positions(&other), "turn {turn}");
+    }
+    let mut cache = cache.emptied().with_bounds(Bounds { overflow: Overflow::Shift, ..bounds });
+    loaded.model.prefill(&some_ids(512, 1), &mut cache, &mut ()).unwrap();
+    let refused = loaded.model.make_room(&mut cache, 1, PrefillOptions::default(), &mut ()).unwrap_err();
+    assert!(refused.to_string().contains("moving keys to other positions"), "{refused}");
+}
+
 #[test]
 fn generation_stops_at_the_context_or_goes_on() {
     let loaded = model();
@@ -320,4 +391,13 @@ fn what_cannot_be_is_refused() {
     }
     let refused = loaded.model.prefill(&some_ids(20, 1), &mut cache, &mut ()).unwrap_err();
     assert!(message(refused).contains("where heads go on evicting is not supported"), "evict");
+    // Rotations that depend on the length.
+    let dynamic = checkpoint::open(data("checkpoints").join("dynamic")).unwrap();
+    let model = dynamic.model(&BackendKind::default(), WeightDtype::F32, &mut |_, _| {}).unwrap();
+    let bounds = Bounds { overflow: Overflow::Shift, ..Bounds::default() };
+    let mut cache = model.new_cache(KvDtype::F32, Retention::Full).unwrap().with_bounds(bounds);
+    let context = model.config().context_length;
+    model.prefill(&vec![5; context], &mut cache, &mut ()).unwrap();
+    let refused = model.make_room(&mut cache, 1, PrefillOptions::default(), &mut ()).unwrap_err();
+    assert!(message(refused).contains("rotated by the length of the sequence"), "dynamic");
 }

@@ -45,7 +45,8 @@ impl HeadChoice {
 /// * `budget`: positions of a head on average, as [`Allocation::layer_budget`] has it
 #[must_use]
 pub fn select(allocation: Allocation, budget: usize, safe: Safe, heads: Vec<Candidates>) -> Vec<Candidates> {
-    let score = |&(position, score): &(u32, f32)| if safe.covers(position) { ALWAYS } else { score };
+    // What a method always keeps goes before what is safe.
+    let score = |&(position, score): &(u32, f32)| if safe.covers(position) { ALWAYS } else { score.min(f32::MAX) };
     let scores: Vec<Vec<f32>> = heads.iter().map(|head| head.iter().map(score).collect()).collect();
     let kept = allocation.select(&scores, budget);
     heads.iter().zip(kept).map(|(head, kept)| kept.into_iter().map(|index| head[index]).collect()).collect()
@@ -64,6 +65,8 @@ mod tests {
         assert_eq!(kept(Allocation::Uniform, 1), [vec![(0, 0.0)], vec![(12, 0.1)]]);
         let adaptive = Allocation::Adaptive { safeguard: 0.0 };
         assert_eq!(kept(adaptive, 2), [vec![(0, 0.0), (12, 0.5)], vec![(2, 7.0), (12, 0.1)]]);
+        let window = vec![vec![(4, ALWAYS), (5, ALWAYS), (12, 0.5), (13, 0.4)]];
+        assert_eq!(select(Allocation::Uniform, 3, safe, window), [vec![(4, ALWAYS), (12, 0.5), (13, 0.4)]]);
         assert!(!Safe::default().covers(0) && !Safe::default().covers(u32::MAX - 1));
     }
 }

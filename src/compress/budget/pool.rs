@@ -48,7 +48,12 @@ impl Pool {
     /// * `first_position`: of the segment
     /// * `scores`: `[num_kv_heads]` of `[segment_len]`
     pub fn add_layer(&mut self, first_position: u32, scores: Vec<Vec<f32>>) {
-        self.heads.extend(scores.into_iter().map(|scores| (first_position..).zip(scores).collect::<Vec<_>>()));
+        self.push_layer(scores.into_iter().map(|scores| (first_position..).zip(scores).collect()).collect());
+    }
+
+    /// Takes in what the next layer may hold, `[num_kv_heads]`.
+    pub fn push_layer(&mut self, heads: Vec<Candidates>) {
+        self.heads.extend(heads);
     }
 
     /// Takes in what a layer may hold now, in the place of what it held.
