@@ -7,6 +7,7 @@
 //!
 //! Not for: choosing (see [`crate::compress`]).
 
+mod first;
 mod positions;
 mod saved;
 

@@ -7,6 +7,7 @@
 //! Not for: choosing (see [`crate::compress`]), attending (see [`crate::attention`]), or holding keys and values (see
 //! [`crate::backend`]).
 
+mod cut;
 mod dtype;
 mod eviction;
 mod growth;
@@ -142,6 +143,8 @@ trait Layers: fmt::Debug + Send + Sync {
     fn can_save(&self) -> bool;
     fn save(&self, layer: usize, sink: &mut Sink<'_>);
     fn load(&mut self, tokens: (usize, usize), eviction: Option<&Eviction>, sources: Vec<Source>) -> Result<()>;
+    fn expect_first(&self, len: usize) -> Result<()>;
+    fn keep_first(&mut self, len: usize) -> Result<()>;
     fn as_any(&self) -> &dyn Any;
     fn as_any_mut(&mut self) -> &mut dyn Any;
 }
@@ -177,6 +180,14 @@ impl<R: Rows> Layers for Vec<CacheLayer<R>> {
 
     fn load(&mut self, tokens: (usize, usize), eviction: Option<&Eviction>, sources: Vec<Source>) -> Result<()> {
         self.par_iter_mut().zip(sources).try_for_each(|(layer, source)| layer.load(tokens, eviction, source))
+    }
+
+    fn expect_first(&self, len: usize) -> Result<()> {
+        self.iter().try_for_each(|layer| layer.expect_first(len))
+    }
+
+    fn keep_first(&mut self, len: usize) -> Result<()> {
+        self.par_iter_mut().try_for_each(|layer| layer.keep_first(len))
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -4,6 +4,7 @@ mod cache;
 mod measure;
 mod model;
 mod prompt;
+mod store;
 mod values;
 
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ pub use model::{ModelArgs, NumbersArgs, SaveArgs, StartArgs};
 pub use prompt::{
     DEFAULT_NEW_TOKENS, DEFAULT_PROMPT, DialogueArgs, DraftArgs, PromptArgs, SamplingArgs, Wrap, drawn_seed,
 };
+pub use store::StoreArgs;
 use values::{kv_dtype, positive};
 
 /// Runs LLaMA models with a KV cache that keeps, for every head, only what that head attends to.
@@ -149,6 +151,8 @@ pub struct GenerateArgs {
     #[command(flatten)]
     pub save: SaveArgs,
     #[command(flatten)]
+    pub store: StoreArgs,
+    #[command(flatten)]
     pub kept_ratio: KeptRatioArgs,
     /// Write attention heatmaps, and pictures of policies and memory
     #[arg(long, env = "SAVE_IMAGE", num_args = 0..=1, default_missing_value = "1", default_value = "0",
@@ -186,6 +190,8 @@ pub struct ChatArgs {
     pub start: StartArgs,
     #[command(flatten)]
     pub save: SaveArgs,
+    #[command(flatten)]
+    pub store: StoreArgs,
     #[command(flatten)]
     pub budget: BudgetArgs,
 }

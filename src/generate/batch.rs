@@ -23,6 +23,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 use crate::model::{Llama, PrefillObserver, PrefillOptions};
 use crate::numbers::check_logits;
+use crate::store::Prefixes;
 use crate::tokenizer::Tokenizer;
 
 /// A text to go on from.
@@ -76,7 +77,7 @@ pub struct FinishedText {
 pub struct BatchSummary {
     /// Texts that were generated to their end.
     pub finished: usize,
-    /// Tokens of the prompts that were read.
+    /// Tokens of the prompts that were read, those apart that a [store](Batch::with_prefixes) held.
     pub prompt_tokens: usize,
     /// Time that reading prompts took, profiling included, without the decoding steps that others took meanwhile.
     pub prefill_time: Duration,
@@ -105,6 +106,7 @@ pub struct Batch<'a> {
     token_bytes: usize,
     limits: BatchLimits,
     prefill_options: PrefillOptions,
+    prefixes: Option<&'a Prefixes<'a>>,
     clock: Box<dyn Clock>,
     waiting: VecDeque<Waiting>,
     /// The prompt that was read last, as long as it has not joined the others, and its logits, `[vocab_size]`.
@@ -189,6 +191,7 @@ impl<'a> Batch<'a> {
             base,
             limits,
             prefill_options: PrefillOptions::default(),
+            prefixes: None,
             clock: Box::new(SystemClock::start()),
             waiting: VecDeque::with_capacity(prompts.len()),
             held: None,
@@ -234,6 +237,16 @@ impl<'a> Batch<'a> {
     #[must_use]
     pub fn with_prefill_options(mut self, options: PrefillOptions) -> Self {
         self.prefill_options = options;
+        self
+    }
+
+    /// Sets where it is looked up what was read of prompts before, and where those that are read are stored. Prompts that
+    /// come behind a text that was read before have nothing of it.
+    ///
+    /// * `prefixes`: of this model, and of caches like the empty one
+    #[must_use]
+    pub fn with_prefixes(mut self, prefixes: Option<&'a Prefixes<'a>>) -> Self {
+        self.prefixes = prefixes.filter(|_| self.base.seen() == 0);
         self
     }
 
@@ -370,15 +383,19 @@ impl<'a> Batch<'a> {
         caller.ask()?;
         let Some(Waiting { index, name, ids, options, .. }) = self.waiting.pop_front() else { return Ok(()) };
         let (model, prefill_options) = (self.model, self.prefill_options);
-        let mut cache = self.base.clone();
+        let mut cache = self.prefixes.and_then(|prefixes| prefixes.longest(&ids)).unwrap_or_else(|| self.base.clone());
+        let unread = &ids[cache.seen() - self.base.seen()..];
         let started = self.clock.now();
         let mut reading = Reading::new(self, caller, observe(index));
-        let prefill = model.prefill_with(&ids, &mut cache, prefill_options, &mut reading);
+        let prefill = model.prefill_with(unread, &mut cache, prefill_options, &mut reading);
         let lent = reading.end()?;
         let logits = prefill.map_err(|error| error.in_place(|| name.clone()))?.logits;
         self.summary.prefill_time += self.clock.now().saturating_sub(started + lent);
+        self.summary.prompt_tokens += unread.len();
+        if let Some(prefixes) = self.prefixes {
+            prefixes.put(&cache);
+        }
         let (prompt_tokens, kv) = (ids.len(), self.own_bytes(&cache));
-        self.summary.prompt_tokens += prompt_tokens;
         self.prompts_kv = [self.prompts_kv, kv].into_iter().sum();
         let reserved = self.bytes_with_text(kv.kept, prompt_tokens, &options);
         let sequence = Sequence::new(self.tokenizer, Sampler::new(options.sampling, cache.ids()), options);

@@ -12,6 +12,7 @@ use super::{DraftCounts, FinishReason, Generation, GenerationOptions, Sampler};
 use crate::cache::{AdaptiveKvCache, KvDtype, LayerSummary, Retention};
 use crate::error::{Error, Result};
 use crate::model::{Llama, PrefillObserver, PrefillOptions};
+use crate::store::Prefixes;
 use crate::tokenizer::{ChatContext, ChatMessage, Tokenizer};
 
 /// A conversation: the messages so far, and the cache that holds them.
@@ -50,6 +51,7 @@ pub struct Conversation<'a> {
     cached: usize,
     cache: AdaptiveKvCache,
     prefill_options: PrefillOptions,
+    prefixes: Option<&'a Prefixes<'a>>,
     /// The token with which the last answer broke off: it is part of the text, and the cache has not got it.
     unread: Option<u32>,
     /// The cache holds tokens that are not part of the messages: those of a stop text.
@@ -117,6 +119,7 @@ impl<'a> Conversation<'a> {
             cached: 0,
             cache,
             prefill_options: PrefillOptions::default(),
+            prefixes: None,
             unread: None,
             stale: false,
             sampler: None,
@@ -152,6 +155,7 @@ impl<'a> Conversation<'a> {
             context: ChatContext::default(),
             cache,
             prefill_options: PrefillOptions::default(),
+            prefixes: None,
             unread,
             stale: false,
             sampler: None,
@@ -179,6 +183,15 @@ impl<'a> Conversation<'a> {
     #[must_use]
     pub fn with_prefill_options(mut self, options: PrefillOptions) -> Self {
         self.prefill_options = options;
+        self
+    }
+
+    /// Sets where it is looked up what was read before, whenever the conversation is read from its beginning.
+    ///
+    /// * `prefixes`: of this model, and of caches like the conversation's
+    #[must_use]
+    pub fn with_prefixes(mut self, prefixes: Option<&'a Prefixes<'a>>) -> Self {
+        self.prefixes = prefixes;
         self
     }
 
@@ -308,6 +321,18 @@ impl<'a> Conversation<'a> {
         Err(Error::input(format!("the conversation is full: {taken}")).with_hint("/reset forgets it, and makes room"))
     }
 
+    /// Takes what was read before from the store, and the rest of the ids.
+    fn without_prefix(&mut self, ids: Vec<u32>) -> Vec<u32> {
+        let prefixes = self.prefixes.filter(|_| self.cache.seen() == 0);
+        match prefixes.and_then(|prefixes| prefixes.longest(&ids)) {
+            Some(cache) => {
+                self.cache = cache;
+                ids[self.cache.seen()..].to_vec()
+            }
+            None => ids,
+        }
+    }
+
     fn answer(
         &mut self,
         options: &GenerationOptions,
@@ -316,6 +341,7 @@ impl<'a> Conversation<'a> {
     ) -> Result<Turn> {
         let (ids, reread) = self.new_ids()?;
         self.expect_room(ids.len())?;
+        let ids = self.without_prefix(ids);
         let started = Instant::now();
         let prefill = self.model.prefill_with(&ids, &mut self.cache, self.prefill_options, observer)?;
         let prefill_time = started.elapsed();

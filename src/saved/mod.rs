@@ -23,6 +23,7 @@
 //!
 //! Not for: what is kept (see [`crate::cache`]).
 
+mod first;
 mod layout;
 
 use std::fs::File;
