@@ -1,6 +1,6 @@
 //! The prefixes of one kind of cache: the longest that a prompt begins with, and new ones.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,6 +46,8 @@ pub struct Prefixes<'a> {
     config: Option<Arc<AdaptiveConfig>>,
     kind: String,
     listener: Box<dyn Fn(Told<'_>) + Send + Sync + 'a>,
+    /// Entries that were opened. What a name stands for never changes.
+    known: Mutex<BTreeMap<PathBuf, Arc<Held>>>,
     /// Entries that can't be used, and were told of.
     unusable: Mutex<BTreeSet<PathBuf>>,
     is_failure_told: AtomicBool,
@@ -98,6 +100,7 @@ impl<'a> Prefixes<'a> {
             kv_dtype,
             config,
             listener: Box::new(|_| {}),
+            known: Mutex::default(),
             unusable: Mutex::default(),
             is_failure_told: AtomicBool::new(false),
         })
@@ -130,17 +133,18 @@ impl<'a> Prefixes<'a> {
     }
 
     fn longest_of(&self, ids: &[u32]) -> Option<AdaptiveKvCache> {
-        let mut candidates: Vec<(usize, Held)> =
+        let mut candidates: Vec<(usize, Arc<Held>)> =
             self.held().into_iter().map(|held| (held.tokens_of(ids), held)).collect();
         candidates.retain(|&(tokens, _)| tokens >= PrefixStore::MIN_TOKENS);
         // Of those that give as much, the smallest.
         candidates.sort_by_key(|(tokens, held)| (std::cmp::Reverse(*tokens), held.ids.len()));
-        candidates.into_iter().find_map(|(tokens, Held { path, .. })| {
-            let cache = SavedCache::open(&path).and_then(|saved| {
+        candidates.iter().find_map(|(tokens, held)| {
+            let path = &held.path;
+            let cache = SavedCache::open(path).and_then(|saved| {
                 self.expect_kind(&saved)?;
-                saved.first(self.loaded, tokens)
+                saved.first(self.loaded, *tokens)
             });
-            cache.inspect(|_| touch(&path)).map_err(|error| self.refuse(&path, &error)).ok()
+            cache.inspect(|_| touch(path)).map_err(|error| self.refuse(path, &error)).ok()
         })
     }
 
@@ -185,7 +189,8 @@ impl<'a> Prefixes<'a> {
         }
         let is_superseded =
             |held: &Held| fewest <= held.ids.len() && held.ids.len() < ids.len() && ids.starts_with(&held.ids);
-        let superseded: Vec<PathBuf> = entries.into_iter().filter(is_superseded).map(|held| held.path).collect();
+        let superseded: Vec<PathBuf> =
+            entries.iter().filter(|held| is_superseded(held)).map(|held| held.path.clone()).collect();
         let replaced: u64 = superseded.iter().filter_map(|path| path.metadata().ok()).map(|file| file.len()).sum();
         self.store.trim(&[], (self.store.limit - needed).saturating_add(replaced))?;
         self.loaded.save_cache(cache, self.store.folder.join(name(&self.kind, ids)))?;
@@ -194,17 +199,24 @@ impl<'a> Prefixes<'a> {
     }
 
     /// All entries of this kind that can be opened.
-    fn held(&self) -> Vec<Held> {
+    fn held(&self) -> Vec<Arc<Held>> {
         let paths = self.store.entries_of(&self.kind).unwrap_or_else(|error| {
             self.refuse(&self.store.folder, &error);
             Vec::new()
         });
-        let open = |path: &Path| -> Result<Held> {
-            let saved = SavedCache::open(path)?;
-            Ok(Held { path: path.to_owned(), ids: saved.ids(), fewest: saved.fewest_tokens()? })
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut before = std::mem::take(&mut *known);
+        let open = |path: PathBuf| {
+            let saved = SavedCache::open(&path)?;
+            Ok(Arc::new(Held { ids: saved.ids(), fewest: saved.fewest_tokens()?, path }))
         };
-        let opened = paths.into_iter().map(|path| open(&path).map_err(|error| self.refuse(&path, &error)));
-        opened.filter_map(std::result::Result::ok).collect()
+        for path in paths {
+            match before.remove(&path).map_or_else(|| open(path.clone()), Ok) {
+                Ok(held) => drop(known.insert(path, held)),
+                Err(error) => self.refuse(&path, &error),
+            }
+        }
+        known.values().cloned().collect()
     }
 
     /// Tells that something can't be used, and removes it if it is damaged.
