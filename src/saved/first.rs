@@ -57,10 +57,10 @@ impl SavedCache {
             )));
         }
         let mut cache = self.cache(loaded)?;
-        if let Retention::Full = cache.retention() {
-            cache.keep_first(tokens)?;
-        } else {
-            loaded.model.take_back(cache.seen().saturating_sub(tokens), &mut cache)?;
+        match (cache.retention(), self.num_tokens() - tokens) {
+            (_, 0) => {}
+            (Retention::Full, _) => cache.keep_first(tokens)?,
+            (Retention::Adaptive { .. }, behind) => loaded.model.take_back(behind, &mut cache)?,
         }
         Ok(cache)
     }

@@ -82,13 +82,13 @@ impl PrefixStore {
         Ok(entries)
     }
 
-    /// The entries of a kind, those first that were used last.
+    /// The entries of a kind, in the same order.
     ///
     /// # Errors
     /// As [`entries`](Self::entries).
     pub(super) fn entries_of(&self, kind: &str) -> Result<Vec<PathBuf>> {
         let is_of_kind = |path: &PathBuf| path.file_name().and_then(|name| kind_of(name.to_str()?)) == Some(kind);
-        Ok(self.entries()?.into_iter().rev().map(|entry| entry.path).filter(is_of_kind).collect())
+        Ok(self.entries()?.into_iter().map(|entry| entry.path).filter(is_of_kind).collect())
     }
 
     /// Removes entries, and then those that were not used for the longest time, until the rest comes to at most `limit` bytes.
@@ -171,7 +171,7 @@ mod tests {
         store.trim(&paths[3..4], 60).unwrap();
         let left: Vec<bool> = paths.iter().map(|path| path.exists()).collect();
         assert_eq!(left, [true, true, false, false, false]);
-        assert_eq!(store.entries_of(&kind).unwrap(), [paths[0].clone(), paths[1].clone()]);
+        assert_eq!(store.entries_of(&kind).unwrap(), [paths[1].clone(), paths[0].clone()]);
         assert_eq!(store.entries_of(&"1".repeat(DIGITS)).unwrap(), Vec::<PathBuf>::new());
         assert!(folder.path().join("book.kv").exists() && folder.path().join(name(&kind, &[9])).exists());
         // Another that has the lock for long does the work.

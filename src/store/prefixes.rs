@@ -46,7 +46,7 @@ pub struct Prefixes<'a> {
     config: Option<Arc<AdaptiveConfig>>,
     kind: String,
     listener: Box<dyn Fn(Told<'_>) + Send + Sync + 'a>,
-    /// Entries that were opened. What a name stands for never changes.
+    /// Entries that were opened: the tokens that a name stands for never change.
     known: Mutex<BTreeMap<PathBuf, Arc<Held>>>,
     /// Entries that can't be used, and were told of.
     unusable: Mutex<BTreeSet<PathBuf>>,
@@ -151,7 +151,7 @@ impl<'a> Prefixes<'a> {
     /// Stores a cache of this kind, unless it is short, or hardly more than what is held already. Entries that it begins with
     /// go if it can go back to them. Then those go that were not used for the longest time, as far as the limit asks.
     ///
-    /// What goes wrong is told once, and leaves the folder as it was.
+    /// What goes wrong is told once, and leaves no part of a file.
     pub fn put(&self, cache: &AdaptiveKvCache) {
         if let Err(error) = self.try_put(cache)
             && !self.is_failure_told.swap(true, Ordering::Relaxed)
@@ -181,21 +181,34 @@ impl<'a> Prefixes<'a> {
             touch(&held.path);
             return Ok(false);
         }
-        let needed = cache.bytes().kept as u64;
-        if needed > self.store.limit {
-            let limit = usize::try_from(self.store.limit).unwrap_or(usize::MAX);
-            let (needed, limit) = (size(cache.bytes().kept), size(limit));
-            return Err(Error::input(format!("{needed} of keys and values are more than the limit of {limit}")));
-        }
+        let rows: usize = cache.ledgers().iter().map(|ledger| ledger.num_rows()).sum();
+        let needed = (cache.bytes().kept + size_of::<u32>() * rows) as u64;
+        self.expect_fit(needed)?;
         let is_superseded =
             |held: &Held| fewest <= held.ids.len() && held.ids.len() < ids.len() && ids.starts_with(&held.ids);
         let superseded: Vec<PathBuf> =
             entries.iter().filter(|held| is_superseded(held)).map(|held| held.path.clone()).collect();
         let replaced: u64 = superseded.iter().filter_map(|path| path.metadata().ok()).map(|file| file.len()).sum();
         self.store.trim(&[], (self.store.limit - needed).saturating_add(replaced))?;
-        self.loaded.save_cache(cache, self.store.folder.join(name(&self.kind, ids)))?;
+        let path = self.store.folder.join(name(&self.kind, ids));
+        self.loaded.save_cache(cache, &path)?;
+        // A file is a little larger than its keys, values and positions.
+        let fits = path.metadata().map_or(Ok(()), |file| self.expect_fit(file.len()));
+        if fits.is_err() {
+            let _ = std::fs::remove_file(&path);
+        }
+        fits?;
         self.store.trim(&superseded, self.store.limit)?;
         Ok(true)
+    }
+
+    /// Refuses what is larger than all entries may be together.
+    fn expect_fit(&self, bytes: u64) -> Result<()> {
+        if bytes <= self.store.limit {
+            return Ok(());
+        }
+        let [bytes, limit] = [bytes, self.store.limit].map(|bytes| size(usize::try_from(bytes).unwrap_or(usize::MAX)));
+        Err(Error::input(format!("it takes {bytes}, more than the limit of {limit}")).with_hint("raise the limit"))
     }
 
     /// All entries of this kind that can be opened.

@@ -337,6 +337,10 @@ fn the_limit_holds_and_what_was_used_last_stays() {
     tiny.put(&caches[5]);
     assert_eq!(lengths(folder.path()), [100; 3]);
     assert!(matches!(&told.lock().unwrap()[..], [one] if one.contains("limit")));
+    let barely = PrefixStore::open(folder.path(), size - 1).unwrap();
+    let barely = barely.prefixes(&loaded, KvDtype::F16, &Retention::Full).unwrap();
+    assert!(matches!(barely.try_put(&caches[5]), Err(Error::Input { .. })));
+    assert!(limited.bytes().unwrap() < size as u64, "no more than what may be there");
 }
 
 #[test]
@@ -420,6 +424,12 @@ fn a_conversation_that_is_read_anew_is_found() {
     assert_eq!(talk(Some(&prefixes)), (read.clone(), expected.clone()));
     let (again, messages) = talk(Some(&prefixes));
     // The first turn's last token is read; the second follows on what the cache holds, as ever.
-    assert_eq!((again, messages), (vec![1, read[1]], expected));
-    assert_eq!(lengths(folder.path()).len(), 1);
+    assert_eq!((again, messages), (vec![1, read[1]], expected.clone()));
+    // What can't be used leaves nothing behind: the answer is that of a fresh cache.
+    let [path] = &entries(folder.path())[..] else { panic!("{:?}", lengths(folder.path())) };
+    let mut bytes = std::fs::read(path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+    assert_eq!(talk(Some(&prefixes)), (read, expected));
 }
