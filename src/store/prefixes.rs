@@ -181,8 +181,7 @@ impl<'a> Prefixes<'a> {
             touch(&held.path);
             return Ok(false);
         }
-        let rows: usize = cache.ledgers().iter().map(|ledger| ledger.num_rows()).sum();
-        let needed = (cache.bytes().kept + size_of::<u32>() * rows) as u64;
+        let needed = cache.bytes().kept as u64;
         self.expect_fit(needed)?;
         let is_superseded =
             |held: &Held| fewest <= held.ids.len() && held.ids.len() < ids.len() && ids.starts_with(&held.ids);
@@ -192,7 +191,7 @@ impl<'a> Prefixes<'a> {
         self.store.trim(&[], (self.store.limit - needed).saturating_add(replaced))?;
         let path = self.store.folder.join(name(&self.kind, ids));
         self.loaded.save_cache(cache, &path)?;
-        // A file is a little larger than its keys, values and positions.
+        // A file is a little larger than its keys and values.
         let fits = path.metadata().map_or(Ok(()), |file| self.expect_fit(file.len()));
         if fits.is_err() {
             let _ = std::fs::remove_file(&path);
