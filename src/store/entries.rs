@@ -119,7 +119,10 @@ impl PrefixStore {
     fn lock(&self) -> Result<Option<File>> {
         let path = self.folder.join(LOCK);
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(|source| Error::io("write", &path, source))?;
+        // Another user's can be locked, too.
+        let file = file
+            .or_else(|error| File::open(&path).map_err(|_| error))
+            .map_err(|source| Error::io("write", &path, source))?;
         for _ in 0..TRIES {
             match file.try_lock() {
                 // Some network drives know no locks.

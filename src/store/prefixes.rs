@@ -231,9 +231,9 @@ impl<'a> Prefixes<'a> {
         known.values().cloned().collect()
     }
 
-    /// Tells that something can't be used, and removes it if it is damaged.
+    /// Tells that something can't be used, and removes it if it is damaged. What another version has stored is left to that.
     fn refuse(&self, path: &Path, error: &Error) {
-        if is_gone(error) {
+        if is_gone(error) || matches!(error, Error::Unsupported { .. }) {
             return;
         }
         if matches!(error, Error::BadFile { .. }) {

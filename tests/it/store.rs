@@ -267,6 +267,11 @@ fn what_is_damaged_is_told_once_removed_and_never_used() {
         assert!(prefixes.try_put(&cache).unwrap(), "case {case}");
         assert_eq!(prefixes.longest(&ids).unwrap().seen(), 150, "case {case}");
     }
+    // One of another version of the format is not this program's to judge.
+    let mut newer = whole.clone();
+    newer[8] = 99;
+    std::fs::write(&path, newer).unwrap();
+    assert!(prefixes.longest(&ids).is_none() && path.exists());
     let told = told.lock().unwrap();
     assert_eq!(told.len(), 1, "one file, which is told of once: {told:?}");
     assert!(told[0].contains("prefix-"), "{told:?}");
