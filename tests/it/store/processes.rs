@@ -27,9 +27,9 @@ fn texts() -> Vec<Vec<u32>> {
 }
 
 /// Room for about half of them.
-fn limited(folder: &Path, loaded: &Loaded) -> PrefixStore {
-    let all: usize = caches(loaded).iter().map(|cache| cache.bytes().kept).sum();
-    PrefixStore::open(folder, all / 2).unwrap()
+fn limited(folder: &Path, caches: &[AdaptiveKvCache]) -> (PrefixStore, usize) {
+    let limit = caches.iter().map(|cache| cache.bytes().kept).sum::<usize>() / 2;
+    (PrefixStore::open(folder, limit).unwrap(), limit)
 }
 
 fn caches(loaded: &Loaded) -> Vec<AdaptiveKvCache> {
@@ -39,12 +39,12 @@ fn caches(loaded: &Loaded) -> Vec<AdaptiveKvCache> {
 /// Stores and looks up, in an order of its own.
 fn work(folder: &Path, rounds: usize) {
     let loaded = model();
-    let prefixes =
-        prefixes(&limited(folder, &loaded), &loaded, KvDtype::F16, None).with_listener(|event| match event {
-            Told::Found { .. } => {}
-            other => panic!("{other:?}"),
-        });
     let (texts, caches) = (texts(), caches(&loaded));
+    let (store, _) = limited(folder, &caches);
+    let prefixes = prefixes(&store, &loaded, KvDtype::F16, None).with_listener(|event| match event {
+        Told::Found { .. } => {}
+        other => panic!("{other:?}"),
+    });
     let start = std::process::id() as usize;
     for round in 0.. {
         if rounds > 0 && round == rounds {
@@ -89,10 +89,9 @@ fn several_processes_use_one_folder() {
     assert_whole(folder.path());
     assert!(!entries(folder.path()).is_empty());
     let loaded = model();
-    let store = limited(folder.path(), &loaded);
+    let (store, limit) = limited(folder.path(), &caches(&loaded));
     // One may have stored its last while another trimmed for what it was about to store.
     prefixes(&store, &loaded, KvDtype::F16, None).put(&read_ids(&loaded, KvDtype::F16, None, &some_ids(70, 9)));
-    let limit = caches(&loaded).iter().map(|cache| cache.bytes().kept).sum::<usize>() / 2;
     assert!(store.bytes().unwrap() <= limit as u64);
 }
 
@@ -123,7 +122,7 @@ fn a_kill_at_any_moment_leaves_whole_entries() {
     }
     // What the killed ones have left goes when the next one opens the folder, and it goes on as if nothing had been.
     let loaded = model();
-    let store = limited(folder.path(), &loaded);
+    let (store, _) = limited(folder.path(), &caches(&loaded));
     let prefixes = prefixes(&store, &loaded, KvDtype::F16, None);
     let ids = some_ids(120, 8);
     assert!(prefixes.try_put(&read_ids(&loaded, KvDtype::F16, None, &ids)).unwrap());
