@@ -84,7 +84,10 @@ fn main() -> anyhow::Result<()> {
         eprintln!("{} of {} tokens", (turn + 1) * (READ + WRITTEN), ids.len());
     }
     let mut out = std::io::stdout().lock();
-    writeln!(out, "| cache | perplexity | where compared (full cache) | KL | at most, MB | tokens/s, 9th thousand | last |")?;
+    writeln!(
+        out,
+        "| cache | perplexity | where compared (full cache) | KL | at most, MB | tokens/s, 9th thousand | last |"
+    )?;
     writeln!(out, "|---|---|---|---|---|---|---|")?;
     for Subject { name, most_allocated, turns, .. } in &subjects {
         #[expect(clippy::cast_precision_loss)]

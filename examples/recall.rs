@@ -26,9 +26,9 @@ const TURN: usize = 400;
 const PLACES: [&str; 8] = ["castle", "library", "museum", "harbour", "station", "garden", "chapel", "bakery"];
 const THINGS: [&str; 3] = ["password", "access code", "opening phrase"];
 const WORDS: [&str; 24] = [
-    "Mandarin", "Compass", "Lantern", "Orchid", "Falcon", "Granite", "Velvet", "Harvest", "Emerald", "Thunder", "Pelican",
-    "Saffron", "Juniper", "Copper", "Walnut", "Marble", "Cobalt", "Meadow", "Tulip", "Anchor", "Violin", "Pepper", "Glacier",
-    "Bishop",
+    "Mandarin", "Compass", "Lantern", "Orchid", "Falcon", "Granite", "Velvet", "Harvest", "Emerald", "Thunder",
+    "Pelican", "Saffron", "Juniper", "Copper", "Walnut", "Marble", "Cobalt", "Meadow", "Tulip", "Anchor", "Violin",
+    "Pepper", "Glacier", "Bishop",
 ];
 
 fn main() -> anyhow::Result<()> {
@@ -42,7 +42,8 @@ fn main() -> anyhow::Result<()> {
     let (trials, tokens): (usize, usize) = (trials.parse()?, tokens.parse()?);
     ensure!(ids.len() > tokens, "the text has {} tokens", ids.len());
     let config = loaded.model.config();
-    let budget = tokens * config.num_layers * config.heads.num_kv_heads * KvDtype::F16.token_bytes(config.heads.head_dim) / 4;
+    let budget =
+        tokens * config.num_layers * config.heads.num_kv_heads * KvDtype::F16.token_bytes(config.heads.head_dim) / 4;
     let config = AdaptiveConfig::from_file(path)?.with_budget(Budget::Bytes(budget))?;
     let file = std::env::temp_dir().join(format!("recall-{}.kv", std::process::id()));
     let mut right = [0; 3];
@@ -55,7 +56,8 @@ fn main() -> anyhow::Result<()> {
             ids[first..first + tokens].chunks(TURN).map(|ids| loaded.tokenizer.decode(ids, true)).collect();
         let mut answers = Vec::new();
         for (way, right) in right.iter_mut().enumerate() {
-            let cache = if way == 0 { loaded.full_cache(KvDtype::F16)? } else { loaded.cache(KvDtype::F16, &config)? };
+            let cache =
+                if way == 0 { loaded.full_cache(KvDtype::F16)? } else { loaded.cache(KvDtype::F16, &config)? };
             let answer = talk(&loaded, cache, (place, thing, word), &passages, (way == 2).then_some(&file))?;
             *right += usize::from(answer.contains(word));
             answers.push(answer.replace('\n', " "));

@@ -17,6 +17,7 @@
 #                     target/metal; see "Build for a GPU" in src/guide/devices.md). Without it, the CPU
 #   CHAT              1: wrap the prompt in the model's chat template, 0: do not; auto (default): if the model has one
 #   IMAGE_DIR         folder of the heatmaps, if not images/
+#   KV_CACHE_DIR      folder in which later runs find what was read; none by default. KV_CACHE_DIR_LIMIT: its size (2GB)
 #
 # An empty variable counts as unset, and one loses against an option that it conflicts with.
 # Each head's choice is appended to logs/test.log. More options, such as `--report run.json`, are passed on.

@@ -35,6 +35,7 @@
 //! | [`eval`] | what a smaller cache costs, on text and in tasks |
 //! | [`report`], [`plot`] | tables, JSON; pictures |
 //! | [`generate`] | the loop: sampling, stop rules, streaming |
+//! | [`store`] | a folder in which prompts find what was read before |
 //! | [`saved`] | caches in files |
 //! | [`hub`] | models by their id on a hub, fetched into a cache |
 //! | [`checkpoint`], [`tokenizer`] | model files; text to tokens and back, chat templates |
@@ -98,6 +99,7 @@ pub mod saved;
 mod side_files;
 mod sizes;
 pub mod stop;
+pub mod store;
 pub mod tokenizer;
 pub mod tokens;
 pub mod tune;

@@ -98,7 +98,8 @@ pub trait Rows: fmt::Debug + Clone + Send + Sync + 'static {
     /// # Errors
     /// [`Error::Unsupported`] where keys can't be turned.
     fn turn_keys(&mut self, _turn: &(dyn Fn(usize, &mut [f32]) + Sync)) -> Result<()> {
-        Err(Error::unsupported("moving keys to other positions where they are stored").with_hint("use --backend kernels"))
+        Err(Error::unsupported("moving keys to other positions where they are stored")
+            .with_hint("use --backend kernels"))
     }
 
     /// Whether rows can be [saved](Self::save).

@@ -20,6 +20,8 @@ pub(super) trait Layers: fmt::Debug + Send + Sync {
     fn can_save(&self) -> bool;
     fn save(&self, layer: usize, sink: &mut Sink<'_>);
     fn load(&mut self, tokens: (usize, usize), eviction: Option<&Eviction>, sources: Vec<Source>) -> Result<()>;
+    fn expect_first(&self, len: usize) -> Result<()>;
+    fn keep_first(&mut self, len: usize) -> Result<()>;
     fn forget(&mut self, count: usize) -> Result<()>;
     fn room(&self, budget: usize) -> usize;
     fn reserve(&mut self, tokens: usize, budget: usize);
@@ -62,12 +64,21 @@ impl<R: Rows> Layers for Vec<CacheLayer<R>> {
         self.par_iter_mut().zip(sources).try_for_each(|(layer, source)| layer.load(tokens, eviction, source))
     }
 
+    fn expect_first(&self, len: usize) -> Result<()> {
+        self.iter().try_for_each(|layer| layer.expect_first(len))
+    }
+
+    fn keep_first(&mut self, len: usize) -> Result<()> {
+        self.par_iter_mut().try_for_each(|layer| layer.keep_first(len))
+    }
+
     fn forget(&mut self, count: usize) -> Result<()> {
         self.iter_mut().try_for_each(|layer| layer.forget(count))
     }
 
     fn room(&self, budget: usize) -> usize {
-        let (held, a_token) = self.iter().map(CacheLayer::needed).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        let (held, a_token) =
+            self.iter().map(CacheLayer::needed).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
         budget.saturating_sub(held) / a_token.max(1)
     }
 
@@ -75,7 +86,8 @@ impl<R: Rows> Layers for Vec<CacheLayer<R>> {
         if self.iter().all(|layer| layer.rows().spare() >= tokens) {
             return;
         }
-        let bytes = |layer: &CacheLayer<R>| layer.bytes().allocated + layer.bytes().mapped + layer.rows().growth_bytes();
+        let bytes =
+            |layer: &CacheLayer<R>| layer.bytes().allocated + layer.bytes().mapped + layer.rows().growth_bytes();
         if self.iter().map(bytes).sum::<usize>() > budget {
             Layers::make_room(self, Layers::room(self, budget));
         }

@@ -8,6 +8,7 @@
 //! Not for: choosing (see [`crate::compress`]).
 
 mod anew;
+mod first;
 mod positions;
 mod saved;
 mod worths;

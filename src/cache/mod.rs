@@ -8,6 +8,7 @@
 //! [`crate::backend`]).
 
 mod bounds;
+mod cut;
 mod dtype;
 mod eviction;
 mod growth;
@@ -408,6 +409,13 @@ impl AdaptiveKvCache {
     pub fn room(&self) -> usize {
         let Some(budget) = self.budget() else { return usize::MAX };
         self.layers.room(budget)
+    }
+
+    /// Bytes that are noted of a row between prompts: its position, and where heads go on evicting also what it received, and
+    /// its token's class.
+    pub(crate) fn note_bytes(&self) -> usize {
+        let evicting = self.retention.eviction().map_or(0, |_| size_of::<f32>() + size_of::<TokenClass>());
+        size_of::<u32>() + evicting
     }
 
     /// Bytes that all heads take whatever they hold.

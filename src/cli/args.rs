@@ -5,6 +5,7 @@ mod cache;
 mod measure;
 mod model;
 mod prompt;
+mod store;
 mod values;
 
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ pub use model::{ModelArgs, NumbersArgs, SaveArgs, StartArgs};
 pub use prompt::{
     DEFAULT_NEW_TOKENS, DEFAULT_PROMPT, DialogueArgs, DraftArgs, PromptArgs, SamplingArgs, Wrap, drawn_seed,
 };
+pub use store::StoreArgs;
 use values::{kv_dtype, positive};
 
 /// Runs LLaMA models with a KV cache that keeps, for every head, only what that head attends to.
@@ -151,6 +153,8 @@ pub struct GenerateArgs {
     #[command(flatten)]
     pub save: SaveArgs,
     #[command(flatten)]
+    pub store: StoreArgs,
+    #[command(flatten)]
     pub kept_ratio: KeptRatioArgs,
     #[command(flatten)]
     pub bounds: BoundsArgs,
@@ -190,6 +194,8 @@ pub struct ChatArgs {
     pub start: StartArgs,
     #[command(flatten)]
     pub save: SaveArgs,
+    #[command(flatten)]
+    pub store: StoreArgs,
     #[command(flatten)]
     pub budget: BudgetArgs,
     #[command(flatten)]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use adaptive_kvcache::Error;
 use adaptive_kvcache::cache::CacheBytes;
@@ -20,6 +21,7 @@ use super::generate::places;
 use super::interrupt::{interrupted, listen, while_writing};
 use super::kept::{Asked, Start};
 use super::logging::Log;
+use super::prefixes;
 use super::prompts::{Prompt, Prompts};
 use super::session::{Observer, Session, opening, per_second};
 use super::{Outcome, STDOUT_FAILED};
@@ -40,6 +42,7 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     let asked = Asked::new(&args.cache, args.kept_ratio.budget(), &args.run.numbers);
     let start = Start::open(args.start.cache_file.as_deref(), asked)?;
     let config = start.config.clone();
+    let store = prefixes::open(&args.store)?;
     let prompts = Prompts::read(path)?;
     let template = args.run.prompt.dialogue.template()?;
     let log = Log::start(&args.cache)?;
@@ -64,10 +67,17 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     };
     let prompts = prompts.into_iter().enumerate().map(to_batch).collect();
     let obstacle = options.draft.obstacle(&session.loaded.model, cache.retention());
+    let found = [const { AtomicUsize::new(0) }; 2];
+    let count_found = |tokens, of| {
+        found[0].fetch_add(tokens, Ordering::Relaxed);
+        found[1].fetch_add(of, Ordering::Relaxed);
+    };
+    let prefixes = prefixes::counting(&session, store.as_ref(), cache.retention(), count_found)?;
     let limits = BatchLimits { sequences: args.batch.batch, kv_bytes: args.batch.kv_budget };
     let (model, tokenizer) = (&session.loaded.model, &session.loaded.tokenizer);
-    let mut batch =
-        Batch::new(model, tokenizer, cache, prompts, &options, limits)?.with_prefill_options(session.prefill_options);
+    let mut batch = Batch::new(model, tokenizer, cache, prompts, &options, limits)?
+        .with_prefill_options(session.prefill_options)
+        .with_prefixes(prefixes.as_ref());
 
     let mut output = InOrder { next: 0, ended: BTreeMap::new(), written: Ok(()) };
     let mut texts: Vec<BatchTextReport> = Vec::with_capacity(count);
@@ -87,6 +97,10 @@ pub fn run(args: &GenerateArgs, path: &Path) -> anyhow::Result<Outcome> {
     output.flush();
     let summary = summary?;
     log.check()?;
+    if let Some(prefixes) = &prefixes {
+        let [tokens, of] = found.each_ref().map(|count| count.load(Ordering::Relaxed));
+        prefixes::tell_found(prefixes.store().folder(), "prompts", tokens, of);
+    }
     texts.sort_by_key(|text| text.index);
     if !args.quiet {
         // Nobody may be listening any more: the report is still written.

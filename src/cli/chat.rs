@@ -23,6 +23,7 @@ use super::interrupt::{self, interrupted, listen, terminated, while_waiting};
 use super::kept::{self, Asked, Start};
 use super::logging::Log;
 use super::places::Places;
+use super::prefixes;
 use super::session::{Observer, Session, opening, per_second};
 use super::{Outcome, STDOUT_FAILED, print_error, terminal};
 
@@ -102,6 +103,7 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
             .with_hint("leave one of the two out")
             .into());
     }
+    let store = prefixes::open(&args.store)?;
     let log = Log::start(&args.cache)?;
     let opening = opening(&args.dialogue)?;
     let template = args.dialogue.template()?;
@@ -110,8 +112,9 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
     // Before anything is typed.
     session.announce_chat_format()?;
     let loaded = &session.loaded;
+    let prefixes = prefixes::of(&session, store.as_ref(), &start.retention(&session))?;
     let bounds = args.bounds.bounds(usize::MAX);
-    let mut conversation = begin(&session, &start, opening, bounds)?;
+    let mut conversation = begin(&session, &start, opening, bounds)?.with_prefixes(prefixes.as_ref());
     let context = loaded.model.config().context_length;
     let options = GenerationOptions { draft: args.draft.draft.into(), ..args.sampling.options(usize::MAX)? };
 
@@ -122,14 +125,22 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
         let layers = loaded.model.config().num_layers;
         terminal::line(format_args!("{layers} layers, context of {context} tokens. /help lists commands."));
     }
+    // One that was loaded may be of another method; it is somebody's file already.
+    let (mut is_new, mut is_loaded) = (false, false);
     loop {
         interrupt::clear();
-        let Some(line) = input.line()? else { break };
+        let answered = (is_new && !is_loaded).then(|| conversation.cache());
+        let line = prefixes::while_storing(prefixes.as_ref(), answered, || input.line())?;
+        is_new = false;
+        let Some(line) = line else { break };
         let done = match Line::parse(&line) {
             Line::Exit => break,
             Line::Save(file) => save(&session, &conversation, file, &kept),
-            Line::Load(file) => load(&session, file, bounds).map(|loaded| conversation = loaded),
-            Line::Question(text) => answer(&mut conversation, text, &options, context),
+            Line::Load(file) => load(&session, file, bounds).map(|loaded| (conversation, is_loaded) = (loaded, true)),
+            Line::Question(text) => {
+                is_new = true;
+                answer(&mut conversation, text, &options, context)
+            }
             Line::Reset => {
                 conversation.reset();
                 say("The conversation is forgotten.");

@@ -23,6 +23,7 @@ use super::kept::{self, Answer, Asked, Start};
 use super::logging::Log;
 use super::pictures::{Pictures, is_picture};
 use super::places::Places;
+use super::prefixes;
 use super::session::{Session, note_budget, per_second};
 use super::terminal::note;
 use super::{Outcome, STDOUT_FAILED};
@@ -38,6 +39,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     let start = Start::open(args.start.cache_file.as_deref(), Asked::new(&args.cache, budget, &args.run.numbers))?;
     expect_possible(args, &start)?;
     let config = start.config.clone();
+    let store = prefixes::open(&args.store)?;
     let log = Log::start(&args.cache)?;
     if args.save_image {
         check_folder(&args.image_dir)?;
@@ -49,19 +51,26 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
 
     let session = Session::open(&args.run.model, start.kv_dtype(&args.run.numbers)?)?.with_chat_template(template);
     let model = &session.loaded.model;
-    let mut cache = start.cache(&session)?.with_bounds(args.bounds.bounds(options.max_new_tokens));
+    let cache = start.cache(&session)?.with_bounds(args.bounds.bounds(options.max_new_tokens));
     let Encoded { ids, messages } = encode(&session, &args.run.prompt, &start)?;
     let pictures =
         if args.save_image { Some(Pictures::new(&args.image_dir, config.clone(), model.config())?) } else { None };
-    let (prefill, prefill_time) = session.prefill(&ids, &mut cache, pictures.as_ref())?;
+    let prefixes = prefixes::of(&session, store.as_ref(), cache.retention())?;
+    // Pictures are drawn of a text from its beginning.
+    let looked_up = prefixes.as_ref().filter(|_| !args.save_image);
+    let (mut cache, known) = prefixes::begin(looked_up, cache, &ids);
+    let (prefill, prefill_time) = session.prefill(&ids[known..], &mut cache, pictures.as_ref())?;
     log.check()?;
     if let Some(pictures) = &pictures {
         pictures.finish(&prefill.layers)?;
     }
     let kept = cache.bytes();
-    if start.is_adaptive && !start.is_saved() {
+    if start.is_adaptive && !start.is_saved() && known == 0 {
         note_budget(&config, kept.kept);
     }
+    // Once rows go while tokens are generated, what the prompt has left can't be had any more.
+    let evicts = cache.retention().eviction().is_some();
+    prefixes::keep(prefixes.as_ref(), &cache, evicts);
     let prefill_memory = process_memory().unwrap_or_default();
     let device_memory = session.device_memory();
     let logprobs = top_logprobs(&prefill.logits, REPORTED_LOGPROBS);
@@ -83,14 +92,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
 
     // The first token comes from the prefill's own scores.
     let decoded = generated.len().saturating_sub(1);
-    let timings = Timings {
-        load_ms: milliseconds(session.load_time),
-        prefill_ms: milliseconds(prefill_time),
-        profile_ms: milliseconds(prefill.profile_time),
-        decode_ms: milliseconds(decode_time),
-        prefill_tokens_per_s: per_second(ids.len(), prefill_time),
-        decode_tokens_per_s: per_second(decoded, decode_time),
-    };
+    let timings = timings(&session, prefill.profile_time, (ids.len() - known, prefill_time), (decoded, decode_time));
     let memory = MemoryReport {
         peak_rss_bytes: process_memory().unwrap_or_default().peak,
         prefill_rss_bytes: prefill_memory.resident,
@@ -104,8 +106,16 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
     if !args.quiet {
         let ending = Ending { generated: generated.len(), finish_reason, context: model.config().context_length };
         let seed = options.sampling.drawn_seed();
-        let figures =
-            Figures { kept, timings, memory, prompt_len: ids.len(), decoded, drafts: drafts.counts, ending, seed };
+        let figures = Figures {
+            kept,
+            timings,
+            memory,
+            prompt_len: ids.len() - known,
+            decoded,
+            drafts: drafts.counts,
+            ending,
+            seed,
+        };
         // Nobody may be listening any more: the report is still written.
         let _ = figures.print(&prefill.layers);
     }
@@ -127,6 +137,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<Outcome> {
         };
         while_writing(path, || report.write(path))?;
     }
+    prefixes::keep(prefixes.as_ref(), &cache, !evicts);
     written.context(STDOUT_FAILED)?;
     Ok(if finish_reason == FinishReason::Interrupted { Outcome::Interrupted } else { Outcome::Done })
 }
@@ -214,6 +225,18 @@ pub fn places(args: &GenerateArgs) -> Places<'_> {
         .writes("--report", args.report.as_ref())
         .writes("--save-cache", args.save.save_cache.as_ref())
         .logs(args.cache.log_path())
+}
+
+/// * `prefill`, `decode`: tokens, and the time that they took
+fn timings(session: &Session, profile: Duration, prefill: (usize, Duration), decode: (usize, Duration)) -> Timings {
+    Timings {
+        load_ms: milliseconds(session.load_time),
+        prefill_ms: milliseconds(prefill.1),
+        profile_ms: milliseconds(profile),
+        decode_ms: milliseconds(decode.1),
+        prefill_tokens_per_s: per_second(prefill.0, prefill.1),
+        decode_tokens_per_s: per_second(decode.0, decode.1),
+    }
 }
 
 fn milliseconds(time: Duration) -> f64 {

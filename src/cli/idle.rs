@@ -7,7 +7,8 @@
 
 use adaptive_kvcache::{Error, Result};
 
-use super::args::{BenchArgs, CacheCommand, ChatArgs, Command, CompareArgs, EvalArgs, GenerateArgs, PromptArgs, Wrap};
+use super::args::{BenchArgs, CacheCommand, ChatArgs, Command, CompareArgs, EvalArgs, GenerateArgs, PromptArgs};
+use super::args::{StoreArgs, Wrap};
 use super::variables::{NEED_TEMPLATE, Typed};
 
 /// # Errors
@@ -38,6 +39,7 @@ fn refuse(typed: &Typed, options: &[(&str, &str)], why: &str, hint: &str) -> Res
 
 fn generate(args: &GenerateArgs, typed: &Typed) -> Result<()> {
     prompt(&args.run.prompt, typed)?;
+    store(&args.store, typed)?;
     if args.batch.prompts.is_none() {
         let hint = "give a file of --prompts, or leave --batch out";
         refuse(typed, &[("batch", "--batch")], "without --prompts", hint)?;
@@ -55,7 +57,15 @@ fn generate(args: &GenerateArgs, typed: &Typed) -> Result<()> {
 }
 
 fn chat(args: &ChatArgs, typed: &Typed) -> Result<()> {
+    store(&args.store, typed)?;
     budgets(&[("kept_ratio", "--kept-ratio"), ("kv_budget", "--kv-budget")], args.cache.use_adakv, typed)
+}
+
+fn store(args: &StoreArgs, typed: &Typed) -> Result<()> {
+    if args.cache_dir.is_some() {
+        return Ok(());
+    }
+    refuse(typed, &[("cache_dir_limit", "--cache-dir-limit")], "without --cache-dir", "name a folder with --cache-dir")
 }
 
 fn budgets(options: &[(&str, &str)], use_adakv: bool, typed: &Typed) -> Result<()> {

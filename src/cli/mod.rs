@@ -25,6 +25,7 @@ mod measure;
 mod outputs;
 mod pictures;
 mod places;
+mod prefixes;
 mod prompts;
 mod session;
 mod terminal;

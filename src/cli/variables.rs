@@ -17,7 +17,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Command};
 
 /// Arguments whose value is a path, which needs not be UTF-8.
-const PATHS: [&str; 3] = ["model", "config", "image_dir"];
+const PATHS: [&str; 4] = ["model", "config", "image_dir", "cache_dir"];
 
 /// Options that need a chat template, by id: they ask for it themselves.
 pub const NEED_TEMPLATE: [(&str, &str); 4] =
@@ -165,7 +165,7 @@ fn loses_against(arg: &str, value: &OsStr, typed: &Typed) -> Option<&'static str
         "prompt" => first(&[("prompts", "--prompts"), ("prompt_file", "--prompt-file"), ("messages", "--messages")]),
         "save_image" => first(&[("prompts", "--prompts"), ("cache_file", CACHE)]),
         // A saved cache stays what it is.
-        "config" => first(&[("cache_file", CACHE)]),
+        "config" | "cache_dir" => first(&[("cache_file", CACHE)]),
         "use_adakv" if typed.has("cache_file") => Some(CACHE),
         "chat" => first(&NEED_TEMPLATE),
         "use_adakv" if is_false(value) => {

@@ -23,8 +23,8 @@ use crate::clock::{Clock, SystemClock};
 use crate::error::{Error, Result};
 use crate::model::{Llama, PrefillObserver, PrefillOptions};
 use crate::numbers::check_logits;
+use crate::store::Prefixes;
 use crate::tokenizer::Tokenizer;
-use crate::tokens::TokenClass;
 
 /// A text to go on from.
 #[derive(Debug, Clone, PartialEq)]
@@ -77,7 +77,7 @@ pub struct FinishedText {
 pub struct BatchSummary {
     /// Texts that were generated to their end.
     pub finished: usize,
-    /// Tokens of the prompts that were read.
+    /// Tokens of the prompts that were read, those apart that a [store](Batch::with_prefixes) held.
     pub prompt_tokens: usize,
     /// Time that reading prompts took, profiling included, without the decoding steps that others took meanwhile.
     pub prefill_time: Duration,
@@ -107,6 +107,7 @@ pub struct Batch<'a> {
     row_bytes: usize,
     limits: BatchLimits,
     prefill_options: PrefillOptions,
+    prefixes: Option<&'a Prefixes<'a>>,
     clock: Box<dyn Clock>,
     waiting: VecDeque<Waiting>,
     /// The prompt that was read last, as long as it has not joined the others, and its logits, `[vocab_size]`.
@@ -148,12 +149,6 @@ struct Active<'a> {
     reserved: usize,
 }
 
-/// Bytes that are noted of a row: its position, and where heads go on evicting also what it received, and its token's class.
-fn note_bytes(cache: &AdaptiveKvCache) -> usize {
-    let evicting = cache.retention().eviction().map_or(0, |_| size_of::<f32>() + size_of::<TokenClass>());
-    size_of::<u32>() + evicting
-}
-
 /// What the caller of a batch is asked and told.
 struct Caller<'c> {
     go_on: &'c mut dyn FnMut() -> ControlFlow<()>,
@@ -193,10 +188,11 @@ impl<'a> Batch<'a> {
         let mut batch = Self {
             model,
             tokenizer,
-            row_bytes: base.token_bytes() + note_bytes(&base),
+            row_bytes: base.token_bytes() + base.note_bytes(),
             base,
             limits,
             prefill_options: PrefillOptions::default(),
+            prefixes: None,
             clock: Box::new(SystemClock::start()),
             waiting: VecDeque::with_capacity(prompts.len()),
             held: None,
@@ -243,6 +239,16 @@ impl<'a> Batch<'a> {
     #[must_use]
     pub fn with_prefill_options(mut self, options: PrefillOptions) -> Self {
         self.prefill_options = options;
+        self
+    }
+
+    /// Sets where it is looked up what was read of prompts before, and where those that are read are stored. Prompts that
+    /// come behind a text that was read before have nothing of it.
+    ///
+    /// * `prefixes`: of this model, and of caches like the empty one
+    #[must_use]
+    pub fn with_prefixes(mut self, prefixes: Option<&'a Prefixes<'a>>) -> Self {
+        self.prefixes = prefixes.filter(|_| self.base.seen() == 0);
         self
     }
 
@@ -379,15 +385,20 @@ impl<'a> Batch<'a> {
         caller.ask()?;
         let Some(Waiting { index, name, ids, options, .. }) = self.waiting.pop_front() else { return Ok(()) };
         let (model, prefill_options) = (self.model, self.prefill_options);
-        let mut cache = self.base.clone();
+        let found = self.prefixes.and_then(|prefixes| prefixes.longest(&ids));
+        let mut cache = found.map_or_else(|| self.base.clone(), |cache| cache.with_bounds(self.base.bounds()));
+        let unread = &ids[cache.seen() - self.base.seen()..];
         let started = self.clock.now();
         let mut reading = Reading::new(self, caller, observe(index));
-        let prefill = model.prefill_with(&ids, &mut cache, prefill_options, &mut reading);
+        let prefill = model.prefill_with(unread, &mut cache, prefill_options, &mut reading);
         let lent = reading.end()?;
         let logits = prefill.map_err(|error| error.in_place(|| name.clone()))?.logits;
         self.summary.prefill_time += self.clock.now().saturating_sub(started + lent);
+        self.summary.prompt_tokens += unread.len();
+        if let Some(prefixes) = self.prefixes {
+            prefixes.put(&cache);
+        }
         let (prompt_tokens, kv) = (ids.len(), self.own_bytes(&cache));
-        self.summary.prompt_tokens += prompt_tokens;
         self.prompts_kv = [self.prompts_kv, kv].into_iter().sum();
         let reserved = self.bytes_with_text(kv.allocated, prompt_tokens, &options);
         if self.limits.kv_bytes.is_some() && self.base.retention().eviction().is_none() {
@@ -464,8 +475,8 @@ impl Active<'_> {
     fn accept(&mut self, logits: &[f32], model: &Llama, ahead: usize) -> Result<()> {
         if self.sequence.finish().is_none() {
             let goes_on = model.goes_on(&self.cache, ahead);
-            let step = check_logits(logits, self.cache.seen() - ahead)
-                .and_then(|()| self.sequence.accept(logits, goes_on));
+            let step =
+                check_logits(logits, self.cache.seen() - ahead).and_then(|()| self.sequence.accept(logits, goes_on));
             self.text += &step.map_err(|error| error.in_place(|| self.name.clone()))?.text;
         }
         Ok(())

@@ -9,9 +9,10 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use super::{DraftCounts, FinishReason, Generation, GenerationOptions, Sampler};
-use crate::cache::{AdaptiveKvCache, Bounds, Overflow, KvDtype, LayerSummary, Retention};
+use crate::cache::{AdaptiveKvCache, Bounds, KvDtype, LayerSummary, Overflow, Retention};
 use crate::error::{Error, Result};
 use crate::model::{Llama, PrefillObserver, PrefillOptions};
+use crate::store::Prefixes;
 use crate::tokenizer::{ChatContext, ChatMessage, Tokenizer};
 
 /// A conversation: the messages so far, and the cache that holds them.
@@ -50,6 +51,7 @@ pub struct Conversation<'a> {
     cached: usize,
     cache: AdaptiveKvCache,
     prefill_options: PrefillOptions,
+    prefixes: Option<&'a Prefixes<'a>>,
     /// The token with which the last answer broke off: it is part of the text, and the cache has not got it.
     unread: Option<u32>,
     /// The cache holds tokens that are not part of the messages: those of a stop text.
@@ -122,6 +124,7 @@ impl<'a> Conversation<'a> {
             cached: 0,
             cache,
             prefill_options: PrefillOptions::default(),
+            prefixes: None,
             unread: None,
             stale: false,
             sampler: None,
@@ -157,6 +160,7 @@ impl<'a> Conversation<'a> {
             context: ChatContext::default(),
             cache,
             prefill_options: PrefillOptions::default(),
+            prefixes: None,
             unread,
             stale: false,
             sampler: None,
@@ -196,6 +200,15 @@ impl<'a> Conversation<'a> {
         self
     }
 
+    /// Sets where it is looked up what was read before, whenever the conversation is read from its beginning.
+    ///
+    /// * `prefixes`: of this model, and of caches like the conversation's
+    #[must_use]
+    pub fn with_prefixes(mut self, prefixes: Option<&'a Prefixes<'a>>) -> Self {
+        self.prefixes = prefixes;
+        self
+    }
+
     /// All messages so far.
     #[must_use]
     pub fn messages(&self) -> &[ChatMessage] {
@@ -225,7 +238,11 @@ impl<'a> Conversation<'a> {
         let heads: usize = ledgers.iter().map(|ledger| ledger.layout().num_kv_heads).sum();
         let mut rows = vec![0; self.turns.len()];
         for position in ledgers.iter().flat_map(|ledger| ledger.positions().concat()) {
-            let later = self.turns.get(1..).unwrap_or_default().partition_point(|turn| turn.first_position <= position as usize);
+            let later = self
+                .turns
+                .get(1..)
+                .unwrap_or_default()
+                .partition_point(|turn| turn.first_position <= position as usize);
             if let Some(count) = rows.get_mut(later) {
                 *count += 1;
             }
@@ -356,6 +373,18 @@ impl<'a> Conversation<'a> {
         }
     }
 
+    /// Takes what was read before from the store, and the rest of the ids.
+    fn without_prefix(&mut self, ids: Vec<u32>) -> Vec<u32> {
+        let prefixes = self.prefixes.filter(|_| self.cache.seen() == 0);
+        match prefixes.and_then(|prefixes| prefixes.longest(&ids)) {
+            Some(cache) => {
+                self.cache = cache.with_bounds(self.cache.bounds());
+                ids[self.cache.seen()..].to_vec()
+            }
+            None => ids,
+        }
+    }
+
     fn answer(
         &mut self,
         options: &GenerationOptions,
@@ -364,6 +393,7 @@ impl<'a> Conversation<'a> {
     ) -> Result<Turn> {
         let (ids, reread) = self.new_ids()?;
         self.make_room(ids.len())?;
+        let ids = self.without_prefix(ids);
         self.pin_opening();
         let first_position = self.cache.seen();
         let first_profiled = first_position - self.cache.undecided();

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`running`] | a prompt answered: the script and its variables, commands and options, logs, pictures, two caches compared |
 //! | [`chat_and_batch`] | conversations, messages with tools, many prompts at a time |
-//! | [`saved_caches`] | texts that are read once; the format of the files |
+//! | [`saved_caches`] | texts that are read once; a folder of what was read; the format of the files |
 //! | [`bounds`] | a budget in bytes that always holds; beyond the model's context |
 //! | [`models`] | which model files are read, from where, in which numbers |
 //! | [`configuration`] | what decides what is kept: `FastGen`'s search, every key |

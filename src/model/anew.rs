@@ -6,7 +6,9 @@ use super::Model;
 use crate::backend::Backend;
 use crate::cache::{AdaptiveKvCache, Bounds, CacheLayer, LayerSummary, NOTE_BYTES};
 use crate::compress::budget::methods::ALWAYS;
-use crate::compress::{AdaptiveConfig, Budget, BudgetScale, BudgetedMethod, Candidates, HeadChoice, LayerPlace, Pool, Safe};
+use crate::compress::{
+    AdaptiveConfig, Budget, BudgetScale, BudgetedMethod, Candidates, HeadChoice, LayerPlace, Pool, Safe,
+};
 use crate::error::Result;
 
 /// Of a small budget, the share of rows that is left for what comes, as a divisor.

@@ -3,8 +3,8 @@
 use super::{Llama, Model, PrefillObserver, PrefillOptions, anew};
 use crate::backend::Backend;
 use crate::cache::{AdaptiveKvCache, Bounds, Overflow, Retention};
-use crate::compress::{Allocation, Candidates, Safe};
 use crate::compress::budget::candidates::select;
+use crate::compress::{Allocation, Candidates, Safe};
 use crate::error::{Error, Result};
 
 /// Of the context, the share that any head may hold after rows have moved together, as a divisor.

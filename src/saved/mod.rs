@@ -23,6 +23,7 @@
 //!
 //! Not for: what is kept (see [`crate::cache`]).
 
+mod first;
 mod layout;
 
 use std::fs::File;
@@ -197,7 +198,9 @@ impl SavedCache {
             return Err(bad(format!("{} bytes for {tokens} tokens of {id_bytes} bytes each", len(0))));
         }
         if shifted > tokens || *undecided > tokens - shifted {
-            return Err(bad(format!("{undecided} of {tokens} tokens are not decided about, {shifted} have no position")));
+            return Err(bad(format!(
+                "{undecided} of {tokens} tokens are not decided about, {shifted} have no position"
+            )));
         }
         saved.layout().check().map_err(|error| bad(error.to_string()))?;
         Ok(saved)

@@ -1,8 +1,8 @@
 //! What sequences do at their bounds: a budget in bytes that holds whatever is read and written, and the end of the context.
 
 use adaptive_kvcache::Error;
-use adaptive_kvcache::cache::{AdaptiveKvCache, Bounds, KvDtype, NOTE_BYTES, Overflow, Retention};
 use adaptive_kvcache::backend::BackendKind;
+use adaptive_kvcache::cache::{AdaptiveKvCache, Bounds, KvDtype, NOTE_BYTES, Overflow, Retention};
 use adaptive_kvcache::checkpoint::{self, Loaded, WeightDtype};
 use adaptive_kvcache::compress::{METHODS, Method};
 use adaptive_kvcache::generate::{FinishReason, Generation, GenerationOptions};
@@ -10,8 +10,8 @@ use adaptive_kvcache::model::PrefillOptions;
 use candle_core::quantized::GgmlDType;
 use tempfile::TempDir;
 
-use crate::support::{adaptive, candle_on_cpu, data, max_difference};
 use crate::support::fixture::Fixture;
+use crate::support::{adaptive, candle_on_cpu, data, max_difference};
 
 const LAYERS: usize = 2;
 const HEADS: usize = 4;
@@ -76,7 +76,8 @@ fn a_budget_in_bytes_is_never_exceeded_and_well_used() {
                 }
                 let (seen, kept) = (cache.seen(), positions(&cache));
                 // Sinks, and the newest tokens.
-                let newest = (seen - 10..seen).chain(0..4).all(|at| kept.iter().all(|head| head.contains(&(at as u32))));
+                let newest =
+                    (seen - 10..seen).chain(0..4).all(|at| kept.iter().all(|head| head.contains(&(at as u32))));
                 assert!(newest || seen < 30, "{case}, turn {turn}: {kept:?}");
             }
             assert_eq!(cache.seen(), 426, "{case}");
@@ -114,11 +115,11 @@ fn a_budget_that_is_not_reached_changes_nothing() {
     for dtype in [KvDtype::F16, KvDtype::Q4_0] {
         let mut full = loaded.full_cache(dtype).unwrap();
         let bounds = Bounds { ahead: 16, ..Bounds::default() };
-        let mut bounded =
-            new_cache(&loaded, dtype, r#"{"method": "replay", "kv_budget": "64MB"}"#, bounds);
+        let mut bounded = new_cache(&loaded, dtype, r#"{"method": "replay", "kv_budget": "64MB"}"#, bounds);
         for turn in 0..3 {
             let ids = some_ids(50, turn);
-            let logits = [&mut full, &mut bounded].map(|cache| loaded.model.prefill(&ids, cache, &mut ()).unwrap().logits);
+            let logits =
+                [&mut full, &mut bounded].map(|cache| loaded.model.prefill(&ids, cache, &mut ()).unwrap().logits);
             assert_eq!(logits[0], logits[1]);
             for id in some_ids(20, turn + 5) {
                 assert_eq!(decode(&loaded, &mut full, id), decode(&loaded, &mut bounded, id), "{dtype:?}");
@@ -235,9 +236,10 @@ fn a_cache_goes_on_from_a_file_as_it_would_have() {
 fn rows_that_move_together_are_those_of_a_shorter_text() {
     let loaded = model();
     let bounds = Bounds { overflow: Overflow::Shift, protected: 100, ..Bounds::default() };
-    for (retention, has_scores) in
-        [(Retention::Full, false), (adaptive(&loaded.tokenizer, r#"{"method": "streaming_llm", "kept_ratio": 0.5}"#), false)]
-    {
+    for (retention, has_scores) in [
+        (Retention::Full, false),
+        (adaptive(&loaded.tokenizer, r#"{"method": "streaming_llm", "kept_ratio": 0.5}"#), false),
+    ] {
         let mut cache = loaded.model.new_cache(KvDtype::F32, retention).unwrap().with_bounds(bounds);
         let ids = some_ids(500, 3);
         loaded.model.prefill(&ids, &mut cache, &mut ()).unwrap();
@@ -359,7 +361,9 @@ fn candle_operations_hold_a_budget_and_move_nothing() {
 #[test]
 fn generation_stops_at_the_context_or_goes_on() {
     let loaded = model();
-    for (overflow, reason, count) in [(Overflow::Stop, FinishReason::Context, 13), (Overflow::Shift, FinishReason::Length, 300)] {
+    for (overflow, reason, count) in
+        [(Overflow::Stop, FinishReason::Context, 13), (Overflow::Shift, FinishReason::Length, 300)]
+    {
         let mut cache = loaded.full_cache(KvDtype::F16).unwrap().with_bounds(Bounds { overflow, ..Bounds::default() });
         let ids = some_ids(500, 3);
         let logits = loaded.model.prefill(&ids, &mut cache, &mut ()).unwrap().logits;

@@ -2,7 +2,7 @@
 //!
 //! `tests/data/kvpress.json` was made by `scripts/compare_kvpress.sh`, which also compares the real model.
 
-use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, NOTE_BYTES, LayerSummary};
+use adaptive_kvcache::cache::{AdaptiveKvCache, KvDtype, LayerSummary, NOTE_BYTES};
 use adaptive_kvcache::checkpoint::{Loaded, WeightDtype};
 use adaptive_kvcache::compress::{AdaptiveConfig, Allocation, Budget, METHODS, Method, ratio_count};
 use candle_core::quantized::GgmlDType;

@@ -58,6 +58,7 @@ mod rkv;
 mod saved;
 mod second_model;
 mod shape_script;
+mod store;
 mod support;
 mod team_protocol;
 mod tokenizer;

@@ -18,16 +18,16 @@ use crate::support::fixture::Fixture;
 use crate::support::{adaptive, candle_on_cpu, data};
 
 /// Heads of 32 numbers, which there are blocks for.
-fn model() -> Loaded {
+pub fn model() -> Loaded {
     Fixture::read("head-dim").load(GgmlDType::F32, WeightDtype::Auto)
 }
 
 /// Ids without much of a pattern.
-fn some_ids(count: usize, seed: usize) -> Vec<u32> {
+pub fn some_ids(count: usize, seed: usize) -> Vec<u32> {
     (0..count).map(|i| u32::try_from((7 * i * i + 5 * i + 11 * seed) % 961 + 3).unwrap()).collect()
 }
 
-fn read(loaded: &Loaded, dtype: KvDtype, config: Option<&str>, tokens: usize) -> AdaptiveKvCache {
+pub fn read(loaded: &Loaded, dtype: KvDtype, config: Option<&str>, tokens: usize) -> AdaptiveKvCache {
     let retention = config.map_or(Retention::Full, |config| adaptive(&loaded.tokenizer, config));
     let mut cache = loaded.model.new_cache(dtype, retention).unwrap();
     loaded.model.prefill(&some_ids(tokens, 1), &mut cache, &mut ()).unwrap();
@@ -35,7 +35,7 @@ fn read(loaded: &Loaded, dtype: KvDtype, config: Option<&str>, tokens: usize) ->
 }
 
 /// Gives both caches the same tokens, one by one, in runs and as a further prompt, and compares all logits.
-fn go_on(model: &Llama, caches: &mut [AdaptiveKvCache; 2], case: &str) {
+pub fn go_on(model: &Llama, caches: &mut [AdaptiveKvCache; 2], case: &str) {
     let [one, other] = caches;
     let same = |one: &[f32], other: &[f32], when: &str| {
         assert!(one.iter().zip(other).all(|(a, b)| a.to_bits() == b.to_bits()), "{case}: {when}");

@@ -85,9 +85,7 @@ impl Budget {
     pub fn average(self, len: usize, scale: BudgetScale) -> f64 {
         let average = match self {
             Self::KeptRatio(ratio) => ratio * len as f64,
-            Self::Bytes(bytes) => {
-                (scale.rows(bytes) / (scale.num_layers * scale.num_kv_heads).max(1)) as f64
-            }
+            Self::Bytes(bytes) => (scale.rows(bytes) / (scale.num_layers * scale.num_kv_heads).max(1)) as f64,
         };
         average.clamp(1.min(len) as f64, len as f64)
     }

@@ -151,7 +151,8 @@ mod tests {
 
     #[test]
     fn what_is_safe_goes_last() {
-        let heads = vec![vec![(0, 1.0), (3, 9.0), (7, 2.0)], vec![(0, 1.0), (5, 8.0)], vec![(4, 5.0), (8, 0.0)], vec![]];
+        let heads =
+            vec![vec![(0, 1.0), (3, 9.0), (7, 2.0)], vec![(0, 1.0), (5, 8.0)], vec![(4, 5.0), (8, 0.0)], vec![]];
         let safe = Safe { before: 1, from: 7 };
         let mut pool = Pool::of(5, 2, safe, heads.clone());
         assert!(pool.is_overfull());

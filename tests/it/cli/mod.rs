@@ -31,6 +31,7 @@ mod refit;
 mod ruler;
 mod runs;
 mod signals;
+mod store;
 mod templates;
 #[cfg(target_os = "linux")]
 mod threads;
@@ -46,8 +47,11 @@ const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/.cache/models/SmolLM2-
 const NUM_LAYERS: usize = 30;
 const NUM_KV_HEADS: usize = 3;
 /// Variables that stand for options; a test sets those that it is about.
-const VARIABLES: [&str; 9] =
-    ["MODEL_PATH", "PROMPT", "CHAT", "CONFIG", "USE_ADAKV", "SAVE_IMAGE", "IMAGE_DIR", "MAX_NEW_TOKENS", "RUST_LOG"];
+#[rustfmt::skip]
+const VARIABLES: [&str; 11] = [
+    "MODEL_PATH", "PROMPT", "CHAT", "CONFIG", "USE_ADAKV", "SAVE_IMAGE", "IMAGE_DIR", "MAX_NEW_TOKENS", "RUST_LOG",
+    "KV_CACHE_DIR", "KV_CACHE_DIR_LIMIT",
+];
 
 /// A temporary folder in which the program runs.
 struct Lab(tempfile::TempDir);

@@ -115,6 +115,17 @@ impl<T: Pod, const ROWS: usize> Tiled<T, ROWS> {
         }
     }
 
+    /// Shares no row from `row` on: those up to the end of its tile are copied, and those behind are let go.
+    fn share_before(&mut self, row: usize) {
+        let (width, first) = (self.width, row / TILE * TILE);
+        let Some(base) = &mut self.base else { return };
+        self.own = base[first * width..(first + TILE) * width].to_vec();
+        base.range.end = base.range.start + first * width * size_of::<T>();
+        if first == 0 {
+            self.base = None;
+        }
+    }
+
     /// Adds a row, which `write` writes.
     pub fn push_with(&mut self, write: impl FnOnce(&mut [T]), zero: T) {
         let start = self.own.len();
@@ -206,7 +217,8 @@ impl<T: Pod, const ROWS: usize> Buffer for Tiled<T, ROWS> {
         if rows.is_empty() {
             self.base = None;
         } else if unchanged < self.shared_rows() {
-            self.own_all();
+            // The first rows stay where they are if all that go are behind them.
+            if unchanged == rows.len() { self.share_before(unchanged) } else { self.own_all() }
         }
         let (shared, width) = (self.shared_rows(), self.width);
         let len = self.own.len() / width;
