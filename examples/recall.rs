@@ -20,16 +20,11 @@ use adaptive_kvcache::saved::{Dialogue, SavedCache};
 use adaptive_kvcache::tokenizer::ChatInput;
 use anyhow::{Context, ensure};
 
-/// Tokens of the text in a turn.
-const TURN: usize = 400;
+/// Tokens of the text in a turn, about; those of the question and of the template come on top.
+const PASSAGE: usize = 100;
 
-const PLACES: [&str; 8] = ["castle", "library", "museum", "harbour", "station", "garden", "chapel", "bakery"];
-const THINGS: [&str; 3] = ["password", "access code", "opening phrase"];
-const WORDS: [&str; 24] = [
-    "Mandarin", "Compass", "Lantern", "Orchid", "Falcon", "Granite", "Velvet", "Harvest", "Emerald", "Thunder",
-    "Pelican", "Saffron", "Juniper", "Copper", "Walnut", "Marble", "Cobalt", "Meadow", "Tulip", "Anchor", "Violin",
-    "Pepper", "Glacier", "Bishop",
-];
+/// Tokens of a turn.
+const TURN: usize = 140;
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -49,20 +44,20 @@ fn main() -> anyhow::Result<()> {
     let mut right = [0; 3];
     let mut out = std::io::stdout().lock();
     for trial in 0..trials {
-        let (place, thing, word) = (PLACES[trial % 8], THINGS[trial / 8 % 3], WORDS[trial % 24]);
+        let key = (10_007 + trial * 36_529 % 89_989).to_string();
         // Another part of the text each time.
         let first = trial * 997 % (ids.len() - tokens);
-        let passages: Vec<String> =
-            ids[first..first + tokens].chunks(TURN).map(|ids| loaded.tokenizer.decode(ids, true)).collect();
+        let read = &ids[first..first + tokens * PASSAGE / TURN];
+        let passages: Vec<String> = read.chunks(PASSAGE).map(|ids| loaded.tokenizer.decode(ids, true)).collect();
         let mut answers = Vec::new();
         for (way, right) in right.iter_mut().enumerate() {
             let cache =
                 if way == 0 { loaded.full_cache(KvDtype::F16)? } else { loaded.cache(KvDtype::F16, &config)? };
-            let answer = talk(&loaded, cache, (place, thing, word), &passages, (way == 2).then_some(&file))?;
-            *right += usize::from(answer.contains(word));
+            let answer = talk(&loaded, cache, &key, &passages, (way == 2).then_some(&file))?;
+            *right += usize::from(answer.contains(&key));
             answers.push(answer.replace('\n', " "));
         }
-        writeln!(out, "{} of the {place}, {word}: {answers:?}", thing)?;
+        writeln!(out, "{key}: {answers:?}")?;
     }
     let _ = std::fs::remove_file(&file);
     let [full, bounded, saved] = right;
@@ -81,7 +76,7 @@ fn main() -> anyhow::Result<()> {
 fn talk(
     loaded: &Loaded,
     cache: AdaptiveKvCache,
-    (place, thing, word): (&str, &str, &str),
+    key: &str,
     passages: &[String],
     file: Option<&std::path::PathBuf>,
 ) -> anyhow::Result<String> {
@@ -91,9 +86,10 @@ fn talk(
         Conversation::new(model, tokenizer, KvDtype::F16, cache.retention().clone(), Vec::new())
     };
     let mut conversation = new(&cache)?.with_bounds(bounds);
-    ask(&mut conversation, &format!("Remember this: the {thing} of the {place} is {word}. Just say OK."), 8)?;
+    let fact = format!("The secret number is {key}. Remember it: {key} is the secret number. What is the secret number?");
+    ask(&mut conversation, &fact, 24)?;
     for (index, passage) in passages.iter().enumerate() {
-        ask(&mut conversation, &format!("Read this passage, and just say OK.\n\n{passage}"), 4)?;
+        ask(&mut conversation, &format!("{passage}\n\nIs this text about a man? Answer with yes or no."), 24)?;
         if let (Some(file), true) = (file, index == passages.len() / 2) {
             let (opening, unread) = conversation.resumable().context("a conversation that can be saved")?;
             let input = ChatInput { messages: conversation.messages().to_vec(), ..ChatInput::default() };
@@ -110,7 +106,7 @@ fn talk(
         let allocated = conversation.cache().bytes().allocated;
         ensure!(allocated <= budget, "{allocated} of {budget} bytes");
     }
-    ask(&mut conversation, &format!("What is the {thing} of the {place}?"), 24)
+    ask(&mut conversation, "What is the secret number mentioned above? Answer with the number only.", 24)
 }
 
 fn ask(conversation: &mut Conversation<'_>, question: &str, most: usize) -> anyhow::Result<String> {

@@ -95,7 +95,7 @@ impl Ledger {
         }
         let lens = self.lens();
         let undecided = self.seen - self.settled;
-        if lens.iter().any(|&len| len > seen) || undecided > seen || as_position(seen).is_err() {
+        if lens.iter().any(|&len| len > seen) || as_position(seen).is_err() {
             return Err(Error::shape("positions for a layer's rows", seen, lens));
         }
         let mut moves = Vec::with_capacity(lens.len());
@@ -112,7 +112,8 @@ impl Ledger {
             moves.push(moved);
         }
         self.positions = Positions::own(positions);
-        (self.settled, self.seen) = (seen - undecided, seen);
+        // Of those that a window has passed, nothing is left.
+        (self.settled, self.seen) = (seen.saturating_sub(undecided), seen);
         Ok(moves)
     }
 }

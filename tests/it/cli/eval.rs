@@ -222,11 +222,11 @@ fn configurations_with_a_budget_are_measured_under_each() {
     let lab = lab();
     lab.write("replay.json", r#"{"method": "replay"}"#);
     lab.write("window.json", r#"{"method": "streaming_llm"}"#);
-    let budgets = ["--kept-ratio", "0.5,0.25", "--kv-budget", "320B", "--json", "e.json"];
+    let budgets = ["--kept-ratio", "0.5,0.25", "--kv-budget", "350B", "--json", "e.json"];
     eval(&lab, &[&["--configs", "replay.json,mass.json,window.json"], &budgets[..]].concat());
     let rows = lab.json("e.json");
     let rows: Vec<_> = rows.as_array().unwrap().iter().map(|row| (&row["config"], &row["budget"], row)).collect();
-    let budgets = [json!({"kept_ratio": 0.5}), json!({"kept_ratio": 0.25}), json!({"bytes": 320})];
+    let budgets = [json!({"kept_ratio": 0.5}), json!({"kept_ratio": 0.25}), json!({"bytes": 350})];
     assert_eq!(rows.len(), 7);
     for (index, positions) in [10.0, 5.0, 5.0].into_iter().enumerate() {
         for (config, row) in [("replay.json", &rows[index]), ("window.json", &rows[4 + index])] {
