@@ -65,7 +65,7 @@ fn main() -> anyhow::Result<()> {
             let mut cache = loaded.full_cache(dtype)?;
             let last = &ids[end.saturating_sub(context - WRITTEN)..end];
             let logits = loaded.model.prefill(last, &mut cache, &mut ())?.logits;
-            score(&loaded, &mut cache, logits, written, &mut |_| {})
+            score(&loaded, &mut cache, &logits, written, &mut |_| {})
         });
         let full = full.transpose()?;
         full_loss.extend(full.as_ref().map(|rows| loss(rows, written)));
@@ -74,7 +74,7 @@ fn main() -> anyhow::Result<()> {
             loaded.model.make_positions(cache, READ)?;
             let logits = loaded.model.prefill(read, cache, &mut ())?.logits;
             let started = Instant::now();
-            let rows = score(&loaded, cache, logits, written, &mut |allocated| {
+            let rows = score(&loaded, cache, &logits, written, &mut |allocated| {
                 *most_allocated = (*most_allocated).max(allocated);
             })?;
             let time = started.elapsed();
@@ -127,11 +127,11 @@ fn main() -> anyhow::Result<()> {
 fn score(
     loaded: &adaptive_kvcache::checkpoint::Loaded,
     cache: &mut AdaptiveKvCache,
-    logits: Vec<f32>,
+    logits: &[f32],
     written: &[u32],
     watch: &mut dyn FnMut(usize),
 ) -> anyhow::Result<Vec<Vec<f32>>> {
-    let mut rows = vec![log_softmax(&logits)];
+    let mut rows = vec![log_softmax(logits)];
     watch(cache.bytes().allocated);
     for (index, &id) in written.iter().enumerate() {
         loaded.model.make_room(cache, 1, PrefillOptions::default(), &mut ())?;

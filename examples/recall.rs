@@ -3,15 +3,17 @@
 //! bytes, and with the same saved and taken from its file in between.
 //!
 //! ```sh
-//! cargo run --release --example recall -- MODEL TEXT TRIALS TOKENS CONFIG
+//! cargo run --release --example recall -- MODEL TEXT TRIALS TOKENS PASSAGE CONFIG
 //! ```
+//!
+//! `TOKENS` of the text lie between fact and question, `PASSAGE` of them in each turn.
 //!
 //! Prints what each said, and how many were right.
 
 use std::io::Write;
 use std::ops::ControlFlow;
 
-use adaptive_kvcache::cache::{AdaptiveKvCache, Bounds};
+use adaptive_kvcache::cache::{Bounds, Retention};
 use adaptive_kvcache::checkpoint::Loaded;
 use adaptive_kvcache::compress::Budget;
 use adaptive_kvcache::generate::{Conversation, GenerationOptions};
@@ -20,21 +22,15 @@ use adaptive_kvcache::saved::{Dialogue, SavedCache};
 use adaptive_kvcache::tokenizer::ChatInput;
 use anyhow::{Context, ensure};
 
-/// Tokens of the text in a turn, about; those of the question and of the template come on top.
-const PASSAGE: usize = 100;
-
-/// Tokens of a turn.
-const TURN: usize = 140;
-
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [model, text, trials, tokens, path] = &arguments[..] else {
-        anyhow::bail!("usage: recall MODEL TEXT TRIALS TOKENS CONFIG");
+    let [model, text, trials, tokens, passage, path] = &arguments[..] else {
+        anyhow::bail!("usage: recall MODEL TEXT TRIALS TOKENS PASSAGE CONFIG");
     };
     let loaded = load(model, WeightDtype::Auto)?;
     let text = std::fs::read_to_string(text).with_context(|| format!("failed to read `{text}`"))?;
     let ids = loaded.tokenizer.encode(&text)?;
-    let (trials, tokens): (usize, usize) = (trials.parse()?, tokens.parse()?);
+    let (trials, tokens, passage): (usize, usize, usize) = (trials.parse()?, tokens.parse()?, passage.parse()?);
     ensure!(ids.len() > tokens, "the text has {} tokens", ids.len());
     let config = loaded.model.config();
     let budget =
@@ -47,13 +43,12 @@ fn main() -> anyhow::Result<()> {
         let key = (10_007 + trial * 36_529 % 89_989).to_string();
         // Another part of the text each time.
         let first = trial * 997 % (ids.len() - tokens);
-        let read = &ids[first..first + tokens * PASSAGE / TURN];
-        let passages: Vec<String> = read.chunks(PASSAGE).map(|ids| loaded.tokenizer.decode(ids, true)).collect();
+        let read = &ids[first..first + tokens];
+        let passages: Vec<String> = read.chunks(passage.max(1)).map(|ids| loaded.tokenizer.decode(ids, true)).collect();
         let mut answers = Vec::new();
         for (way, right) in right.iter_mut().enumerate() {
-            let cache =
-                if way == 0 { loaded.full_cache(KvDtype::F16)? } else { loaded.cache(KvDtype::F16, &config)? };
-            let answer = talk(&loaded, cache, &key, &passages, (way == 2).then_some(&file))?;
+            let retention = if way == 0 { Retention::Full } else { loaded.retention(&config) };
+            let answer = talk(&loaded, retention, &key, &passages, (way == 2).then_some(&file))?;
             *right += usize::from(answer.contains(&key));
             answers.push(answer.replace('\n', " "));
         }
@@ -75,18 +70,17 @@ fn main() -> anyhow::Result<()> {
 /// * `file`: where the conversation is saved halfway, to go on from it
 fn talk(
     loaded: &Loaded,
-    cache: AdaptiveKvCache,
+    retention: Retention,
     key: &str,
     passages: &[String],
     file: Option<&std::path::PathBuf>,
 ) -> anyhow::Result<String> {
     let bounds = Bounds { ahead: 64, ..Bounds::default() };
-    let new = |cache: &AdaptiveKvCache| {
-        let (model, tokenizer) = (&loaded.model, &loaded.tokenizer);
-        Conversation::new(model, tokenizer, KvDtype::F16, cache.retention().clone(), Vec::new())
-    };
-    let mut conversation = new(&cache)?.with_bounds(bounds);
-    let fact = format!("The secret number is {key}. Remember it: {key} is the secret number. What is the secret number?");
+    let (model, tokenizer) = (&loaded.model, &loaded.tokenizer);
+    let mut conversation =
+        Conversation::new(model, tokenizer, KvDtype::F16, retention, Vec::new())?.with_bounds(bounds);
+    let fact =
+        format!("The secret number is {key}. Remember it: {key} is the secret number. What is the secret number?");
     ask(&mut conversation, &fact, 24)?;
     for (index, passage) in passages.iter().enumerate() {
         ask(&mut conversation, &format!("{passage}\n\nIs this text about a man? Answer with yes or no."), 24)?;
@@ -96,7 +90,6 @@ fn talk(
             loaded.save_dialogue(conversation.cache(), Some(&Dialogue { input, opening, unread }), file)?;
             let saved = SavedCache::open(file)?;
             let Dialogue { input, opening, unread } = saved.dialogue()?.context("a conversation in the file")?;
-            let (model, tokenizer) = (&loaded.model, &loaded.tokenizer);
             let cache = saved.cache(loaded)?;
             conversation = Conversation::resume(model, tokenizer, cache, input.messages, opening, unread)?;
             conversation = conversation.with_bounds(bounds);

@@ -5,7 +5,7 @@
 #   scripts/measure_bounds.sh [MODEL.gguf]
 #
 # Variables: TOKENS (40960), KV_DTYPE (q8_0), BUDGET (32MB), CONFIGS ("configs/best.json configs/streaming_llm.json"),
-# TRIALS (24), RECALLED (4000: tokens between the fact and the question).
+# TRIALS (24), RECALLED (4000: tokens between the fact and the question), PASSAGE (1000: of them in a turn).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
@@ -20,4 +20,5 @@ echo "$(basename "$model"), ${TOKENS:-40960} tokens, ${KV_DTYPE:-q8_0}, ${BUDGET
 echo
 target/release/examples/long_text "$model" "$work/text" "${TOKENS:-40960}" "${KV_DTYPE:-q8_0}" "${BUDGET:-32MB}" "${configs[@]}"
 echo
-target/release/examples/recall "$model" tests/data/text/eighty_days_ch1-5.txt "${TRIALS:-24}" "${RECALLED:-4000}" "${configs[0]}"
+target/release/examples/recall "$model" tests/data/text/eighty_days_ch1-5.txt "${TRIALS:-24}" "${RECALLED:-4000}" "${PASSAGE:-1000}" \
+    "${configs[0]}"

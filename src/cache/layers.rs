@@ -98,7 +98,9 @@ impl<R: Rows> Layers for Vec<CacheLayer<R>> {
     }
 
     fn make_room(&mut self, rows: usize) {
-        self.iter_mut().for_each(|layer| layer.parts_mut().1.make_room(rows));
+        for layer in self {
+            layer.parts_mut().1.make_room(rows);
+        }
     }
 
     fn as_any(&self) -> &dyn Any {

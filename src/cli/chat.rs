@@ -8,6 +8,7 @@ use adaptive_kvcache::cache::{Bounds, Retention};
 use adaptive_kvcache::generate::{Conversation, DraftCounts, FinishReason, GenerationOptions, Turn};
 use adaptive_kvcache::json::without_bom;
 use adaptive_kvcache::memory::process_memory;
+use adaptive_kvcache::model::LlamaConfig;
 use adaptive_kvcache::reading::MAX_TEXT;
 use adaptive_kvcache::report::megabytes;
 use adaptive_kvcache::saved::Dialogue;
@@ -111,18 +112,16 @@ pub fn run(args: &ChatArgs) -> anyhow::Result<Outcome> {
     let session = Session::open(&args.model, start.kv_dtype(&args.numbers)?)?.with_chat_template(template);
     // Before anything is typed.
     session.announce_chat_format()?;
-    let loaded = &session.loaded;
     let prefixes = prefixes::of(&session, store.as_ref(), &start.retention(&session))?;
     let bounds = args.bounds.bounds(usize::MAX);
     let mut conversation = begin(&session, &start, opening, bounds)?.with_prefixes(prefixes.as_ref());
-    let context = loaded.model.config().context_length;
+    let LlamaConfig { context_length: context, num_layers: layers, .. } = *session.loaded.model.config();
     let options = GenerationOptions { draft: args.draft.draft.into(), ..args.sampling.options(usize::MAX)? };
 
     let seed = options.sampling.drawn_seed().map(|seed| format!("seed: {seed}"));
 
     let mut input = Input::open()?;
     if input.is_terminal() {
-        let layers = loaded.model.config().num_layers;
         terminal::line(format_args!("{layers} layers, context of {context} tokens. /help lists commands."));
     }
     // One that was loaded may be of another method; it is somebody's file already.

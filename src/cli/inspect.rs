@@ -7,7 +7,7 @@ use adaptive_kvcache::Result;
 use adaptive_kvcache::cache::{KvDtype, NOTE_BYTES};
 use adaptive_kvcache::checkpoint::{self, Checkpoint};
 use adaptive_kvcache::compress::BudgetScale;
-use adaptive_kvcache::model::SlidingWindow;
+use adaptive_kvcache::model::{LlamaConfig, SlidingWindow};
 use adaptive_kvcache::report::{is_small, megabytes, size};
 use adaptive_kvcache::tokenizer::{ChatFormat, Tokenizer};
 
@@ -129,7 +129,12 @@ fn print(checkpoint: &Checkpoint, tokenizer: &Result<Tokenizer>, budget: Option<
             row(&name, &|dtype| format!("{:.1}", megabytes(bytes(dtype))), " MB")?;
         }
     }
-    let Some(budget) = budget else { return Ok(()) };
+    budget.map_or(Ok(()), |budget| print_fit(&mut out, config, &dtypes, budget))
+}
+
+/// Prints what fits into a budget.
+fn print_fit(out: &mut impl Write, config: &LlamaConfig, dtypes: &[KvDtype], budget: usize) -> anyhow::Result<()> {
+    let heads = config.heads;
     // Of a layer with a window, a head never holds more than that; it is counted as if it held all.
     let rows_of_a_head = |dtype: KvDtype| {
         let center = if dtype.has_key_blocks() { heads.head_dim * size_of::<f32>() } else { 0 };

@@ -150,7 +150,7 @@ impl<'a> Anew<'a> {
         let index = self.place.layer;
         let heads = self.candidates::<B>(&cache.layers::<B::Rows>()?[index], scores, judged);
         if !self.method.is_pooled() {
-            let kept = self.method.select_among(self.place, self.safe, heads);
+            let kept = self.method.select_among(self.place, self.safe, &heads);
             let layer = &mut cache.layers_mut::<B::Rows>()?[index];
             let summary = layer.store_anew(B::stored_prompt(prompt), choices(&kept))?;
             layer.judged(&kept)?;
@@ -193,7 +193,7 @@ impl<'a> Anew<'a> {
             pool.set_layer(index, heads);
             return Ok(None);
         }
-        let kept = self.method.select_among(self.place, self.safe, heads);
+        let kept = self.method.select_among(self.place, self.safe, &heads);
         let layer = &mut cache.layers_mut::<B::Rows>()?[index];
         let summary = layer.keep_of_prompt(0, choices(&kept))?;
         layer.judged(&kept)?;
@@ -216,7 +216,7 @@ pub(super) fn cut<B: Backend>(
             let pool = pool.get_or_insert_with(|| Pool::of(anew.room, place.scale.num_kv_heads, anew.safe, Vec::new()));
             pool.push_layer(heads);
         } else {
-            layer.keep_some(&method.select_among(place, anew.safe, heads), seen)?;
+            layer.keep_some(&method.select_among(place, anew.safe, &heads), seen)?;
         }
     }
     let Some(mut pool) = pool else { return Ok(()) };

@@ -11,11 +11,14 @@ use crate::attention::replay::{Replay, squared_attention, squared_outputs};
 use crate::backend::{Backend, Block, Shown, Wanted};
 use crate::compress::budget::methods::FutureQueries;
 use crate::compress::{
-    AdaptiveConfig, BudgetedMethod, Compression, DecodeMode, HeadChoice, LayerFacts, LayerPlace, LayerReplay,
+    AdaptiveConfig, Budget, BudgetedMethod, Compression, DecodeMode, HeadChoice, LayerFacts, LayerPlace, LayerReplay,
     LayerStats, Needs, QueryStats, Segment,
 };
 use crate::error::Result;
 use crate::kernels::vector::{self, instruction_set};
+
+/// The farthest that queries are turned beyond the end of a prompt: farther on, hardly anything changes.
+const MOST_LATER: usize = 2048;
 
 /// What the heads of a layer keep.
 pub(super) enum Choice<'a> {
@@ -219,7 +222,8 @@ impl<'a> Profile<'a> {
         let replay = match (&self.squared_residuals, kv) {
             (Some(residuals), Some(kv)) => {
                 let (head_dim, seq_len) = (layout.head_dim, segment.first_position + segment.len());
-                let turn = |positions: usize, rows: &mut [f32]| rope.turn(rows, head_dim, positions, seq_len);
+                let later = self.asked_later(method);
+                let turn = |positions: usize, rows: &mut [f32]| rope.turn(rows, head_dim, positions + later, seq_len);
                 let log_sums = |head: usize| {
                     let log_sums = &stats.heads[head].log_sums[..];
                     let num_keys = kv.keys.past_len(head / layout.group_size()) + kv.keys.len();
@@ -264,6 +268,22 @@ impl<'a> Profile<'a> {
         };
         self.starts = starts;
         Ok(choice)
+    }
+
+    /// How many tokens later a prompt's queries are taken to be asked again than right behind it. What is judged stays on for as
+    /// long as a budget has room for tokens: asked right behind a short prompt, heads that look at what is near would find
+    /// all of it, and later hold it for nothing. A long first prompt is farther from its end than that; of further ones the
+    /// newest tokens are held in any case.
+    fn asked_later(&self, method: &BudgetedMethod) -> usize {
+        let scale = self.place.scale;
+        match method.budget {
+            Budget::Bytes(bytes) if self.rejudges => {
+                let average = scale.rows(bytes) / (scale.num_layers * scale.num_kv_heads).max(1);
+                let begins = self.segment.first_position == 0;
+                average.min(MOST_LATER).saturating_sub(if begins { self.segment.num_rows() } else { 0 })
+            }
+            _ => 0,
+        }
     }
 
     /// What each position of the segment has received when tokens begin to be generated, `[num_kv_heads]` of `[segment_len]`;

@@ -124,7 +124,7 @@ impl<B: Backend> Model<B> {
             #[expect(clippy::cast_precision_loss)] // 2^24 tokens are far beyond any context
             let by_age = |head: Candidates| head.into_iter().map(|(at, _)| (at, at as f32)).collect::<Candidates>();
             let heads = if has_scores { heads } else { heads.into_iter().map(by_age).collect() };
-            let kept = select(Allocation::Uniform, most, safe, heads);
+            let kept = select(Allocation::Uniform, most, safe, &heads);
             layer.keep_some(&kept, seen - undecided)?;
         }
         let taken = layers.iter().flat_map(|layer| layer.ledger().lens()).max().unwrap_or(0);

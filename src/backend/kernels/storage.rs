@@ -312,7 +312,9 @@ fn mean(rows: &[f32], head_dim: usize) -> Vec<f32> {
     }
     #[expect(clippy::cast_precision_loss)] // a count of tokens
     let scale = 1.0 / (rows.len() / head_dim).max(1) as f32;
-    mean.iter_mut().for_each(|sum| *sum *= scale);
+    for sum in &mut mean {
+        *sum *= scale;
+    }
     mean
 }
 

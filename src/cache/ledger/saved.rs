@@ -84,7 +84,9 @@ impl Worths {
         sink.u32((!self.bits().is_empty()).into());
         for head in self.bits() {
             sink.count(head.len());
-            head.iter().for_each(|worth| sink.bytes(&worth.to_le_bytes()));
+            for worth in head {
+                sink.bytes(&worth.to_le_bytes());
+            }
             sink.align(size_of::<u32>());
         }
     }

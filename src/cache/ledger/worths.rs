@@ -39,7 +39,6 @@ impl Worths {
 fn of_head(scores: &[(u32, f32)]) -> Vec<u16> {
     let finite = scores.iter().map(|&(_, score)| score).filter(|score| score.is_finite());
     let most = finite.reduce(f32::max).unwrap_or(0.0);
-    #[expect(clippy::cast_possible_truncation, reason = "the upper half")]
     let upper = |score: f32| ((if score.is_finite() { score } else { most }).to_bits() >> 16) as u16;
     scores.iter().map(|&(_, score)| upper(score)).collect()
 }

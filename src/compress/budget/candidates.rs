@@ -44,7 +44,7 @@ impl HeadChoice {
 ///
 /// * `budget`: positions of a head on average, as [`Allocation::layer_budget`] has it
 #[must_use]
-pub fn select(allocation: Allocation, budget: usize, safe: Safe, heads: Vec<Candidates>) -> Vec<Candidates> {
+pub fn select(allocation: Allocation, budget: usize, safe: Safe, heads: &[Candidates]) -> Vec<Candidates> {
     // What a method always keeps goes before what is safe.
     let score = |&(position, score): &(u32, f32)| if safe.covers(position) { ALWAYS } else { score.min(f32::MAX) };
     let scores: Vec<Vec<f32>> = heads.iter().map(|head| head.iter().map(score).collect()).collect();
@@ -60,13 +60,13 @@ mod tests {
     fn heads_of_different_lengths_keep_what_is_safe_and_then_the_best() {
         let heads = vec![vec![(0, 0.0), (4, 3.0), (9, 1.0), (12, 0.5)], vec![(2, 7.0), (12, 0.1)]];
         let safe = Safe { before: 1, from: 12 };
-        let kept = |allocation, budget| select(allocation, budget, safe, heads.clone());
+        let kept = |allocation, budget| select(allocation, budget, safe, &heads);
         assert_eq!(kept(Allocation::Uniform, 3), [vec![(0, 0.0), (4, 3.0), (12, 0.5)], vec![(2, 7.0), (12, 0.1)]]);
         assert_eq!(kept(Allocation::Uniform, 1), [vec![(0, 0.0)], vec![(12, 0.1)]]);
         let adaptive = Allocation::Adaptive { safeguard: 0.0 };
         assert_eq!(kept(adaptive, 2), [vec![(0, 0.0), (12, 0.5)], vec![(2, 7.0), (12, 0.1)]]);
         let window = vec![vec![(4, ALWAYS), (5, ALWAYS), (12, 0.5), (13, 0.4)]];
-        assert_eq!(select(Allocation::Uniform, 3, safe, window), [vec![(4, ALWAYS), (12, 0.5), (13, 0.4)]]);
+        assert_eq!(select(Allocation::Uniform, 3, safe, &window), [vec![(4, ALWAYS), (12, 0.5), (13, 0.4)]]);
         assert!(!Safe::default().covers(0) && !Safe::default().covers(u32::MAX - 1));
     }
 }

@@ -375,7 +375,7 @@ impl BudgetedMethod {
     ///
     /// * `heads`: `[num_kv_heads]`
     #[must_use]
-    pub fn select_among(&self, place: LayerPlace, safe: Safe, heads: Vec<Candidates>) -> Vec<Candidates> {
+    pub fn select_among(&self, place: LayerPlace, safe: Safe, heads: &[Candidates]) -> Vec<Candidates> {
         let len = heads.iter().map(Vec::len).max().unwrap_or(0);
         candidates::select(self.allocation(), self.layer_budget(len, place), safe, heads)
     }

@@ -35,7 +35,7 @@ impl Method for StreamingLlm {
 }
 
 impl StreamingLlm {
-    fn score(&self, position: usize) -> f32 {
+    fn score(self, position: usize) -> f32 {
         #[expect(clippy::cast_precision_loss)] // 2^24 tokens are far beyond any context
         if position < self.0.sink_tokens { ALWAYS } else { position as f32 }
     }
