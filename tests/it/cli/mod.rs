@@ -5,6 +5,7 @@
 mod batch;
 mod bench;
 mod bounded;
+mod bounds;
 mod cache;
 mod chat;
 mod code_formats;
