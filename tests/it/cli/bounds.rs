@@ -1,29 +1,18 @@
 //! A budget in bytes, and the end of the context, as options say.
 
-use std::io::Write;
-use std::process::{Output, Stdio};
+use std::process::Output;
 
-use super::tiny_gguf::{Meta, TinyGguf};
+use super::tiny_gguf::TinyGguf;
 use super::{Lab, succeeds};
-
-const TEMPLATE: &str = "{% for message in messages %}{{ 'a ' if message.role == 'user' else 'b ' }}{{ message.content }} \
-                        {% endfor %}c";
 
 fn lab() -> Lab {
     let lab = Lab::new();
-    lab.write("tiny.gguf", TinyGguf::new().set("tokenizer.chat_template", Meta::Text(TEMPLATE)).bytes());
+    lab.write("tiny.gguf", TinyGguf::new().bytes());
     lab
 }
 
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn chat(lab: &Lab, args: &[&str], lines: &str) -> Output {
-    let args = [&["chat", "--model", "tiny.gguf", "--threads", "1", "-n", "9"][..], args].concat();
-    let mut child = lab.command(&args).stdin(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
-    child.wait_with_output().unwrap()
 }
 
 #[test]
@@ -42,23 +31,6 @@ fn a_text_ends_with_the_context_or_goes_on() {
     let bounded = run(&["--context-overflow", "shift", "--kv-budget", "1200B", "--protect", "3"]);
     assert!(bounded.contains("90 tokens, cut at --max-new-tokens"), "{bounded}");
     lab.refuses(&["generate", "--model", "tiny.gguf", "--context-overflow", "wrap"]).status(2).names("wrap");
-}
-
-#[test]
-fn a_chat_stays_within_its_budget_beyond_the_context_and_tells_what_it_holds() {
-    let lab = lab();
-    let lines = "ab ac b\n".repeat(12) + "/stats\n";
-    let full = chat(&lab, &["--context", "60"], &lines);
-    assert!(stderr(&full).contains("--context-overflow shift goes on"), "{}", stderr(&full));
-    let output = chat(&lab, &["--context", "60", "--context-overflow", "shift", "--kv-budget", "2000B"], &lines);
-    let text = stderr(&output);
-    assert!(output.status.success() && !text.contains("error"), "{text}");
-    assert!(text.lines().any(|line| line.ends_with("held/head")), "{text}");
-    assert!(text.contains("positions taken)"), "{text}");
-    let allocated = text.lines().find(|line| line.starts_with("cache: ")).unwrap();
-    let allocated = allocated.split(" MB allocated").next().unwrap().rsplit(' ').next().unwrap();
-    assert!(allocated.parse::<f64>().unwrap() <= 0.002, "{text}");
-    assert!(lab.read("logs/test.log").contains("held of turns 1 to 2, by a head on average: "));
 }
 
 #[test]
