@@ -9,8 +9,9 @@ pub enum Overflow {
     /// It ends there.
     #[default]
     Stop,
-    /// What is kept moves together, so that there are positions for what comes: keys are turned to positions that follow one
-    /// another without gaps, in their order. A head that then still holds more rows than half of the context has lets the
+    /// What is kept moves together, so that there are positions for what comes: the first tokens stay where they are
+    /// ([`Bounds::pinned`]), the keys of all others are turned to positions that follow one another without gaps, in their order,
+    /// the newest of all heads side by side. A head that then still holds more rows than half of the context has lets the
     /// lowest go: by their scores where there are any, else the oldest.
     Shift,
 }

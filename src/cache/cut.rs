@@ -11,10 +11,14 @@ impl AdaptiveKvCache {
     /// * `len`: tokens that stay, at most those that were given
     ///
     /// # Errors
-    /// [`Error::Unsupported`] unless every head holds every token for good: of a full cache without a sliding window;
+    /// [`Error::Unsupported`] unless every head holds every token for good, at its own position: of a full cache without a
+    /// sliding window whose rows have not [moved](super::Overflow::Shift);
     /// [`Error::Shape`] if there are not as many tokens. Nothing has changed then. As [`Rows::carry_out`]; the cache is of no
     /// use then.
     pub fn keep_first(&mut self, len: usize) -> Result<()> {
+        if self.shifted() > 0 {
+            return Err(Error::unsupported("going back to the first tokens of a cache whose rows have moved"));
+        }
         if !matches!(self.retention, Retention::Full) {
             return Err(Error::unsupported("going back to the first tokens of a compressed cache"));
         }

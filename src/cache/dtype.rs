@@ -103,6 +103,13 @@ impl KvDtype {
         self.keys().is_blocks()
     }
 
+    /// Bytes that a head takes beside its rows: what keys have in common, twice where there are two kinds of rows.
+    #[must_use]
+    pub fn head_bytes(self, head_dim: usize) -> usize {
+        let kinds = if self.settled() == self.newest() { 1 } else { 2 };
+        if self.has_key_blocks() { kinds * head_dim * size_of::<f32>() } else { 0 }
+    }
+
     /// Of [`UNIFORM`](Self::UNIFORM) formats.
     fn is_blocks(self) -> bool {
         matches!(self, Self::Q8_0 | Self::Q4_0)

@@ -271,11 +271,19 @@ impl<R: Rows> CacheLayer<R> {
     /// # Errors
     /// As [`keep_of_prompt`](Self::keep_of_prompt).
     pub(crate) fn keep_some(&mut self, heads: &[Candidates], settled: usize) -> Result<()> {
-        let choice = |(kv_head, held): (usize, &Candidates)| HeadChoice::of_candidates(kv_head, held);
-        self.keep_of_prompt(0, heads.iter().enumerate().map(choice).collect())?;
+        self.keep_of_prompt(0, HeadChoice::of_candidates(heads))?;
         self.ledger.judged(heads)?;
         self.ledger.unsettle(settled);
         Ok(())
+    }
+
+    /// Positions that a layer needs when what it holds moves together: those of the first tokens, and one for each other row of
+    /// the head that holds most.
+    ///
+    /// * `pinned`: the first tokens, which stay where they are
+    pub(crate) fn positions_together(&self, pinned: usize) -> usize {
+        let others = |(kv_head, len): (usize, usize)| len - self.ledger.num_first(kv_head, pinned);
+        pinned + self.ledger.lens().into_iter().enumerate().map(others).max().unwrap_or(0)
     }
 
     /// Moves what is held together, see [`Ledger::renumber`].
@@ -284,15 +292,19 @@ impl<R: Rows> CacheLayer<R> {
     ///
     /// # Errors
     /// As [`Ledger::renumber`] and [`Rows::turn_keys`].
-    pub(crate) fn renumber(&mut self, seen: usize, turn: &(dyn Fn(i64, &mut [f32]) + Sync)) -> Result<()> {
+    pub(crate) fn renumber(
+        &mut self,
+        (pinned, seen): (usize, usize),
+        turn: &(dyn Fn(i64, &mut [f32]) + Sync),
+    ) -> Result<()> {
         let head_dim = self.rows.layout().head_dim;
-        let moves = self.ledger.clone().renumber(seen)?;
+        let moves = self.ledger.clone().renumber(pinned, seen)?;
         self.rows.turn_keys(&|kv_head, keys| {
             for (key, &by) in keys.chunks_exact_mut(head_dim).zip(&moves[kv_head]) {
                 turn(by, key);
             }
         })?;
-        self.ledger.renumber(seen).map(drop)
+        self.ledger.renumber(pinned, seen).map(drop)
     }
 
     /// Evicts more of the last prompt that was stored, see [`Ledger::plan_less`].

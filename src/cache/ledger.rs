@@ -30,6 +30,9 @@ use crate::tokens::TokenClass;
 /// Bytes that are taken down of a row: its position, and its score where rows are judged anew.
 pub const NOTE_BYTES: usize = size_of::<u32>() + worths::WORTH_BYTES;
 
+/// Bytes that are taken down of a row where heads go on evicting by a budget: its position, and what it received.
+pub const EVICTING_NOTE_BYTES: usize = size_of::<u32>() + size_of::<f32>();
+
 /// What is known of one layer's rows without looking at them.
 #[derive(Debug, Clone)]
 pub struct Ledger {

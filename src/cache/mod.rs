@@ -24,7 +24,7 @@ pub use dtype::KvDtype;
 pub use eviction::HeadStep;
 pub use growth::growth;
 pub use layer::{CacheLayer, Rows};
-pub use ledger::{HeadPlan, Ledger, NOTE_BYTES, Plan};
+pub use ledger::{EVICTING_NOTE_BYTES, HeadPlan, Ledger, NOTE_BYTES, Plan};
 pub use summary::{HeadSummary, LayerSummary};
 
 use layers::Layers;
@@ -414,8 +414,7 @@ impl AdaptiveKvCache {
     /// Bytes that are noted of a row between prompts: its position, and where heads go on evicting also what it received, and
     /// its token's class.
     pub(crate) fn note_bytes(&self) -> usize {
-        let evicting = self.retention.eviction().map_or(0, |_| size_of::<f32>() + size_of::<TokenClass>());
-        size_of::<u32>() + evicting
+        self.retention.eviction().map_or(size_of::<u32>(), |_| EVICTING_NOTE_BYTES + size_of::<TokenClass>())
     }
 
     /// Bytes that all heads take whatever they hold.

@@ -137,10 +137,9 @@ fn print_fit(out: &mut impl Write, config: &LlamaConfig, dtypes: &[KvDtype], bud
     let heads = config.heads;
     // Of a layer with a window, a head never holds more than that; it is counted as if it held all.
     let rows_of_a_head = |dtype: KvDtype| {
-        let center = if dtype.has_key_blocks() { heads.head_dim * size_of::<f32>() } else { 0 };
         let (num_layers, num_kv_heads) = (config.num_layers, heads.num_kv_heads);
         let row_bytes = dtype.token_bytes(heads.head_dim) + NOTE_BYTES;
-        let scale = BudgetScale { num_layers, num_kv_heads, row_bytes, head_bytes: center };
+        let scale = BudgetScale { num_layers, num_kv_heads, row_bytes, head_bytes: dtype.head_bytes(heads.head_dim) };
         scale.rows(budget) / (num_layers * num_kv_heads).max(1)
     };
     writeln!(out)?;

@@ -358,8 +358,12 @@ impl<'a> Conversation<'a> {
         } else {
             format!("with this turn it has {new} tokens, and the context is {context}")
         };
-        Err(Error::input(format!("the conversation is full: {taken}"))
-            .with_hint("/reset forgets it, and makes room; --context-overflow shift goes on"))
+        // Of a conversation that has to be read again, nothing is there to move.
+        let hint = match self.cache.bounds().overflow {
+            Overflow::Stop => "/reset forgets it, and makes room; --context-overflow shift goes on",
+            Overflow::Shift => "/reset forgets it, and makes room",
+        };
+        Err(Error::input(format!("the conversation is full: {taken}")).with_hint(hint))
     }
 
     /// The messages that it was opened with are the first of the text: they stay, if there is a beginning to tell them by.

@@ -4,7 +4,7 @@
 
 use super::Model;
 use crate::backend::Backend;
-use crate::cache::{AdaptiveKvCache, Bounds, CacheLayer, LayerSummary, NOTE_BYTES};
+use crate::cache::{AdaptiveKvCache, Bounds, CacheLayer, EVICTING_NOTE_BYTES, LayerSummary, NOTE_BYTES, Rows};
 use crate::compress::budget::methods::ALWAYS;
 use crate::compress::{
     AdaptiveConfig, Budget, BudgetScale, BudgetedMethod, Candidates, HeadChoice, LayerPlace, Pool, Safe,
@@ -16,9 +16,6 @@ const AHEAD_SHARE: usize = 8;
 
 /// And the share of rows that the newest tokens take in any case.
 const PROTECTED_SHARE: usize = 2;
-
-/// Bytes that are noted of a row where heads go on evicting: its position, and what it received.
-const EVICTING_NOTE_BYTES: usize = size_of::<u32>() + size_of::<f32>();
 
 /// Where a layer stands, and what its budget is for.
 pub(super) fn place<B: Backend>(
@@ -48,7 +45,7 @@ pub(super) fn place<B: Backend>(
             num_layers,
             num_kv_heads,
             row_bytes,
-            head_bytes: crate::cache::Rows::head_bytes(layer.rows()) + ahead * newest,
+            head_bytes: layer.rows().head_bytes() + ahead * newest,
         },
     }
 }
@@ -122,7 +119,22 @@ impl<'a> Anew<'a> {
         held.into_iter().zip(scores).enumerate().map(head).collect()
     }
 
-    /// Rows of all layers, as they are before a prompt comes; none of those goes that no prompt was decided about with.
+    /// The pool with what this layer may keep. It begins with the rows of all layers as they are before the prompt comes; none of
+    /// those goes that no prompt was decided about with.
+    fn pooled<'p, B: Backend>(
+        &self,
+        pool: &'p mut Option<Pool>,
+        heads: Vec<Candidates>,
+        cache: &AdaptiveKvCache,
+    ) -> Result<&'p mut Pool> {
+        let pool = match pool {
+            Some(pool) => pool,
+            None => pool.insert(self.pool::<B>(cache)?),
+        };
+        pool.set_layer(self.place.layer, heads);
+        Ok(pool)
+    }
+
     fn pool<B: Backend>(&self, cache: &AdaptiveKvCache) -> Result<Pool> {
         let mut heads = Vec::new();
         for layer in cache.layers::<B::Rows>()? {
@@ -152,15 +164,11 @@ impl<'a> Anew<'a> {
         if !self.method.is_pooled() {
             let kept = self.method.select_among(self.place, self.safe, &heads);
             let layer = &mut cache.layers_mut::<B::Rows>()?[index];
-            let summary = layer.store_anew(B::stored_prompt(prompt), choices(&kept))?;
+            let summary = layer.store_anew(B::stored_prompt(prompt), HeadChoice::of_candidates(&kept))?;
             layer.judged(&kept)?;
             return Ok(summary);
         }
-        let pool = match pool {
-            Some(pool) => pool,
-            None => pool.insert(self.pool::<B>(cache)?),
-        };
-        pool.set_layer(index, heads);
+        let pool = self.pooled::<B>(pool, heads, cache)?;
         if pool.is_overfull() {
             pool.trim();
             // Before the layer is stored, so that there is room for it.
@@ -186,16 +194,11 @@ impl<'a> Anew<'a> {
         let index = self.place.layer;
         let heads = self.candidates::<B>(&cache.layers::<B::Rows>()?[index], scores, &[]);
         if self.method.is_pooled() {
-            let pool = match pool {
-                Some(pool) => pool,
-                None => pool.insert(self.pool::<B>(cache)?),
-            };
-            pool.set_layer(index, heads);
-            return Ok(None);
+            return self.pooled::<B>(pool, heads, cache).map(|_| None);
         }
         let kept = self.method.select_among(self.place, self.safe, &heads);
         let layer = &mut cache.layers_mut::<B::Rows>()?[index];
-        let summary = layer.keep_of_prompt(0, choices(&kept))?;
+        let summary = layer.keep_of_prompt(0, HeadChoice::of_candidates(&kept))?;
         layer.judged(&kept)?;
         Ok(Some(summary))
     }
@@ -235,8 +238,4 @@ pub(super) fn finish<B: Backend>(cache: &mut AdaptiveKvCache, pool: &mut Pool) -
         Ok(LayerSummary { bytes: layer.bytes(), ..summary })
     };
     layers.map(keep).collect()
-}
-
-fn choices(heads: &[Candidates]) -> Vec<HeadChoice> {
-    heads.iter().enumerate().map(|(kv_head, held)| HeadChoice::of_candidates(kv_head, held)).collect()
 }

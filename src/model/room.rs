@@ -107,12 +107,12 @@ impl<B: Backend> Model<B> {
     pub(super) fn move_rows_together(&self, cache: &mut AdaptiveKvCache) -> Result<()> {
         let seen = cache.seen();
         let most = (self.config.context_length / MOVED_SHARE).max(1);
-        let pinned = u32::try_from(cache.bounds().pinned).unwrap_or(u32::MAX);
+        let pinned = cache.bounds().pinned.min(most / MOVED_SHARE);
         // What no prompt has decided about is held by all heads, or counts as decided about.
         let protected = cache.bounds().protected.max(cache.undecided()).min(most / MOVED_SHARE);
         let undecided = cache.undecided().min(protected);
-        let newest = u32::try_from(seen.saturating_sub(protected)).unwrap_or(u32::MAX);
-        let safe = Safe { before: pinned, from: newest };
+        let position = |position: usize| u32::try_from(position).unwrap_or(u32::MAX);
+        let safe = Safe { before: position(pinned), from: position(seen.saturating_sub(protected)) };
         let layers = cache.layers_mut::<B::Rows>()?;
         for layer in &mut *layers {
             if layer.ledger().lens().iter().all(|&len| len <= most) {
@@ -127,10 +127,10 @@ impl<B: Backend> Model<B> {
             let kept = select(Allocation::Uniform, most, safe, &heads);
             layer.keep_some(&kept, seen - undecided)?;
         }
-        let taken = layers.iter().flat_map(|layer| layer.ledger().lens()).max().unwrap_or(0);
+        let taken = layers.iter().map(|layer| layer.positions_together(pinned)).max().unwrap_or(0);
         let head_dim = self.config.heads.head_dim;
         for layer in layers {
-            layer.renumber(taken, &|by, key| self.rope.turn_by(key, head_dim, by))?;
+            layer.renumber((pinned, taken), &|by, key| self.rope.turn_by(key, head_dim, by))?;
         }
         cache.shift(seen - taken, undecided);
         Ok(())

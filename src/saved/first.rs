@@ -19,14 +19,17 @@ fn fewest(tokens: usize, undecided: Option<usize>, is_bound: bool) -> usize {
 
 impl Loaded {
     /// The fewest tokens that a cache of this model can go back to exactly: none of a full one; of a compressed one those up
-    /// to the end of its last prompt; all where rows go while tokens are generated, or rotations depend on a text's length.
+    /// to the end of its last prompt; all where rows go while tokens are generated or have [moved](crate::cache::Overflow::Shift), or rotations depend on a
+    /// text's length.
     #[must_use]
     pub fn fewest_tokens(&self, cache: &AdaptiveKvCache) -> usize {
         let has_windows = cache.ledgers().iter().any(|ledger| ledger.window().is_some());
-        let is_bound =
-            has_windows || cache.retention().eviction().is_some() || self.model.config().rope.dynamic.is_some();
+        let is_bound = has_windows
+            || cache.shifted() > 0
+            || cache.retention().eviction().is_some()
+            || self.model.config().rope.dynamic.is_some();
         let undecided = (!matches!(cache.retention(), Retention::Full)).then(|| cache.undecided());
-        fewest(cache.seen(), undecided, is_bound)
+        fewest(cache.ids().len(), undecided, is_bound)
     }
 }
 
@@ -37,9 +40,9 @@ impl SavedCache {
     /// As [`config`](Self::config).
     pub fn fewest_tokens(&self) -> Result<usize> {
         let config = self.config()?.map(Arc::new);
-        let Description { model: ModelSide { windows, rope, .. }, tokens, undecided, .. } = &self.description;
+        let Description { model: ModelSide { windows, rope, .. }, tokens, undecided, shifted, .. } = &self.description;
         let evicts = config.as_ref().is_some_and(|config| Eviction::new(config).is_some());
-        let is_bound = evicts || windows.is_some() || !rope["dynamic"].is_null();
+        let is_bound = evicts || *shifted > 0 || windows.is_some() || !rope["dynamic"].is_null();
         Ok(fewest(*tokens, config.is_some().then_some(*undecided), is_bound))
     }
 

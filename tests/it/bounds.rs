@@ -278,6 +278,8 @@ fn rows_that_move_together_are_those_of_a_shorter_text() {
         for head in positions(&cache) {
             assert!(head.iter().copied().eq(0..=u32::try_from(kept.len()).unwrap()), "{head:?}");
         }
+        // Its tokens are not at their own positions: there are no first ones to go back to.
+        assert!(matches!(cache.clone().keep_first(100), Err(Error::Unsupported { .. })));
         assert!(cache.is_consistent());
         // And further prompts go on from there.
         let logits = loaded.model.prefill(&some_ids(100, 9), &mut cache, &mut ()).unwrap().logits;
@@ -302,6 +304,13 @@ fn a_text_goes_on_beyond_the_context_within_its_budget() {
             assert!(cache.seen() <= CONTEXT && cache.is_consistent(), "{method}, {dtype:?}, {step}");
         }
         assert_eq!(cache.ids().len(), 1700);
+        // However few rows a head holds, the first tokens are where they were, and the newest beside those of all others.
+        let seen = u32::try_from(cache.seen()).unwrap();
+        let lens: Vec<usize> = positions(&cache).iter().map(Vec::len).collect();
+        assert!(method == "streaming_llm" || lens.iter().any(|&len| len != lens[0]), "{lens:?}");
+        for head in positions(&cache) {
+            assert!((0..4).chain(seen - 10..seen).all(|position| head.contains(&position)), "{method}: {head:?}");
+        }
         assert_eq!(cache.seen() + cache.shifted(), 1700);
         assert!(cache.bytes().raw > 1600 * LAYERS * HEADS * cache.token_bytes(), "{:?}", cache.bytes());
         let path = folder.path().join("a.kv");

@@ -150,9 +150,7 @@ impl Rows for KernelRows {
     }
 
     fn head_bytes(&self) -> usize {
-        // What keys have in common, twice where there are two kinds.
-        let centers = usize::from(self.dtype.has_key_blocks()) + usize::from(self.dtype == KvDtype::Mixed);
-        centers * self.layout.head_dim * size_of::<f32>()
+        self.dtype.head_bytes(self.layout.head_dim)
     }
 
     fn spare(&self) -> usize {

@@ -76,26 +76,37 @@ impl Ledger {
         Ok(())
     }
 
+    /// Rows of the first tokens that a head holds.
+    ///
+    /// * `first`: how many tokens these are
+    pub(in crate::cache) fn num_first(&self, kv_head: usize, first: usize) -> usize {
+        self.positions.of(kv_head, self.seen).filter(|&position| (position as usize) < first).count()
+    }
+
     /// Takes down that less is decided about than was said.
     pub(in crate::cache) fn unsettle(&mut self, settled: usize) {
         self.settled = self.settled.min(settled);
     }
 
-    /// Gives the rows positions that follow one another without gaps, in their order, up to the newest token's.
+    /// Gives the rows positions that follow one another without gaps, in their order, up to the newest token's. The first
+    /// tokens stay where they are.
     ///
-    /// * `seen`: how many positions are taken then, at least as many as any head has rows
+    /// * `pinned`: how many these are
+    /// * `seen`: how many positions are taken then, at least these and as many as any head has other rows
     ///
     /// Returns by how many positions each row moves, `[num_kv_heads]` of `[rows]`.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if heads go on evicting; [`Error::Shape`] if there are too few positions.
-    pub fn renumber(&mut self, seen: usize) -> Result<Vec<Vec<i64>>> {
+    pub fn renumber(&mut self, pinned: usize, seen: usize) -> Result<Vec<Vec<i64>>> {
         if self.is_watched() {
             return Err(Error::unsupported("moving rows to other positions where heads go on evicting"));
         }
         let lens = self.lens();
         let undecided = self.seen - self.settled;
-        if lens.iter().any(|&len| len > seen) || as_position(seen).is_err() {
+        let of_first = |kv_head: usize| self.num_first(kv_head, pinned);
+        let others = (0..lens.len()).map(|kv_head| lens[kv_head] - of_first(kv_head)).max().unwrap_or(0);
+        if seen < pinned || seen - pinned < others || as_position(seen).is_err() {
             return Err(Error::shape("positions for a layer's rows", seen, lens));
         }
         let mut moves = Vec::with_capacity(lens.len());
@@ -104,7 +115,10 @@ impl Ledger {
             let mut order: Vec<(u32, usize)> = self.positions.of(kv_head, self.seen).zip(0..).collect();
             order.sort_unstable(); // rows that left a window went one by one
             let (mut own, mut moved) = (vec![0; len], vec![0; len]);
-            for ((old, row), new) in order.into_iter().zip(seen - len..) {
+            let first = self.num_first(kv_head, pinned);
+            let new: Vec<usize> =
+                order[..first].iter().map(|&(old, _)| old as usize).chain(seen - (len - first)..seen).collect();
+            for (&(old, row), new) in order.iter().zip(new) {
                 own[row] = as_position(new)?;
                 moved[row] = i64::from(own[row]) - i64::from(old);
             }

@@ -32,11 +32,16 @@ impl Safe {
 }
 
 impl HeadChoice {
-    /// The choice of all that a head may keep.
+    /// The choices of all that the heads of a layer may keep.
+    ///
+    /// * `heads`: `[num_kv_heads]`
     #[must_use]
-    pub fn of_candidates(kv_head: usize, candidates: &Candidates) -> Self {
-        let positions = candidates.iter().map(|&(position, _)| position).collect();
-        Self { kv_head, level: 0, recovered: Vec::new(), positions }
+    pub fn of_candidates(heads: &[Candidates]) -> Vec<Self> {
+        let choice = |(kv_head, candidates): (usize, &Candidates)| {
+            let positions = candidates.iter().map(|&(position, _)| position).collect();
+            Self { kv_head, level: 0, recovered: Vec::new(), positions }
+        };
+        heads.iter().enumerate().map(choice).collect()
     }
 }
 

@@ -115,8 +115,7 @@ impl Pool {
     /// The same as a choice.
     #[must_use]
     pub fn choices(&self, layer: usize) -> Vec<HeadChoice> {
-        let choice = |(kv_head, held): (usize, &Candidates)| HeadChoice::of_candidates(kv_head, held);
-        self.layer(layer).iter().enumerate().map(choice).collect()
+        HeadChoice::of_candidates(self.layer(layer))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::process::Output;
 
+use super::chat::chat;
 use super::tiny_gguf::TinyGguf;
 use super::{Lab, succeeds};
 
@@ -31,6 +32,40 @@ fn a_text_ends_with_the_context_or_goes_on() {
     let bounded = run(&["--context-overflow", "shift", "--kv-budget", "1200B", "--protect", "3"]);
     assert!(bounded.contains("90 tokens, cut at --max-new-tokens"), "{bounded}");
     lab.refuses(&["generate", "--model", "tiny.gguf", "--context-overflow", "wrap"]).status(2).names("wrap");
+}
+
+#[test]
+fn a_chat_stays_within_its_budget_beyond_the_context_and_tells_what_it_holds() {
+    let lab = Lab::new();
+    let questions = ["France", "Italy", "Spain", "Germany", "Portugal", "Austria", "Greece", "Poland"]
+        .map(|country| format!("What is the capital of {country}?"));
+    let mut lines: Vec<&str> = questions.iter().map(String::as_str).collect();
+    lines.push("/stats");
+    let full = stderr(&chat(&lab, &["--context", "150", "--use-adakv", "0"], &lines));
+    assert!(full.contains("the conversation is full"), "{full}");
+    assert!(full.contains("--context-overflow shift goes on"), "{full}");
+
+    let options = ["--context", "150", "--context-overflow", "shift", "--kv-budget", "2MB"];
+    let output = chat(&lab, &options, &lines);
+    let text = succeeds(&output);
+    assert!(text.contains("Paris") && text.lines().count() == 8, "{text}");
+    let told = stderr(&output);
+    let table: Vec<Vec<&str>> = told
+        .lines()
+        .skip_while(|line| !line.ends_with("held/head"))
+        .skip(1)
+        .take_while(|line| !line.starts_with("cache"))
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(table.len(), 8, "{told}");
+    // Of turns before what is kept has moved, it is not known any more whose rows are whose.
+    assert_eq!(table[0][6], "-", "{told}");
+    assert!(table[7][6].parse::<f64>().unwrap() > 10.0, "{told}");
+    let cache = told.lines().find(|line| line.starts_with("cache: ")).unwrap();
+    assert!(cache.contains(" positions taken), "), "{cache}");
+    let allocated = cache.split(" MB allocated").next().unwrap().rsplit(' ').next().unwrap();
+    assert!((1.7..=2.0).contains(&allocated.parse::<f64>().unwrap()), "{cache}");
+    assert!(lab.read("logs/test.log").contains("held of turns 1 to 2, by a head on average: "));
 }
 
 #[test]
