@@ -66,7 +66,7 @@ pub struct Conversation<'a> {
 pub struct Turn {
     /// The position of its first token, the last of an answer before it that broke off included.
     pub first_position: usize,
-    /// How many positions had been won [so far](AdaptiveKvCache::shifted) when it ended.
+    /// How many positions had been won [so far](AdaptiveKvCache::shifted) when it began.
     pub shifted: usize,
     /// Tokens that were read for this turn: the question in the template's markers.
     pub prompt_tokens: usize,
@@ -233,22 +233,22 @@ impl<'a> Conversation<'a> {
     #[must_use]
     #[expect(clippy::cast_precision_loss)]
     pub fn held(&self) -> Vec<Option<f64>> {
-        let moved = |turn: &Turn| turn.shifted != self.cache.shifted();
         let ledgers = self.cache.ledgers();
         let heads: usize = ledgers.iter().map(|ledger| ledger.layout().num_kv_heads).sum();
-        let mut rows = vec![0; self.turns.len()];
+        // Positions of earlier turns are others now.
+        let moved = self.turns.partition_point(|turn| turn.shifted != self.cache.shifted());
+        let turns = &self.turns[moved..];
+        let mut rows = vec![0_usize; turns.len()];
         for position in ledgers.iter().flat_map(|ledger| ledger.positions().concat()) {
-            let later = self
-                .turns
-                .get(1..)
-                .unwrap_or_default()
-                .partition_point(|turn| turn.first_position <= position as usize);
-            if let Some(count) = rows.get_mut(later) {
+            let begun = turns.partition_point(|turn| turn.first_position <= position as usize);
+            // What came before the first turn of all counts as that turn's.
+            let turn = if moved == 0 { Some(begun.saturating_sub(1)) } else { begun.checked_sub(1) };
+            if let Some(count) = turn.and_then(|turn| rows.get_mut(turn)) {
                 *count += 1;
             }
         }
-        let mean = |(turn, count): (&Turn, usize)| (!moved(turn)).then(|| count as f64 / heads.max(1) as f64);
-        self.turns.iter().zip(rows).map(mean).collect()
+        let means = rows.into_iter().map(|count| Some(count as f64 / heads.max(1) as f64));
+        std::iter::repeat_n(None, moved).chain(means).collect()
     }
 
     /// What the heads keep.
@@ -400,7 +400,7 @@ impl<'a> Conversation<'a> {
         let ids = self.without_prefix(ids);
         self.pin_opening();
         let first_position = self.cache.seen();
-        let first_profiled = first_position - self.cache.undecided();
+        let (first_profiled, shifted) = (first_position - self.cache.undecided(), self.cache.shifted());
         let started = Instant::now();
         let prefill = self.model.prefill_with(&ids, &mut self.cache, self.prefill_options, observer)?;
         let prefill_time = started.elapsed();
@@ -443,7 +443,7 @@ impl<'a> Conversation<'a> {
         self.cached = self.messages.len();
         Ok(Turn {
             first_position,
-            shifted: self.cache.shifted(),
+            shifted,
             prompt_tokens: ids.len(),
             answer_tokens: answer.len(),
             reread,
